@@ -1,0 +1,136 @@
+"""What the readers of downloaded files share: opening, recognising strangers, naming tensors.
+
+A file from elsewhere may be anything: a pointer, a web page, half a download, an attack. Whatever it
+is, the reader's answer is either a true result or a :class:`RefusedError` that says what to do.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from adaptrix.errors import AdaptrixError, Problem, RefusedError, refuse
+
+MAX_NAME = 1024  # characters of a tensor's name
+MAX_DIM = (1 << 63) - 1
+MAX_DIMS = 64
+_MAX_PROBLEMS = 100
+_AGAIN = "Download it again."
+
+#: how a file begins -> (code, what it is, what to do)
+_STRANGERS: tuple[tuple[bytes, str, str, str], ...] = (
+    (
+        b"version https://git-lfs",
+        "lfs-pointer",
+        "this is a Git LFS pointer, not the file itself",
+        "Run `git lfs pull` in its repository, or download the file again.",
+    ),
+    (
+        b"<",
+        "web-page",
+        "this is a web page or XML, not a checkpoint",
+        "Download the file itself, not the page about it.",
+    ),
+    (
+        b"PK\x03\x04",
+        "other-format",
+        "this is a zip archive, as torch.save writes",
+        "If it is one, rename it to end in .bin.",
+    ),
+    (b"GGUF", "other-format", "this is a GGUF file", "Rename it to end in .gguf."),
+    (b"\x1f\x8b", "other-format", "this is gzip-compressed", "Decompress it first."),
+    (b"\x89HDF", "other-format", "this is an HDF5 file", "Save it as safetensors with the library that wrote it."),
+)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+    """The file, unbuffered, and its size in bytes; whatever the system says against it is a refusal."""
+    try:
+        with open(path, "rb", buffering=0, opener=_opener) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise refuse("not-a-file", path, "this is not a regular file")
+            if not status.st_size:
+                raise refuse("empty-file", path, "the file is empty", remedy=_AGAIN)
+            yield file, status.st_size
+    except IsADirectoryError:
+        raise refuse("not-a-file", path, "this is a folder", "a file") from None
+    except FileNotFoundError:
+        raise refuse("file-missing", path, "there is no such file") from None
+    except PermissionError:
+        raise refuse("no-permission", path, "the file may not be read", remedy="Change its permissions.") from None
+    except OSError as error:
+        raise refuse("unreadable", path, f"the file cannot be read: {error.strerror or error}") from None
+    except ValueError as error:  # a NUL in the path
+        if isinstance(error, AdaptrixError) or "\0" not in str(path):
+            raise
+        raise refuse("file-missing", ascii(str(path)), "this is no file name") from None
+
+
+def _opener(path: str, flags: int) -> int:
+    """Open without waiting: a named pipe would block for ever."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def read_exactly(file: BinaryIO, offset: int, count: int, path: Path) -> bytes:
+    """``count`` bytes from ``offset`` on; fewer are a refusal."""
+    data = b""
+    while len(data) < count:
+        piece = os.pread(file.fileno(), count - len(data), offset + len(data))
+        if not piece:
+            raise refuse("truncated", path, f"the file ends {count - len(data)} bytes short", remedy=_AGAIN)
+        data += piece
+    return data
+
+
+def stranger(head: bytes, path: Path) -> RefusedError | None:
+    """A refusal that names what the file is, where its first bytes tell."""
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+    for magic, code, found, remedy in _STRANGERS:
+        if start.startswith(magic):
+            return refuse(code, path, found, remedy=remedy)
+    return None
+
+
+def shown(value: object, limit: int = 80) -> str:
+    """A string from the file as one safe, short line."""
+    text = ascii(value if len(value) <= limit else value[:limit] + "…") if isinstance(value, str) else ascii(value)
+    return text if len(text) <= 2 * limit else text[: 2 * limit] + "…"
+
+
+def tensor_at(path: Path, name: str) -> str:
+    """Where a tensor's problem is."""
+    return f"{path}, tensor {shown(name)}"
+
+
+def bad_name(name: str) -> str | None:
+    """What is wrong with a tensor's name; names end up in messages, manifests and other people's paths."""
+    if not name or len(name) > MAX_NAME:
+        return f"the name has {len(name)} characters"
+    if not name.isprintable():
+        return "the name holds control or invisible characters"
+    if name.startswith("/") or "\\" in name or ".." in name.split("/"):
+        return "the name looks like a file path"
+    return None
+
+
+def is_shape(value: object) -> bool:
+    """Whether this is a list or tuple of at most 64 sizes, each of 0 … 2⁶³-1 (a bool is no size)."""
+    if not isinstance(value, (list, tuple)) or len(value) > MAX_DIMS:
+        return False
+    return all(type(size) is int and 0 <= size <= MAX_DIM for size in value)
+
+
+def refuse_if_any(problems: Iterable[Problem], path: Path) -> None:
+    """Raise :class:`RefusedError` with the problems, of which a hundred are listed and the rest counted."""
+    found = list(problems)
+    if len(found) > _MAX_PROBLEMS:
+        more = len(found) - _MAX_PROBLEMS
+        found[_MAX_PROBLEMS:] = [Problem("more-problems", str(path), f"{more} more problems like these")]
+    if found:
+        raise RefusedError(found)
