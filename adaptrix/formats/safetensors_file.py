@@ -46,6 +46,8 @@ Entry = tuple[int, int, str, dict[str, Any]]  # begin, end, name, info
 class _Odd(str):
     """A JSON number that no header may hold (negative, fractional, huge), kept as its text."""
 
+    __repr__ = str.__str__
+
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors, lazy and in the order of their bytes, and the metadata.

@@ -10,16 +10,20 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
+from reprlib import Repr
 from typing import BinaryIO
 
 from adaptrix.errors import AdaptrixError, Problem, RefusedError, refuse
 
 MAX_NAME = 1024  # characters of a tensor's name
 MAX_DIM = (1 << 63) - 1
-MAX_DIMS = 64
+MAX_DIMS = 64  # numpy and torch know no more
 _MAX_PROBLEMS = 100
 _AGAIN = "Download it again."
+_SHORT = Repr()
+_SHORT.maxstring = _SHORT.maxother = 100
 
 #: how a file begins -> (code, what it is, what to do)
 _STRANGERS: tuple[tuple[bytes, str, str, str], ...] = (
@@ -97,10 +101,9 @@ def stranger(head: bytes, path: Path) -> RefusedError | None:
     return None
 
 
-def shown(value: object, limit: int = 80) -> str:
-    """A string from the file as one safe, short line."""
-    text = ascii(value if len(value) <= limit else value[:limit] + "…") if isinstance(value, str) else ascii(value)
-    return text if len(text) <= 2 * limit else text[: 2 * limit] + "…"
+def shown(value: object) -> str:
+    """A value from the file as one short line of ASCII, however long, deep or strange it is."""
+    return _SHORT.repr(value).encode("ascii", "backslashreplace").decode()
 
 
 def tensor_at(path: Path, name: str) -> str:
@@ -120,10 +123,15 @@ def bad_name(name: str) -> str | None:
 
 
 def is_shape(value: object) -> bool:
-    """Whether this is a list or tuple of at most 64 sizes, each of 0 … 2⁶³-1 (a bool is no size)."""
+    """Whether this is a list or tuple of at most 64 sizes, each of 0 … 2⁶³-1 (a bool is no size).
+
+    An empty shape must stay countable too: [0, 2⁶², 2⁶²] has no elements and no array either.
+    """
     if not isinstance(value, (list, tuple)) or len(value) > MAX_DIMS:
         return False
-    return all(type(size) is int and 0 <= size <= MAX_DIM for size in value)
+    if not all(type(size) is int and 0 <= size <= MAX_DIM for size in value):
+        return False
+    return 0 not in value or prod(filter(None, value)) <= MAX_DIM >> 3
 
 
 def refuse_if_any(problems: Iterable[Problem], path: Path) -> None:

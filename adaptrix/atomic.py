@@ -1,0 +1,185 @@
+"""Outputs that appear whole or not at all.
+
+The bytes go to a hidden neighbour, ``.adaptrix-<random><suffix>``, which takes the output's name when all
+of it has reached the disk. Whatever stops the work before, Ctrl-C included, removes the neighbour and
+leaves what was there as it was.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from adaptrix.errors import Problem, RefusedError, UsageError, refuse
+
+_REFUSALS: dict[int, tuple[str, str, str]] = {
+    errno.ENOSPC: ("disk-full", "the disk is full", "Free some space, or write elsewhere."),
+    errno.EDQUOT: ("disk-full", "your disk quota is used up", "Free some space, or write elsewhere."),
+    errno.EFBIG: ("file-too-large", "the system does not allow a file this large", "Write to another disk."),
+    errno.EACCES: ("no-permission", "permission denied", "Write elsewhere, or change the permissions."),
+    errno.EPERM: ("no-permission", "the system does not permit it", "Write elsewhere, or change the permissions."),
+    errno.EROFS: ("read-only", "the disk is read-only", "Write elsewhere."),
+    errno.ENAMETOOLONG: ("name-too-long", "the name is too long for the disk", "Choose a shorter one."),
+    errno.ELOOP: ("bad-output", "the path is a circle of symbolic links", "Write elsewhere."),
+    errno.EIO: ("io-error", "the disk reports an error", "Check the disk, or write elsewhere."),
+}
+#: where a hard link cannot be made: another kind of disk, or none that has links
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES, errno.EINVAL}
+
+
+@contextmanager
+def output(path: Path, *, force: bool = False) -> Iterator[Path]:
+    """A path beside ``path`` at which the caller creates a file or a folder; it becomes ``path`` at the end.
+
+    An existing ``path`` is a :class:`UsageError` unless ``force``, which replaces a file by a file and an
+    adapter's folder by a folder; a symbolic link is itself replaced, never what it points to. What the
+    system objects to (disk full, no permission …) is a :class:`RefusedError`; other errors pass through.
+    """
+    work = path.parent / f".adaptrix-{secrets.token_hex(6)}{path.suffix[:16]}"
+    try:
+        _check(path, force)
+        yield work
+        _sync(work)
+        _publish(work, path, force)
+        _sync_folder(path.parent)
+    except OSError as error:
+        if refusal := _refusal(error, work, path):
+            raise refusal from None
+        raise
+    finally:
+        _remove(work)
+
+
+def _refusal(error: OSError, work: Path, path: Path) -> RefusedError | None:
+    """What a system error means to the user; None for one that is not about files (a network's, say)."""
+    if error.errno not in _REFUSALS:
+        return None
+    code, found, remedy = _REFUSALS[error.errno]
+    name = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else str(path)
+    return refuse(code, name.replace(str(work), str(path)), found, remedy=remedy)
+
+
+def _check(path: Path, force: bool) -> None:
+    """Everything that can be known before the work begins."""
+    if path.name in ("", ".."):
+        raise _usage("bad-output", path, "this is no name for an output", "Name a file or folder in it.")
+    if "\0" in str(path):
+        raise _usage("bad-output", path, "a name cannot hold a NUL", "Choose another name.")
+    exists = _kind(path) is not None
+    if exists and not force:
+        raise _exists(path)
+    if not path.parent.is_dir():
+        raise refuse("no-folder", path.parent, "there is no such folder", remedy="Create it, or write elsewhere.")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise OSError(errno.EACCES, "", str(path.parent))
+
+
+def _usage(code: str, path: Path, found: str, remedy: str) -> UsageError:
+    return UsageError(Problem(code, str(path), found, remedy=remedy))
+
+
+def _exists(path: Path) -> UsageError:
+    return _usage("exists", path, "this exists already", "Choose another name, or pass --force to replace it.")
+
+
+def _kind(path: Path) -> str | None:
+    """``"folder"``, ``"file"`` (a symbolic link is one, whatever it points to), or None for nothing."""
+    try:
+        mode = os.lstat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return "folder" if stat.S_ISDIR(mode) else "file"
+
+
+def _publish(work: Path, path: Path, force: bool) -> None:
+    new, old = _kind(work), _kind(path)
+    if old is not None and not force:  # it appeared during the work
+        raise _exists(path)
+    if old is not None and old != new:
+        remedy = "Remove it first, or choose another name."
+        raise _usage("exists", path, f"this is a {old} and would become a {new}", remedy)
+    if new == "folder":
+        _swap_folder(work, path) if old else work.rename(path)
+    elif force:
+        work.replace(path)
+    else:
+        _rename_new(work, path)
+
+
+def _rename_new(work: Path, path: Path) -> None:
+    """Rename a file unless the name is taken, in one step where the disk has hard links."""
+    try:
+        os.link(work, path, follow_symlinks=False)
+    except FileExistsError:
+        raise _exists(path) from None
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        work.rename(path)
+
+
+def _swap_folder(work: Path, path: Path) -> None:
+    """Put ``work`` in the place of the folder ``path``; if that fails, the old one is put back."""
+    if not _replaceable(path):
+        found = "this folder holds something other than an adapter"
+        raise _usage("exists", path, found, "Remove it yourself if you are sure, or choose another name.")
+    aside = work.with_name(work.name + ".old")
+    try:
+        path.rename(aside)
+        work.rename(path)
+    except BaseException:
+        if _kind(path) is None:
+            aside.rename(path)
+        raise
+    try:
+        _remove(aside)
+    finally:  # a Ctrl-C in the middle of it
+        _remove(aside)
+
+
+def _replaceable(folder: Path) -> bool:
+    """Whether this is an adapter's folder, or an empty one: plain files only, a config or weights among them."""
+    with os.scandir(folder) as entries:
+        names = {entry.name: entry.is_file(follow_symlinks=False) for entry in entries}
+    known = any(name == "adapter_config.json" or name.endswith(".safetensors") for name in names)
+    return not names or (known and all(names.values()))
+
+
+def _sync(work: Path) -> None:
+    """Wait until the bytes are on the disk: after a power cut a renamed file must not be empty."""
+    if _kind(work) == "folder":
+        for folder, _, files in os.walk(work):
+            for name in files:
+                _fsync(Path(folder, name), os.O_RDONLY)
+            _sync_folder(Path(folder))
+    else:
+        _fsync(work, os.O_RDONLY)
+
+
+def _sync_folder(folder: Path) -> None:
+    if hasattr(os, "O_DIRECTORY"):  # not on Windows, where a folder cannot be opened
+        with suppress(OSError):  # not readable, or a disk that cannot: the rename stands all the same
+            _fsync(folder, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def _fsync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(work: Path) -> None:
+    """Remove what is left of a file or folder, if anything."""
+    if _kind(work) == "folder":
+        import shutil  # costs milliseconds, needed rarely
+
+        shutil.rmtree(work, ignore_errors=True)
+    else:
+        work.unlink(missing_ok=True)
