@@ -1,0 +1,108 @@
+"""An adapter as its checkpoint has it: deltas by module path, whatever else was in the files, and
+where it all came from. No architecture is known here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal
+
+from adaptrix.delta import LowRank
+from adaptrix.dims import Dims
+from adaptrix.errors import Problem, RefusedError, errors_in
+from adaptrix.tensor import Tensor
+
+ExtraKind = Literal["module", "bias", "base_weight", "token_delta"]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Target:
+    """The weight a delta changes: a module path, or one of ``slots`` equal parts of a fused one.
+
+    Only the legacy MergedLinear needs the latter: its checkpoint says "parts 0 and 2 of 3", and which
+    part that is the architecture knows.
+    """
+
+    path: str
+    slot: int | None = None
+    slots: int | None = None
+
+    def __str__(self) -> str:
+        return self.path if self.slot is None else f"{self.path}[{self.slot + 1}/{self.slots}]"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Extra:
+    """A tensor that is no delta: a trained head, a bias, a resized embedding, trained tokens.
+
+    ``kind``: ``module`` replaces a module's tensor (modules_to_save), ``bias`` replaces a bias,
+    ``base_weight`` is the base's own weight saved along with a delta on it, ``token_delta`` holds new
+    rows of an embedding.
+    """
+
+    kind: ExtraKind
+    tensor: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Where an adapter came from. ``files``: sha256 by name; ``config``: the format's own, verbatim."""
+
+    uri: str
+    format: str
+    commit: str | None = None
+    files: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    config: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(frozen=True, eq=False)
+class Recorded:
+    """What an injection file remembers of the binding and the plan it was written with.
+
+    ``sites`` gives the site name of each target and ``overrides`` the deltas that replace it by site
+    name; ``known`` is False where no family was known.
+    """
+
+    family: str
+    known: bool
+    dims: Dims
+    policy: str
+    layers: Mapping[str, tuple[int, ...]]
+    gains: Mapping[int, float]
+    sites: Mapping[Target, str]
+    overrides: Mapping[str, LowRank]
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """Deltas by target, extras by the key their checkpoint gives them, and the story of both.
+
+    ``base`` is the id of the model it was made for, where known. ``problems`` is all that reading
+    found; an adapter with errors among them can be looked at, and is refused by every other step.
+    ``altered``: the deltas are no longer those that the provenance's config describes. ``recorded``
+    is there when an injection file was read.
+    """
+
+    name: str
+    deltas: Mapping[Target, LowRank]
+    extras: Mapping[str, Extra]
+    provenance: Provenance
+    base: str | None = None
+    problems: tuple[Problem, ...] = ()
+    altered: bool = False
+    recorded: Recorded | None = None
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor, with a name for messages: ``model.layers.0.self_attn.q_proj lora_A``."""
+        for target, delta in self.deltas.items():
+            for name, tensor in delta.tensors().items():
+                yield f"{target} {name}", tensor
+        for key, extra in self.extras.items():
+            yield key, extra.tensor
+
+    def require_sound(self) -> Adapter:
+        """The adapter itself; raises :class:`RefusedError` with all errors that reading found."""
+        if errors := errors_in(self.problems):
+            raise RefusedError(errors)
+        return self

@@ -1,0 +1,151 @@
+"""Architectures as data: where a family keeps its weights, and how large each must be.
+
+An :class:`Architecture` translates both ways between a module path (``model.layers.3.self_attn.q_proj``)
+and a :class:`Site` (layer 3, role ``q``), and states each role's shape in the family's dimensions.
+``registry/README.md`` has the schema of the TOML files that these values are read from.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import MappingProxyType
+from typing import Literal
+
+from adaptrix.dims import Rule
+
+Orientation = Literal["linear", "conv1d", "embedding", "experts", "experts_transposed"]
+Layout = Literal["contiguous", "grouped"]
+
+#: how each orientation stores ΔW ``[out, in]``, for messages and for ``derive``
+ORIENTATIONS: Mapping[Orientation, str] = MappingProxyType(
+    {
+        "linear": "[out, in]",
+        "conv1d": "[in, out]",
+        "embedding": "[in, out] (rows are tokens)",
+        "experts": "[experts, out, in]",
+        "experts_transposed": "[experts, in, out]",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where a delta goes, whatever the model calls it."""
+
+    layer: int | None
+    role: str
+    part: str | None = None
+    expert: int | None = None
+
+    def __str__(self) -> str:
+        """The name in an injection file: ``layers.3.qkv.q.e5``; a role outside the layers is bare.
+
+        A module that no family knows keeps its path: ``modules.decoder.blocks.3.wq``.
+        """
+        if self.role.startswith("modules."):
+            return self.role.replace("{layer}", str(self.layer)) + ("" if self.part is None else f".{self.part}")
+        layer = "" if self.layer is None else f"layers.{self.layer}."
+        part = "" if self.part is None else f".{self.part}"
+        expert = "" if self.expert is None else f".e{self.expert}"
+        return f"{layer}{self.role}{part}{expert}"
+
+    @property
+    def order(self) -> tuple[int, str, str, int]:
+        """A sort key: by layer (those outside the layers last), role, part, expert."""
+        layer = 1 << 30 if self.layer is None else self.layer
+        return (layer, self.role, self.part or "", -1 if self.expert is None else self.expert)
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """What a weight does and where it lies.
+
+    ``paths``: module paths with ``{layer}`` (and ``{expert}``) in them, today's name first, older ones
+    after it. ``inp``, ``out``: expressions over the family's dimensions, None where they are not fixed
+    (a classifier's labels). ``parts``: for a fused weight, its parts in order and each one's rows.
+    ``groups``: for the grouped layout, how many groups of (q rows, k rows, v rows) lie one after another.
+    ``experts``: how many experts a stacked weight holds. ``optional``: not every layer has it. ``part_paths``: module paths of a part where a
+    version of the model kept it apart. ``depth``: the dimension that counts the layers of its stack.
+    """
+
+    name: str
+    paths: tuple[str, ...]
+    inp: str | None = None
+    out: str | None = None
+    orientation: Orientation = "linear"
+    parts: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    layout: Layout = "contiguous"
+    groups: str | None = None
+    experts: str | None = None
+    part_paths: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    depth: str = "layers"
+    optional: bool = False
+
+    @property
+    def layered(self) -> bool:
+        return "{layer}" in self.paths[0]
+
+    def shape(self, part: str | None) -> tuple[str | None, str | None]:
+        """The expressions (out, in) of the whole weight or of one of its parts."""
+        return (self.out if part is None else self.parts[part], self.inp)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One family of models. ``origin`` says which distribution or file it was read from."""
+
+    family: str
+    model_types: tuple[str, ...]
+    dims: Mapping[str, Rule]
+    roles: Mapping[str, Role]
+    prefixes: tuple[str, ...] = ("",)
+    origin: str = ""
+
+    def locate(self, path: str) -> Site | None:
+        """The site of a module path, None where the family has no such module."""
+        found = self.match(path)
+        return found[0] if found else None
+
+    def match(self, path: str) -> tuple[Site, str] | None:
+        """The site of a module path and the path pattern that matched it."""
+        for candidate in self._spellings(path):
+            for pattern, regex, role, part in self._patterns:
+                if hit := regex.fullmatch(candidate):
+                    places = hit.groupdict()
+                    layer, expert = places.get("layer"), places.get("expert")
+                    return Site(_number(layer), role, part, _number(expert)), pattern
+        return None
+
+    def path(self, site: Site) -> str:
+        """Today's module path of a site's whole weight."""
+        return self.roles[site.role].paths[0].format(layer=site.layer, expert=site.expert)
+
+    def _spellings(self, path: str) -> list[str]:
+        """The path under the family's own prefix, for each prefix that it may have been saved with."""
+        home = self.prefixes[0]
+        others = (home + path.removeprefix(p) for p in self.prefixes[1:] if path.startswith(p))
+        return [path, *others]
+
+    @cached_property
+    def _patterns(self) -> tuple[tuple[str, re.Pattern[str], str, str | None], ...]:
+        found = []
+        for role in self.roles.values():
+            whole = [(path, None) for path in role.paths]
+            parts = [(path, part) for part, paths in role.part_paths.items() for path in paths]
+            found += [(path, _compile(path), role.name, part) for path, part in whole + parts]
+        return tuple(found)
+
+
+def _number(text: str | None) -> int | None:
+    return None if text is None else int(text)
+
+
+def _compile(path: str) -> re.Pattern[str]:
+    """A regex of a path pattern; layer and expert are plain decimals, so 3 never matches 13."""
+    text = re.escape(path)
+    for place in ("layer", "expert"):
+        text = text.replace(re.escape("{%s}" % place), rf"(?P<{place}>0|[1-9]\d{{0,5}})")
+    return re.compile(text)

@@ -1,0 +1,246 @@
+"""Fits an adapter to an architecture: deltas by site, every shape checked, all problems at once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from types import MappingProxyType
+
+import numpy as np
+
+from adaptrix.adapter import Adapter, Target
+from adaptrix.architecture import Architecture, Role, Site
+from adaptrix.delta import LowRank
+from adaptrix.dims import Dims
+from adaptrix.errors import Problem, RefusedError, errors_in
+from adaptrix.experts import oriented
+from adaptrix.extras import extra_problems, resized_vocabulary
+from adaptrix.identify import Identity
+from adaptrix.tensor import FLOATS, Tensor
+
+Shape = tuple[int | None, int | None]
+
+
+@dataclass(frozen=True)
+class BoundAdapter:
+    """An adapter's deltas by site. ``dims`` holds what the config stated or the tensors implied.
+
+    ``depths``: the number of layers of each stack (by the name of the dimension that counts them), so
+    far as known; where no config says, the highest layer seen plus one.
+    """
+
+    adapter: Adapter
+    architecture: Architecture
+    dims: Dims
+    deltas: Mapping[Site, LowRank]
+    targets: Mapping[Site, Target]
+    depths: Mapping[str, int]
+    problems: tuple[Problem, ...] = ()
+
+    @cached_property
+    def energies(self) -> Mapping[Site, float]:
+        """‖ΔW‖²_F by site; not finite where a factor is not."""
+        with np.errstate(all="ignore"):
+            return MappingProxyType({site: delta.energy() for site, delta in self.deltas.items()})
+
+    def stack(self, site: Site) -> str | None:
+        """The stack of layers that a site is in; None for a site outside the layers."""
+        return None if site.layer is None else self.architecture.roles[site.role].depth
+
+    def require_fit(self) -> BoundAdapter:
+        """Itself; raises :class:`RefusedError` with all errors of reading and binding."""
+        if errors := errors_in(self.problems):
+            raise RefusedError(errors)
+        return self
+
+
+def bind(adapter: Adapter, identity: Identity) -> BoundAdapter:
+    """The adapter's deltas keyed by site; ``problems`` has those of reading, of the family and of fit."""
+    architecture = identity.architecture
+    stated, resized = resized_vocabulary(adapter, architecture, identity.dims)
+    problems: list[Problem] = [*adapter.problems, *identity.problems, *resized]
+    places, misplaced = _places(adapter, architecture)
+    deltas: dict[Site, LowRank] = {}
+    for site, (_, delta) in places.items():
+        try:
+            deltas[site] = oriented(delta, architecture.roles[site.role], stated, adapter)
+        except RefusedError as error:
+            problems += error.problems
+    dims = _infer(deltas, architecture, stated)
+    depths = _depths(deltas, architecture, dims)
+    problems += misplaced
+    for site, delta in deltas.items():
+        problems += _site_problems(site, delta, architecture.roles[site.role], dims, places[site][0])
+    problems += _layer_problems(deltas, architecture, dims, adapter)
+    problems += extra_problems(adapter, architecture, dims)
+    if identity.known and not adapter.problems and identity.dims.values == {}:
+        problems.append(_inferred(dims, depths, adapter))
+    return BoundAdapter(
+        adapter=adapter,
+        architecture=architecture,
+        dims=dims,
+        deltas=MappingProxyType(deltas),
+        targets=MappingProxyType({site: target for site, (target, _) in places.items()}),
+        depths=MappingProxyType(depths),
+        problems=tuple(problems),
+    )
+
+
+def _places(
+    adapter: Adapter, architecture: Architecture
+) -> tuple[dict[Site, tuple[Target, LowRank]], list[Problem]]:
+    places: dict[Site, tuple[Target, LowRank]] = {}
+    problems = []
+    for target, delta in adapter.deltas.items():
+        site = _site(target, architecture)
+        if site is None:
+            problems.append(_nowhere(target, architecture))
+        elif site in places:
+            found = f"{target} and {places[site][0]} are the same place"
+            problems.append(Problem("duplicate", str(site), found, "one delta for one place"))
+        else:
+            places[site] = (target, delta)
+    return dict(sorted(places.items(), key=lambda item: item[0].order)), problems
+
+
+def _site(target: Target, architecture: Architecture) -> Site | None:
+    site = architecture.locate(target.path)
+    if site is None or target.slot is None:
+        return site
+    parts = tuple(architecture.roles[site.role].parts) or tuple(f"slot{i}" for i in range(target.slots or 0))
+    return replace(site, part=parts[target.slot]) if len(parts) == target.slots else None
+
+
+def _nowhere(target: Target, architecture: Architecture) -> Problem:
+    return Problem(
+        "no-site",
+        str(target),
+        f"a {architecture.family} model has no such module",
+        f"modules such as {', '.join(sorted({role.paths[0] for role in architecture.roles.values()})[:4])}",
+        "The adapter was made for another family, or names modules differently: name its base with --base.",
+    )
+
+
+def expected_shape(site: Site, role: Role, dims: Dims) -> Shape:
+    """(out, in) of a site's delta, None where a dimension is not known."""
+    out, inp = role.shape(site.part) if site.part in (None, *role.parts) else (None, role.inp)
+    return (dims.get(out) if out else None, dims.get(inp) if inp else None)
+
+
+def _infer(deltas: Mapping[Site, LowRank], architecture: Architecture, dims: Dims) -> Dims:
+    """Dims with the value of every expression that no config stated and the tensors imply.
+
+    Where tensors disagree the most frequent value counts, so that the odd ones out are the problems.
+    """
+    votes: dict[str, Counter[int]] = {}
+    for site, delta in deltas.items():
+        role = architecture.roles[site.role]
+        expressions = role.shape(site.part) if site.part in (None, *role.parts) else (None, role.inp)
+        for expression, size in zip(expressions, delta.shape, strict=True):
+            if expression and dims.get(expression) is None:
+                votes.setdefault(expression, Counter())[size] += 1
+    implied = {expression: counter.most_common(1)[0][0] for expression, counter in votes.items()}
+    return Dims(
+        MappingProxyType({**dims.values, **implied}),
+        MappingProxyType({**dims.origins, **dict.fromkeys(implied, "tensors")}),
+    )
+
+
+def _depths(deltas: Mapping[Site, LowRank], architecture: Architecture, dims: Dims) -> dict[str, int]:
+    depths: dict[str, int] = {}
+    for site in deltas:
+        if site.layer is not None:
+            stack = architecture.roles[site.role].depth
+            depths[stack] = max(depths.get(stack, 0), site.layer + 1)
+    return {stack: dims.get(stack) or seen for stack, seen in depths.items()}
+
+
+def _site_problems(site: Site, delta: LowRank, role: Role, dims: Dims, target: Target) -> Iterator[Problem]:
+    for axis, size, wanted, expression in zip(
+        ("rows of B (out)", "columns of A (in)"),
+        delta.shape,
+        expected_shape(site, role, dims),
+        role.shape(site.part) if site.part in (None, *role.parts) else (None, None),
+        strict=True,
+    ):
+        if wanted is not None and size != wanted:
+            yield Problem(
+                "shape", f"{site} ({target})", f"{size} {axis}", f"{dims.explain(expression or '')}",
+                "The adapter belongs to a model of another size.",
+            )  # fmt: skip
+    experts = dims.get(role.experts) if role.experts else None
+    if delta.experts and experts and delta.experts != experts:
+        yield Problem("experts", f"{site} ({target})", f"{delta.experts} experts", f"{experts}")
+    for name, tensor in (("magnitude", delta.magnitude), ("lora_B.bias", delta.bias)):
+        if tensor is not None and tensor.shape != (delta.shape[0],):
+            yield Problem("shape", f"{site} {name}", f"shape {list(tensor.shape)}", f"[{delta.shape[0]}]")
+
+
+def _layer_problems(
+    deltas: Mapping[Site, LowRank], architecture: Architecture, dims: Dims, adapter: Adapter
+) -> Iterator[Problem]:
+    config = adapter.provenance.config
+    replicated = config.get("layer_replication")
+    layers: dict[str, set[int]] = {}
+    for site in deltas:
+        if site.layer is not None:
+            layers.setdefault(site.role, set()).add(site.layer)
+    for role, seen in layers.items():
+        depth = _expanded(replicated) or dims.get(architecture.roles[role].depth)
+        beyond = sorted(layer for layer in seen if depth is not None and layer >= depth)
+        if beyond:
+            yield Problem("layers", role, f"layers {ranges(beyond)}", f"layers below {depth}: the model has {depth}",
+                          "The adapter belongs to a deeper model.")  # fmt: skip
+        missing = sorted(set(range(depth if depth is not None else max(seen) + 1)) - seen)
+        if missing and _every_layer(config) and not architecture.roles[role].optional and architecture.dims:
+            yield Problem("incomplete", role, f"no tensors for layers {ranges(missing)}", "every layer, as the config says",
+                          "The checkpoint is incomplete: fetch it again.")  # fmt: skip
+
+
+def _expanded(replicated: object) -> int | None:
+    """The layers of a model whose config says which ranges of layers to repeat."""
+    if not isinstance(replicated, list):
+        return None
+    try:
+        return sum(stop - start for start, stop in replicated)
+    except (TypeError, ValueError):
+        return None
+
+
+def _every_layer(config: Mapping[str, object]) -> bool:
+    """Whether the config targets plain module names in all layers, so that a gap means a loss."""
+    targets = config.get("target_modules")
+    plain = isinstance(targets, list) and not any(char.isdigit() for name in targets for char in str(name))
+    return plain and config.get("layers_to_transform") in (None, []) and not config.get("exclude_modules")
+
+
+def _inferred(dims: Dims, depths: Mapping[str, int], adapter: Adapter) -> Problem:
+    known = [f"{name} = {value}" for name, value in {**dims.values, **depths}.items()]
+    return Problem("dims-inferred", adapter.name, f"dims are inferred from the tensors: {', '.join(known)}", severity="note")
+
+
+def nonfinite(bound: BoundAdapter) -> Iterator[Problem]:
+    """A problem for every tensor that holds NaN or Inf."""
+    factors = {id(t) for s, d in bound.deltas.items() if np.isfinite(bound.energies[s]) for t in (d.A, d.B)}
+    for name, tensor in bound.adapter.tensors():
+        if id(tensor) not in factors and tensor.dtype in FLOATS and (bad := _bad(tensor)):
+            yield Problem("nonfinite", name, f"{bad} of {tensor.size} numbers are NaN or Inf", "finite numbers",
+                          "--allow-nonfinite lets them through.")  # fmt: skip
+
+
+def _bad(tensor: Tensor) -> int:
+    array = tensor.numpy() if tensor.dtype == "F64" else tensor.float32()
+    return int(array.size - np.count_nonzero(np.isfinite(array)))
+
+
+def ranges(layers: list[int]) -> str:
+    """Sorted layers in short: ``0-3,8``."""
+    spans: list[list[int]] = []
+    for layer in layers:
+        if spans and layer == spans[-1][1] + 1:
+            spans[-1][1] = layer
+        else:
+            spans.append([layer, layer])
+    return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in spans)

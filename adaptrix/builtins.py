@@ -1,0 +1,42 @@
+"""The plugin that Adaptrix itself is: what it ships comes through the same hooks as everybody's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from adaptrix.architecture import Architecture
+from adaptrix.formats import injection, injection_read, peft_read, peft_write
+from adaptrix.hookspecs import hookimpl
+from adaptrix.records import Format, Source
+from adaptrix.registry import builtin_folder, read_folder
+from adaptrix.sources import hub, local
+
+
+@hookimpl
+def adaptrix_architectures() -> Iterator[Architecture]:
+    return read_folder(builtin_folder())
+
+
+@hookimpl
+def adaptrix_formats() -> Iterator[Format]:
+    yield Format(
+        name="injection",
+        patterns=(("*" + injection.SUFFIX,),),
+        detect=injection.detect,
+        read=injection_read.read,
+        write=injection.write,
+        suffix=injection.SUFFIX,
+    )
+    yield Format(
+        name="peft",
+        patterns=(("adapter_config.json",), peft_read.WEIGHTS),
+        detect=peft_read.detect,
+        read=peft_read.read,
+        write=peft_write.write,
+    )
+
+
+@hookimpl
+def adaptrix_sources() -> Iterator[Source]:
+    yield local.SOURCE
+    yield hub.SOURCE

@@ -1,0 +1,118 @@
+"""The command line. This module is all that ``adaptrix --help`` imports; a command's own module, and
+numpy with it, comes when the command runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from importlib import import_module
+
+import click
+
+from adaptrix import __version__
+from adaptrix.errors import AdaptrixError, Problem
+
+_COMMANDS = {
+    "convert": "Write adapters as injection files, or back as PEFT folders.",
+    "inspect": "Show what is in an adapter, and where its weight lies.",
+    "check": "Say everything that is wrong with an adapter, alone and on a base.",
+    "architectures": "List, show and derive model families.",
+    "plugins": "List plugins, what they contribute, and what failed.",
+    "completion": "Print a shell's completion script.",
+}
+
+
+class Commands(click.Group):
+    """Adaptrix's own commands and those of plugins, each imported when it is first needed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Own commands first, then those of plugins."""
+        return [*_COMMANDS, *_plugin_commands()]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of a name; a plugin's where no own one has it."""
+        if cmd_name in _COMMANDS:
+            command = import_module(f"adaptrix.cli.{cmd_name}").command
+            assert isinstance(command, click.Command)
+            return command
+        found = _plugin_commands().get(cmd_name)
+        return found[1]() if found else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of commands, from summaries alone."""
+        rows = [*_COMMANDS.items(), *((name, summary) for name, (summary, _) in _plugin_commands().items())]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command, or an error that names the nearest one."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            from difflib import get_close_matches
+
+            near = get_close_matches(args[0], self.list_commands(ctx), 1)
+            hint = f" Did you mean `adaptrix {near[0]}`?" if near else ""
+            raise click.UsageError(f"{error.message}{hint}", ctx) from None
+
+
+def _plugin_commands() -> dict[str, tuple[str, Callable[[], click.Command]]]:
+    """Summary and loader of plugins' commands; costs nothing where no plugin is installed."""
+    from adaptrix.installed import entry_points
+
+    if not entry_points():
+        return {}
+    from adaptrix.catalog import Catalog
+
+    commands = Catalog.from_environment().commands
+    return {command.name: (command.summary, command.load) for command in commands if command.name not in _COMMANDS}
+
+
+@click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="adaptrix")
+def app() -> None:
+    """Convert model adapters, check that they fit, and see what is in them.
+
+    An adapter is a folder, a file, or a repository on the Hugging Face Hub: OWNER/NAME[@REVISION].
+    """
+
+
+def main() -> None:
+    """The entry point: runs a command and ends the process with its exit code, never with a traceback."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(args: list[str]) -> int:
+    """Runs one command line. 0 fine, 1 problems found, 2 usage, 3 unreachable, 130 interrupted."""
+    try:
+        result = app.main(args, prog_name="adaptrix", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except AdaptrixError as error:
+        return _fail(error, "--json" in args)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("adaptrix: interrupted; nothing was left half-written", err=True)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left: say no more
+        return 0
+    except Exception as error:  # the last net: a fault of ours is told in a line, the traceback on demand
+        if os.environ.get("ADAPTRIX_TRACEBACK"):
+            raise
+        name = type(error).__name__
+        said = f"{name}: {error}" if str(error) else name
+        return _fail(AdaptrixError(Problem("internal", "adaptrix", f"internal error, {said}",
+                                           remedy="Set ADAPTRIX_TRACEBACK=1 to see where, and report it.")),
+                     "--json" in args)  # fmt: skip
+
+
+def _fail(error: AdaptrixError, as_json: bool) -> int:
+    from adaptrix.cli import common
+
+    common.show_failure(error, as_json=as_json)
+    return error.exit_code

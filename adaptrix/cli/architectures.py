@@ -1,0 +1,87 @@
+"""``adaptrix architectures``."""
+
+from __future__ import annotations
+
+import click
+
+from adaptrix.architecture import Architecture
+from adaptrix.cli.common import Voice, print_json, show_problems, voice_options
+from adaptrix.errors import Problem, UsageError
+from adaptrix.workflow import Workshop
+
+
+@click.group(invoke_without_command=True)
+@voice_options
+@click.pass_context
+def command(ctx: click.Context, voice: Voice) -> None:
+    """List model families; show one; derive one that is missing."""
+    if ctx.invoked_subcommand is not None:
+        return
+    catalog = Workshop().catalog
+    if voice.json:
+        print_json([_summary(architecture) for architecture in catalog.architectures])
+    elif not voice.quiet:
+        _table(catalog.architectures)
+    show_problems(catalog.problems, voice)
+
+
+@command.command("show")
+@click.argument("name")
+@voice_options
+def show(name: str, voice: Voice) -> None:
+    """Show a family by its name or a model_type: dims, roles, paths, shapes."""
+    from adaptrix.derive import to_toml
+
+    architecture = _find(name)
+    if voice.json:
+        print_json(_summary(architecture) | {"toml": to_toml(architecture)})
+    elif not voice.quiet:
+        click.echo(to_toml(architecture), nl=False)
+
+
+@command.command("derive")
+@click.argument("model")
+def derive(model: str) -> None:
+    """Print the TOML of an unknown family, from the config.json of MODEL (needs adaptrix[torch]).
+
+    MODEL is a folder or OWNER/NAME. The model is built without weights; its modules are read.
+    """
+    from adaptrix.derive import derive as derived
+    from adaptrix.derive import to_toml
+
+    click.echo(to_toml(derived(Workshop().base_config(model))), nl=False)
+
+
+def _find(name: str) -> Architecture:
+    known = Workshop().catalog.architectures
+    for architecture in known:
+        if name == architecture.family or name in architecture.model_types:
+            return architecture
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, [a.family for a in known] + [t for a in known for t in a.model_types], 3)
+    raise UsageError(
+        Problem("architecture", name, "no such family or model_type", f"such as {', '.join(near)}" if near else "",
+                "`adaptrix architectures` lists them; `adaptrix architectures derive MODEL` makes one.")  # fmt: skip
+    )
+
+
+def _summary(architecture: Architecture) -> dict[str, object]:
+    return {
+        "family": architecture.family,
+        "model_types": list(architecture.model_types),
+        "roles": list(architecture.roles),
+        "origin": architecture.origin,
+    }
+
+
+def _table(architectures: tuple[Architecture, ...]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for column in ("family", "model types", "roles", "from"):
+        table.add_column(column, overflow="fold")
+    for a in architectures:
+        table.add_row(a.family, ", ".join(a.model_types), " ".join(a.roles), a.origin)
+    Console(highlight=False).print(table)

@@ -1,0 +1,38 @@
+"""``adaptrix check``."""
+
+from __future__ import annotations
+
+import click
+
+from adaptrix.cli.common import Voice, print_json, show_problems, voice_options, working
+from adaptrix.workflow import Report, Workshop
+
+
+@click.command()
+@click.argument("source", metavar="SRC")
+@click.option("--base", metavar="MODEL", help="Base to check against: a folder or OWNER/NAME. Only config.json is read.")
+@click.option("--allow-nonfinite", is_flag=True, help="Let NaN and Inf pass.")
+@voice_options
+def command(source: str, base: str | None, allow_nonfinite: bool, voice: Voice) -> int:
+    """Say everything that is wrong with an adapter, alone and on a base.
+
+    Ends with 0 if it is fine, 1 if not, 3 if it cannot be reached.
+    """
+    with working(f"checking {source}", voice):
+        report = Workshop().check(source, base, allow_nonfinite=allow_nonfinite)
+    if voice.json:
+        print_json(report.as_dict())
+    elif not voice.quiet and report.ok:
+        click.echo(_verdict(report))
+    show_problems(report.problems, voice)
+    return 0 if report.ok else 1
+
+
+def _verdict(report: Report) -> str:
+    fine = click.style("fine", fg="green", bold=True)
+    if report.bound is None:
+        return f"{report.subject}: {fine}"
+    dims = report.bound.dims
+    known = [name for name, origin in dims.origins.items() if origin == "config"]
+    against = f"checked against {len(known)} dims of the base" if known else "no base: dims inferred from the tensors"
+    return f"{report.subject}: {fine}; {len(report.bound.deltas)} deltas, {report.bound.architecture.family}, {against}"

@@ -1,0 +1,110 @@
+"""What every command shares: its options, how problems look, how JSON goes out."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import click
+
+from adaptrix.errors import AdaptrixError, Problem
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_LOOKS = {"error": "red", "warning": "yellow", "note": "cyan"}
+_SHOWN = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Voice:
+    """How much to say: ``json`` for machines, ``quiet`` for errors only, ``verbose`` for everything."""
+
+    json: bool = False
+    quiet: bool = False
+    verbose: bool = False
+
+
+def voice_options(function: F) -> F:
+    """Adds ``--json``, ``-q`` and ``-v``; the command takes them as one ``voice``."""
+
+    @click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else, on standard output.")
+    @click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
+    @click.option("-v", "--verbose", is_flag=True, help="Say everything, and list every problem.")
+    def wrapper(*args: Any, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> Any:
+        if quiet or as_json or not sys.stderr.isatty():
+            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        if os.environ.get("NO_COLOR"):
+            click.get_current_context().color = False
+        return function(*args, voice=Voice(as_json, quiet, verbose), **options)
+
+    wrapper.__name__, wrapper.__doc__ = function.__name__, function.__doc__
+    if hasattr(function, "__click_params__"):
+        wrapper.__click_params__ = function.__click_params__ + wrapper.__click_params__  # type: ignore[attr-defined]  # click keeps options there
+    return wrapper  # type: ignore[return-value]  # the wrapper takes what F takes, and three options more
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on standard output; what has no JSON form (an infinity) becomes null."""
+    click.echo(json.dumps(_plain(value), ensure_ascii=False, indent=2))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not (value - value == 0.0):
+        return None
+    return value
+
+
+def show_problems(problems: Iterable[Problem], voice: Voice) -> None:
+    """Problems on standard error, errors first; the long tail only under ``-v``."""
+    if voice.json:
+        return
+    order = {"error": 0, "warning": 1, "note": 2}
+    wanted = [p for p in problems if p.severity == "error" or not voice.quiet]
+    ordered = sorted(wanted, key=lambda problem: order[problem.severity])
+    shown = ordered if voice.verbose else ordered[:_SHOWN]
+    for problem in shown:
+        label = click.style(f"{problem.severity}:", fg=_LOOKS[problem.severity], bold=True)
+        click.echo(f"{label} {clean(str(problem))}", err=True)
+    if len(shown) < len(ordered):
+        click.echo(f"… and {len(ordered) - len(shown)} more: add -v to see them all", err=True)
+
+
+def show_failure(error: AdaptrixError, *, as_json: bool) -> None:
+    """An error that ends a command."""
+    if as_json:
+        print_json({"ok": False, "problems": [problem.as_dict() for problem in error.problems]})
+    else:
+        show_problems(error.problems, Voice(verbose="-v" in sys.argv or "--verbose" in sys.argv))
+
+
+def clean(text: str) -> str:
+    """Text without control characters: names in files come from strangers, and terminals obey them."""
+    return "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)
+
+
+def working(what: str, voice: Voice) -> AbstractContextManager[Any]:
+    """A spinner on a terminal while something may take long; nothing elsewhere."""
+    if voice.quiet or voice.json or not sys.stderr.isatty():
+        return nullcontext()
+    from rich.console import Console
+
+    return Console(stderr=True).status(clean(what))
+
+
+def size(count: int) -> str:
+    """Bytes as people write them: ``67.1 MB``."""
+    number, unit = float(count), "B"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if number < 1000 or unit == "TB":
+            break
+        number /= 1000
+    return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"

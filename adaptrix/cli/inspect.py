@@ -1,0 +1,43 @@
+"""``adaptrix inspect``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from adaptrix.cli.common import Voice, print_json, show_problems, voice_options, working
+from adaptrix.inspection import Inspection, summarise
+from adaptrix.workflow import Workshop
+
+
+@click.command()
+@click.argument("source", metavar="SRC")
+@click.option("--base", metavar="MODEL", help="Base to check against: a folder or OWNER/NAME. Only config.json is read.")
+@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.svg|png",
+              help="Draw ‖ΔW‖ by layer and role to a file (needs adaptrix[plot]).")  # fmt: skip
+@click.option("--force", is_flag=True, help="Replace an existing plot.")
+@voice_options
+def command(source: str, base: str | None, plot: Path | None, force: bool, voice: Voice) -> int:
+    """Show what is in an adapter, and where its weight lies."""
+    workshop = Workshop()
+    with working(f"reading {source}", voice):
+        inspection = summarise(workshop.bind(workshop.read(source), base))
+    if voice.json:
+        print_json(inspection.as_dict())
+    elif not voice.quiet:
+        from adaptrix.cli.picture import show
+
+        show(inspection)
+    if plot is not None:
+        _plot(inspection, plot, force, voice)
+    show_problems(inspection.problems, voice)
+    return 1 if any(problem.severity == "error" for problem in inspection.problems) else 0
+
+
+def _plot(inspection: Inspection, path: Path, force: bool, voice: Voice) -> None:
+    from adaptrix.cli.plot import draw
+
+    draw(inspection, path, force=force)
+    if not voice.quiet and not voice.json:
+        click.echo(f"drew {path}", err=True)

@@ -1,0 +1,124 @@
+"""An inspection in the terminal: a card, a table of roles, and ‖ΔW‖ by layer and role."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from adaptrix.cli.common import clean, size
+from adaptrix.inspection import Inspection, RoleSummary
+
+_BARS = "▁▂▃▄▅▆▇█"
+_PLAIN = "123456789"
+_HEAT = ("blue", "cyan", "green", "yellow", "red")
+
+
+def show(inspection: Inspection) -> None:
+    """Prints an inspection; plain text where the output is no terminal."""
+    console = Console(highlight=False)
+    console.print(Group(_card(inspection), Text(), _roles(inspection.roles)))
+    if inspection.picture:
+        console.print(Text("\n‖ΔW‖ by layer and role", style="bold"))
+        console.print(_heat(inspection.picture, max(inspection.bound.depths.values()), console))
+    if inspection.bound.adapter.extras:
+        console.print(Group(Text("\nNot a delta", style="bold"), _extras(inspection)))
+
+
+def _card(inspection: Inspection) -> RenderableType:
+    adapter, bound = inspection.bound.adapter, inspection.bound
+    tensors = [tensor for _, tensor in adapter.tensors()]
+    dims = [f"{name} {value}" for name, value in {**bound.depths, **bound.dims.values}.items()]
+    origin = "config" if "config" in bound.dims.origins.values() else "tensors"
+    source = adapter.provenance
+    rows = {
+        "name": adapter.name,
+        "base": adapter.base or "not recorded",
+        "architecture": f"{bound.architecture.family} (dims from {origin})",
+        "dims": ", ".join(dims),
+        "tensors": f"{len(tensors)}, {size(sum(tensor.nbytes for tensor in tensors))}",
+        "source": f"{source.uri} ({source.format})" + (f" at {source.commit}" if source.commit else ""),
+        "config": _config(source.config),
+    }
+    if adapter.recorded is not None:
+        rows["plan"] = adapter.recorded.policy
+    rows |= {f"sha256 {name}": digest for name, digest in source.files.items()}
+    table = Table.grid(padding=(0, 2))
+    for name, value in rows.items():
+        table.add_row(Text(clean(name), style="dim"), Text(clean(value)))
+    return table
+
+
+def _config(config: Mapping[str, object]) -> str:
+    """What is set of the config's keys that say how the adapter was trained."""
+    keys = ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "lora_dropout", "bias", "task_type", "peft_version")
+    return ", ".join(f"{key} {config[key]}" for key in keys if config.get(key) not in (None, False, 0.0, "none"))
+
+
+def _roles(roles: tuple[RoleSummary, ...]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for column in ("role", "deltas", "layers", "out × in", "rank", "scale", "dtype", "‖ΔW‖"):
+        table.add_column(column, justify="right" if column in ("deltas", "‖ΔW‖") else "left")
+    for role in roles:
+        table.add_row(
+            clean(role.role),
+            str(role.count),
+            role.layers or "–",
+            _join(f"{out} × {inp}" for out, inp in role.shapes),
+            _join(map(str, role.ranks)),
+            _join(f"{scale:.4g}" for scale in role.scales),
+            _join(role.dtypes),
+            f"{role.energy**0.5:.4g}",
+        )
+    return table
+
+
+def _join(values: Iterable[str]) -> str:
+    """The first three of some values."""
+    listed = list(values)
+    return ", ".join(listed[:3]) + (", …" if len(listed) > 3 else "")
+
+
+def _heat(picture: Mapping[str, Mapping[int, float]], depth: int, console: Console) -> Table:
+    """One row a role, one cell a layer, every cell as high as its share of the largest."""
+    bars = _BARS if (console.encoding or "").lower().startswith("utf") else _PLAIN
+    largest = max((norm for row in picture.values() for norm in row.values()), default=0.0)
+    table = Table.grid(padding=(0, 2, 0, 0))
+    width = max(console.width - max(map(len, picture)) - 12, 16)
+    for start in range(0, depth, width):
+        stop = min(start + width, depth)
+        table.add_row(Text(""), Text(_ruler(start, stop), style="dim"))
+        for role, row in picture.items():
+            table.add_row(Text(clean(role)), _row(row, start, stop, largest, bars))
+    table.add_row(Text(""), Text(f"full bar = {largest:.4g}, · = no delta", style="dim"))
+    return table
+
+
+def _ruler(start: int, stop: int) -> str:
+    """The number of every eighth layer above its cell."""
+    marks = "".join(str(layer).ljust(8) for layer in range(start, stop, 8))
+    return marks[: max(stop - start, len(marks.rstrip()))].rstrip()
+
+
+def _row(row: Mapping[int, float], start: int, stop: int, largest: float, bars: str) -> Text:
+    text = Text()
+    for layer in range(start, stop):
+        norm = row.get(layer)
+        if norm is None:
+            text.append("·", style="dim")
+        elif not norm < float("inf"):
+            text.append("!", style="bold red")
+        else:
+            share = norm / largest if 0 < largest < float("inf") else 0.0
+            heat = _HEAT[min(int(share * len(_HEAT)), len(_HEAT) - 1)]
+            text.append(bars[min(int(share * len(bars)), len(bars) - 1)], style=heat)
+    return text
+
+
+def _extras(inspection: Inspection) -> Table:
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for key, extra in inspection.bound.adapter.extras.items():
+        table.add_row(clean(key), extra.kind, extra.tensor.dtype, str(list(extra.tensor.shape)))
+    return table

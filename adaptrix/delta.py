@@ -1,0 +1,178 @@
+"""Deltas: one change to one weight, and what can be computed from it without building it.
+
+ΔW is always ``[out, in]``, whatever the module's own layout. A factorisation is never multiplied
+out: norms come from the r×r Gram matrices (‖BA‖²_F = tr((BᵀB)(AAᵀ))), truncation from the QR of the
+factors and the SVD of a small core.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import sqrt
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adaptrix.layout import Rows
+from adaptrix.tensor import Tensor
+
+Matrix = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LowRank:
+    """ΔW = scale · B·A with A ``[r, in]``, B ``[out, r]``.
+
+    ``scale`` is alpha/r, or alpha/√r under rsLoRA; ``alpha`` and ``rslora`` say how it came about.
+    ``bias``: ``lora_B.bias`` ``[out]``, scaled like ΔW. ``magnitude``: DoRA's ``[out]``, under which the
+    weight becomes magnitude · (W + ΔW) / ‖W + ΔW‖ by rows. ``experts``: A ``[E·r, in]`` holds E experts
+    one after another and B ``[out, r·E]`` holds them fastest, as PEFT's ``target_parameters`` writes
+    them; ``transposed`` then says that the pair describes ΔWᵀ, as PEFT before 0.19 wrote it.
+    """
+
+    A: Tensor
+    B: Tensor
+    alpha: float
+    rslora: bool = False
+    bias: Tensor | None = None
+    magnitude: Tensor | None = None
+    embedding: bool = False
+    experts: int | None = None
+    transposed: bool = False
+
+    @property
+    def rank(self) -> int:
+        """The rank r (of one expert, where several are stacked)."""
+        return self.A.shape[0] // (self.experts or 1)
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / (sqrt(self.rank) if self.rslora else self.rank)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in) of ΔW."""
+        out, inp = self.B.shape[0], self.A.shape[1]
+        return (inp, out) if self.transposed else (out, inp)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by their names in an injection file."""
+        named = {"lora_A": self.A, "lora_B": self.B, "lora_B.bias": self.bias, "magnitude": self.magnitude}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    def factors(self) -> list[tuple[Matrix, Matrix]]:
+        """(A, B) in fp64 of each expert; a single pair where nothing is stacked."""
+        A, B = self.A.float64(), self.B.float64()
+        if self.experts is None:
+            return [(A, B)]
+        stacked_A = A.reshape(self.experts, self.rank, -1)
+        stacked_B = B.reshape(B.shape[0], self.rank, self.experts).transpose(2, 0, 1)
+        return list(zip(stacked_A, stacked_B, strict=True))
+
+    def energy(self) -> float:
+        """‖ΔW‖²_F (of B·A alone: what DoRA's magnitude does depends on the base)."""
+        return self.scale**2 * sum(float(np.vdot(B.T @ B, A @ A.T)) for A, B in self.factors())
+
+    def dense(self) -> Matrix:
+        """ΔW itself, ``[out, in]`` or ``[experts, out, in]``: for tests and small weights."""
+        pairs = [self.scale * (B @ A) for A, B in self.factors()]
+        turned = [pair.T if self.transposed else pair for pair in pairs]
+        return turned[0] if self.experts is None else np.stack(turned)
+
+
+def from_factors(A: Matrix, B: Matrix, dtype: str) -> LowRank:
+    """The delta B·A (scale 1) with its factors rounded to ``dtype``."""
+    return LowRank(Tensor.of(A).cast(dtype), Tensor.of(B).cast(dtype), alpha=float(A.shape[0]))
+
+
+def straightened(delta: LowRank) -> LowRank:
+    """Stacked factors of ΔWᵀ as factors of ΔW, by moving numbers only: A'ₑ = Bₑᵀ, B'ₑ = Aₑᵀ."""
+    if not delta.transposed or delta.experts is None:
+        return delta
+    A = delta.A.numpy().reshape(delta.experts, delta.rank, -1)
+    B = delta.B.numpy().reshape(delta.B.shape[0], delta.rank, delta.experts)
+    turned_A = B.transpose(2, 1, 0).reshape(delta.A.shape[0], -1)
+    turned_B = A.transpose(2, 1, 0).reshape(A.shape[2], -1)
+    return replace(delta, A=Tensor.of(turned_A), B=Tensor.of(turned_B), transposed=False)
+
+
+def split(delta: LowRank, rows: Mapping[str, Rows]) -> dict[str, LowRank]:
+    """The parts of a delta on a fused weight: each keeps A and takes its rows of B."""
+    B = delta.B.numpy()
+    return {
+        part: replace(
+            delta,
+            B=Tensor.of(B[index]),
+            bias=None if delta.bias is None else Tensor.of(delta.bias.numpy()[index]),
+            magnitude=None if delta.magnitude is None else Tensor.of(delta.magnitude.numpy()[index]),
+        )
+        for part, index in rows.items()
+    }
+
+
+def fuse(parts: Mapping[str, LowRank], rows: Mapping[str, Rows]) -> LowRank:
+    """One delta on a fused weight out of deltas on some of its parts, exact.
+
+    A stacks the parts' A; B is zero but for each part's rows and its own rank columns. A part that is
+    not there stays zero. All parts must have one scale and one dtype. Raises ``ValueError``.
+    """
+    scales = {delta.scale for delta in parts.values()}
+    if len(scales) != 1 or len({(d.A.dtype, d.B.dtype) for d in parts.values()}) != 1:
+        raise ValueError("parts of different scales or dtypes cannot share one delta")
+    if any(d.bias or d.magnitude or d.experts for d in parts.values()):
+        raise ValueError("parts with biases, magnitudes or experts cannot share one delta")
+    first = next(iter(parts.values()))
+    A = np.concatenate([delta.A.numpy() for delta in parts.values()])
+    B = np.zeros((sum(map(len, rows.values())), A.shape[0]), first.B.numpy().dtype)
+    column = 0
+    for part, delta in parts.items():
+        B[rows[part], column : column + delta.rank] = delta.B.numpy()
+        column += delta.rank
+    return LowRank(Tensor.of(A), Tensor.of(B), alpha=first.scale * A.shape[0])
+
+
+def stack(deltas: Sequence[LowRank]) -> tuple[Matrix, Matrix]:
+    """Factors (A, B) of the sum of deltas, scales folded into B: rank is the sum of ranks."""
+    pairs = [(delta.scale, *_only(delta.factors())) for delta in deltas]
+    A = np.concatenate([A for _, A, _ in pairs])
+    B = np.concatenate([scale * B for scale, _, B in pairs], axis=1)
+    return A, B
+
+
+def truncate(A: Matrix, B: Matrix, rank: int) -> tuple[Matrix, Matrix]:
+    """The best factors of at most ``rank`` for B·A in the Frobenius norm (Eckart–Young).
+
+    QR of B and of Aᵀ, SVD of the small core Rb·Raᵀ; the singular values are shared evenly between the
+    two factors, so that neither is badly scaled for a small dtype.
+    """
+    Qb, Rb = np.linalg.qr(B)
+    Qa, Ra = np.linalg.qr(A.T)
+    U, s, Vt = np.linalg.svd(Rb @ Ra.T)
+    keep = min(rank, len(s))
+    root = np.sqrt(s[:keep])
+    return (root[:, None] * Vt[:keep]) @ Qa.T, Qb @ (U[:, :keep] * root)
+
+
+def distance(delta: LowRank, A: Matrix, B: Matrix) -> float:
+    """‖ΔW − B·A‖_F / ‖B·A‖_F, from the factors alone; 0 where both are zero."""
+    A1, B1 = stack([delta])
+    wanted = _norm(A, B)
+    gap = _norm(np.concatenate([A1, A]), np.concatenate([B1, -B], axis=1))
+    return gap / wanted if wanted else gap
+
+
+def total_energy(deltas: Iterable[LowRank]) -> float:
+    """Σ‖ΔW‖²_F."""
+    return sum(delta.energy() for delta in deltas)
+
+
+def _norm(A: Matrix, B: Matrix) -> float:
+    """‖B·A‖_F through the QR of both factors: no cancellation, unlike the Gram matrices."""
+    return float(np.linalg.norm(np.linalg.qr(B, mode="r") @ np.linalg.qr(A.T, mode="r").T))
+
+
+def _only(pairs: list[tuple[Matrix, Matrix]]) -> tuple[Matrix, Matrix]:
+    if len(pairs) != 1:
+        raise ValueError("stacked experts cannot be summed into one delta")
+    return pairs[0]

@@ -1,0 +1,78 @@
+"""Problems and the exceptions that carry them.
+
+A check collects :class:`Problem` values; an exception is raised only at the edge where a result can
+no longer be given, and then carries every problem found, not the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+Severity = Literal["error", "warning", "note"]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong, odd or worth saying.
+
+    ``code`` is a stable slug for scripts, ``where`` names a file, tensor or site; the rest is prose.
+    Only ``error`` stops the work; a ``warning`` may surprise the user; a ``note`` is for the record.
+    """
+
+    code: str
+    where: str
+    found: str
+    expected: str = ""
+    remedy: str = ""
+    severity: Severity = "error"
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.found}" if self.where else self.found
+        if self.expected:
+            text += f"; expected {self.expected}"
+        return f"{text}. {self.remedy}" if self.remedy else text
+
+    def as_dict(self) -> dict[str, str]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+class AdaptrixError(Exception):
+    """Base of every error that Adaptrix raises on purpose.
+
+    ``problems`` holds all that was found; ``exit_code`` is what the command line ends with
+    (1 the check found problems, 2 usage, 3 a source could not be reached).
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, problems: Problem | Iterable[Problem]) -> None:
+        self.problems = (problems,) if isinstance(problems, Problem) else tuple(problems)
+        super().__init__("\n".join(map(str, self.problems)))
+
+
+class RefusedError(AdaptrixError):
+    """The input was understood and is not fit for what was asked."""
+
+
+class UsageError(AdaptrixError):
+    """The call itself is off: an unknown policy, a missing option, a missing extra."""
+
+    exit_code = 2
+
+
+class UnreachableError(AdaptrixError):
+    """A source could not be reached: no network, no such repository, no access."""
+
+    exit_code = 3
+
+
+def refuse(code: str, where: object, found: str, expected: str = "", remedy: str = "") -> RefusedError:
+    """A :class:`RefusedError` of a single problem, to be raised by the caller."""
+    return RefusedError(Problem(code, str(where), found, expected, remedy))
+
+
+def errors_in(problems: Iterable[Problem]) -> tuple[Problem, ...]:
+    """The problems that stop the work."""
+    return tuple(problem for problem in problems if problem.severity == "error")

@@ -1,0 +1,93 @@
+"""The injection file: one safetensors file with every delta by site and a JSON manifest.
+
+Tensors: ``<site>.lora_A`` and so on as the source had them, ``plan.<site>.…`` for deltas that the plan
+put in their place, ``extras.<key>`` for what is no delta. The metadata key ``adaptrix`` holds the
+manifest; the README describes it. Nothing in it depends on when or where it was written, so equal
+input gives equal bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from adaptrix.adapter import Target
+from adaptrix.delta import LowRank
+from adaptrix.formats import safetensors_file
+from adaptrix.plan import Plan
+from adaptrix.records import Bundle
+from adaptrix.tensor import Tensor
+
+SUFFIX = ".adaptrix.safetensors"
+VERSION = 1
+
+
+def detect(bundle: Bundle) -> bool:
+    """By name, or by the manifest where a file was renamed."""
+    return any(name.endswith(SUFFIX) for name in bundle.files)
+
+
+def write(plan: Plan, path: Path) -> None:
+    """Writes a plan and everything that its adapter holds, inactive deltas included."""
+    manifest = json.dumps(_manifest(plan), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    safetensors_file.write(path, _tensors(plan), {"adaptrix": manifest})
+
+
+def _tensors(plan: Plan) -> dict[str, Tensor]:
+    named = {f"{site}.{name}": t for site, delta in plan.bound.deltas.items() for name, t in delta.tensors().items()}
+    named |= {f"plan.{site}.{name}": t for site, delta in plan.overrides.items() for name, t in delta.tensors().items()}
+    return named | {f"extras.{key}": extra.tensor for key, extra in plan.bound.adapter.extras.items()}
+
+
+def _manifest(plan: Plan) -> dict[str, Any]:
+    bound, adapter = plan.bound, plan.bound.adapter
+    source = adapter.provenance
+    return {
+        "version": VERSION,
+        "name": adapter.name,
+        "base": {
+            "model": adapter.base,
+            "architecture": bound.architecture.family,
+            "known": bool(bound.architecture.dims),
+            "dims": {name: {"value": value, "from": bound.dims.origins[name]} for name, value in bound.dims.values.items()},
+        },
+        "source": {
+            "uri": source.uri,
+            "format": source.format,
+            "commit": source.commit,
+            "files": dict(source.files),
+            "config": dict(source.config),
+            "altered": adapter.altered,
+        },
+        "plan": {
+            "policy": plan.policy,
+            "layers": {stack: list(layers) for stack, layers in plan.layers.items()},
+            "gains": {str(layer): gain for layer, gain in plan.gains.items()},
+            "retained": plan.retained,
+            "notes": [note.found for note in plan.notes],
+        },
+        "deltas": {str(s): _entry(d, bound.targets[s]) for s, d in bound.deltas.items()},
+        "overrides": {str(s): _entry(d, bound.targets[s]) for s, d in plan.overrides.items()},
+        "extras": {key: extra.kind for key, extra in adapter.extras.items()},
+    }
+
+
+def _entry(delta: LowRank, target: Target) -> dict[str, Any]:
+    """What the tensors do not say of a delta; only what differs from a plain LoRA is spelled out."""
+    entry: dict[str, Any] = {
+        "kind": "dora" if delta.magnitude is not None else "lora",
+        "module": target.path,
+        "rank": delta.rank,
+        "alpha": delta.alpha,
+        "scale": delta.scale,
+    }
+    special: Mapping[str, Any] = {
+        "rslora": delta.rslora,
+        "embedding": delta.embedding,
+        "experts": delta.experts,
+        "transposed": delta.transposed,
+        "slots": None if target.slot is None else [target.slot, target.slots],
+    }
+    return entry | {name: value for name, value in special.items() if value}

@@ -1,0 +1,216 @@
+"""PEFT's adapter_config.json: read strictly, every problem at once, and what it says of each module."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from math import isfinite
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from adaptrix.errors import Problem, refuse
+from adaptrix.patterns import first_match, fullmatch, suffix_match
+
+CONFIG_NAME = "adapter_config.json"
+_LARGEST = 10 << 20
+
+#: every key a LoRA config has had, from peft 0.0.1 to 0.21
+_KNOWN = frozenset(
+    """alora_invocation_tokens alpha_pattern arrow_config auto_mapping base_model_name_or_path bias corda_config
+    enable_lora ensure_weight_tying eva_config exclude_modules fan_in_fan_out inference_mode init_lora_weights
+    kasa_config layer_replication layers_pattern layers_to_transform loftq_config lora_alpha lora_bias lora_dropout
+    lora_ga_config megatron_config megatron_core merge_weights modules_to_save monteclora_config peft_type peft_version
+    qalora_group_size r rank_pattern revision runtime_config target_modules target_parameters task_type
+    trainable_token_indices use_bdlora use_dora use_qalora use_rslora velora_config""".split()
+)
+
+_EXACT = "ADALORA VERA PVERA VBLORA UNILORA MISS GRALORA LOHA PEANUT".split()
+_NEEDS_BASE = "HRA PSOFT TINYLORA DEFT".split()
+_DENSE = "LOKR FOURIERFT WAVEFT C3A RANDLORA SHIRA".split()
+_MULTIPLIES = "IA3 OFT BOFT ROAD HIRA".split()
+_NO_DELTA = """PROMPT_TUNING MULTITASK_PROMPT_TUNING P_TUNING PREFIX_TUNING ADAPTION_PROMPT POLY XLORA CPT LN_TUNING
+    TRAINABLE_TOKENS CARTRIDGE SHADOW""".split()
+_OTHER = "ADAMSS BEFT LILY FROD GLORA OSF DELORA SUPERTUNING BONE".split()
+
+_VIA_PEFT = "Load it on its base with peft and call peft.save_as_lora(path, model, rank), then convert that."
+_ADVICE: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {name: ("is a LoRA in another parametrisation", _VIA_PEFT) for name in _EXACT}
+    | {name: ("is low-rank once the base weight is known", _VIA_PEFT) for name in _NEEDS_BASE}
+    | {name: ("is a dense change of the weight", "peft.save_as_lora can approximate it at a rank.") for name in _DENSE}
+    | {name: ("multiplies the base weight", "Merge it into its base with peft instead.") for name in _MULTIPLIES}
+    | {name: ("does not change weights by a delta", "Use it through peft.") for name in _NO_DELTA}
+    | {name: ("is not a LoRA", "Merge it into its base with peft, or use it through peft.") for name in _OTHER}
+)
+
+#: starts that change the base weight: the saved factors are then no delta on the published base
+_RESIDUAL_STARTS = ("pissa", "olora", "corda", "lora_ga", "loftq")
+
+
+@dataclass(frozen=True)
+class PeftConfig:
+    """The part of a LoRA config that says how its tensors are meant; ``raw`` is the whole, verbatim."""
+
+    raw: Mapping[str, Any]
+    rank: int = 8
+    alpha: float = 8.0
+    rslora: bool = False
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+
+    def get(self, key: str) -> Any:
+        return self.raw.get(key)
+
+    def rank_of(self, path: str) -> int:
+        key = first_match(self.rank_pattern, path, f"{CONFIG_NAME} rank_pattern")
+        return self.rank if key is None else self.rank_pattern[key]
+
+    def alpha_of(self, path: str) -> float:
+        key = first_match(self.alpha_pattern, path, f"{CONFIG_NAME} alpha_pattern")
+        return self.alpha if key is None else self.alpha_pattern[key]
+
+    def targets(self, path: str) -> bool:
+        """Whether peft would put an adapter on this module, as far as names alone can tell."""
+        wanted = self.get("target_modules")
+        if wanted is None or wanted == "all-linear":
+            return True
+        if isinstance(wanted, str):
+            return fullmatch(wanted, path, f"{CONFIG_NAME} target_modules")
+        return any(suffix_match(str(key), path) for key in wanted)
+
+    @property
+    def saved_modules(self) -> tuple[str, ...]:
+        """Names of modules saved whole: those listed, and the heads that peft adds for a task."""
+        listed = tuple(self.get("modules_to_save") or ())
+        heads = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
+        return listed + heads.get(str(self.get("task_type")), ())
+
+    @property
+    def version(self) -> tuple[int, int] | None:
+        """(major, minor) of the peft that wrote it, where it says."""
+        parts = str(self.get("peft_version") or "").split(".")
+        return (int(parts[0]), int(parts[1])) if len(parts) > 1 and all(p.isdecimal() for p in parts[:2]) else None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a small JSON file. Raises :class:`RefusedError`."""
+    if path.stat().st_size > _LARGEST:
+        raise refuse("config-large", path, f"{path.stat().st_size} bytes", f"a config of at most {_LARGEST} bytes")
+    try:
+        value = json.loads(path.read_text("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise refuse("config-json", path, f"not JSON ({error})", "a JSON object", "Download it again.") from None
+    if not isinstance(value, dict):
+        raise refuse("config-json", path, f"a JSON {type(value).__name__}", "a JSON object")
+    return value
+
+
+def parse(raw: Mapping[str, Any]) -> tuple[PeftConfig, tuple[Problem, ...]]:
+    """The config and all its problems; a value that cannot be used is replaced by peft's default."""
+    problems = [*_type_problems(raw), *_value_problems(raw), *_unsupported(raw), *_unknown(raw)]
+    return (
+        PeftConfig(
+            raw=MappingProxyType(dict(raw)),
+            rank=raw["r"] if _is_rank(raw.get("r")) else 8,
+            alpha=float(raw["lora_alpha"]) if _is_alpha(raw.get("lora_alpha")) else 8.0,
+            rslora=raw.get("use_rslora") is True,
+            rank_pattern=_clean(raw.get("rank_pattern"), _is_rank),
+            alpha_pattern=_clean(raw.get("alpha_pattern"), _is_alpha),
+        ),
+        tuple(problems),
+    )
+
+
+def _problem(key: str, found: str, expected: str, remedy: str = "", code: str = "config-value") -> Problem:
+    return Problem(code, f"{CONFIG_NAME} {key}", found, expected, remedy)
+
+
+def _type_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
+    kind = raw.get("peft_type")
+    if kind == "LORA":
+        return
+    if kind is None:
+        yield _problem("peft_type", "the key is missing", '"LORA"', 'Add "peft_type": "LORA" if it is one.', "peft-type")
+    elif isinstance(kind, str) and kind.upper() == "LORA":
+        yield _problem("peft_type", repr(kind), '"LORA"', "peft is strict about case: write it in capitals.", "peft-type")
+    elif isinstance(kind, str) and kind in _ADVICE:
+        nature, remedy = _ADVICE[kind]
+        yield _problem("peft_type", f"{kind}, which {nature}", "LORA", remedy, "peft-type")
+    else:
+        yield _problem("peft_type", repr(kind), '"LORA"', "No version of peft up to 0.21 knows this type.", "peft-type")
+
+
+def _value_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
+    if not _is_rank(raw.get("r", 8)):
+        yield _problem("r", repr(raw["r"]), "a whole number of at least 1")
+    if not _is_alpha(raw.get("lora_alpha", 8)):
+        yield _problem("lora_alpha", repr(raw["lora_alpha"]), "a finite number")
+    for key, valid, what in (
+        ("rank_pattern", _is_rank, "whole numbers of at least 1"),
+        ("alpha_pattern", _is_alpha, "finite numbers"),
+    ):
+        table = raw.get(key, {})
+        if not isinstance(table, dict):
+            yield _problem(key, json.dumps(table), f"an object from module names to {what}", 'Write {} for "none".')
+        else:
+            for name in (n for n, v in table.items() if not valid(v)):
+                yield _problem(f"{key}[{name!r}]", repr(table[name]), what)
+    for key in ("target_modules", "modules_to_save", "target_parameters", "exclude_modules"):
+        if not _is_names(raw.get(key), allow_text=key in ("target_modules", "exclude_modules")):
+            yield _problem(key, json.dumps(raw[key])[:200], "a list of names")
+    for key in ("use_rslora", "use_dora", "lora_bias", "fan_in_fan_out"):
+        if raw.get(key) not in (True, False, None):
+            yield _problem(key, repr(raw[key]), "true or false")
+    if raw.get("bias") not in (None, "none", "all", "lora_only"):
+        yield _problem("bias", repr(raw["bias"]), '"none", "all" or "lora_only"')
+    enable = raw.get("enable_lora")
+    if enable is not None and not (isinstance(enable, list) and enable and all(type(e) is bool for e in enable)):
+        yield _problem("enable_lora", json.dumps(enable)[:200], "a list of true and false, or null")
+
+
+def _unsupported(raw: Mapping[str, Any]) -> Iterator[Problem]:
+    start = str(raw.get("init_lora_weights", "")).lower()
+    if start.startswith(_RESIDUAL_STARTS):
+        yield _problem(
+            "init_lora_weights",
+            f"{start!r}: the factors belong to a residual of the base, not to the base itself",
+            "factors of the delta",
+            "Save it with save_pretrained(..., path_initial_model_for_weight_conversion=...), which writes a plain LoRA.",
+            "residual-base",
+        )
+    for key in ("use_qalora", "use_bdlora", "velora_config", "monteclora_config", "kasa_config", "megatron_config"):
+        if raw.get(key):
+            yield _problem(key, json.dumps(raw[key])[:80], "unset", "Merge it with peft instead.", "unsupported-variant")
+    for key in ("alora_invocation_tokens", "arrow_config"):
+        if raw.get(key):
+            yield Problem(
+                "conditional",
+                f"{CONFIG_NAME} {key}",
+                "the adapter acts only under a condition that peft evaluates at run time",
+                remedy="Conversion keeps the key; tools that ignore it will apply the adapter to every token.",
+                severity="warning",
+            )
+
+
+def _unknown(raw: Mapping[str, Any]) -> Iterator[Problem]:
+    for key in sorted(raw.keys() - _KNOWN):
+        yield Problem("config-unknown", f"{CONFIG_NAME} {key}", "no version of peft up to 0.21 has this key; kept", severity="note")
+
+
+def _clean(table: Any, valid: Any) -> Mapping[str, Any]:
+    return MappingProxyType({k: v for k, v in table.items() if valid(v)} if isinstance(table, dict) else {})
+
+
+def _is_rank(value: Any) -> bool:
+    return type(value) is int and 1 <= value <= 1 << 20
+
+
+def _is_alpha(value: Any) -> bool:
+    return type(value) in (int, float) and isfinite(value) and abs(value) < 1e30
+
+
+def _is_names(value: Any, *, allow_text: bool) -> bool:
+    if value is None or (allow_text and isinstance(value, str)):
+        return True
+    return isinstance(value, Iterable) and not isinstance(value, str) and all(isinstance(v, str) for v in value)

@@ -1,0 +1,99 @@
+"""What a person wants to know of an adapter before using it: its story, its shapes, where its weight lies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import fsum
+from typing import Any
+
+from adaptrix.bind import BoundAdapter, ranges
+from adaptrix.errors import Problem
+
+
+@dataclass(frozen=True)
+class RoleSummary:
+    """All deltas of one role: where, how large, of what rank and scale, and Σ‖ΔW‖²_F."""
+
+    role: str
+    count: int
+    layers: str
+    shapes: tuple[tuple[int, int], ...]
+    ranks: tuple[int, ...]
+    scales: tuple[float, ...]
+    dtypes: tuple[str, ...]
+    energy: float
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """An adapter laid open. ``problems`` are those of a check without a look at every number."""
+
+    bound: BoundAdapter
+    roles: tuple[RoleSummary, ...]
+    problems: tuple[Problem, ...]
+
+    @property
+    def picture(self) -> Mapping[str, Mapping[int, float]]:
+        """‖ΔW‖_F by role (with its part) and layer; experts of a layer add up in squares."""
+        squares: dict[str, dict[int, float]] = {}
+        for site, energy in self.bound.energies.items():
+            if site.layer is not None:
+                row = squares.setdefault(_label(site.role, site.part), {})
+                row[site.layer] = row.get(site.layer, 0.0) + energy
+        return {role: {layer: square**0.5 for layer, square in row.items()} for role, row in squares.items()}
+
+    def as_dict(self) -> dict[str, Any]:
+        adapter, bound = self.bound.adapter, self.bound
+        source = adapter.provenance
+        return {
+            "name": adapter.name,
+            "base": adapter.base,
+            "architecture": bound.architecture.family,
+            "dims": {name: {"value": v, "from": bound.dims.origins[name]} for name, v in bound.dims.values.items()},
+            "depths": dict(bound.depths),
+            "source": {
+                "uri": source.uri,
+                "format": source.format,
+                "commit": source.commit,
+                "files": dict(source.files),
+                "config": dict(source.config),
+            },
+            "plan": None
+            if adapter.recorded is None
+            else {"policy": adapter.recorded.policy, "layers": {s: list(v) for s, v in adapter.recorded.layers.items()}},
+            "tensors": sum(1 for _ in adapter.tensors()),
+            "bytes": sum(tensor.nbytes for _, tensor in adapter.tensors()),
+            "roles": [{name: getattr(role, name) for name in RoleSummary.__annotations__} for role in self.roles],
+            "norms": {role: {str(layer): norm for layer, norm in row.items()} for role, row in self.picture.items()},
+            "extras": {key: {"kind": e.kind, "dtype": e.tensor.dtype, "shape": list(e.tensor.shape)} for key, e in adapter.extras.items()},
+            "problems": [problem.as_dict() for problem in self.problems],
+        }
+
+
+def summarise(bound: BoundAdapter) -> Inspection:
+    """The inspection of a bound adapter."""
+    groups: dict[str, list[Any]] = {}
+    for site in bound.deltas:
+        groups.setdefault(_label(site.role, site.part), []).append(site)
+    roles = tuple(_summary(bound, role, sites) for role, sites in groups.items())
+    return Inspection(bound, roles, bound.problems)
+
+
+def _summary(bound: BoundAdapter, role: str, sites: list[Any]) -> RoleSummary:
+    deltas = [bound.deltas[site] for site in sites]
+    layers = sorted({site.layer for site in sites if site.layer is not None})
+    return RoleSummary(
+        role=role,
+        count=len(sites),
+        layers=ranges(layers),
+        shapes=tuple(sorted({delta.shape for delta in deltas})),
+        ranks=tuple(sorted({delta.rank for delta in deltas})),
+        scales=tuple(sorted({delta.scale for delta in deltas})),
+        dtypes=tuple(sorted({tensor.dtype for delta in deltas for tensor in (delta.A, delta.B)})),
+        energy=fsum(bound.energies[site] for site in sites),
+    )
+
+
+def _label(role: str, part: str | None) -> str:
+    return role if part is None else f"{role}.{part}"

@@ -1,0 +1,170 @@
+"""Which sites are injected, with which gain: the middle-layer decision, and what it keeps."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from math import fsum
+from types import MappingProxyType
+
+from adaptrix.adapter import Recorded
+from adaptrix.architecture import Site
+from adaptrix.bind import BoundAdapter, ranges
+from adaptrix.delta import LowRank
+from adaptrix.errors import Problem, UsageError
+
+#: layers by stack; the stack is named by the dimension that counts it
+Layers = Mapping[str, tuple[int, ...]]
+
+_EXPLICIT = re.compile(r"\d{1,6}(-\d{1,6})?(,\d{1,6}(-\d{1,6})?)*")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The layers of an adapter that act.
+
+    ``policy`` is what was asked for, ``layers`` what it came to. A site outside the layers (an
+    embedding, a head) acts only under ``all``. ``gains`` multiply ΔW by layer, 1 where absent.
+    ``overrides`` replace the adapter's own deltas while the plan is in force: what a redistribution or
+    a recompression made. ``notes`` say what making it has cost.
+    """
+
+    bound: BoundAdapter
+    policy: str
+    layers: Layers
+    gains: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
+    overrides: Mapping[Site, LowRank] = field(default_factory=lambda: MappingProxyType({}))
+    notes: tuple[Problem, ...] = ()
+
+    def active(self, site: Site) -> bool:
+        """Whether a site is injected."""
+        stack = self.bound.stack(site)
+        return self.policy == "all" if stack is None else site.layer in self.layers.get(stack, ())
+
+    def delta(self, site: Site) -> LowRank:
+        """The delta in force at an active site."""
+        return self.overrides.get(site) or self.bound.deltas[site]
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The active sites, in order."""
+        return tuple(site for site in self.bound.deltas if self.active(site))
+
+    @property
+    def retained(self) -> float:
+        """The share of Σ‖ΔW‖²_F at the active sites; 1 where there is nothing to keep."""
+        energies = self.bound.energies
+        total = fsum(energies.values())
+        return fsum(energies[site] for site in self.sites) / total if total else 1.0
+
+    @property
+    def complete(self) -> bool:
+        """Whether every delta acts, unchanged."""
+        return not self.overrides and all(map(self.active, self.bound.deltas))
+
+    def describe(self) -> str:
+        """One line: the policy, its layers, and the share of ‖ΔW‖² they keep."""
+        several = len(self.bound.depths) > 1
+        parts = [
+            f"{stack + ' ' if several else ''}{ranges(list(self.layers[stack])) or 'none'} of {depth}"
+            for stack, depth in self.bound.depths.items()
+        ]
+        where = f"layers {', '.join(parts)}" if parts else "no layers"
+        return f"plan {self.policy}: {where}, {len(self.sites)} of {len(self.bound.deltas)} sites, {self.retained:.1%} of ‖ΔW‖²"
+
+
+def make_plan(bound: BoundAdapter, policy: str) -> Plan:
+    """The plan of a policy: ``all``, ``middle``, ``spread:K``, ``energy:K`` or a list as ``8-23,28``.
+
+    Raises :class:`UsageError` for an unknown policy, a K outside 1..depth, or a layer that is not there.
+    """
+    name, _, argument = policy.partition(":")
+    if name in _COUNTED:
+        count = _count(policy, argument)
+        layers = {s: _COUNTED[name](bound, s, min(count, d)) for s, d in _checked_depths(bound, policy, count).items()}
+    elif policy in ("all", "middle"):
+        pick = _all if policy == "all" else _middle
+        layers = {stack: pick(depth) for stack, depth in bound.depths.items()}
+    elif _EXPLICIT.fullmatch(policy):
+        layers = _explicit(bound, policy)
+    else:
+        raise _unknown(policy)
+    return Plan(bound, policy, MappingProxyType(layers))
+
+
+def _all(depth: int) -> tuple[int, ...]:
+    return tuple(range(depth))
+
+
+def _middle(depth: int) -> tuple[int, ...]:
+    """The central half, rounded up: 8–23 of 32."""
+    count = (depth + 1) // 2
+    first = (depth - count) // 2
+    return tuple(range(first, first + count))
+
+
+def _spread(bound: BoundAdapter, stack: str, count: int) -> tuple[int, ...]:
+    """``count`` evenly spaced layers from the first to the last; the central one for 1."""
+    depth = bound.depths[stack]
+    if count == 1:
+        return ((depth - 1) // 2,)
+    return tuple(sorted({round(i * (depth - 1) / (count - 1)) for i in range(count)}))
+
+
+def _energy(bound: BoundAdapter, stack: str, count: int) -> tuple[int, ...]:
+    """The ``count`` layers of the largest Σ‖ΔW‖²_F; the lower layer where two are equal."""
+    totals = dict.fromkeys(range(bound.depths[stack]), 0.0)
+    for site, energy in bound.energies.items():
+        if site.layer is not None and bound.stack(site) == stack:
+            totals[site.layer] = totals.get(site.layer, 0.0) + energy
+    return tuple(sorted(sorted(totals, key=lambda layer: (-totals[layer], layer))[:count]))
+
+
+_COUNTED: Mapping[str, Callable[[BoundAdapter, str, int], tuple[int, ...]]] = {"spread": _spread, "energy": _energy}
+
+
+def _count(policy: str, argument: str) -> int:
+    if not argument.isascii() or not argument.isdecimal() or len(argument) > 6 or int(argument) < 1:
+        raise _usage(policy, f"{argument!r} is no number of layers", "a whole number of at least 1, as in spread:4")
+    return int(argument)
+
+
+def _checked_depths(bound: BoundAdapter, policy: str, count: int) -> Mapping[str, int]:
+    deepest = max(bound.depths.values(), default=0)
+    if bound.depths and count > deepest:
+        raise _usage(policy, f"{count} layers of {deepest}", f"at most {deepest}")
+    return bound.depths
+
+
+def _explicit(bound: BoundAdapter, policy: str) -> dict[str, tuple[int, ...]]:
+    deepest = max(bound.depths.values(), default=0)
+    wanted: set[int] = set()
+    for span in policy.split(","):
+        first, _, last = span.partition("-")
+        low, high = int(first), int(last or first)
+        if low > high or high >= deepest:
+            raise _usage(policy, f"layers {span}", f"layers from 0 to {deepest - 1}, the smaller first")
+        wanted |= set(range(low, high + 1))
+    return {stack: tuple(sorted(layer for layer in wanted if layer < depth)) for stack, depth in bound.depths.items()}
+
+
+def _unknown(policy: str) -> UsageError:
+    return _usage(policy, f"{policy!r} is no policy", "all, middle, spread:K, energy:K, or layers such as 8-23,28")
+
+
+def _usage(policy: str, found: str, expected: str) -> UsageError:
+    return UsageError(Problem("policy", f"layers {policy}", found, expected))
+
+
+def recorded_plan(bound: BoundAdapter, recorded: Recorded) -> Plan:
+    """The plan that an injection file was written with."""
+    named = {str(site): site for site in bound.deltas}
+    moved = sorted(recorded.overrides.keys() - named.keys())
+    if moved:
+        raise UsageError(
+            Problem("plan", ", ".join(moved[:5]), "the file's plan names sites that this architecture does not have",
+                    "the architecture it was written with", "Give --layers to make a new plan.")  # fmt: skip
+        )
+    overrides = {named[name]: delta for name, delta in recorded.overrides.items()}
+    return Plan(bound, recorded.policy, recorded.layers, recorded.gains, MappingProxyType(overrides))

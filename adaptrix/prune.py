@@ -1,0 +1,62 @@
+"""Plan transforms that lose something on purpose, and say what."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import MappingProxyType
+
+import numpy as np
+
+from adaptrix.delta import LowRank
+from adaptrix.errors import Problem
+from adaptrix.plan import Plan
+from adaptrix.tensor import Tensor
+
+
+def pruned(plan: Plan) -> Plan:
+    """The plan with nothing in it but what acts: inactive deltas gone, overrides in place of originals."""
+    if plan.complete:
+        return plan
+    kept = {site: plan.delta(site) for site in plan.sites}
+    dropped = [site for site in plan.bound.deltas if site not in kept]
+    says = f"dropped {len(dropped)} of {len(plan.bound.deltas)} deltas"
+    if plan.overrides:
+        says += f", replaced {len(plan.overrides)} by those of the plan"
+    note = Problem("pruned", "plan", f"{says}; {plan.retained:.1%} of ‖ΔW‖² had been in force", severity="note")
+    targets = {site: plan.bound.targets[site] for site in kept}
+    deltas = {targets[site]: delta for site, delta in kept.items()}
+    adapter = replace(plan.bound.adapter, deltas=MappingProxyType(deltas), altered=True, recorded=None)
+    bound = replace(plan.bound, adapter=adapter, deltas=MappingProxyType(kept), targets=MappingProxyType(targets))
+    return replace(plan, bound=bound, overrides=MappingProxyType({}), notes=(*plan.notes, note))
+
+
+def cast(plan: Plan, dtype: str) -> Plan:
+    """The plan with every tensor of a delta in another dtype; extras stay as they are."""
+    deltas = {site: _cast(delta, dtype) for site, delta in plan.bound.deltas.items()}
+    overrides = {site: _cast(delta, dtype) for site, delta in plan.overrides.items()}
+    worst = max((_error(t, c) for s, d in plan.bound.deltas.items() for t, c in _pairs(d, deltas[s])), default=0.0)
+    note = Problem("cast", "plan", f"deltas rounded to {dtype}; largest relative error of a tensor {worst:.2e}", severity="note")
+    adapter = replace(plan.bound.adapter, deltas=MappingProxyType({plan.bound.targets[s]: d for s, d in deltas.items()}))
+    bound = replace(plan.bound, adapter=adapter, deltas=MappingProxyType(deltas))
+    return replace(plan, bound=bound, overrides=MappingProxyType(overrides), notes=(*plan.notes, note))
+
+
+def _cast(delta: LowRank, dtype: str) -> LowRank:
+    return replace(
+        delta,
+        A=delta.A.cast(dtype),
+        B=delta.B.cast(dtype),
+        bias=delta.bias and delta.bias.cast(dtype),
+        magnitude=delta.magnitude and delta.magnitude.cast(dtype),
+    )
+
+
+def _pairs(before: LowRank, after: LowRank) -> list[tuple[Tensor, Tensor]]:
+    return list(zip(before.tensors().values(), after.tensors().values(), strict=True))
+
+
+def _error(before: Tensor, after: Tensor) -> float:
+    """‖before − after‖ / ‖before‖; Inf where a number left the range of the dtype."""
+    original = before.float64()
+    size = float(np.linalg.norm(original))
+    return float(np.linalg.norm(original - after.float64())) / size if size else 0.0

@@ -1,0 +1,128 @@
+"""What plugins contribute: typed records, yielded by hooks and validated by the catalog."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from adaptrix.adapter import Adapter
+from adaptrix.errors import Problem, refuse
+
+if TYPE_CHECKING:
+    import click
+
+    from adaptrix.plan import Plan
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """The files of one checkpoint, on this disk. ``files``: name in the checkpoint -> path.
+
+    ``name`` is what a person would call it; ``uri`` is what they typed, or what they could have typed
+    to mean just this. ``problems`` is what the source has to say about it, never an error: that the Hub
+    was out of reach and the files are from the cache.
+    """
+
+    uri: str
+    name: str
+    files: Mapping[str, Path]
+    commit: str | None = None
+    problems: tuple[Problem, ...] = ()
+
+    @cached_property
+    def sha256(self) -> Mapping[str, str]:
+        """The SHA-256 of every file. They are computed in the background from the first call on."""
+        return _Digests(self.files)
+
+    def one(self, name: str) -> Path:
+        """The path of a file that must be there."""
+        if name not in self.files:
+            raise refuse("file-missing", self.uri, f"there is no {name}", f"one of {', '.join(sorted(self.files)) or 'no files'}")
+        return self.files[name]
+
+
+class _Digests(Mapping[str, str]):
+    """Digests by file name, each waited for when it is first looked at."""
+
+    def __init__(self, files: Mapping[str, Path]) -> None:
+        pool = ThreadPoolExecutor(max_workers=1)
+        self._futures = {name: pool.submit(_sha256, path) for name, path in files.items()}
+        pool.shutdown(wait=False)
+
+    def __getitem__(self, name: str) -> str:
+        return self._futures[name].result()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._futures)
+
+    def __len__(self) -> int:
+        return len(self._futures)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A way adapters are written to files.
+
+    ``patterns``: the file names that make up a checkpoint of it (``fnmatch``), so that a source fetches
+    these and nothing else; one tuple holds alternatives, the first that exists is taken.
+    ``detect`` says whether a bundle is of this format, from names and a few bytes. ``read`` returns an
+    adapter with every problem it found, and raises only where there is nothing to return. ``write``,
+    where there is one, writes a plan to a path that does not exist yet; the caller moves it into place.
+    ``suffix``: what is added to an adapter's name for a default output; "" for a folder.
+    """
+
+    name: str
+    patterns: Sequence[tuple[str, ...]]
+    detect: Callable[[Bundle], bool]
+    read: Callable[[Bundle], Adapter]
+    write: Callable[[Plan, Path], None] | None = None
+    suffix: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A place that adapters and base configs come from.
+
+    ``claims`` says whether a uri is one of its own, without touching the network. ``fetch`` brings the
+    files that the patterns of the formats name, and raises :class:`UnreachableError` or
+    :class:`RefusedError`. ``config`` brings a base model's config.json and nothing else.
+    """
+
+    name: str
+    claims: Callable[[str], bool]
+    fetch: Callable[[str, Sequence[Format]], Bundle]
+    config: Callable[[str], Mapping[str, Any]]
+
+
+class Generate(Protocol):
+    """A generator's entry: text (or whatever it takes) in, an ordinary adapter out."""
+
+    def __call__(self, prompt: str, /, **options: Any) -> Adapter: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Generator:
+    """A way to come by an adapter other than reading one."""
+
+    name: str
+    summary: str
+    generate: Generate
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A subcommand of the command line; ``load`` imports it when it is first needed."""
+
+    name: str
+    summary: str
+    load: Callable[[], click.Command]

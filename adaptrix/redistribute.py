@@ -1,0 +1,103 @@
+"""Plans that change deltas: folding dropped layers into kept ones, and recompression to a rank.
+
+What a step has cost is measured on the factors that will be written, after rounding to their dtype,
+against the sum that was wanted; nothing is estimated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Literal
+
+import numpy as np
+
+from adaptrix.architecture import Site
+from adaptrix.delta import LowRank, Matrix, distance, from_factors, stack, truncate
+from adaptrix.errors import Problem, RefusedError
+from adaptrix.plan import Plan
+from adaptrix.tensor import Tensor
+
+Redistribution = Literal["none", "nearest"]
+
+
+def reshape_plan(plan: Plan, redistribute: Redistribution, rank: int | None) -> Plan:
+    """The plan with its deltas folded and recompressed as asked; itself where nothing was asked.
+
+    ``nearest``: every delta of a layer outside the plan is added to the delta of the same role in the
+    nearest layer inside it (the lower one of two); ranks add up. ``rank``: each delta of a higher rank
+    becomes the best one of that rank. Raises :class:`RefusedError` for DoRA and stacked experts, which
+    are no sums of low-rank terms.
+    """
+    if redistribute == "none" and rank is None:
+        return plan
+    groups = {site: [site] for site in plan.sites}
+    lost: list[Site] = []
+    if redistribute == "nearest":
+        for site in (site for site in plan.bound.deltas if not plan.active(site)):
+            home = _nearest(site, plan.sites)
+            lost.append(site) if home is None else groups[home].append(site)
+    changed = {site: members for site, members in groups.items() if _changes(plan, members, rank)}
+    _require_sums(plan, changed.values())
+    results = {site: _combine([plan.bound.deltas[member] for member in members], rank) for site, members in changed.items()}
+    notes = [*plan.notes, *_notes(results, changed, rank), *_homeless(lost)]
+    overrides = MappingProxyType({site: delta for site, (delta, _) in results.items()})
+    return replace(plan, overrides=overrides, notes=tuple(notes))
+
+
+def _changes(plan: Plan, members: list[Site], rank: int | None) -> bool:
+    return len(members) > 1 or (rank is not None and plan.bound.deltas[members[0]].rank > rank)
+
+
+def _nearest(site: Site, kept: Iterable[Site]) -> Site | None:
+    """The kept site of the same role, part and expert whose layer is nearest, the lower one of two."""
+    if site.layer is None:
+        return None
+    alike = [k for k in kept if replace(k, layer=site.layer) == site and k.layer is not None]
+    return min(alike, key=lambda k: (abs((k.layer or 0) - (site.layer or 0)), k.layer), default=None)
+
+
+def _require_sums(plan: Plan, groups: Iterable[list[Site]]) -> None:
+    odd = [s for members in groups for s in members if (d := plan.bound.deltas[s]).magnitude is not None or d.experts]
+    if odd:
+        raise RefusedError(
+            Problem("no-sum", str(site), "DoRA or stacked experts: no sum of low-rank terms", "plain LoRA",
+                    "Leave out --redistribute and --rank for this adapter.")  # fmt: skip
+            for site in odd
+        )
+
+
+def _combine(deltas: list[LowRank], rank: int | None) -> tuple[LowRank, float]:
+    """One delta for the sum of several, and its measured relative error."""
+    A, B = stack(deltas)
+    own, dtype = deltas[0], deltas[0].A.dtype
+    combined = from_factors(*(truncate(A, B, rank) if rank is not None and rank < A.shape[0] else (A, B)), dtype)
+    combined = replace(combined, bias=_bias(deltas, dtype), embedding=own.embedding)
+    return combined, distance(combined, A, B)
+
+
+def _bias(deltas: list[LowRank], dtype: str) -> Tensor | None:
+    """The sum of the scaled biases; the combined delta has scale 1."""
+    scaled: list[Matrix] = [delta.scale * delta.bias.float64() for delta in deltas if delta.bias is not None]
+    return Tensor.of(np.sum(scaled, axis=0)).cast(dtype) if scaled else None
+
+
+def _notes(
+    results: dict[Site, tuple[LowRank, float]], changed: dict[Site, list[Site]], rank: int | None
+) -> Iterator[Problem]:
+    if not results:
+        return
+    worst = max(results, key=lambda site: results[site][1])
+    folded = sum(len(members) - 1 for members in changed.values())
+    ranks = sorted({delta.rank for delta, _ in results.values()})
+    done = f"{folded} deltas folded into {len(changed)}" if folded else f"{len(changed)} deltas recompressed"
+    limit = f" (--rank {rank})" if rank is not None else ""
+    found = f"{done}, rank {ranks[0]} to {ranks[-1]}{limit}; relative error of ΔW at most {results[worst][1]:.2e} ({worst})"
+    yield Problem("redistributed", "plan", found, severity="note")
+
+
+def _homeless(lost: list[Site]) -> Iterator[Problem]:
+    if lost:
+        names = ", ".join(map(str, lost[:5])) + (", …" if len(lost) > 5 else "")
+        yield Problem("not-folded", "plan", f"{len(lost)} deltas have no kept layer of their role: {names}", severity="warning")
