@@ -7,7 +7,6 @@ and a :class:`Site` (layer 3, role ``q``), and states each role's shape in the f
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -67,8 +66,9 @@ class Role:
     after it. ``inp``, ``out``: expressions over the family's dimensions, None where they are not fixed
     (a classifier's labels). ``parts``: for a fused weight, its parts in order and each one's rows.
     ``groups``: for the grouped layout, how many groups of (q rows, k rows, v rows) lie one after another.
-    ``experts``: how many experts a stacked weight holds. ``optional``: not every layer has it. ``part_paths``: module paths of a part where a
+    ``experts``: how many experts a stacked weight holds. ``part_paths``: module paths of a part where a
     version of the model kept it apart. ``depth``: the dimension that counts the layers of its stack.
+    ``optional``: not every layer has it. ``note``: what ``derive`` is not sure of; a TOML has none.
     """
 
     name: str
@@ -83,6 +83,7 @@ class Role:
     part_paths: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
     depth: str = "layers"
     optional: bool = False
+    note: str = field(default="", compare=False)
 
     @property
     def layered(self) -> bool:
@@ -112,11 +113,10 @@ class Architecture:
     def match(self, path: str) -> tuple[Site, str] | None:
         """The site of a module path and the path pattern that matched it."""
         for candidate in self._spellings(path):
-            for pattern, regex, role, part in self._patterns:
-                if hit := regex.fullmatch(candidate):
-                    places = hit.groupdict()
-                    layer, expert = places.get("layer"), places.get("expert")
-                    return Site(_number(layer), role, part, _number(expert)), pattern
+            skeleton, numbers = _skeleton(candidate)
+            for pattern, places, role, part in self._patterns.get(skeleton, ()):
+                if (found := _fill(places, numbers)) is not None:
+                    return Site(found.get("{layer}"), role, part, found.get("{expert}")), pattern
         return None
 
     def path(self, site: Site) -> str:
@@ -130,22 +130,34 @@ class Architecture:
         return [path, *others]
 
     @cached_property
-    def _patterns(self) -> tuple[tuple[str, re.Pattern[str], str, str | None], ...]:
-        found = []
+    def _patterns(self) -> Mapping[str, list[tuple[str, tuple[str, ...], str, str | None]]]:
+        """Pattern, what stands at its numbers, role and part, by the pattern's skeleton."""
+        found: dict[str, list[tuple[str, tuple[str, ...], str, str | None]]] = {}
         for role in self.roles.values():
             whole = [(path, None) for path in role.paths]
             parts = [(path, part) for part, paths in role.part_paths.items() for path in paths]
-            found += [(path, _compile(path), role.name, part) for path, part in whole + parts]
-        return tuple(found)
+            for path, part in whole + parts:
+                skeleton, places = _skeleton(path)
+                found.setdefault(skeleton, []).append((path, places, role.name, part))
+        return found
 
 
-def _number(text: str | None) -> int | None:
-    return None if text is None else int(text)
+def _skeleton(path: str) -> tuple[str, tuple[str, ...]]:
+    """A path with its numbers and places taken out, and these in order: 3 can never match 13."""
+    steps = path.split(".")
+    holes = [step.isdecimal() or step in ("{layer}", "{expert}") for step in steps]
+    skeleton = ".".join("{}" if hole else step for step, hole in zip(steps, holes, strict=True))
+    return skeleton, tuple(step for step, hole in zip(steps, holes, strict=True) if hole)
 
 
-def _compile(path: str) -> re.Pattern[str]:
-    """A regex of a path pattern; layer and expert are plain decimals, so 3 never matches 13."""
-    text = re.escape(path)
-    for place in ("layer", "expert"):
-        text = text.replace(re.escape("{%s}" % place), rf"(?P<{place}>0|[1-9]\d{{0,5}})")
-    return re.compile(text)
+def _fill(places: tuple[str, ...], numbers: tuple[str, ...]) -> dict[str, int] | None:
+    """The number at each place; None where a number that the pattern spells out is another one."""
+    found = {}
+    for place, number in zip(places, numbers, strict=True):
+        if place.startswith("{"):
+            if len(number) > 6 or not number.isascii() or str(int(number)) != number:
+                return None
+            found[place] = int(number)
+        elif place != number:
+            return None
+    return found

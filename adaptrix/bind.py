@@ -88,9 +88,7 @@ def bind(adapter: Adapter, identity: Identity) -> BoundAdapter:
     )
 
 
-def _places(
-    adapter: Adapter, architecture: Architecture
-) -> tuple[dict[Site, tuple[Target, LowRank]], list[Problem]]:
+def _places(adapter: Adapter, architecture: Architecture) -> tuple[dict[Site, tuple[Target, LowRank]], list[Problem]]:
     places: dict[Site, tuple[Target, LowRank]] = {}
     problems = []
     for target, delta in adapter.deltas.items():
@@ -167,9 +165,12 @@ def _site_problems(site: Site, delta: LowRank, role: Role, dims: Dims, target: T
     ):
         if wanted is not None and size != wanted:
             yield Problem(
-                "shape", f"{site} ({target})", f"{size} {axis}", f"{dims.explain(expression or '')}",
+                "shape",
+                f"{site} ({target})",
+                f"{size} {axis}",
+                f"{dims.explain(expression or '')}",
                 "The adapter belongs to a model of another size.",
-            )  # fmt: skip
+            )
     experts = dims.get(role.experts) if role.experts else None
     if delta.experts and experts and delta.experts != experts:
         yield Problem("experts", f"{site} ({target})", f"{delta.experts} experts", f"{experts}")
@@ -191,12 +192,22 @@ def _layer_problems(
         depth = _expanded(replicated) or dims.get(architecture.roles[role].depth)
         beyond = sorted(layer for layer in seen if depth is not None and layer >= depth)
         if beyond:
-            yield Problem("layers", role, f"layers {ranges(beyond)}", f"layers below {depth}: the model has {depth}",
-                          "The adapter belongs to a deeper model.")  # fmt: skip
+            yield Problem(
+                "layers",
+                role,
+                f"layers {ranges(beyond)}",
+                f"layers below {depth}: the model has {depth}",
+                "The adapter belongs to a deeper model.",
+            )
         missing = sorted(set(range(depth if depth is not None else max(seen) + 1)) - seen)
         if missing and _every_layer(config) and not architecture.roles[role].optional and architecture.dims:
-            yield Problem("incomplete", role, f"no tensors for layers {ranges(missing)}", "every layer, as the config says",
-                          "The checkpoint is incomplete: fetch it again.")  # fmt: skip
+            yield Problem(
+                "incomplete",
+                role,
+                f"no tensors for layers {ranges(missing)}",
+                "every layer, as the config says",
+                "The checkpoint is incomplete: fetch it again.",
+            )
 
 
 def _expanded(replicated: object) -> int | None:
@@ -204,7 +215,7 @@ def _expanded(replicated: object) -> int | None:
     if not isinstance(replicated, list):
         return None
     try:
-        return sum(stop - start for start, stop in replicated)
+        return sum(int(stop) - int(start) for start, stop in replicated)
     except (TypeError, ValueError):
         return None
 
@@ -218,7 +229,9 @@ def _every_layer(config: Mapping[str, object]) -> bool:
 
 def _inferred(dims: Dims, depths: Mapping[str, int], adapter: Adapter) -> Problem:
     known = [f"{name} = {value}" for name, value in {**dims.values, **depths}.items()]
-    return Problem("dims-inferred", adapter.name, f"dims are inferred from the tensors: {', '.join(known)}", severity="note")
+    return Problem(
+        "dims-inferred", adapter.name, f"dims are inferred from the tensors: {', '.join(known)}", severity="note"
+    )
 
 
 def nonfinite(bound: BoundAdapter) -> Iterator[Problem]:
@@ -226,8 +239,13 @@ def nonfinite(bound: BoundAdapter) -> Iterator[Problem]:
     factors = {id(t) for s, d in bound.deltas.items() if np.isfinite(bound.energies[s]) for t in (d.A, d.B)}
     for name, tensor in bound.adapter.tensors():
         if id(tensor) not in factors and tensor.dtype in FLOATS and (bad := _bad(tensor)):
-            yield Problem("nonfinite", name, f"{bad} of {tensor.size} numbers are NaN or Inf", "finite numbers",
-                          "--allow-nonfinite lets them through.")  # fmt: skip
+            yield Problem(
+                "nonfinite",
+                name,
+                f"{bad} of {tensor.size} numbers are NaN or Inf",
+                "finite numbers",
+                "--allow-nonfinite lets them through.",
+            )
 
 
 def _bad(tensor: Tensor) -> int:

@@ -14,11 +14,13 @@ from adaptrix.sources import hub, local
 
 @hookimpl
 def adaptrix_architectures() -> Iterator[Architecture]:
+    """The families in ``registry/``."""
     return read_folder(builtin_folder())
 
 
 @hookimpl
 def adaptrix_formats() -> Iterator[Format]:
+    """The injection file first: it is what a renamed file is tried as."""
     yield Format(
         name="injection",
         patterns=(("*" + injection.SUFFIX,),),
@@ -38,5 +40,6 @@ def adaptrix_formats() -> Iterator[Format]:
 
 @hookimpl
 def adaptrix_sources() -> Iterator[Source]:
+    """The disk first: a name that exists both as a folder and on the hub is the folder."""
     yield local.SOURCE
     yield hub.SOURCE

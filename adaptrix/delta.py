@@ -169,7 +169,7 @@ def total_energy(deltas: Iterable[LowRank]) -> float:
 
 def _norm(A: Matrix, B: Matrix) -> float:
     """‖B·A‖_F through the QR of both factors: no cancellation, unlike the Gram matrices."""
-    return float(np.linalg.norm(np.linalg.qr(B, mode="r") @ np.linalg.qr(A.T, mode="r").T))
+    return float(np.linalg.norm(np.linalg.qr(B)[1] @ np.linalg.qr(A.T)[1].T))
 
 
 def _only(pairs: list[tuple[Matrix, Matrix]]) -> tuple[Matrix, Matrix]:

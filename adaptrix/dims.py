@@ -103,7 +103,9 @@ class Dims:
         """``expression`` with its value and the dimensions it was computed from, for messages."""
         parts = [f"{name}={self.values[name]}" for name in sorted(names_in(expression) & self.values.keys())]
         value = self.get(expression)
-        return f"{expression} = {value}" + (f" ({', '.join(parts)})" if parts and parts != [f"{expression}={value}"] else "")
+        return f"{expression} = {value}" + (
+            f" ({', '.join(parts)})" if parts and parts != [f"{expression}={value}"] else ""
+        )
 
 
 def read_dims(rules: Mapping[str, Rule], config: Mapping[str, Any]) -> Dims:
@@ -125,9 +127,7 @@ def read_dims(rules: Mapping[str, Rule], config: Mapping[str, Any]) -> Dims:
     return Dims(MappingProxyType(ordered), MappingProxyType(dict.fromkeys(ordered, "config")))
 
 
-def _resolve(
-    rule: Rule, config: Mapping[str, Any], values: Mapping[str, int], awaited: Set[str]
-) -> int | None:
+def _resolve(rule: Rule, config: Mapping[str, Any], values: Mapping[str, int], awaited: Set[str]) -> int | None:
     for option in rule:
         if option.when is not None and not _lookup(config, option.when):
             continue

@@ -52,7 +52,9 @@ def by_paths(adapter: Adapter, architectures: Iterable[Architecture]) -> Identit
         return _unknown(adapter, "no architecture has all of these modules", "Name the base with --base MODEL.")
     chosen = min(fitting, key=lambda a: (not _named(a, adapter), len(a.roles), a.family))
     others = [a.family for a in fitting if a is not chosen]
-    says = f"taken for {chosen.family} by its module paths" + (f"; {', '.join(others)} would fit as well" if others else "")
+    says = f"taken for {chosen.family} by its module paths" + (
+        f"; {', '.join(others)} would fit as well" if others else ""
+    )
     return Identity(chosen, Dims(), known=True, problems=(Problem("family", adapter.name, says, severity="note"),))
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import fsum
 from typing import Any
 
+from adaptrix.adapter import Adapter, Extra
 from adaptrix.bind import BoundAdapter, ranges
 from adaptrix.errors import Problem
 
@@ -36,45 +37,54 @@ class Inspection:
     @property
     def picture(self) -> Mapping[str, Mapping[int, float]]:
         """‖ΔW‖_F by role (with its part) and layer; experts of a layer add up in squares."""
-        squares: dict[str, dict[int, float]] = {}
+        squares: dict[str, dict[int, float]] = {summary.role: {} for summary in self.roles if summary.layers}
         for site, energy in self.bound.energies.items():
             if site.layer is not None:
-                row = squares.setdefault(_label(site.role, site.part), {})
+                row = squares[_label(site.role, site.part)]
                 row[site.layer] = row.get(site.layer, 0.0) + energy
         return {role: {layer: square**0.5 for layer, square in row.items()} for role, row in squares.items()}
 
     def as_dict(self) -> dict[str, Any]:
-        adapter, bound = self.bound.adapter, self.bound
-        source = adapter.provenance
+        bound, adapter = self.bound, self.bound.adapter
         return {
             "name": adapter.name,
             "base": adapter.base,
             "architecture": bound.architecture.family,
             "dims": {name: {"value": v, "from": bound.dims.origins[name]} for name, v in bound.dims.values.items()},
             "depths": dict(bound.depths),
-            "source": {
-                "uri": source.uri,
-                "format": source.format,
-                "commit": source.commit,
-                "files": dict(source.files),
-                "config": dict(source.config),
-            },
-            "plan": None
-            if adapter.recorded is None
-            else {"policy": adapter.recorded.policy, "layers": {s: list(v) for s, v in adapter.recorded.layers.items()}},
+            "source": _fields(adapter.provenance),
+            "plan": _plan(adapter),
             "tensors": sum(1 for _ in adapter.tensors()),
             "bytes": sum(tensor.nbytes for _, tensor in adapter.tensors()),
-            "roles": [{name: getattr(role, name) for name in RoleSummary.__annotations__} for role in self.roles],
+            "roles": [_fields(role) for role in self.roles],
             "norms": {role: {str(layer): norm for layer, norm in row.items()} for role, row in self.picture.items()},
-            "extras": {key: {"kind": e.kind, "dtype": e.tensor.dtype, "shape": list(e.tensor.shape)} for key, e in adapter.extras.items()},
+            "extras": {key: _extra(extra) for key, extra in adapter.extras.items()},
             "problems": [problem.as_dict() for problem in self.problems],
         }
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    """The fields of a frozen dataclass by name, mappings as dicts, nothing copied deeper."""
+    found = {field.name: getattr(value, field.name) for field in fields(value)}
+    return {name: dict(item) if isinstance(item, Mapping) else item for name, item in found.items()}
+
+
+def _plan(adapter: Adapter) -> dict[str, Any] | None:
+    if adapter.recorded is None:
+        return None
+    layers = {stack: list(found) for stack, found in adapter.recorded.layers.items()}
+    return {"policy": adapter.recorded.policy, "layers": layers}
+
+
+def _extra(extra: Extra) -> dict[str, Any]:
+    return {"kind": extra.kind, "dtype": extra.tensor.dtype, "shape": list(extra.tensor.shape)}
 
 
 def summarise(bound: BoundAdapter) -> Inspection:
     """The inspection of a bound adapter."""
     groups: dict[str, list[Any]] = {}
-    for site in bound.deltas:
+    place = {role: i for i, role in enumerate(bound.architecture.roles)}  # the family's own order: q k v o …
+    for site in sorted(bound.deltas, key=lambda site: (place[site.role], site.order)):
         groups.setdefault(_label(site.role, site.part), []).append(site)
     roles = tuple(_summary(bound, role, sites) for role, sites in groups.items())
     return Inspection(bound, roles, bound.problems)

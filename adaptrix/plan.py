@@ -71,7 +71,8 @@ class Plan:
             for stack, depth in self.bound.depths.items()
         ]
         where = f"layers {', '.join(parts)}" if parts else "no layers"
-        return f"plan {self.policy}: {where}, {len(self.sites)} of {len(self.bound.deltas)} sites, {self.retained:.1%} of ‖ΔW‖²"
+        sites = f"{len(self.sites)} of {len(self.bound.deltas)} sites"
+        return f"plan {self.policy}: {where}, {sites}, {self.retained:.1%} of ‖ΔW‖²"
 
 
 def make_plan(bound: BoundAdapter, policy: str) -> Plan:
@@ -163,8 +164,13 @@ def recorded_plan(bound: BoundAdapter, recorded: Recorded) -> Plan:
     moved = sorted(recorded.overrides.keys() - named.keys())
     if moved:
         raise UsageError(
-            Problem("plan", ", ".join(moved[:5]), "the file's plan names sites that this architecture does not have",
-                    "the architecture it was written with", "Give --layers to make a new plan.")  # fmt: skip
+            Problem(
+                "plan",
+                ", ".join(moved[:5]),
+                "the file's plan names sites that this architecture does not have",
+                "the architecture it was written with",
+                "Give --layers to make a new plan.",
+            )
         )
     overrides = {named[name]: delta for name, delta in recorded.overrides.items()}
     return Plan(bound, recorded.policy, recorded.layers, recorded.gains, MappingProxyType(overrides))

@@ -35,8 +35,12 @@ def cast(plan: Plan, dtype: str) -> Plan:
     deltas = {site: _cast(delta, dtype) for site, delta in plan.bound.deltas.items()}
     overrides = {site: _cast(delta, dtype) for site, delta in plan.overrides.items()}
     worst = max((_error(t, c) for s, d in plan.bound.deltas.items() for t, c in _pairs(d, deltas[s])), default=0.0)
-    note = Problem("cast", "plan", f"deltas rounded to {dtype}; largest relative error of a tensor {worst:.2e}", severity="note")
-    adapter = replace(plan.bound.adapter, deltas=MappingProxyType({plan.bound.targets[s]: d for s, d in deltas.items()}))
+    note = Problem(
+        "cast", "plan", f"deltas rounded to {dtype}; largest relative error of a tensor {worst:.2e}", severity="note"
+    )
+    adapter = replace(
+        plan.bound.adapter, deltas=MappingProxyType({plan.bound.targets[s]: d for s, d in deltas.items()})
+    )
     bound = replace(plan.bound, adapter=adapter, deltas=MappingProxyType(deltas))
     return replace(plan, bound=bound, overrides=MappingProxyType(overrides), notes=(*plan.notes, note))
 

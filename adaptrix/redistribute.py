@@ -40,7 +40,9 @@ def reshape_plan(plan: Plan, redistribute: Redistribution, rank: int | None) -> 
             lost.append(site) if home is None else groups[home].append(site)
     changed = {site: members for site, members in groups.items() if _changes(plan, members, rank)}
     _require_sums(plan, changed.values())
-    results = {site: _combine([plan.bound.deltas[member] for member in members], rank) for site, members in changed.items()}
+    results = {
+        site: _combine([plan.bound.deltas[member] for member in members], rank) for site, members in changed.items()
+    }
     notes = [*plan.notes, *_notes(results, changed, rank), *_homeless(lost)]
     overrides = MappingProxyType({site: delta for site, (delta, _) in results.items()})
     return replace(plan, overrides=overrides, notes=tuple(notes))
@@ -62,8 +64,13 @@ def _require_sums(plan: Plan, groups: Iterable[list[Site]]) -> None:
     odd = [s for members in groups for s in members if (d := plan.bound.deltas[s]).magnitude is not None or d.experts]
     if odd:
         raise RefusedError(
-            Problem("no-sum", str(site), "DoRA or stacked experts: no sum of low-rank terms", "plain LoRA",
-                    "Leave out --redistribute and --rank for this adapter.")  # fmt: skip
+            Problem(
+                "no-sum",
+                str(site),
+                "DoRA or stacked experts: no sum of low-rank terms",
+                "plain LoRA",
+                "Leave out --redistribute and --rank for this adapter.",
+            )
             for site in odd
         )
 
@@ -93,11 +100,15 @@ def _notes(
     ranks = sorted({delta.rank for delta, _ in results.values()})
     done = f"{folded} deltas folded into {len(changed)}" if folded else f"{len(changed)} deltas recompressed"
     limit = f" (--rank {rank})" if rank is not None else ""
-    found = f"{done}, rank {ranks[0]} to {ranks[-1]}{limit}; relative error of ΔW at most {results[worst][1]:.2e} ({worst})"
+    found = (
+        f"{done}, rank {ranks[0]} to {ranks[-1]}{limit}; relative error of ΔW at most {results[worst][1]:.2e} ({worst})"
+    )
     yield Problem("redistributed", "plan", found, severity="note")
 
 
 def _homeless(lost: list[Site]) -> Iterator[Problem]:
     if lost:
         names = ", ".join(map(str, lost[:5])) + (", …" if len(lost) > 5 else "")
-        yield Problem("not-folded", "plan", f"{len(lost)} deltas have no kept layer of their role: {names}", severity="warning")
+        yield Problem(
+            "not-folded", "plan", f"{len(lost)} deltas have no kept layer of their role: {names}", severity="warning"
+        )

@@ -206,12 +206,18 @@ def _destination(name: str, out: Path | None, form: Format) -> Path:
 
 def _would_lose(plan: Plan, to: str) -> UsageError:
     idle = len(plan.bound.deltas) - len(plan.sites)
-    found = f"{idle} deltas are outside the plan and {len(plan.overrides)} replaced by it; a {to} folder has no place for them"
-    return UsageError(Problem("would-lose", f"to {to}", found, "the plan all", "Add --prune to drop them, or leave out --layers."))
+    found = f"{idle} deltas are outside the plan and {len(plan.overrides)} replaced by it"
+    remedy = f"A {to} folder has no place for them: add --prune to drop them, or leave out --layers."
+    return UsageError(Problem("would-lose", f"to {to}", found, "the plan all", remedy))
 
 
 def _no_base(base: str, error: AdaptrixError) -> Problem:
     why = error.problems[0].found if error.problems else str(error)
     kind = "cannot be reached" if isinstance(error, UnreachableError) else "cannot be used"
-    return Problem("base", base, f"the base {kind} ({why})", severity="note",
-                   remedy="Dims are inferred from the tensors; name another with --base MODEL.")  # fmt: skip
+    return Problem(
+        "base",
+        base,
+        f"the base {kind} ({why})",
+        severity="note",
+        remedy="Dims are inferred from the tensors; name another with --base MODEL.",
+    )

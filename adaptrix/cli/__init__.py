@@ -106,9 +106,17 @@ def run(args: list[str]) -> int:
             raise
         name = type(error).__name__
         said = f"{name}: {error}" if str(error) else name
-        return _fail(AdaptrixError(Problem("internal", "adaptrix", f"internal error, {said}",
-                                           remedy="Set ADAPTRIX_TRACEBACK=1 to see where, and report it.")),
-                     "--json" in args)  # fmt: skip
+        return _fail(
+            AdaptrixError(
+                Problem(
+                    "internal",
+                    "adaptrix",
+                    f"internal error, {said}",
+                    remedy="Set ADAPTRIX_TRACEBACK=1 to see where, and report it.",
+                )
+            ),
+            "--json" in args,
+        )
 
 
 def _fail(error: AdaptrixError, as_json: bool) -> int:

@@ -61,8 +61,13 @@ def _find(name: str) -> Architecture:
 
     near = get_close_matches(name, [a.family for a in known] + [t for a in known for t in a.model_types], 3)
     raise UsageError(
-        Problem("architecture", name, "no such family or model_type", f"such as {', '.join(near)}" if near else "",
-                "`adaptrix architectures` lists them; `adaptrix architectures derive MODEL` makes one.")  # fmt: skip
+        Problem(
+            "architecture",
+            name,
+            "no such family or model_type",
+            f"such as {', '.join(near)}" if near else "",
+            "`adaptrix architectures` lists them; `adaptrix architectures derive MODEL` makes one.",
+        )
     )
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import click
 
-from adaptrix.cli.common import Voice, print_json, show_problems, voice_options, working
+from adaptrix.cli.common import Voice, base_option, print_json, show_problems, voice_options, working
 from adaptrix.workflow import Report, Workshop
 
 
 @click.command()
 @click.argument("source", metavar="SRC")
-@click.option("--base", metavar="MODEL", help="Base to check against: a folder or OWNER/NAME. Only config.json is read.")
+@base_option
 @click.option("--allow-nonfinite", is_flag=True, help="Let NaN and Inf pass.")
 @voice_options
 def command(source: str, base: str | None, allow_nonfinite: bool, voice: Voice) -> int:

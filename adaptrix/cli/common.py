@@ -29,6 +29,11 @@ class Voice:
     verbose: bool = False
 
 
+base_option = click.option(
+    "--base", metavar="MODEL", help="Base to check against: a folder or OWNER/NAME. Only its config.json is read."
+)
+
+
 def voice_options(function: F) -> F:
     """Adds ``--json``, ``-q`` and ``-v``; the command takes them as one ``voice``."""
 
@@ -58,7 +63,7 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    if isinstance(value, float) and not (value - value == 0.0):
+    if isinstance(value, float) and value - value != 0.0:
         return None
     return value
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from adaptrix.cli.common import Voice, print_json, show_problems, size, voice_options, working
+from adaptrix.cli.common import Voice, base_option, print_json, show_problems, size, voice_options, working
 from adaptrix.errors import AdaptrixError, Problem, UsageError
 from adaptrix.workflow import Conversion, Options, Workshop
 
@@ -15,11 +15,16 @@ from adaptrix.workflow import Conversion, Options, Workshop
 @click.command()
 @click.argument("sources", metavar="SRC...", nargs=-1, required=True)
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="File or folder to write; a folder for several SRC.")
-@click.option("--to", default="injection", show_default=True, metavar="FORMAT", help="injection, peft, or a plugin's format.")
-@click.option("--base", metavar="MODEL", help="Base to check against: a folder or OWNER/NAME. Only config.json is read.")
+@click.option("--to", default="injection", show_default=True, metavar="FORMAT", help="injection or peft.")
+@base_option
 @click.option("--layers", metavar="POLICY", help="all, middle, spread:K, energy:K, or 8-23,28. [default: middle]")
-@click.option("--redistribute", type=click.Choice(["none", "nearest"]), default="none", show_default=True,
-              help="Fold the deltas of dropped layers into the nearest kept layer.")  # fmt: skip
+@click.option(
+    "--redistribute",
+    type=click.Choice(["none", "nearest"]),
+    default="none",
+    show_default=True,
+    help="Fold the deltas of dropped layers into the nearest kept layer.",
+)
 @click.option("--rank", type=int, metavar="R", help="Recompress deltas above this rank (QR + SVD).")
 @click.option("--prune", is_flag=True, help="Drop what the plan does not use. The only way to lose something.")
 @click.option("--dtype", type=click.Choice(["F32", "F16", "BF16", "F64"], case_sensitive=False), help="Round deltas.")
@@ -40,8 +45,9 @@ def command(sources: tuple[str, ...], out: Path | None, voice: Voice, **options:
     byte for byte; the plan says which layers act.
     """
     if len(sources) > 1 and out is not None and not out.is_dir():
-        raise UsageError(Problem("option", str(out), "no folder", "an existing folder for several sources",
-                                 f"mkdir {out}"))  # fmt: skip
+        raise UsageError(
+            Problem("option", str(out), "no folder", "an existing folder for several sources", f"mkdir {out}")
+        )
     workshop, results, codes = Workshop(), [], []
     for source in sources:
         try:
@@ -53,7 +59,7 @@ def command(sources: tuple[str, ...], out: Path | None, voice: Voice, **options:
             show_problems(error.problems, voice)
         else:
             results.append(_result(source, done))
-            _show(done, options, voice)
+            _show(done, voice)
     if voice.json:
         print_json(results)
     show_problems(workshop.catalog.problems, voice)
@@ -85,7 +91,7 @@ def _result(source: str, done: Conversion) -> dict[str, Any]:
     }
 
 
-def _show(done: Conversion, options: dict[str, Any], voice: Voice) -> None:
+def _show(done: Conversion, voice: Voice) -> None:
     if not voice.json and not voice.quiet:
         tensors = list(done.plan.bound.adapter.tensors())
         held = f"{len(tensors)} tensors, {size(sum(tensor.nbytes for _, tensor in tensors))}"

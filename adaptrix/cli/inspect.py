@@ -6,16 +6,20 @@ from pathlib import Path
 
 import click
 
-from adaptrix.cli.common import Voice, print_json, show_problems, voice_options, working
+from adaptrix.cli.common import Voice, base_option, print_json, show_problems, voice_options, working
 from adaptrix.inspection import Inspection, summarise
 from adaptrix.workflow import Workshop
 
 
 @click.command()
 @click.argument("source", metavar="SRC")
-@click.option("--base", metavar="MODEL", help="Base to check against: a folder or OWNER/NAME. Only config.json is read.")
-@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.svg|png",
-              help="Draw ‖ΔW‖ by layer and role to a file (needs adaptrix[plot]).")  # fmt: skip
+@base_option
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.svg|png",
+    help="Draw ‖ΔW‖ by layer and role to a file (needs adaptrix[plot]).",
+)
 @click.option("--force", is_flag=True, help="Replace an existing plot.")
 @voice_options
 def command(source: str, base: str | None, plot: Path | None, force: bool, voice: Voice) -> int:

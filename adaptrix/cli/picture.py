@@ -45,7 +45,9 @@ def _card(inspection: Inspection) -> RenderableType:
     if adapter.recorded is not None:
         rows["plan"] = adapter.recorded.policy
     rows |= {f"sha256 {name}": digest for name, digest in source.files.items()}
-    table = Table.grid(padding=(0, 2))
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     for name, value in rows.items():
         table.add_row(Text(clean(name), style="dim"), Text(clean(value)))
     return table
@@ -53,7 +55,17 @@ def _card(inspection: Inspection) -> RenderableType:
 
 def _config(config: Mapping[str, object]) -> str:
     """What is set of the config's keys that say how the adapter was trained."""
-    keys = ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "lora_dropout", "bias", "task_type", "peft_version")
+    keys = (
+        "peft_type",
+        "r",
+        "lora_alpha",
+        "use_rslora",
+        "use_dora",
+        "lora_dropout",
+        "bias",
+        "task_type",
+        "peft_version",
+    )
     return ", ".join(f"{key} {config[key]}" for key in keys if config.get(key) not in (None, False, 0.0, "none"))
 
 

@@ -18,8 +18,9 @@ def draw(inspection: Inspection, path: Path, *, force: bool) -> None:
     try:
         import matplotlib
     except ImportError:
-        raise UsageError(Problem("missing", "matplotlib", "it is not installed",
-                                 remedy='pip install "adaptrix[plot]"')) from None  # fmt: skip
+        raise UsageError(
+            Problem("missing", "matplotlib", "it is not installed", remedy='pip install "adaptrix[plot]"')
+        ) from None
     matplotlib.use("agg")
     matplotlib.rcParams["svg.hashsalt"] = "adaptrix"  # equal input gives an equal file
     from matplotlib import pyplot
@@ -35,6 +36,8 @@ def draw(inspection: Inspection, path: Path, *, force: bool) -> None:
         axes.set_title(f"{inspection.bound.adapter.name}: ‖ΔW‖ by layer and role")
         figure.colorbar(image, ax=axes, label="‖ΔW‖")
         with atomic.output(path, force=force) as work:
-            figure.savefig(work, format=path.suffix[1:].lower(), metadata={"Date": None} if path.suffix == ".svg" else None)
+            figure.savefig(
+                work, format=path.suffix[1:].lower(), metadata={"Date": None} if path.suffix == ".svg" else None
+            )
     finally:
         pyplot.close(figure)

@@ -1,0 +1,45 @@
+# Two commands for a fresh machine: `make demo` and `make test`. Everything they need is installed here.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
+
+.PHONY: demo test test-slow lint wheel bench constraints clean
+.DELETE_ON_ERROR:
+
+# Plugins are installed like anyone's, from their own pyproject.
+$(STAMP): pyproject.toml constraints.txt $(wildcard plugins/*/pyproject.toml)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install -q -c constraints.txt --group dev $(foreach plugin,$(PLUGINS),-e $(plugin)) -e .
+	touch $@
+
+demo: $(STAMP)
+	PATH="$(abspath $(BIN)):$$PATH" sh examples/demo.sh
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -n 2 -m slow
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# The wheel, in a bare venv without torch, outside the repository.
+wheel: $(STAMP)
+	PYTHON="$(PYTHON)" BUILD="$(abspath $(BIN))/python" sh .ci/wheel
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/convert.py
+	$(BIN)/python benchmarks/bad_input.py
+
+constraints:
+	sh .ci/constraints $(PYTHON)
+
+clean:
+	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,16 @@
+#!/bin/sh
+# The main job on a checkpoint that ships with the repository: check, look, convert, and back again.
+set -eu
+data=$(cd "$(dirname "$0")/../tests/data/demo" && pwd)
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cd "$work"
+
+say() { printf '\n$ %s\n' "$*"; "$@"; }
+
+say adaptrix check "$data/adapter" --base "$data/base"
+say adaptrix inspect "$data/adapter" --base "$data/base"
+say adaptrix convert "$data/adapter" --base "$data/base" --name demo
+say adaptrix convert demo.adaptrix.safetensors --to peft -o demo-peft
+say cmp "$data/adapter/adapter_model.safetensors" demo-peft/adapter_model.safetensors
+echo "Every tensor came back byte for byte."
