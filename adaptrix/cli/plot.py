@@ -30,7 +30,7 @@ def draw(inspection: Inspection, path: Path, *, force: bool) -> None:
     grid = [[row.get(layer, float("nan")) for layer in range(depth)] for row in picture.values()]
     figure, axes = pyplot.subplots(figsize=(max(4.0, 0.22 * depth + 2), 0.4 * len(grid) + 1.6), layout="constrained")
     try:
-        image = axes.imshow(grid or [[float("nan")]], aspect="auto", cmap="viridis")
+        image = axes.imshow(grid or [[float("nan")]], aspect="auto", cmap="viridis", vmin=0)
         axes.set_yticks(range(len(grid)), list(picture))
         axes.set_xlabel("layer")
         axes.set_title(f"{inspection.bound.adapter.name}: ‖ΔW‖ by layer and role")

@@ -1,0 +1,5 @@
+"""``python -m adaptrix``."""
+
+from adaptrix.cli import main
+
+main()
