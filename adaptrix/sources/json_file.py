@@ -1,0 +1,80 @@
+"""JSON objects from files that nobody vouches for: bounded in size and in depth."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+from adaptrix.errors import RefusedError, refuse
+from adaptrix.sources.text import amount
+
+#: no config is near this: the largest published are some hundred kB
+MAX_BYTES = 10_000_000
+MAX_DEPTH = 64
+
+
+def read_object(path: Path, where: str, limit: int = MAX_BYTES) -> dict[str, Any]:
+    """The object in ``path``; ``where`` is what messages call it.
+
+    Raises ``RefusedError``: ``json-unreadable`` (no file, no permission, a pipe), ``json-too-large``,
+    ``json-invalid`` (not UTF-8, not JSON), ``json-too-deep`` or ``json-not-an-object``.
+    """
+    value = _parse(_bytes(path, where, limit), where)
+    if not isinstance(value, dict):
+        raise refuse("json-not-an-object", where, f"it holds {_kind(value)}", "a JSON object")
+    if _deeper_than(value, MAX_DEPTH):
+        raise refuse("json-too-deep", where, f"it is nested more than {MAX_DEPTH} deep", "a model's config")
+    return value
+
+
+def too_large(where: str, size: int, limit: int = MAX_BYTES) -> RefusedError:
+    """The refusal of a config of ``size`` bytes, for callers that know it before they read."""
+    return refuse(
+        "json-too-large",
+        where,
+        f"it has {amount(size)}",
+        f"a config of at most {amount(limit)}",
+        "Something else bears the name of a config: restore the file.",
+    )
+
+
+def _bytes(path: Path, where: str, limit: int) -> bytes:
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
+            raise refuse("json-unreadable", where, "it is not a regular file")
+        with open(path, "rb") as file:
+            data = file.read(limit + 1)
+    except OSError as error:
+        raise refuse("json-unreadable", where, f"it cannot be read: {error.strerror or error}") from error
+    if len(data) > limit:
+        raise too_large(where, max(path.stat().st_size, len(data)), limit)
+    return data
+
+
+def _parse(data: bytes, where: str) -> object:
+    try:
+        return json.loads(data.decode("utf-8-sig"))
+    except RecursionError as error:
+        raise refuse("json-too-deep", where, f"it is nested more than {MAX_DEPTH} deep") from error
+    except ValueError as error:  # JSONDecodeError, UnicodeDecodeError, an integer of 5,000 digits
+        raise refuse("json-invalid", where, f"it is not JSON: {error}", remedy="Fetch or copy it again.") from error
+
+
+def _kind(value: object) -> str:
+    names = {list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _deeper_than(value: object, depth: int) -> bool:
+    level: list[object] = [value]
+    for _ in range(depth):
+        level = [child for parent in level for child in _children(parent)]
+    return bool(level)
+
+
+def _children(value: object) -> list[object]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else []

@@ -1,0 +1,192 @@
+"""Adapters and base configs on this disk: a folder, or one file of an adapter."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from adaptrix.errors import AdaptrixError, Problem, UsageError, refuse
+from adaptrix.records import Bundle, Format, Source
+from adaptrix.sources.full_model import count_tensors
+from adaptrix.sources.json_file import read_object
+from adaptrix.sources.select import Choice, Listing, at_top, choose, choose_file
+from adaptrix.sources.text import shown, some
+
+#: a name that ends so is a file that somebody expected here, not a repository
+_SUFFIXES = (".safetensors", ".bin", ".json", ".gguf", ".pt", ".pth", ".ckpt")
+_MAX_FOLDERS = 1000
+_ODD = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def claims(uri: str) -> bool:
+    """Whether ``uri`` is a path: it exists, or it can be nothing else (``./x``, ``/x``, ``~/x``, ``x.bin``).
+
+    Names that nobody can mean (empty, with control characters) are claimed as well, to be refused here.
+    """
+    return not uri or not uri.isprintable() or os.path.lexists(_path(uri)) or _looks_like_path(uri)
+
+
+def fetch(uri: str, formats: Sequence[Format]) -> Bundle:
+    """The files of the adapter at ``uri``; nothing is copied.
+
+    Raises ``UsageError`` (``path-empty``, ``path-unprintable``, ``path-missing``) or ``RefusedError``
+    (``link-broken``, ``file-odd``, ``no-permission``, ``disk-error``, ``too-many-folders``, and what
+    :mod:`adaptrix.sources.select` finds).
+    """
+    with _reading(uri):
+        path = _existing(uri)
+        folder = path if path.is_dir() else path.parent
+        choice = _in_folder(uri, path, formats) if path.is_dir() else _by_file(uri, path, formats)
+        home = folder / choice.folder
+        files = {name: home / name for name in choice.names}
+        for file in files.values():
+            _require_readable(file)
+        return Bundle(os.path.join(uri, choice.folder) if choice.folder else uri, choice.label or _name(home), files)
+
+
+def config(uri: str) -> Mapping[str, Any]:
+    """The base model's config: ``config.json`` in the folder ``uri``, or the file itself.
+
+    Raises as :func:`fetch` does; ``config-missing`` where the folder has none, and ``json-…`` where it
+    is no JSON object of a config's size.
+    """
+    with _reading(uri):
+        path = _existing(uri)
+        if not path.is_dir():
+            return read_object(path, uri)
+        if not os.path.lexists(path / "config.json"):
+            there = some(name for name, _ in _entries(path))
+            raise refuse("config-missing", uri, f"there is no config.json in it, only {there or 'nothing'}")
+        return read_object(path / "config.json", os.path.join(uri, "config.json"))
+
+
+@contextmanager
+def _reading(uri: str) -> Iterator[None]:
+    """Turns what the disk says no with into a refusal."""
+    try:
+        yield
+    except PermissionError as error:
+        raise refuse("no-permission", uri, "it may not be read", remedy="Ask for read access.") from error
+    except OSError as error:
+        raise refuse("disk-error", uri, f"it cannot be read: {error.strerror or error}") from error
+
+
+def _path(uri: str) -> Path:
+    path = Path(uri)
+    return path.expanduser() if uri.startswith("~") and not os.path.lexists(path) else path
+
+
+def _looks_like_path(uri: str) -> bool:
+    if "://" in uri:
+        return False
+    rooted = uri.startswith(("/", "~", "./", "../")) or uri in (".", "..") or uri.endswith("/")
+    return rooted or "\\" in uri or ".." in uri.split("/") or uri.endswith(_SUFFIXES)
+
+
+def _existing(uri: str) -> Path:
+    """The absolute path of what ``uri`` names, which is a folder or a regular file."""
+    if not uri:
+        raise UsageError(Problem("path-empty", "", "the name of an adapter is empty"))
+    if not uri.isprintable():
+        found = "the name has control characters or bytes that are no text"
+        raise UsageError(Problem("path-unprintable", ascii(uri), found, remedy="Rename it."))
+    path = _path(uri)
+    if not os.path.lexists(path):
+        raise _missing(uri, path)
+    if kind := _odd(path):
+        code = "link-broken" if path.is_symlink() else "file-odd"
+        raise refuse(code, uri, f"it is {kind}", "a folder or a file")
+    return path.absolute()
+
+
+def _missing(uri: str, path: Path) -> AdaptrixError:
+    """Says where the path stops existing, and what is there instead."""
+    parent = path.parent
+    while not os.path.lexists(parent) and parent != parent.parent:
+        path, parent = parent, parent.parent
+    where = "here" if str(parent) == "." else f"in {parent}"
+    if not os.path.isdir(parent):
+        return _no_path(uri, f"{parent} is no folder")
+    if not os.access(parent, os.X_OK):
+        return refuse("no-permission", uri, f"the folder {parent} may not be entered")
+    there = [name for name, _ in _entries(parent)] if os.access(parent, os.R_OK) else []
+    close = get_close_matches(path.name, there, n=3)
+    remedy = f"Is it {some(close)}?" if close else f"There is {some(there, 5)} {where}." if there else ""
+    return _no_path(uri, f"there is no {path.name} {where}", remedy)
+
+
+def _no_path(uri: str, found: str, remedy: str = "") -> UsageError:
+    return UsageError(Problem("path-missing", uri, found, "a folder or a file", remedy))
+
+
+def _odd(path: Path) -> str | None:
+    """What ``path`` is, if it is neither a folder nor a regular file."""
+    try:
+        mode = path.stat().st_mode
+    except PermissionError:
+        return "in a folder that may not be entered"
+    except OSError:  # the target is missing, or a loop
+        return f"a link to {shown(os.readlink(path))}, which is not there" if path.is_symlink() else "gone"
+    return None if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else _ODD.get(stat.S_IFMT(mode), "no file")
+
+
+def _in_folder(uri: str, folder: Path, formats: Sequence[Format]) -> Choice:
+    entries = _entries(folder)
+    listing = _listing(uri, folder, entries)
+    if not at_top(listing, formats):
+        listing = _listing(uri, folder, [*entries, *_below(uri, entries)])
+    return choose(listing, formats)
+
+
+def _by_file(uri: str, path: Path, formats: Sequence[Format]) -> Choice:
+    folder = path.parent
+    entries = _entries(folder) if os.access(folder, os.R_OK) else [(path.name, path)]
+    listing = _listing(uri, folder, entries)
+    beside = partial(os.path.join, os.path.dirname(uri))
+    return choose_file(replace(listing, address=beside), path.name, formats)
+
+
+def _listing(uri: str, folder: Path, entries: Sequence[tuple[str, Path]]) -> Listing:
+    odd = {name: kind for name, path in entries if (kind := _odd(path))}
+    files = {name: path.stat().st_size for name, path in entries if name not in odd and path.is_file()}
+    return Listing(uri, files, partial(os.path.join, uri), odd, partial(count_tensors, folder))
+
+
+def _entries(folder: Path) -> list[tuple[str, Path]]:
+    with os.scandir(folder) as entries:
+        return sorted((entry.name, folder / entry.name) for entry in entries)
+
+
+def _below(uri: str, entries: Sequence[tuple[str, Path]]) -> Iterator[tuple[str, Path]]:
+    """What is in the folders among ``entries``; one that may not be read has nothing to offer."""
+    folders = [(name, path) for name, path in entries if not _odd(path) and path.is_dir()]
+    if len(folders) > _MAX_FOLDERS:
+        raise refuse("too-many-folders", uri, f"there are {len(folders)} folders in it", "an adapter's own folder")
+    for name, path in folders:
+        if os.access(path, os.R_OK | os.X_OK):
+            yield from ((f"{name}/{inner}", file) for inner, file in _entries(path))
+
+
+def _require_readable(path: Path) -> None:
+    if not os.access(path, os.R_OK):
+        raise refuse("no-permission", path, "this file may not be read", remedy="Ask for read access.")
+
+
+def _name(folder: Path) -> str:
+    """A folder's name as it was typed; ``.`` and ``..`` have none of their own."""
+    return folder.name if folder.name not in ("", "..") else folder.resolve().name or "adapter"
+
+
+SOURCE = Source(name="local", claims=claims, fetch=fetch, config=config)

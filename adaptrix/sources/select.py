@@ -1,0 +1,249 @@
+"""Which of the files in a place are the adapter: the same for a folder here and for a repository.
+
+Only names and sizes are looked at, so nothing has to be fetched before the choice is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from functools import cached_property
+from itertools import chain
+
+from adaptrix.errors import RefusedError, refuse
+from adaptrix.records import Format
+from adaptrix.sources.full_model import model_weights
+from adaptrix.sources.json_file import MAX_BYTES, too_large
+from adaptrix.sources.text import amount, commands, shown, some
+
+#: PEFT's own name of it; its absence has an explanation of its own
+_CONFIG = "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What is in one place. ``files``: path inside it, with ``/`` -> bytes.
+
+    ``odd``: path -> what it is, for what is there and is no readable file ("a broken link").
+    ``address`` makes of a path inside what one types to mean it. ``count`` gives the number of tensors
+    in files at the top, where that is cheap.
+    """
+
+    uri: str
+    files: Mapping[str, int]
+    address: Callable[[str], str]
+    odd: Mapping[str, str] = field(default_factory=dict)
+    count: Callable[[Sequence[str]], int | None] | None = None
+
+    @cached_property
+    def folders(self) -> Mapping[str, list[str]]:
+        """Every folder that has files ("" is the top) -> their names."""
+        folders: dict[str, list[str]] = {}
+        for path in sorted(self.files):
+            folder, _, name = path.rpartition("/")
+            folders.setdefault(folder, []).append(name)
+        return folders
+
+    def top(self) -> list[str]:
+        """The names of the files that are in no subfolder."""
+        return self.folders.get("", [])
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The files of one adapter: ``names`` in ``folder``; ``label``, if the file itself has a name.
+
+    ``rivals``: names that fit equally well where only one can be taken.
+    """
+
+    folder: str
+    names: tuple[str, ...]
+    label: str | None = None
+    rivals: tuple[str, ...] = ()
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return tuple(_join(self.folder, name) for name in self.names)
+
+
+def choose(listing: Listing, formats: Sequence[Format]) -> Choice:
+    """The adapter in a place: the one at the top, else that of the only subfolder that has one.
+
+    Raises ``RefusedError``: ``several-adapters`` lists each with the command to type, ``full-model``,
+    ``adapter-config-missing``, ``adapter-weights-missing``, ``folder-empty``, ``no-adapter``.
+    """
+    top = _adapter_in(listing, "", formats)
+    found = [top] if top else [it for name in listing.folders if (it := _adapter_in(listing, name, formats))]
+    if len(found) == 1:
+        return _settled(listing, found[0])
+    raise _several(listing, [choice.folder for choice in found]) if found else _nothing(listing, formats)
+
+
+def at_top(listing: Listing, formats: Sequence[Format]) -> bool:
+    """Whether the top holds an adapter, so that nobody need look further down."""
+    return _adapter_in(listing, "", formats) is not None
+
+
+def choose_file(listing: Listing, name: str, formats: Sequence[Format]) -> Choice:
+    """The adapter that the file ``name`` at the top belongs to, with the files beside it that it needs.
+
+    Raises ``RefusedError`` as :func:`choose` does, and ``file-unknown``.
+    """
+    names = listing.top()
+    groups = [group for fmt in formats if (group := _groups(fmt, names, name)) and [name] in group]
+    for group in groups:
+        if all(group):
+            return _settled(listing, _choice("", group, _label(formats, name)))
+    if groups:
+        raise _incomplete(listing, names, formats)
+    if model_weights([name]):
+        raise _full_model(listing, [name])
+    raise _unknown_file(listing, name, formats)
+
+
+def _adapter_in(listing: Listing, folder: str, formats: Sequence[Format]) -> Choice | None:
+    names = listing.folders.get(folder, [])
+    whole = [group for fmt in formats if (group := _groups(fmt, names)) and all(group)]
+    whole.sort(key=lambda group: max(map(len, group)) > 1)  # stable: what needs no choice comes first
+    if not whole:
+        return None
+    first = whole[0]
+    choice = _choice(folder, first, _label(formats, first[0][0]) if len(first) == 1 else None)
+    # formats that share a file describe one checkpoint: who reads it decides which of them it is
+    kin = [name for group in whole if not set(choice.names).isdisjoint(chain(*group)) for name, *_ in group]
+    return replace(choice, names=tuple(dict.fromkeys((*choice.names, *kin))))
+
+
+def _groups(fmt: Format, names: Sequence[str], wanted: str | None = None) -> list[list[str]]:
+    """For each file that a checkpoint of the format has: the names that would do, best first."""
+    return [_alternatives(patterns, names, wanted) for patterns in fmt.patterns]
+
+
+def _alternatives(patterns: tuple[str, ...], names: Sequence[str], wanted: str | None) -> list[str]:
+    if wanted is not None and any(fnmatchcase(wanted, pattern) for pattern in patterns):
+        return [wanted]
+    for pattern in patterns:
+        if found := [name for name in sorted(names) if _matches(name, pattern)]:
+            return found
+    return []
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """As in a shell, ``*`` leaves out hidden files: macOS puts ``._name`` beside what it copies."""
+    return fnmatchcase(name, pattern) and not (name.startswith(".") and not pattern.startswith("."))
+
+
+def _choice(folder: str, groups: Sequence[Sequence[str]], label: str | None) -> Choice:
+    names = tuple(dict.fromkeys(group[0] for group in groups))
+    rivals = next((tuple(group) for group in groups if len(group) > 1), ())
+    return Choice(folder, names, label, rivals)
+
+
+def _label(formats: Sequence[Format], name: str) -> str | None:
+    """What ``*`` stands for in the pattern that ``name`` fits: the adapter's name, given by its file."""
+    for pattern in (it for fmt in formats for patterns in fmt.patterns for it in patterns):
+        if pattern.startswith("*") and fnmatchcase(name, pattern):
+            return name[: len(name) - len(pattern) + 1] or None
+    return None
+
+
+def _settled(listing: Listing, choice: Choice) -> Choice:
+    if choice.rivals:
+        raise _several(listing, [_join(choice.folder, name) for name in choice.rivals])
+    for path in choice.paths:
+        if path.endswith(".json") and listing.files.get(path, 0) > MAX_BYTES:
+            raise too_large(listing.address(path), listing.files[path])
+    return choice
+
+
+def _several(listing: Listing, paths: Sequence[str]) -> RefusedError:
+    return refuse(
+        "several-adapters",
+        shown(listing.uri),
+        f"there are {len(paths)} adapters in it: {some(paths)}",
+        "one",
+        f"Say which:{commands(map(listing.address, paths))}",
+    )
+
+
+def _nothing(listing: Listing, formats: Sequence[Format]) -> RefusedError:
+    names = listing.top()
+    if any(found for fmt in formats for found in _groups(fmt, names)):
+        return _incomplete(listing, names, formats)
+    if weights := model_weights(names):
+        return _full_model(listing, weights)
+    if not listing.files and not listing.odd:
+        return refuse("folder-empty", shown(listing.uri), "there are no files in it", _wanted(formats))
+    there = [*sorted(listing.files), *(f"{path} ({what})" for path, what in listing.odd.items())]
+    return refuse("no-adapter", shown(listing.uri), f"there is no adapter in it, only {some(there)}", _wanted(formats))
+
+
+def _incomplete(listing: Listing, names: Sequence[str], formats: Sequence[Format]) -> RefusedError:
+    """One half of an adapter: its config without weights, or weights without their config."""
+    fmt = max(formats, key=lambda it: sum(map(bool, _groups(it, names))))
+    groups = _groups(fmt, names)
+    have = " and ".join(group[0] for group in groups if group)
+    missing = next(patterns for patterns, group in zip(fmt.patterns, groups, strict=True) if not group)
+    odd = "".join(f" ({name} is {listing.odd[name]})" for name in missing if name in listing.odd)
+    config = missing[0] == _CONFIG
+    return refuse(
+        "adapter-config-missing" if config else "adapter-weights-missing",
+        shown(listing.uri),
+        f"there is {have}, but no {' or '.join(missing)}{odd}",
+        remedy=_without_config() if config else _without_weights(names),
+    )
+
+
+def _without_config() -> str:
+    return (
+        "The weights alone do not say how strongly they apply (rank, alpha, variant). PEFT saves "
+        f"{_CONFIG} beside them: copy or download it from where they came."
+    )
+
+
+def _without_weights(names: Sequence[str]) -> str:
+    if weights := model_weights(names):
+        return (
+            f"{some(weights)} bears the name of a whole model's weights, not of an adapter's: merged, or saved amiss?"
+        )
+    return (
+        "Only half of the adapter was copied, or its training did not finish: get the weights from where it was saved."
+    )
+
+
+def _full_model(listing: Listing, weights: Sequence[str]) -> RefusedError:
+    count = listing.count(weights) if listing.count else None
+    size = amount(sum(listing.files.get(name, 0) for name in weights))
+    what = "a GGUF model" if weights[0].endswith(".gguf") else "a full model"
+    return refuse(
+        "full-model",
+        shown(listing.uri),
+        f"this is {what}{f' of {count:,} tensors' if count is not None else ''} ({size}), not an adapter",
+        remedy="Pass the adapter's folder or repository, or use this one as --base.",
+    )
+
+
+def _unknown_file(listing: Listing, name: str, formats: Sequence[Format]) -> RefusedError:
+    if kind := listing.odd.get(name):
+        return refuse("file-odd", shown(listing.uri), f"it is {kind}", "a file that can be read")
+    return refuse(
+        "file-unknown",
+        shown(listing.uri),
+        "no format has files of this name",
+        _wanted(formats),
+        "Give the file the name it was saved under, beside its config, or pass the folder.",
+    )
+
+
+def _wanted(formats: Sequence[Format]) -> str:
+    """``adapter_config.json with adapter_model.safetensors (or adapter_model.bin), or *.adaptrix.safetensors``."""
+    return ", or ".join(dict.fromkeys(" with ".join(map(_either, fmt.patterns)) for fmt in formats))
+
+
+def _either(patterns: tuple[str, ...]) -> str:
+    return patterns[0] + (f" (or {', '.join(patterns[1:])})" if patterns[1:] else "")
+
+
+def _join(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder else name

@@ -1,0 +1,35 @@
+"""How names and amounts are written in messages."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable
+
+_UNITS = ((1_000_000_000, "GB"), (1_000_000, "MB"), (1_000, "kB"))
+
+
+def shown(name: str) -> str:
+    """A name as it can be printed: one with control characters or undecodable bytes is quoted."""
+    return name if name.isprintable() else ascii(name)
+
+
+def amount(size: int) -> str:
+    """A number of bytes for people: ``13.5 GB``."""
+    for unit, name in _UNITS:
+        if size >= unit:
+            return f"{size / unit:.3g} {name}"
+    return f"{size} bytes"
+
+
+def some(names: Iterable[str], most: int = 10) -> str:
+    """The first few names, and how many more there are."""
+    listed = [shown(name) for name in names]
+    more = len(listed) - most
+    return ", ".join(listed[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def commands(addresses: Iterable[str], most: int = 20) -> str:
+    """What to type next, one line each."""
+    listed = [f"\n    adaptrix convert {shlex.quote(address)}" for address in addresses]
+    more = len(listed) - most
+    return "".join(listed[:most]) + (f"\n    … and {more} more" if more > 0 else "")
