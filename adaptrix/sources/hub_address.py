@@ -76,9 +76,12 @@ def _check(uri: str, address: Address) -> None:
 def _from_page(uri: str) -> Address:
     """From the address of a repository's page, or of a folder or file on it, as browsers show it."""
     from huggingface_hub import constants
-    from huggingface_hub.errors import HfUriError
-    from huggingface_hub.utils import parse_hf_uri  # type: ignore[attr-defined]
 
+    try:
+        from huggingface_hub.errors import HfUriError
+        from huggingface_hub.utils import parse_hf_uri  # type: ignore[attr-defined]
+    except ImportError as error:  # older clients
+        raise _off(uri, "the installed huggingface-hub cannot take the address of a page apart") from error
     try:
         page = parse_hf_uri(uri, endpoint=constants.ENDPOINT)
     except HfUriError as error:
