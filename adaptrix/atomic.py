@@ -43,16 +43,17 @@ def output(path: Path, *, force: bool = False) -> Iterator[Path]:
     work = path.parent / f".adaptrix-{secrets.token_hex(6)}{path.suffix[:16]}"
     try:
         _check(path, force)
-        yield work
-        _sync(work)
-        _publish(work, path, force)
-        _sync_folder(path.parent)
+        try:
+            yield work
+            _sync(work)
+            _publish(work, path, force)
+            _sync_folder(path.parent)
+        finally:
+            _remove(work)
     except OSError as error:
         if refusal := _refusal(error, work, path):
             raise refusal from None
         raise
-    finally:
-        _remove(work)
 
 
 def _refusal(error: OSError, work: Path, path: Path) -> RefusedError | None:
@@ -76,7 +77,8 @@ def _check(path: Path, force: bool) -> None:
     if not path.parent.is_dir():
         raise refuse("no-folder", path.parent, "there is no such folder", remedy="Create it, or write elsewhere.")
     if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise OSError(errno.EACCES, "", str(path.parent))
+        read_only = os.statvfs(path.parent).f_flag & os.ST_RDONLY
+        raise OSError(errno.EROFS if read_only else errno.EACCES, "", str(path.parent))
 
 
 def _usage(code: str, path: Path, found: str, remedy: str) -> UsageError:
@@ -176,10 +178,11 @@ def _fsync(path: Path, flags: int) -> None:
 
 
 def _remove(work: Path) -> None:
-    """Remove what is left of a file or folder, if anything."""
-    if _kind(work) == "folder":
-        import shutil  # costs milliseconds, needed rarely
+    """Remove what is left of a file or folder, if anything; an error here would hide the one that led here."""
+    with suppress(OSError):
+        if _kind(work) == "folder":
+            import shutil  # costs milliseconds, needed rarely
 
-        shutil.rmtree(work, ignore_errors=True)
-    else:
-        work.unlink(missing_ok=True)
+            shutil.rmtree(work, ignore_errors=True)
+        else:
+            work.unlink(missing_ok=True)

@@ -51,16 +51,18 @@ class _Machine:
     as ``IndexError``, ``KeyError`` and ``MalformedError``.
     """
 
-    __slots__ = ("data", "memo", "outer", "path", "position", "stack")
+    __slots__ = ("data", "memo", "outer", "path", "position", "stack", "storages")
 
     def __init__(self, data: bytes, path: Path) -> None:
         self.data, self.path, self.position = data, path, 0
         self.stack: list[Any] = []
         self.outer: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
+        self.storages: dict[str, Storage] = {}
 
     def run(self, limit: int) -> object:
         data, table = self.data, _OPCODES
+        require(data[:1] == b"\x80", "no protocol")
         for _ in range(limit):
             opcode = data[self.position]
             self.position += 1
@@ -83,9 +85,14 @@ class _Machine:
 
     def take(self, count: int) -> bytes:
         piece = self.data[self.position : self.position + count]
-        require(len(piece) == count, "it ends early")
+        if len(piece) != count:
+            raise MalformedError("it ends early")
         self.position += count
         return piece
+
+    def byte(self) -> int:
+        self.position += 1
+        return self.data[self.position - 1]
 
     def number(self, size: int, signed: bool = False) -> int:
         return int.from_bytes(self.take(size), "little", signed=signed)
@@ -156,7 +163,9 @@ def _persistent(machine: _Machine) -> None:
     require(type(kind) is Type and kind.storage and type(device) is str, "a storage's class or device")
     require(type(key) is str and key.isascii() and key.isalnum() and len(key) <= 64, "a storage's key")
     require(type(count) is int and 0 <= count <= MAX_DIM, "a storage's size")
-    machine.stack.append(Storage(kind, key, count))
+    storage = machine.storages.setdefault(key, Storage(kind, key, count))
+    require(storage.type is kind and storage.count == count, "a storage described in two ways")
+    machine.stack.append(storage)
 
 
 def _mark(machine: _Machine) -> None:
@@ -236,7 +245,7 @@ _OPCODES: dict[int, Callable[[_Machine], Any]] = {
     ord("e"): _appends,
     0x8C: lambda machine: machine.text(1),
     ord("X"): lambda machine: machine.text(4),
-    ord("K"): lambda machine: machine.stack.append(machine.number(1)),
+    ord("K"): lambda machine: machine.stack.append(machine.byte()),
     ord("M"): lambda machine: machine.stack.append(machine.number(2)),
     ord("J"): lambda machine: machine.stack.append(machine.number(4, signed=True)),
     0x8A: _long,
@@ -244,9 +253,9 @@ _OPCODES: dict[int, Callable[[_Machine], Any]] = {
     ord("N"): lambda machine: machine.stack.append(None),
     0x88: lambda machine: machine.stack.append(True),
     0x89: lambda machine: machine.stack.append(False),
-    ord("q"): lambda machine: machine.remember(machine.number(1)),
+    ord("q"): lambda machine: machine.remember(machine.byte()),
     ord("r"): lambda machine: machine.remember(machine.number(4)),
     0x94: lambda machine: machine.remember(len(machine.memo)),
-    ord("h"): lambda machine: machine.stack.append(machine.memo[machine.number(1)]),
+    ord("h"): lambda machine: machine.stack.append(machine.memo[machine.byte()]),
     ord("j"): lambda machine: machine.stack.append(machine.memo[machine.number(4)]),
 }

@@ -30,7 +30,7 @@ from adaptrix.formats.untrusted import (
 from adaptrix.tensor import DTYPES, FileRange, Tensor
 
 MAX_HEADER = 100_000_000  # bytes, the format's own limit
-_MAX_MARKS = 4_000_000  # of `{`, `[` and `,`: a few hundred thousand tensors; bounds what JSON may allocate
+_MAX_MARKS = 2_000_000  # of `{`, `[` and `,`: some 250,000 tensors; bounds what JSON may allocate
 _AGAIN = "Download it again."
 _KEYS = {"dtype", "shape", "data_offsets"}
 #: the reference's order of dtypes: tensors are laid out by it, the last first, then by name
@@ -59,8 +59,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     start = 8 + len(text)
     header = _parse(text, path)
     metadata = header.pop("__metadata__", {})
-    faults = list(chain(_metadata_faults(metadata, path), _faults(header, path)))
-    refuse_if_any(faults, path)
+    refuse_if_any(chain(_metadata_faults(metadata, path), _faults(header, path)), path)
     entries = sorted((*info["data_offsets"], name, info) for name, info in header.items())
     refuse_if_any(_layout_faults(entries, size - start, path), path)
     return {name: _tensor(info, path, start + begin, end - begin) for begin, end, name, info in entries}, metadata

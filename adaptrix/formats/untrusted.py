@@ -10,6 +10,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from math import prod
 from pathlib import Path
 from reprlib import Repr
@@ -21,6 +22,7 @@ MAX_NAME = 1024  # characters of a tensor's name
 MAX_DIM = (1 << 63) - 1
 MAX_DIMS = 64  # numpy and torch know no more
 _MAX_PROBLEMS = 100
+_PIECE = 1 << 30  # no system reads more than 2 GiB at once
 _AGAIN = "Download it again."
 _SHORT = Repr()
 _SHORT.maxstring = _SHORT.maxother = 100
@@ -85,7 +87,7 @@ def read_exactly(file: BinaryIO, offset: int, count: int, path: Path) -> bytes:
     """``count`` bytes from ``offset`` on; fewer are a refusal."""
     data = b""
     while len(data) < count:
-        piece = os.pread(file.fileno(), count - len(data), offset + len(data))
+        piece = os.pread(file.fileno(), min(count - len(data), _PIECE), offset + len(data))
         if not piece:
             raise refuse("truncated", path, f"the file ends {count - len(data)} bytes short", remedy=_AGAIN)
         data += piece
@@ -135,10 +137,12 @@ def is_shape(value: object) -> bool:
 
 
 def refuse_if_any(problems: Iterable[Problem], path: Path) -> None:
-    """Raise :class:`RefusedError` with the problems, of which a hundred are listed and the rest counted."""
-    found = list(problems)
+    """Raise :class:`RefusedError` with the problems; after a hundred, one says that there are more.
+
+    The rest are not even looked for: a hostile file may have a million.
+    """
+    found = list(islice(problems, _MAX_PROBLEMS + 1))
     if len(found) > _MAX_PROBLEMS:
-        more = len(found) - _MAX_PROBLEMS
-        found[_MAX_PROBLEMS:] = [Problem("more-problems", str(path), f"{more} more problems like these")]
+        found[_MAX_PROBLEMS] = Problem("more-problems", str(path), "there are more problems like these")
     if found:
         raise RefusedError(found)

@@ -26,6 +26,7 @@ _ENTRY = struct.Struct("<4s6H3L5H2L")
 _LOCAL = struct.Struct("<4s5H3L2H")
 _TAIL = _END64.size + _LOCATOR.size + _END.size
 _ENCRYPTED = 0x2041  # flag bits: encrypted, strongly so, directory masked
+_FOLDER = 0x10  # in the attributes
 _FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF
 
 
@@ -50,7 +51,7 @@ class _Entry:
 def records(file: BinaryIO, size: int, path: Path) -> dict[str, Record]:
     """Every record by name, in the order of the directory. Raises :class:`RefusedError`."""
     count, start, length = _end(file, size, path)
-    if count > MAX_RECORDS or count * _ENTRY.size > length:
+    if count > MAX_RECORDS:
         raise refuse("zip-bomb", path, f"the archive claims {count} records", f"at most {MAX_RECORDS}")
     entries = list(_entries(read_exactly(file, start, length, path), count, path))
     found = _located(file, entries, start, path)
@@ -120,7 +121,7 @@ def _checked_name(name: bytes, path: Path) -> str:
 
 def _entry(fields: tuple[Any, ...], name: bytes, extra: bytes, path: Path) -> _Entry:
     """One entry; a compressed or encrypted record is refused: its tensors could not be read in place."""
-    signature, _, _, flags, method, _, _, _, packed, nbytes, *_, offset = fields
+    signature, _, _, flags, method, _, _, _, packed, nbytes, *_, attributes, offset = fields
     where = f"{path}, record {shown(name.decode())}"
     if signature != b"PK\1\2" or fields[13] != 0:
         raise _corrupt(path, "the zip directory is not as torch.save writes it")
@@ -131,6 +132,8 @@ def _entry(fields: tuple[Any, ...], name: bytes, extra: bytes, path: Path) -> _E
     nbytes, packed, offset = _wide([nbytes, packed, offset], extra, path)
     if packed != nbytes:
         raise _corrupt(path, f"record {shown(name.decode())} has two sizes")
+    if nbytes and (attributes & _FOLDER or name.endswith(b"/")):  # torch would hand out memory it never wrote
+        raise _corrupt(path, f"record {shown(name.decode())} is a folder with bytes of its own")
     return _Entry(name, offset, nbytes)
 
 

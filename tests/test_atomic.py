@@ -1,0 +1,179 @@
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from adaptrix.atomic import output
+from adaptrix.errors import RefusedError, UsageError
+from tests.atomic_helpers import error_code, names, put, put_folder
+
+
+def test_a_file_appears_whole(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    with output(path) as work:
+        assert work.parent == tmp_path
+        assert work.suffix == path.suffix
+        work.write_text("half")
+        assert not path.exists()
+    assert path.read_text() == "half"
+    assert names(tmp_path) == ["x.safetensors"]
+
+
+def test_a_folder_appears_whole(tmp_path: Path) -> None:
+    put_folder(tmp_path / "a")
+    assert names(tmp_path) == ["a"]
+    assert names(tmp_path / "a") == ["adapter_config.json", "adapter_model.safetensors"]
+
+
+def test_a_relative_path_and_the_umask_are_honoured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    previous = os.umask(0o027)
+    try:
+        put(Path("x"))
+    finally:
+        os.umask(previous)
+    assert (tmp_path / "x").stat().st_mode & 0o777 == 0o640
+
+
+def begin(path: Path, force: bool, make: Callable[[Path], None], error: type[BaseException]) -> None:
+    with output(path, force=force) as work:
+        make(work)
+        if work.is_dir():
+            (work / "inner").mkdir()
+        raise error
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit, ConnectionError])
+@pytest.mark.parametrize("force", [False, True])
+def test_whatever_stops_the_work_leaves_nothing(tmp_path: Path, error: type[BaseException], force: bool) -> None:
+    if force:
+        (tmp_path / "x").write_text("old")
+    for make in (Path.touch, Path.mkdir):
+        with pytest.raises(error):
+            begin(tmp_path / "x", force, make, error)
+    assert names(tmp_path) == (["x"] if force else [])
+    assert not force or (tmp_path / "x").read_text() == "old"
+
+
+def test_work_that_makes_nothing_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), output(tmp_path / "x"):
+        pass
+    assert names(tmp_path) == []
+
+
+# what exists already
+
+
+def test_an_existing_output_needs_force(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    put(path, "old")
+    with pytest.raises(UsageError, match="--force") as caught:
+        put(path)
+    assert error_code(caught) == "exists"
+    assert path.read_text() == "old"
+    put(path, force=True)
+    assert path.read_text() == "new"
+    assert names(tmp_path) == ["x"]
+
+
+def test_it_says_so_before_the_work_begins(tmp_path: Path) -> None:
+    put(tmp_path / "x")
+    with pytest.raises(UsageError), output(tmp_path / "x"):
+        pytest.fail("the work has begun")
+
+
+def race(path: Path) -> None:
+    with output(path) as work:
+        work.write_text("new")
+        path.write_text("of another process")
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_an_output_that_appears_during_the_work_is_kept(
+    tmp_path: Path, links: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+    path = tmp_path / "x"
+    with pytest.raises(UsageError):
+        race(path)
+    assert path.read_text() == "of another process"
+    assert names(tmp_path) == ["x"]
+
+
+def no_links(*args: object, **options: object) -> None:
+    raise PermissionError(1, "this disk has no hard links")
+
+
+def test_a_disk_without_hard_links_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "link", no_links)
+    put(tmp_path / "x")
+    assert names(tmp_path) == ["x"]
+
+
+@pytest.mark.parametrize("before", [["adapter_config.json", "README.md"], ["a.safetensors"], []])
+def test_force_replaces_an_adapters_folder(tmp_path: Path, before: list[str]) -> None:
+    path = tmp_path / "a"
+    path.mkdir()
+    for name in before:
+        (path / name).write_text("old")
+    with pytest.raises(UsageError):
+        put_folder(path)
+    put_folder(path, force=True)
+    assert names(tmp_path) == ["a"]
+    assert names(path) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert (path / "adapter_config.json").read_text() == "new"
+
+
+def test_force_replaces_no_other_folder(tmp_path: Path) -> None:
+    for number, name in enumerate(["notes.txt", "adapter_config.json/deep", ".git/adapter_config.json"]):
+        path = tmp_path / str(number)
+        (path / name).parent.mkdir(parents=True)
+        (path / name).write_text("mine")
+        with pytest.raises(UsageError, match="other than an adapter"):
+            put_folder(path, force=True)
+        assert (path / name).read_text() == "mine"
+    assert names(tmp_path) == ["0", "1", "2"]
+
+
+def test_a_failed_swap_puts_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a"
+    put_folder(path, config="old")
+    rename = Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if target == path and not self.name.endswith(".old"):
+            raise OSError(28, "No space left on device")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(RefusedError) as caught:
+        put_folder(path, force=True)
+    assert error_code(caught) == "disk-full"
+    assert names(tmp_path) == ["a"]
+    assert (path / "adapter_config.json").read_text() == "old"
+
+
+def test_a_file_does_not_replace_a_folder_nor_a_folder_a_file(tmp_path: Path) -> None:
+    put(tmp_path / "file", "old")
+    put_folder(tmp_path / "folder", config="old")
+    with pytest.raises(UsageError, match="is a folder"):
+        put(tmp_path / "folder", force=True)
+    with pytest.raises(UsageError, match="is a file"):
+        put_folder(tmp_path / "file", force=True)
+    assert names(tmp_path) == ["file", "folder"]
+    assert (tmp_path / "file").read_text() == "old"
+
+
+@pytest.mark.parametrize("target", ["file", "folder", "nowhere"])
+def test_a_symbolic_link_is_replaced_and_what_it_points_to_is_not(tmp_path: Path, target: str) -> None:
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / target)
+    with pytest.raises(UsageError):
+        put(tmp_path / "link")
+    put(tmp_path / "link", force=True)
+    assert not (tmp_path / "link").is_symlink()
+    assert (tmp_path / "file").read_text() == "old"
+    assert names(tmp_path) == ["file", "folder", "link"]
