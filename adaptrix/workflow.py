@@ -58,7 +58,8 @@ class Options:
     """What can be asked of a conversion; the command line's options by the same names.
 
     ``layers``: a policy; None is ``middle`` for an injection file (or the plan of the injection file
-    that is read) and ``all`` for a PEFT folder, which cannot hold inactive deltas.
+    that is read) and ``all`` for a PEFT folder, which cannot hold inactive deltas; pruning an injection
+    file means its own plan.
     """
 
     to: str = "injection"
@@ -94,7 +95,8 @@ class Workshop:
         if form is None:
             names = ", ".join(sorted(bundle.files)) or "no files"
             raise RefusedError(Problem("format", uri, f"no format knows {names}", self._known_formats()))
-        return form.read(bundle)
+        adapter = form.read(bundle)
+        return replace(adapter, problems=(*bundle.problems, *adapter.problems)) if bundle.problems else adapter
 
     def bind(self, adapter: Adapter, base: str | None = None) -> BoundAdapter:
         """The adapter on the architecture of ``base``, of its own base, of its record, or by its paths."""
@@ -136,8 +138,9 @@ class Workshop:
         if options.name is not None:
             bound = replace(bound, adapter=replace(bound.adapter, name=options.name))
         folder = options.to != "injection"
-        if options.layers is None and bound.adapter.recorded is not None and not folder:
-            plan = recorded_plan(bound, bound.adapter.recorded)
+        recorded = bound.adapter.recorded
+        if options.layers is None and recorded is not None and (options.prune or not folder):
+            plan = recorded_plan(bound, recorded)
         else:
             plan = make_plan(bound, options.layers or ("all" if folder else "middle"))
         plan = reshape_plan(plan, options.redistribute, options.rank)

@@ -17,7 +17,9 @@ LLAMA = read_architecture(builtin_folder() / "llama.toml")
 SHAPES = {"q": (24, 18), "k": (8, 18), "down": (18, 30)}  # out × in: GQA, nothing square
 
 
-def low_rank(rng: np.random.Generator, out: int, inp: int, rank: int, alpha: float = 3.0, dtype: str = "F32") -> LowRank:
+def low_rank(
+    rng: np.random.Generator, out: int, inp: int, rank: int, alpha: float = 3.0, dtype: str = "F32"
+) -> LowRank:
     factors = [rng.standard_normal(shape).astype(np.float32) for shape in ((rank, inp), (out, rank))]
     return LowRank(*(Tensor.of(f).cast(dtype) for f in factors), alpha=alpha)
 

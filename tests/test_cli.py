@@ -25,7 +25,13 @@ def run(tmp_path):
     def call(*args, **options):
         command = [sys.executable, "-m", "adaptrix", *map(str, args)]
         result = subprocess.run(
-            command, cwd=work, env={**env, **options.pop("env", {})}, capture_output=True, text=True, timeout=60, **options
+            command,
+            cwd=work,
+            env={**env, **options.pop("env", {})},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            **options,
         )
         assert "Traceback" not in result.stderr + result.stdout
         return result

@@ -49,7 +49,9 @@ def test_retained_is_the_share_of_the_dense_norms(depth, seed):
     assert plan.retained == pytest.approx(sum(squares[s] for s in plan.sites) / sum(squares.values()))
 
 
-@pytest.mark.parametrize("policy", ["", "most", "spread", "spread:0", "spread:x", "energy:9", "4-2", "7", "0-9", "fit:3", "1,,2", "spread:²"])
+@pytest.mark.parametrize(
+    "policy", ["", "most", "spread", "spread:0", "spread:x", "energy:9", "4-2", "7", "0-9", "fit:3", "1,,2", "spread:²"]
+)
 def test_nonsense_is_a_usage_error_that_names_it(policy):
     with pytest.raises(UsageError) as caught:
         make_plan(bound(5), policy)
@@ -82,7 +84,8 @@ def test_recompression_to_a_rank_that_suffices_changes_nothing():
 def test_recompression_reports_the_error_it_made():
     plan = reshape_plan(make_plan(bound(4), "all"), "none", 1)
     worst = max(
-        np.linalg.norm(plan.delta(s).dense() - d.dense()) / np.linalg.norm(d.dense()) for s, d in plan.bound.deltas.items()
+        np.linalg.norm(plan.delta(s).dense() - d.dense()) / np.linalg.norm(d.dense())
+        for s, d in plan.bound.deltas.items()
     )
     (note,) = [note for note in plan.notes if note.code == "redistributed"]
     assert f"{worst:.2e}" in note.found

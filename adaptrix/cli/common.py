@@ -42,7 +42,9 @@ def voice_options(function: F) -> F:
     @click.option("-v", "--verbose", is_flag=True, help="Say everything, and list every problem.")
     def wrapper(*args: Any, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> Any:
         if quiet or as_json or not sys.stderr.isatty():
-            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+            from adaptrix.sources import hub
+
+            hub.quiet()
         if os.environ.get("NO_COLOR"):
             click.get_current_context().color = False
         return function(*args, voice=Voice(as_json, quiet, verbose), **options)

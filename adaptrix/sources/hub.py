@@ -8,6 +8,7 @@ Hub is out of reach, the cache is asked for what the branch stood for when it wa
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 #: the Hub answered, or it is this disk that is at fault: an older copy from the cache would be no answer
 _FINAL = ("hub-revision-missing", "hub-file-missing", "disk-full", "cache-unwritable")
+
+_PLAIN = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +56,7 @@ def fetch(uri: str, formats: Sequence[Format]) -> Bundle:
     :mod:`adaptrix.sources.hub_errors`) or ``RefusedError`` (see :mod:`adaptrix.sources.select`), the
     latter before anything is fetched.
     """
-    _require_client(uri)
-    address = parse(uri)
+    address = _address(uri)
     if "/" not in address.repo:
         found = "an adapter on the Hub is owner/name, and there is no such folder here"
         raise UsageError(Problem("hub-address", uri, found, "", "Check the spelling, or pass the path of its folder."))
@@ -66,8 +68,7 @@ def fetch(uri: str, formats: Sequence[Format]) -> Bundle:
 
 def config(uri: str) -> Mapping[str, Any]:
     """A base model's config.json and nothing else. Raises as :func:`fetch` does, and ``json-…`` refusals."""
-    _require_client(uri)
-    address = parse(uri)
+    address = _address(uri)
     path = f"{address.inner}/config.json" if address.inner else "config.json"
     try:
         file = _fetched_config(_look_up(address), path)
@@ -89,6 +90,18 @@ def quiet() -> None:
         if constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
             utils.disable_progress_bars()  # type: ignore[attr-defined]
         utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+
+
+def _address(uri: str) -> Address:
+    """The parsed uri. Offline, a repository that the cache has never seen is refused here already: to
+    start the whole client takes longer than most conversions."""
+    _require_client(uri)
+    from huggingface_hub import constants
+
+    folder = Path(constants.HF_HUB_CACHE) / f"models--{uri.replace('/', '--')}"
+    if constants.HF_HUB_OFFLINE and _PLAIN.fullmatch(uri) and not folder.exists():
+        raise saying("hub-offline", Address(uri))
+    return parse(uri)
 
 
 def _require_client(uri: str) -> None:
