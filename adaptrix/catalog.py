@@ -1,187 +1,147 @@
 """What this installation knows: every record that Adaptrix and its plugins contribute.
 
 A :class:`Catalog` is a value made on first need, not a global that imports fill. Each plugin is loaded
-on its own and whole or not at all: one that fails, collides or misspells a hook is left out and
-remembered with its error, and the rest works.
+on its own and whole or not at all: one that fails, claims what is another's or misspells a hook is left
+out and remembered with its error, and the rest works.
 """
 
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
-import pluggy
-
-from adaptrix import hookspecs, installed
+from adaptrix import installed
 from adaptrix.architecture import Architecture
 from adaptrix.errors import Problem, RefusedError
+from adaptrix.plugin import Plugin, load, named, own_plugin, record_name
 from adaptrix.records import Command, Format, Generator, Source
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-_HOOKS: Mapping[str, type] = {
-    "adaptrix_architectures": Architecture,
-    "adaptrix_formats": Format,
-    "adaptrix_sources": Source,
-    "adaptrix_generators": Generator,
-    "adaptrix_commands": Command,
-}
+Claim = tuple[str, str]  # kind and name
 
-State = Literal["loaded", "failed", "blocked"]
-
-
-@dataclass(frozen=True)
-class Plugin:
-    """One plugin: what it is called, which distribution it is from, and what became of it.
-
-    ``records``: what it contributed, by hook; ``error``: why it failed.
-    """
-
-    name: str
-    distribution: str
-    state: State = "loaded"
-    error: str = ""
-    records: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-
-    def as_dict(self) -> dict[str, Any]:
-        contributed = {hook.removeprefix("adaptrix_"): [_name(r) for r in found] for hook, found in self.records.items()}
-        return {
-            "name": self.name,
-            "distribution": self.distribution,
-            "state": self.state,
-            "error": self.error,
-            "contributes": {hook: names for hook, names in contributed.items() if names},
-        }
+#: the command line is above this module and has its own commands in its own table; a test compares
+OWN_COMMANDS = ("convert", "inspect", "check", "architectures", "plugins", "completion")
 
 
 class Catalog:
     """The records of all plugins, validated, each name claimed once.
 
-    ``allow``: the entry points that may load, all where None. ``strict``: a plugin that fails is a
-    :class:`RefusedError` instead of an entry in :attr:`plugins`.
+    ``allow``: the plugins that may load, by entry point or distribution; all where None. ``strict``: a
+    plugin that fails is a :class:`RefusedError` instead of an entry in :attr:`problems`.
     """
 
-    def __init__(self, *, allow: Iterable[str] | None = None, strict: bool = False, entry_points: Iterable[EntryPoint] = ()) -> None:
-        self._manager = pluggy.PluginManager("adaptrix")
-        self._manager.add_hookspecs(hookspecs)
-        from adaptrix import builtins
-
-        allowed = None if allow is None else set(allow)
-        loaded = [self._register("adaptrix", "adaptrix", builtins)]
-        ordered = sorted(entry_points, key=lambda e: (_distribution(e), e.name))
-        loaded += [self._load(entry, allowed) for entry in ordered]
-        self.plugins = tuple(_without_collisions(loaded))
-        if strict and (failed := [plugin for plugin in self.plugins if plugin.state == "failed"]):
-            raise RefusedError(_failure(plugin) for plugin in failed)
+    def __init__(
+        self, *, allow: Collection[str] | None = None, strict: bool = False, entry_points: Iterable[EntryPoint] = ()
+    ) -> None:
+        allowed = None if allow is None else {_folded(name): name for name in allow}
+        present = sorted(((named(entry), entry) for entry in entry_points), key=lambda pair: _order(pair[0]))
+        found = [load(entry, plugin) if _may_load(plugin, allowed) else plugin for plugin, entry in present]
+        self.plugins = (*_settled(own_plugin(), found), *_missing(allowed or {}, found))
+        if strict and self.problems:
+            raise RefusedError(replace(problem, severity="error") for problem in self.problems)
 
     @classmethod
     def from_environment(cls) -> Catalog:
-        """All installed plugins, or those that ``ADAPTRIX_PLUGINS`` names; ``ADAPTRIX_STRICT=1`` is strict."""
-        named = os.environ.get("ADAPTRIX_PLUGINS")
-        allow = None if named is None else [name.strip() for name in named.split(",") if name.strip()]
+        """All installed plugins, or those that ``ADAPTRIX_PLUGINS`` names; ``ADAPTRIX_STRICT=1`` is strict.
+
+        What is installed is looked up at every call and loaded again only where that has changed.
+        """
         strict = os.environ.get("ADAPTRIX_STRICT", "") not in ("", "0")
-        return cls(allow=allow, strict=strict, entry_points=installed.entry_points())
+        return _remembered(installed.allowed(), strict, installed.every_entry_point())
 
     @property
     def architectures(self) -> tuple[Architecture, ...]:
-        return self._records("adaptrix_architectures")
+        """By family."""
+        return tuple(sorted(self._records("adaptrix_architectures"), key=record_name))
 
     @property
     def formats(self) -> tuple[Format, ...]:
+        """In the order in which they are asked: Adaptrix's own, then plugins' by distribution."""
         return self._records("adaptrix_formats")
 
     @property
     def sources(self) -> tuple[Source, ...]:
+        """In the order in which they are asked: Adaptrix's own, then plugins' by distribution."""
         return self._records("adaptrix_sources")
 
     @property
     def generators(self) -> tuple[Generator, ...]:
-        return self._records("adaptrix_generators")
+        """By name."""
+        return tuple(sorted(self._records("adaptrix_generators"), key=record_name))
 
     @property
     def commands(self) -> tuple[Command, ...]:
-        return self._records("adaptrix_commands")
+        """Those of plugins, by name."""
+        return tuple(sorted(self._records("adaptrix_commands"), key=record_name))
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """A warning for every plugin that failed."""
-        return tuple(replace(_failure(p), severity="warning") for p in self.plugins if p.state == "failed")
+        """A warning for every plugin that failed or is missing."""
+        return tuple(plugin.problem for plugin in self.plugins if plugin.state in ("failed", "missing"))
 
     def _records(self, hook: str) -> tuple[Any, ...]:
-        return tuple(record for plugin in self.plugins if plugin.state == "loaded" for record in plugin.records.get(hook, ()))
-
-    def _load(self, entry: EntryPoint, allowed: set[str] | None) -> Plugin:
-        distribution = _distribution(entry)
-        if allowed is not None and not {entry.name, distribution} & allowed:
-            return Plugin(entry.name, distribution, "blocked")
-        before = set(sys.modules)
-        try:
-            module = entry.load()
-        except Exception as error:  # whatever a stranger's module raises on import must not stop the rest
-            for name in sys.modules.keys() - before:
-                del sys.modules[name]
-            return Plugin(entry.name, distribution, "failed", f"import failed: {type(error).__name__}: {error}")
-        return self._register(entry.name, distribution, module)
-
-    def _register(self, name: str, distribution: str, module: object) -> Plugin:
-        """Registers a plugin and calls its hooks; on any failure it is as if it had never been there."""
-        try:
-            self._manager.register(module, name)
-            self._manager.check_pending()
-            return Plugin(name, distribution, records={hook: self._call(hook, module) for hook in _HOOKS})
-        except Exception as error:  # a hook is a stranger's code too
-            if self._manager.has_plugin(name):
-                self._manager.unregister(name=name)
-            return Plugin(name, distribution, "failed", f"{type(error).__name__}: {error}")
-
-    def _call(self, hook: str, module: object) -> tuple[Any, ...]:
-        others = [plugin for plugin in self._manager.get_plugins() if plugin is not module]
-        caller = self._manager.subset_hook_caller(hook, remove_plugins=others)
-        records = tuple(record for found in caller() for record in found)
-        for record in records:
-            if not isinstance(record, _HOOKS[hook]):
-                raise TypeError(f"{hook} yielded {record!r}, not a record of type {_HOOKS[hook].__name__}")
-        return records
+        return tuple(record for plugin in self.plugins for record in plugin.records.get(hook, ()))
 
 
-def _without_collisions(plugins: list[Plugin]) -> Iterator[Plugin]:
-    """The plugins, failed where one claims what another claims; Adaptrix's own claims stand."""
-    owners: dict[tuple[str, str], list[Plugin]] = {}
-    for plugin in plugins:
-        for claim in _claims(plugin):
-            owners.setdefault(claim, []).append(plugin)
-    for plugin in plugins:
-        clashes = sorted({(*claim, other.distribution) for claim in _claims(plugin) for other in owners[claim] if other is not plugin})
-        if clashes and plugin is not plugins[0]:
-            said = "; ".join(f"{kind} {name!r} is claimed by {plugin.distribution} and {other}" for kind, name, other in clashes)
-            yield replace(plugin, state="failed", error=said, records={})
-        else:
-            yield plugin
+@lru_cache(maxsize=1)
+def _remembered(allow: frozenset[str] | None, strict: bool, entry_points: tuple[EntryPoint, ...]) -> Catalog:
+    return Catalog(allow=allow, strict=strict, entry_points=entry_points)
 
 
-def _claims(plugin: Plugin) -> list[tuple[str, str]]:
-    """Everything that a plugin claims for itself alone: kind and name."""
-    claims = []
+def _may_load(plugin: Plugin, allowed: Collection[str] | None) -> bool:
+    return allowed is None or not _names(plugin).isdisjoint(allowed)
+
+
+def _order(plugin: Plugin) -> tuple[str, str]:
+    return plugin.distribution, plugin.name
+
+
+def _settled(own: Plugin, others: Iterable[Plugin]) -> Iterator[Plugin]:
+    """The plugins, failed where they are not alone in claiming something; Adaptrix's own claims stand."""
+    yield own
+    taken = [*_claims(own), *(("command", name) for name in OWN_COMMANDS)]
+    free = [_alone(plugin, {"adaptrix itself": taken}) for plugin in others]
+    for plugin in free:
+        yield _alone(plugin, {str(other): list(_claims(other)) for other in free if other is not plugin})
+
+
+def _alone(plugin: Plugin, rivals: Mapping[str, Collection[Claim]]) -> Plugin:
+    """The plugin, failed where it claims what a rival claims, or one thing twice."""
+    mine = Counter(_claims(plugin))
+    others = {claim: ["itself"] for claim, count in mine.items() if count > 1}
+    for rival, claims in rivals.items():
+        for claim in mine.keys() & claims:
+            others.setdefault(claim, []).append(rival)
+    said = (f"{kind} {name!r} is claimed by {plugin} and {' and '.join(by)}" for (kind, name), by in others.items())
+    return replace(plugin, state="failed", error="; ".join(sorted(said)), records={}) if others else plugin
+
+
+def _claims(plugin: Plugin) -> Iterator[Claim]:
+    """Everything that a plugin claims for itself alone."""
     for hook, records in plugin.records.items():
-        kind = hook.removeprefix("adaptrix_").removesuffix("s")
         for record in records:
-            claims.append((kind, _name(record)))
-            claims += [("model_type", kind) for kind in getattr(record, "model_types", ())]
-    return claims
+            yield hook.removeprefix("adaptrix_").removesuffix("s"), record_name(record)
+            yield from (("model_type", kind) for kind in getattr(record, "model_types", ()))
 
 
-def _name(record: Any) -> str:
-    return str(record.family if isinstance(record, Architecture) else record.name)
+def _missing(allowed: Mapping[str, str], found: Iterable[Plugin]) -> Iterator[Plugin]:
+    """What ADAPTRIX_PLUGINS names and nothing answers to: a misspelt name must not pass for a choice."""
+    known = {"adaptrix"}.union(*map(_names, found))
+    for name in sorted(allowed.keys() - known):
+        yield Plugin(allowed[name], "", state="missing", error="ADAPTRIX_PLUGINS names it, and no plugin is called so")
 
 
-def _distribution(entry: EntryPoint) -> str:
-    return entry.dist.name if entry.dist else entry.value
+def _names(plugin: Plugin) -> set[str]:
+    return {_folded(plugin.name), _folded(plugin.distribution)}
 
 
-def _failure(plugin: Plugin) -> Problem:
-    return Problem("plugin", f"plugin {plugin.name} ({plugin.distribution})", plugin.error,
-                   remedy="`adaptrix plugins` shows it; uninstall it, or leave it out of ADAPTRIX_PLUGINS.")  # fmt: skip
+def _folded(name: str) -> str:
+    """A name as package indexes compare it: adaptrix_mamba is adaptrix-mamba."""
+    return re.sub(r"[-_.]+", "-", name).lower()

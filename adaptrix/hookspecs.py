@@ -1,7 +1,19 @@
 """The hooks a plugin can implement. All of them collect: each yields records, none replaces another's.
 
-Put a function of one of these names in a module, mark it with :data:`hookimpl`, and name the module in
-the entry-point group ``adaptrix`` of your distribution.
+    # adaptrix_mine.py
+    from pathlib import Path
+    from adaptrix import hookimpl
+    from adaptrix.registry import read_architecture
+
+    @hookimpl
+    def adaptrix_architectures():
+        yield read_architecture(Path(__file__).with_name("mine.toml"))
+
+    # pyproject.toml
+    [project.entry-points.adaptrix]
+    mine = "adaptrix_mine"
+
+``adaptrix plugins`` shows what became of it. ``plugins/`` in Adaptrix's repository has whole examples.
 """
 
 from __future__ import annotations
@@ -21,7 +33,10 @@ hookimpl = pluggy.HookimplMarker("adaptrix")
 
 @hookspec
 def adaptrix_architectures() -> Iterable[Architecture]:  # type: ignore[empty-body]  # a specification has no body
-    """Architecture families, as ``adaptrix.registry.read_architecture`` reads them from TOML."""
+    """Architecture families, as ``adaptrix.registry.read_architecture`` reads them from TOML.
+
+    No other plugin may claim the same family or ``model_type``. ``origin`` becomes the distribution.
+    """
 
 
 @hookspec
@@ -41,4 +56,4 @@ def adaptrix_generators() -> Iterable[Generator]:  # type: ignore[empty-body]  #
 
 @hookspec
 def adaptrix_commands() -> Iterable[Command]:  # type: ignore[empty-body]  # a specification has no body
-    """Subcommands of ``adaptrix``."""
+    """Subcommands of ``adaptrix``, each imported by its ``load`` when it is called for."""

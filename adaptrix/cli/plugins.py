@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import click
 
-from adaptrix.catalog import Catalog, Plugin
+from adaptrix.catalog import Catalog
 from adaptrix.cli.common import Voice, clean, print_json, voice_options
+from adaptrix.plugin import Plugin
 
-_LOOKS = {"loaded": "green", "failed": "red", "blocked": "yellow"}
+_LOOKS = {"loaded": "green", "failed": "red", "blocked": "yellow", "missing": "red"}
 
 
 @click.command()
 @voice_options
 def command(voice: Voice) -> int:
-    """List plugins, what they contribute, and what failed.
+    """List plugins, what they contribute, and what failed; with -v, where it failed.
 
     ADAPTRIX_PLUGINS names the plugins that may load (empty: none); ADAPTRIX_STRICT=1 makes a failing
     plugin an error.
@@ -23,15 +24,16 @@ def command(voice: Voice) -> int:
         print_json([plugin.as_dict() for plugin in plugins])
     elif not voice.quiet:
         for plugin in plugins:
-            _show(plugin)
+            _show(plugin, voice)
     return 0
 
 
-def _show(plugin: Plugin) -> None:
+def _show(plugin: Plugin, voice: Voice) -> None:
     told = plugin.as_dict()
     state = click.style(plugin.state, fg=_LOOKS[plugin.state])
-    click.echo(f"{click.style(clean(plugin.name), bold=True)}  {state}  from {clean(plugin.distribution)}")
+    origin = f"  from {clean(plugin.distribution)} {clean(plugin.version)}".rstrip() if plugin.distribution else ""
+    click.echo(f"{click.style(clean(plugin.name), bold=True)}  {state}{origin}")
     for hook, names in told["contributes"].items():
         click.echo(f"  {hook}: {clean(', '.join(names))}")
-    if plugin.error:
-        click.echo(f"  {clean(plugin.error)}")
+    for line in (plugin.trace if voice.verbose and plugin.trace else plugin.error).splitlines():
+        click.echo(f"  {clean(line)}")

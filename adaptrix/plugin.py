@@ -1,0 +1,211 @@
+"""One plugin: its import, its hooks and its records, of which nothing goes wrong but in itself."""
+
+from __future__ import annotations
+
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import pluggy
+
+from adaptrix import __version__, builtins, hookspecs
+from adaptrix.architecture import Architecture
+from adaptrix.errors import Problem, RefusedError
+from adaptrix.records import Command, Format, Generator, Source
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+    import click
+
+HOOKS: Mapping[str, type] = {
+    "adaptrix_architectures": Architecture,
+    "adaptrix_formats": Format,
+    "adaptrix_sources": Source,
+    "adaptrix_generators": Generator,
+    "adaptrix_commands": Command,
+}
+_NAME = re.compile(r"[a-z][a-z0-9_-]*")
+
+State = Literal["loaded", "failed", "blocked", "missing"]
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """What a plugin is called, which distribution it is from, and what became of it.
+
+    ``blocked``: ADAPTRIX_PLUGINS does not name it; ``missing``: it names what is not installed.
+    ``records``: what it contributed, by hook; ``error``: why it failed; ``trace``: where.
+    """
+
+    name: str
+    distribution: str
+    version: str = ""
+    state: State = "loaded"
+    error: str = ""
+    trace: str = field(default="", repr=False)
+    records: Mapping[str, tuple[Any, ...]] = field(default_factory=dict, repr=False)
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.distribution})" if self.distribution else self.name
+
+    @property
+    def problem(self) -> Problem:
+        """What is wrong with it, as a warning: everything else works."""
+        remedy = "" if self.state == "missing" else "Update or uninstall it, or leave it out of ADAPTRIX_PLUGINS."
+        return Problem("plugin", f"plugin {self}", self.error, remedy=remedy, severity="warning")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything but the trace, with the names of the records."""
+        contributed = {
+            hook.removeprefix("adaptrix_"): list(map(record_name, found)) for hook, found in self.records.items()
+        }
+        return {
+            "name": self.name,
+            "distribution": self.distribution,
+            "version": self.version,
+            "state": self.state,
+            "error": self.error,
+            "contributes": {hook: names for hook, names in contributed.items() if names},
+        }
+
+
+class PluginError(Exception):
+    """What a plugin did wrong, as ``adaptrix plugins`` shows it."""
+
+
+def own_plugin() -> Plugin:
+    """Adaptrix itself, through the same hooks; what is wrong with it is raised as it is."""
+    plugin = Plugin("adaptrix", "adaptrix", __version__)
+    try:
+        return replace(plugin, records=_contributions(builtins, plugin))
+    except PluginError as error:
+        raise (error.__cause__ or error) from None
+
+
+def named(entry: EntryPoint) -> Plugin:
+    """The plugin of an entry point, not loaded. A distribution whose metadata is lost is called by its module."""
+    name, version = (entry.dist.name, entry.dist.version) if entry.dist else ("", "")
+    return Plugin(entry.name, name or entry.value, version or "", "blocked")
+
+
+def load(entry: EntryPoint, plugin: Plugin) -> Plugin:
+    """The plugin with all the records that its entry point leads to, or with what went wrong and none."""
+    plugin = replace(plugin, state="loaded")
+    try:
+        return replace(plugin, records=_contributions(_imported(entry), plugin))
+    except PluginError as error:
+        trace = "".join(traceback.format_exception(error.__cause__ or error))
+        return replace(plugin, state="failed", error=str(error), trace=trace)
+
+
+@contextmanager
+def _guarded(step: str) -> Iterator[None]:
+    """Runs a stranger's code: it cannot end the process, and what it prints stays out of our output."""
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit too: modules that parse arguments on import raise it
+        raise PluginError(f"{step}: {type(error).__name__}: {error}") from error
+
+
+def _imported(entry: EntryPoint) -> object:
+    """What an entry point names; a failed import leaves none of the plugin's own modules behind."""
+    before = frozenset(sys.modules)
+    try:
+        with _guarded("import failed"):
+            return entry.load()
+    except PluginError:
+        own = _package(entry.value.partition(":")[0].strip())
+        for name in sys.modules.keys() - before:  # not what else it imported: others may hold that by now
+            if f"{name}.".startswith(f"{own}."):
+                del sys.modules[name]
+        raise
+
+
+def _package(module: str) -> str:
+    """The outermost package of a module, less any namespace that it shares with other distributions."""
+    steps = module.split(".")
+    packages = (".".join(steps[:count]) for count in range(1, len(steps)))
+    return next((name for name in packages if not _is_namespace(name)), module)
+
+
+def _is_namespace(package: str) -> bool:
+    return package in sys.modules and getattr(sys.modules[package], "__file__", None) is None
+
+
+def _contributions(module: object, plugin: Plugin) -> dict[str, tuple[Any, ...]]:
+    """The records of every hook that a plugin implements. Raises :class:`PluginError`.
+
+    Each plugin has a manager to itself, so there is nothing to undo where it fails.
+    """
+    manager = pluggy.PluginManager("adaptrix")
+    manager.add_hookspecs(hookspecs)
+    with _guarded("its hooks"):
+        manager.register(module, plugin.name)
+        manager.check_pending()
+    if not manager.get_hookcallers(module):
+        raise PluginError("it implements no hook: mark its functions with adaptrix.hookimpl")
+    implemented = {hook: getattr(manager.hook, hook).get_hookimpls() for hook in HOOKS}
+    return {
+        hook: tuple(_credited(record, plugin) for each in found for record in _yielded(hook, each.function))
+        for hook, found in implemented.items()
+    }
+
+
+def _yielded(hook: str, function: Callable[[], Any]) -> tuple[Any, ...]:
+    """The records of one implementation; called without pluggy, which takes a None for no answer."""
+    with _guarded(hook):
+        found = function()
+        if found is None:
+            raise TypeError("it returned None; an implementation yields its records")
+        records = tuple(found)
+        for record in records:
+            _require_valid(record, HOOKS[hook])
+        return records
+
+
+def _require_valid(record: object, wanted: type) -> None:
+    if not isinstance(record, wanted):
+        raise TypeError(f"it yielded {record!r}, not a record of type {wanted.__name__}")
+    name = record_name(record)
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ValueError(f"a {wanted.__name__} is called {name!r}; a name is of the form {_NAME.pattern}")
+    kinds = getattr(record, "model_types", ())
+    if not isinstance(kinds, tuple | list) or not all(kind and isinstance(kind, str) for kind in kinds):
+        raise TypeError(f"the model_types of {name} are {kinds!r}, not a tuple of names")
+
+
+def record_name(record: Any) -> Any:
+    """The name of a record of any type."""
+    return record.family if isinstance(record, Architecture) else record.name
+
+
+def _credited(record: Any, plugin: Plugin) -> Any:
+    """The record with where it is from; a command's loader is as guarded as the plugin's import was."""
+    if isinstance(record, Architecture):
+        return replace(record, origin=plugin.distribution)
+    if isinstance(record, Command):
+        return replace(record, load=partial(_loaded, record, plugin))
+    return record
+
+
+def _loaded(command: Command, plugin: Plugin) -> click.Command:
+    """A plugin's command. Raises :class:`RefusedError` that names the plugin."""
+    import click
+
+    try:
+        with _guarded(f"command {command.name} failed to load"):
+            loaded = command.load()
+            if not isinstance(loaded, click.Command):
+                raise TypeError(f"{loaded!r} is no click command")
+            return loaded
+    except PluginError as error:
+        raise RefusedError(replace(replace(plugin, error=str(error)).problem, severity="error")) from error
