@@ -61,10 +61,10 @@ def _evaluate(node: ast.expr, values: Mapping[str, int]) -> int:
                 raise UnresolvedError(name)
             return values[name]
         case ast.BinOp(left=left, op=ast.Div(), right=right):
-            quotient, rest = divmod(_evaluate(left, values), _evaluate(right, values) or 1)
-            if rest:
+            dividend, divisor = _evaluate(left, values), _evaluate(right, values)
+            if not divisor or dividend % divisor:
                 raise UnresolvedError(f"{ast.unparse(node)} has a remainder")
-            return quotient
+            return dividend // divisor
         case ast.BinOp(left=left, op=op, right=right):
             return _OPERATORS[type(op)](_evaluate(left, values), _evaluate(right, values))
     raise ValueError(f"unexpected syntax: {ast.dump(node)}")

@@ -20,6 +20,7 @@ HEADS = (
     "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING",
     "MODEL_FOR_CAUSAL_LM_MAPPING",
     "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING",
+    "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING",
     "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING",
     "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING",
     "MODEL_FOR_QUESTION_ANSWERING_MAPPING",
@@ -28,6 +29,19 @@ HEADS = (
     "MODEL_FOR_PRETRAINING_MAPPING",
     "MODEL_FOR_TEXT_ENCODING_MAPPING",
     "MODEL_MAPPING",
+)
+
+
+_NOT_SIZES = frozenset(
+    {
+        "auto_map",
+        "attn_implementation",
+        "_attn_implementation",
+        "experts_implementation",
+        "_experts_implementation",
+        "quantization_config",
+        "transformers_version",
+    }
 )
 
 
@@ -56,7 +70,13 @@ def config_of(config: Any) -> Any:
     """A transformers config, out of one or of the mapping of a config.json (with its ``model_type``)."""
     if not isinstance(config, Mapping):
         return config
-    return need("transformers").AutoConfig.for_model(**config)
+    return need("transformers").AutoConfig.for_model(**_harmless(config))
+
+
+def _harmless(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config without what could fetch code or kernels, or ask for a quantiser: sizes do not depend on it."""
+    kept = {key: value for key, value in config.items() if key not in _NOT_SIZES}
+    return {key: _harmless(value) if isinstance(value, Mapping) else value for key, value in kept.items()}
 
 
 def model_classes(config: Any) -> list[Any]:

@@ -103,6 +103,20 @@ def miscounted(architecture: Architecture, found: Sequence[Case]) -> Iterator[st
                 yield f"{case.name}: {count} layers in {stack_path}, depth {depth!r} says {case.dims.get(depth)}"
 
 
+def patchy(architecture: Architecture, found: Sequence[Case]) -> Iterator[str]:
+    """The roles that some layers of a model lack, without being ``optional``: a gap in an adapter would look
+    like a loss."""
+    for case in found:
+        layers: dict[str, set[int]] = {}
+        for site in filter(None, (architecture.locate(weight.path) for weight in case.weights)):
+            if site.layer is not None:
+                layers.setdefault(site.role, set()).add(site.layer)
+        for name, seen in layers.items():
+            role = architecture.roles[name]
+            if not role.optional and len(seen) != case.dims.get(role.depth):
+                yield f"{case.name}: role {name} is in layers {sorted(seen)} alone: say optional = true"
+
+
 def unreal(architecture: Architecture, found: Sequence[Case]) -> Iterator[str]:
     """The roles whose today's path is in none of the models (a typo, or a config is missing)."""
     real = {weight.path for case in found for weight in case.weights}
@@ -199,6 +213,10 @@ class ArchitectureLaws:
 
     def test_depths(self) -> None:
         _none(miscounted(*self._known()))
+
+    def test_gaps_are_declared(self) -> None:
+        """A role that some layers lack says so."""
+        _none(patchy(*self._known()))
 
     def test_paths_lead_back(self) -> None:
         _none(astray(self._known()[0]))

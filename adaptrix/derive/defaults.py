@@ -1,0 +1,50 @@
+"""The rules of the dimensions: which key each comes from, and from what where a config lacks the key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from adaptrix.derive.fit import Fitter
+from adaptrix.derive.survey import Family, Model, changed, guarded, numbers_in
+from adaptrix.dims import Alternative, Rule
+from adaptrix.errors import AdaptrixError
+from adaptrix.meta import config_of
+
+
+def rules(given: Mapping[str, Any], deep: Model, names: Mapping[str, str], family: Family) -> dict[str, Rule]:
+    """A rule for each dimension. ``given``: the config as published; ``names``: config key -> dimension.
+
+    A key that the config lacks has a value in transformers all the same: computed from others, in which
+    case the rule says how, or a default, which the rule then states.
+    """
+    stated = numbers_in(given)
+    completed = list(_completed(given, stated))
+    present = {names[key]: tuple(m.get(key, 0) for m in completed) for key in names if _stated(key, stated, family)}
+    fitter = Fitter(present)
+    found = {}
+    for key, name in names.items():
+        options = [Alternative(spelling) for spelling in (key, *family.aliases.get(key, ()))]
+        if name not in present:
+            fit = fitter.fit(tuple(model.get(key, 0) for model in completed))
+            options.append(Alternative(fit.expression if fit and not fit.doubt else deep.numbers[key]))
+        found[name] = tuple(options)
+    return found
+
+
+def _stated(key: str, stated: Mapping[str, int], family: Family) -> bool:
+    return any(spelling in stated for spelling in (key, *family.aliases.get(key, ())))
+
+
+def _completed(given: Mapping[str, Any], stated: Mapping[str, int]) -> list[dict[str, int]]:
+    """The config as transformers completes it, as it is and with each of its numbers doubled."""
+    trials = [given, *(changed(given, {key: 2 * value}) for key, value in stated.items())]
+    return [numbers for trial in trials if (numbers := _numbers(trial))]
+
+
+def _numbers(config: Mapping[str, Any]) -> dict[str, int] | None:
+    """A config's numbers, completed; None where it is not a config any more and tells nothing."""
+    try:
+        return numbers_in(guarded(lambda: config_of(config)).to_dict())
+    except AdaptrixError:
+        return None
