@@ -95,9 +95,11 @@ class Adapter:
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor, with a name for messages: ``model.layers.0.self_attn.q_proj lora_A``."""
-        for target, delta in self.deltas.items():
+        planned = self.recorded.overrides if self.recorded else {}
+        deltas = [(str(t), d) for t, d in self.deltas.items()] + [(f"plan.{s}", d) for s, d in planned.items()]
+        for where, delta in deltas:
             for name, tensor in delta.tensors().items():
-                yield f"{target} {name}", tensor
+                yield f"{where} {name}", tensor
         for key, extra in self.extras.items():
             yield key, extra.tensor
 

@@ -20,6 +20,7 @@ from adaptrix.extras import extra_problems, resized_vocabulary
 from adaptrix.identify import Identity
 from adaptrix.tensor import FLOATS, Tensor
 
+_DEEPEST = 100_000
 Shape = tuple[int | None, int | None]
 
 
@@ -69,7 +70,7 @@ def bind(adapter: Adapter, identity: Identity) -> BoundAdapter:
         except RefusedError as error:
             problems += error.problems
     dims = _infer(deltas, architecture, stated)
-    depths = _depths(deltas, architecture, dims)
+    depths = _depths(deltas, architecture, dims, adapter)
     problems += misplaced
     for site, delta in deltas.items():
         problems += _site_problems(site, delta, architecture.roles[site.role], dims, places[site][0])
@@ -104,11 +105,13 @@ def _places(adapter: Adapter, architecture: Architecture) -> tuple[dict[Site, tu
 
 
 def _site(target: Target, architecture: Architecture) -> Site | None:
+    """The site of a target; equal slots are the parts of a fused weight only where these lie so."""
     site = architecture.locate(target.path)
     if site is None or target.slot is None:
         return site
-    parts = tuple(architecture.roles[site.role].parts) or tuple(f"slot{i}" for i in range(target.slots or 0))
-    return replace(site, part=parts[target.slot]) if len(parts) == target.slots else None
+    role = architecture.roles[site.role]
+    alike = role.layout == "contiguous" and len(role.parts) == target.slots and len(set(role.parts.values())) == 1
+    return replace(site, part=list(role.parts)[target.slot] if alike else f"slot{target.slot}")
 
 
 def _nowhere(target: Target, architecture: Architecture) -> Problem:
@@ -146,13 +149,22 @@ def _infer(deltas: Mapping[Site, LowRank], architecture: Architecture, dims: Dim
     )
 
 
-def _depths(deltas: Mapping[Site, LowRank], architecture: Architecture, dims: Dims) -> dict[str, int]:
-    depths: dict[str, int] = {}
+def _depths(deltas: Mapping[Site, LowRank], architecture: Architecture, dims: Dims, adapter: Adapter) -> dict[str, int]:
+    seen: dict[str, int] = {}
     for site in deltas:
         if site.layer is not None:
             stack = architecture.roles[site.role].depth
-            depths[stack] = max(depths.get(stack, 0), site.layer + 1)
-    return {stack: dims.get(stack) or seen for stack, seen in depths.items()}
+            seen[stack] = max(seen.get(stack, 0), site.layer + 1)
+    return {stack: _depth(stack, dims, adapter) or layers for stack, layers in seen.items()}
+
+
+def _depth(stack: str, dims: Dims, adapter: Adapter) -> int | None:
+    """The layers of a stack, as far as stated: those of the model, or of what the config repeats of it.
+
+    A number that no model has is as good as none, so that nobody can make us count to it.
+    """
+    depth = _expanded(adapter.provenance.config.get("layer_replication")) or dims.get(stack)
+    return depth if depth is not None and 0 < depth <= _DEEPEST else None
 
 
 def _site_problems(site: Site, delta: LowRank, role: Role, dims: Dims, target: Target) -> Iterator[Problem]:
@@ -182,14 +194,12 @@ def _site_problems(site: Site, delta: LowRank, role: Role, dims: Dims, target: T
 def _layer_problems(
     deltas: Mapping[Site, LowRank], architecture: Architecture, dims: Dims, adapter: Adapter
 ) -> Iterator[Problem]:
-    config = adapter.provenance.config
-    replicated = config.get("layer_replication")
     layers: dict[str, set[int]] = {}
     for site in deltas:
         if site.layer is not None:
             layers.setdefault(site.role, set()).add(site.layer)
     for role, seen in layers.items():
-        depth = _expanded(replicated) or dims.get(architecture.roles[role].depth)
+        depth = _depth(architecture.roles[role].depth, dims, adapter)
         beyond = sorted(layer for layer in seen if depth is not None and layer >= depth)
         if beyond:
             yield Problem(
@@ -200,7 +210,7 @@ def _layer_problems(
                 "The adapter belongs to a deeper model.",
             )
         missing = sorted(set(range(depth if depth is not None else max(seen) + 1)) - seen)
-        if missing and _every_layer(config) and not architecture.roles[role].optional and architecture.dims:
+        if missing and _every_layer(adapter) and not architecture.roles[role].optional and architecture.dims:
             yield Problem(
                 "incomplete",
                 role,
@@ -216,15 +226,24 @@ def _expanded(replicated: object) -> int | None:
         return None
     try:
         return sum(int(stop) - int(start) for start, stop in replicated)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 
-def _every_layer(config: Mapping[str, object]) -> bool:
-    """Whether the config targets plain module names in all layers, so that a gap means a loss."""
+def _every_layer(adapter: Adapter) -> bool:
+    """Whether the config targets plain module names in all layers, so that a gap means a loss.
+
+    What was pruned has a gap on purpose.
+    """
+    config = adapter.provenance.config
     targets = config.get("target_modules")
     plain = isinstance(targets, list) and not any(char.isdigit() for name in targets for char in str(name))
-    return plain and config.get("layers_to_transform") in (None, []) and not config.get("exclude_modules")
+    return (
+        plain
+        and not adapter.altered
+        and config.get("layers_to_transform") in (None, [])
+        and not config.get("exclude_modules")
+    )
 
 
 def _inferred(dims: Dims, depths: Mapping[str, int], adapter: Adapter) -> Problem:

@@ -6,6 +6,7 @@ writes factors of ΔW from 0.19.1 on; the checkpoint does not say which, only so
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from adaptrix.adapter import Adapter
@@ -14,20 +15,27 @@ from adaptrix.delta import LowRank
 from adaptrix.dims import Dims
 from adaptrix.errors import refuse
 
+_CHANGED = (0, 19, 1)
+_VERSION = re.compile(r"(\d{1,4}\.\d{1,4}\.\d{1,4})(?!\d)")
+
 
 def oriented(delta: LowRank, role: Role, dims: Dims, adapter: Adapter) -> LowRank:
     """The delta with ``transposed`` set by the shapes where they tell, else by the version of peft.
 
-    Raises :class:`RefusedError` where neither tells.
+    A shape that fits neither way is left for the check of shapes to complain about. Raises
+    :class:`RefusedError` where nothing tells.
     """
     if delta.experts is None or delta.transposed or role.orientation == "experts_transposed":
         return delta
     wanted = tuple(dims.get(expression) if expression else None for expression in (role.out, role.inp))
     straight, turned = delta.shape, delta.shape[::-1]
-    if None not in wanted and straight != turned and wanted in (straight, turned):
-        return replace(delta, transposed=wanted == turned)
-    version = _version(adapter)
-    if version is None or version == (0, 19, 0):
+    fits, fits_turned = _fits(straight, wanted), _fits(turned, wanted)
+    if fits != fits_turned:
+        return replace(delta, transposed=fits_turned)
+    if not fits:
+        return delta
+    by_version = _transposed(str(adapter.provenance.config.get("peft_version") or ""))
+    if by_version is None:
         raise refuse(
             "undecidable",
             role.name,
@@ -35,10 +43,24 @@ def oriented(delta: LowRank, role: Role, dims: Dims, adapter: Adapter) -> LowRan
             "peft_version in the config, or a base whose dims tell them apart",
             "Name the base with --base MODEL, or add peft_version to adapter_config.json.",
         )
-    return replace(delta, transposed=version < (0, 19, 0))
+    return replace(delta, transposed=by_version)
 
 
-def _version(adapter: Adapter) -> tuple[int, ...] | None:
-    parts = str(adapter.provenance.config.get("peft_version") or "").split("@")[0].split(".")[:3]
-    numbers = [int(part) for part in parts if part.isdecimal()]
-    return tuple(numbers) if len(numbers) == 3 else None
+def _fits(shape: tuple[int, int], wanted: tuple[int | None, ...]) -> bool:
+    """Whether no known dimension speaks against a shape."""
+    return all(size in (None, real) for size, real in zip(wanted, shape, strict=True))
+
+
+def _transposed(version: str) -> bool | None:
+    """Whether a version of peft wrote transposes; None for one that may be on either side of the change.
+
+    A dev version is named after the release before it, so those from 0.18.1.dev0 on have it or not.
+    """
+    found = _VERSION.match(version)
+    if found is None:
+        return None
+    number = tuple(map(int, found[1].split(".")))
+    uncertain = "dev" in version and number > (0, 18, 0)
+    if number >= _CHANGED:
+        return False
+    return None if uncertain or number >= (0, 19, 0) else True

@@ -17,7 +17,7 @@ def resized_vocabulary(adapter: Adapter, architecture: Architecture, dims: Dims)
     """The dims with the vocabulary that the adapter brings along, where it saved a resized embedding."""
     stated = dims.values.get("vocab")
     for key, extra in adapter.extras.items():
-        role = _role(key, architecture)
+        role = _role(key, architecture) if extra.kind in ("module", "base_weight") else None
         axis = None if role is None or len(extra.tensor.shape) != 2 else _vocab_axis(role)
         if stated is None or axis is None or extra.tensor.shape[axis] == stated:
             continue

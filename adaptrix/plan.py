@@ -61,7 +61,8 @@ class Plan:
     @property
     def complete(self) -> bool:
         """Whether every delta acts, unchanged."""
-        return not self.overrides and all(map(self.active, self.bound.deltas))
+        plain = not self.overrides and all(gain == 1.0 for gain in self.gains.values())
+        return plain and all(map(self.active, self.bound.deltas))
 
     def describe(self) -> str:
         """One line: the policy, its layers, and the share of ‖ΔW‖² they keep."""

@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 import numpy as np
 
+from adaptrix.architecture import Site
 from adaptrix.delta import LowRank
 from adaptrix.errors import Problem
 from adaptrix.plan import Plan
@@ -14,10 +15,11 @@ from adaptrix.tensor import Tensor
 
 
 def pruned(plan: Plan) -> Plan:
-    """The plan with nothing in it but what acts: inactive deltas gone, overrides in place of originals."""
+    """The plan with nothing in it but what acts: inactive deltas gone, overrides in place of originals,
+    gains multiplied into their alphas."""
     if plan.complete:
         return plan
-    kept = {site: plan.delta(site) for site in plan.sites}
+    kept = {site: _gained(plan.delta(site), plan.gains.get(_layer(site), 1.0)) for site in plan.sites}
     dropped = [site for site in plan.bound.deltas if site not in kept]
     says = f"dropped {len(dropped)} of {len(plan.bound.deltas)} deltas"
     if plan.overrides:
@@ -27,7 +29,16 @@ def pruned(plan: Plan) -> Plan:
     deltas = {targets[site]: delta for site, delta in kept.items()}
     adapter = replace(plan.bound.adapter, deltas=MappingProxyType(deltas), altered=True, recorded=None)
     bound = replace(plan.bound, adapter=adapter, deltas=MappingProxyType(kept), targets=MappingProxyType(targets))
-    return replace(plan, bound=bound, overrides=MappingProxyType({}), notes=(*plan.notes, note))
+    notes = (*plan.notes, note)
+    return replace(plan, bound=bound, overrides=MappingProxyType({}), gains=MappingProxyType({}), notes=notes)
+
+
+def _layer(site: Site) -> int:
+    return -1 if site.layer is None else site.layer
+
+
+def _gained(delta: LowRank, gain: float) -> LowRank:
+    return replace(delta, alpha=delta.alpha * gain)
 
 
 def cast(plan: Plan, dtype: str) -> Plan:

@@ -25,6 +25,8 @@ Redistribution = Literal["none", "nearest"]
 def reshape_plan(plan: Plan, redistribute: Redistribution, rank: int | None) -> Plan:
     """The plan with its deltas folded and recompressed as asked; itself where nothing was asked.
 
+    A rank alone applies to the deltas in force, whatever put them there; folding starts from the adapter's own.
+
     ``nearest``: every delta of a layer outside the plan is added to the delta of the same role in the
     nearest layer inside it (the lower one of two); ranks add up. ``rank``: each delta of a higher rank
     becomes the best one of that rank. Raises :class:`RefusedError` for DoRA and stacked experts, which
@@ -38,18 +40,14 @@ def reshape_plan(plan: Plan, redistribute: Redistribution, rank: int | None) -> 
         for site in (site for site in plan.bound.deltas if not plan.active(site)):
             home = _nearest(site, plan.sites)
             lost.append(site) if home is None else groups[home].append(site)
-    changed = {site: members for site, members in groups.items() if _changes(plan, members, rank)}
+    earlier = plan.overrides if redistribute == "none" else {}
+    deltas = {**plan.bound.deltas, **earlier}
+    changed = {s: members for s, members in groups.items() if len(members) > 1 or (rank and deltas[s].rank > rank)}
     _require_sums(plan, changed.values())
-    results = {
-        site: _combine([plan.bound.deltas[member] for member in members], rank) for site, members in changed.items()
-    }
+    results = {site: _combine([deltas[member] for member in members], rank) for site, members in changed.items()}
     notes = [*plan.notes, *_notes(results, changed, rank), *_homeless(lost)]
-    overrides = MappingProxyType({site: delta for site, (delta, _) in results.items()})
+    overrides = MappingProxyType({**earlier, **{site: delta for site, (delta, _) in results.items()}})
     return replace(plan, overrides=overrides, notes=tuple(notes))
-
-
-def _changes(plan: Plan, members: list[Site], rank: int | None) -> bool:
-    return len(members) > 1 or (rank is not None and plan.bound.deltas[members[0]].rank > rank)
 
 
 def _nearest(site: Site, kept: Iterable[Site]) -> Site | None:

@@ -51,7 +51,9 @@ def _manifest(plan: Plan) -> dict[str, Any]:
             "model": adapter.base,
             "architecture": bound.architecture.family,
             "known": bool(bound.architecture.dims),
-            "dims": {name: {"value": value, "from": bound.dims.origins[name]} for name, value in bound.dims.values.items()},
+            "dims": {
+                name: {"value": value, "from": bound.dims.origins[name]} for name, value in bound.dims.values.items()
+            },
         },
         "source": {
             "uri": source.uri,

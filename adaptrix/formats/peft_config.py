@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from math import isfinite
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -14,35 +14,50 @@ from adaptrix.errors import Problem, refuse
 from adaptrix.patterns import first_match, fullmatch, suffix_match
 
 CONFIG_NAME = "adapter_config.json"
+ALL_LINEAR = "all-linear"
 _LARGEST = 10 << 20
+_LAYER = re.compile(r"\.(\d{1,6})\.")
 
 #: every key a LoRA config has had, from peft 0.0.1 to 0.21
-_KNOWN = frozenset(
-    """alora_invocation_tokens alpha_pattern arrow_config auto_mapping base_model_name_or_path bias corda_config
+_KEYS = """alora_invocation_tokens alpha_pattern arrow_config auto_mapping base_model_name_or_path bias corda_config
     enable_lora ensure_weight_tying eva_config exclude_modules fan_in_fan_out inference_mode init_lora_weights
     kasa_config layer_replication layers_pattern layers_to_transform loftq_config lora_alpha lora_bias lora_dropout
     lora_ga_config megatron_config megatron_core merge_weights modules_to_save monteclora_config peft_type peft_version
     qalora_group_size r rank_pattern revision runtime_config target_modules target_parameters task_type
-    trainable_token_indices use_bdlora use_dora use_qalora use_rslora velora_config""".split()
-)
+    trainable_token_indices use_bdlora use_dora use_qalora use_rslora velora_config"""
+_KNOWN = frozenset(_KEYS.split())
 
-_EXACT = "ADALORA VERA PVERA VBLORA UNILORA MISS GRALORA LOHA PEANUT".split()
-_NEEDS_BASE = "HRA PSOFT TINYLORA DEFT".split()
-_DENSE = "LOKR FOURIERFT WAVEFT C3A RANDLORA SHIRA".split()
-_MULTIPLIES = "IA3 OFT BOFT ROAD HIRA".split()
-_NO_DELTA = """PROMPT_TUNING MULTITASK_PROMPT_TUNING P_TUNING PREFIX_TUNING ADAPTION_PROMPT POLY XLORA CPT LN_TUNING
-    TRAINABLE_TOKENS CARTRIDGE SHADOW""".split()
-_OTHER = "ADAMSS BEFT LILY FROD GLORA OSF DELORA SUPERTUNING BONE".split()
-
-_VIA_PEFT = "Load it on its base with peft and call peft.save_as_lora(path, model, rank), then convert that."
-_ADVICE: Mapping[str, tuple[str, str]] = MappingProxyType(
-    {name: ("is a LoRA in another parametrisation", _VIA_PEFT) for name in _EXACT}
-    | {name: ("is low-rank once the base weight is known", _VIA_PEFT) for name in _NEEDS_BASE}
-    | {name: ("is a dense change of the weight", "peft.save_as_lora can approximate it at a rank.") for name in _DENSE}
-    | {name: ("multiplies the base weight", "Merge it into its base with peft instead.") for name in _MULTIPLIES}
-    | {name: ("does not change weights by a delta", "Use it through peft.") for name in _NO_DELTA}
-    | {name: ("is not a LoRA", "Merge it into its base with peft, or use it through peft.") for name in _OTHER}
+#: the types that are no LoRA: their names, what they are, and what can be done
+_OTHERS = (
+    (
+        "ADALORA VERA PVERA VBLORA UNILORA MISS GRALORA LOHA PEANUT",
+        "is a LoRA in another parametrisation",
+        "Load it on its base with peft and call peft.save_as_lora(path, model, rank), then convert that.",
+    ),
+    (
+        "HRA PSOFT TINYLORA DEFT",
+        "is low-rank once the base weight is known",
+        "Load it on its base with peft and call peft.save_as_lora(path, model, rank), then convert that.",
+    ),
+    (
+        "LOKR FOURIERFT WAVEFT C3A RANDLORA SHIRA",
+        "is a dense change of the weight",
+        "peft.save_as_lora(path, model, rank) can approximate it.",
+    ),
+    ("IA3 OFT BOFT ROAD HIRA", "multiplies the base weight", "Merge it into its base with peft instead."),
+    (
+        "PROMPT_TUNING MULTITASK_PROMPT_TUNING P_TUNING PREFIX_TUNING ADAPTION_PROMPT POLY XLORA CPT LN_TUNING"
+        " TRAINABLE_TOKENS CARTRIDGE SHADOW",
+        "does not change weights by a delta",
+        "Use it through peft.",
+    ),
+    (
+        "ADAMSS BEFT LILY FROD GLORA OSF DELORA SUPERTUNING BONE",
+        "is not a LoRA",
+        "Merge it into its base with peft, or use it through peft.",
+    ),
 )
+_ADVICE = MappingProxyType({name: (nature, remedy) for names, nature, remedy in _OTHERS for name in names.split()})
 
 #: starts that change the base weight: the saved factors are then no delta on the published base
 _RESIDUAL_STARTS = ("pissa", "olora", "corda", "lora_ga", "loftq")
@@ -50,7 +65,10 @@ _RESIDUAL_STARTS = ("pissa", "olora", "corda", "lora_ga", "loftq")
 
 @dataclass(frozen=True)
 class PeftConfig:
-    """The part of a LoRA config that says how its tensors are meant; ``raw`` is the whole, verbatim."""
+    """The part of a LoRA config that says how its tensors are meant; ``raw`` is the whole, verbatim.
+
+    ``rank`` is 0 where the config has none that could be meant: then the tensors say.
+    """
 
     raw: Mapping[str, Any]
     rank: int = 8
@@ -70,20 +88,38 @@ class PeftConfig:
         key = first_match(self.alpha_pattern, path, f"{CONFIG_NAME} alpha_pattern")
         return self.alpha if key is None else self.alpha_pattern[key]
 
-    def targets(self, path: str) -> bool:
-        """Whether peft would put an adapter on this module, as far as names alone can tell."""
-        wanted = self.get("target_modules")
-        if wanted is None or wanted == "all-linear":
-            return True
+    def names(self, key: str, path: str) -> bool:
+        """Whether ``target_modules`` or ``exclude_modules`` names a module: a regex, or ends of its path."""
+        wanted = self.get(key) or ()
         if isinstance(wanted, str):
-            return fullmatch(wanted, path, f"{CONFIG_NAME} target_modules")
-        return any(suffix_match(str(key), path) for key in wanted)
+            return fullmatch(wanted, path, f"{CONFIG_NAME} {key}")
+        return any(suffix_match(str(name), path) for name in wanted)
+
+    def targets(self, path: str) -> bool:
+        """Whether peft would put an adapter on this module, as far as its path can tell."""
+        if self.get("exclude_modules") and self.names("exclude_modules", path):
+            return False
+        if self.get("target_modules") in (None, ALL_LINEAR):
+            return True
+        return self.names("target_modules", path) and self._in_layers(path)
+
+    def _in_layers(self, path: str) -> bool:
+        """Whether ``layers_to_transform`` has the module's layer, the first number in its path."""
+        layers, targets = self.get("layers_to_transform"), self.get("target_modules")
+        if layers is None or layers == [] or self.get("layers_pattern") or path in targets or isinstance(targets, str):
+            return True
+        found = _LAYER.search(path)
+        return found is not None and int(found[1]) in ([layers] if isinstance(layers, int) else layers)
 
     @property
     def saved_modules(self) -> tuple[str, ...]:
         """Names of modules saved whole: those listed, and the heads that peft adds for a task."""
         listed = tuple(self.get("modules_to_save") or ())
-        heads = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
+        heads = {
+            "SEQ_CLS": ("classifier", "score"),
+            "TOKEN_CLS": ("classifier", "score"),
+            "QUESTION_ANS": ("qa_outputs",),
+        }
         return listed + heads.get(str(self.get("task_type")), ())
 
     @property
@@ -99,6 +135,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise refuse("config-large", path, f"{path.stat().st_size} bytes", f"a config of at most {_LARGEST} bytes")
     try:
         value = json.loads(path.read_text("utf-8-sig"))
+        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate could not be written again
     except (ValueError, RecursionError) as error:
         raise refuse("config-json", path, f"not JSON ({error})", "a JSON object", "Download it again.") from None
     if not isinstance(value, dict):
@@ -107,12 +144,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def parse(raw: Mapping[str, Any]) -> tuple[PeftConfig, tuple[Problem, ...]]:
-    """The config and all its problems; a value that cannot be used is replaced by peft's default."""
+    """The config and all its problems; a value that cannot be used is replaced by one that causes no others."""
     problems = [*_type_problems(raw), *_value_problems(raw), *_unsupported(raw), *_unknown(raw)]
     return (
         PeftConfig(
             raw=MappingProxyType(dict(raw)),
-            rank=raw["r"] if _is_rank(raw.get("r")) else 8,
+            rank=_rank(raw.get("r", 8)),
             alpha=float(raw["lora_alpha"]) if _is_alpha(raw.get("lora_alpha")) else 8.0,
             rslora=raw.get("use_rslora") is True,
             rank_pattern=_clean(raw.get("rank_pattern"), _is_rank),
@@ -131,9 +168,13 @@ def _type_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
     if kind == "LORA":
         return
     if kind is None:
-        yield _problem("peft_type", "the key is missing", '"LORA"', 'Add "peft_type": "LORA" if it is one.', "peft-type")
+        yield _problem(
+            "peft_type", "the key is missing", '"LORA"', 'Add "peft_type": "LORA" if it is one.', "peft-type"
+        )
     elif isinstance(kind, str) and kind.upper() == "LORA":
-        yield _problem("peft_type", repr(kind), '"LORA"', "peft is strict about case: write it in capitals.", "peft-type")
+        yield _problem(
+            "peft_type", repr(kind), '"LORA"', "peft is strict about case: write it in capitals.", "peft-type"
+        )
     elif isinstance(kind, str) and kind in _ADVICE:
         nature, remedy = _ADVICE[kind]
         yield _problem("peft_type", f"{kind}, which {nature}", "LORA", remedy, "peft-type")
@@ -160,12 +201,15 @@ def _value_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
         if not _is_names(raw.get(key), allow_text=key in ("target_modules", "exclude_modules")):
             yield _problem(key, json.dumps(raw[key])[:200], "a list of names")
     for key in ("use_rslora", "use_dora", "lora_bias", "fan_in_fan_out"):
-        if raw.get(key) not in (True, False, None):
+        if not isinstance(raw.get(key), bool | None):
             yield _problem(key, repr(raw[key]), "true or false")
+    layers = raw.get("layers_to_transform")
+    if not (layers is None or type(layers) is int or _is_list(layers, int)):
+        yield _problem("layers_to_transform", json.dumps(layers)[:200], "a layer or a list of them")
     if raw.get("bias") not in (None, "none", "all", "lora_only"):
         yield _problem("bias", repr(raw["bias"]), '"none", "all" or "lora_only"')
     enable = raw.get("enable_lora")
-    if enable is not None and not (isinstance(enable, list) and enable and all(type(e) is bool for e in enable)):
+    if enable is not None and not (enable and _is_list(enable, bool)):
         yield _problem("enable_lora", json.dumps(enable)[:200], "a list of true and false, or null")
 
 
@@ -176,12 +220,14 @@ def _unsupported(raw: Mapping[str, Any]) -> Iterator[Problem]:
             "init_lora_weights",
             f"{start!r}: the factors belong to a residual of the base, not to the base itself",
             "factors of the delta",
-            "Save it with save_pretrained(..., path_initial_model_for_weight_conversion=...), which writes a plain LoRA.",
+            "save_pretrained(…, path_initial_model_for_weight_conversion=…) writes it as a plain LoRA.",
             "residual-base",
         )
     for key in ("use_qalora", "use_bdlora", "velora_config", "monteclora_config", "kasa_config", "megatron_config"):
         if raw.get(key):
-            yield _problem(key, json.dumps(raw[key])[:80], "unset", "Merge it with peft instead.", "unsupported-variant")
+            yield _problem(
+                key, json.dumps(raw[key])[:80], "unset", "Merge it with peft instead.", "unsupported-variant"
+            )
     for key in ("alora_invocation_tokens", "arrow_config"):
         if raw.get(key):
             yield Problem(
@@ -195,11 +241,20 @@ def _unsupported(raw: Mapping[str, Any]) -> Iterator[Problem]:
 
 def _unknown(raw: Mapping[str, Any]) -> Iterator[Problem]:
     for key in sorted(raw.keys() - _KNOWN):
-        yield Problem("config-unknown", f"{CONFIG_NAME} {key}", "no version of peft up to 0.21 has this key; kept", severity="note")
+        yield Problem(
+            "config-unknown",
+            f"{CONFIG_NAME} {key}",
+            "no version of peft up to 0.21 has this key; kept",
+            severity="note",
+        )
 
 
 def _clean(table: Any, valid: Any) -> Mapping[str, Any]:
     return MappingProxyType({k: v for k, v in table.items() if valid(v)} if isinstance(table, dict) else {})
+
+
+def _rank(value: Any) -> int:
+    return int(value) if _is_rank(value) else 0
 
 
 def _is_rank(value: Any) -> bool:
@@ -207,10 +262,12 @@ def _is_rank(value: Any) -> bool:
 
 
 def _is_alpha(value: Any) -> bool:
-    return type(value) in (int, float) and isfinite(value) and abs(value) < 1e30
+    return type(value) in (int, float) and abs(value) < 1e30  # neither NaN nor a whole number of 400 digits
 
 
 def _is_names(value: Any, *, allow_text: bool) -> bool:
-    if value is None or (allow_text and isinstance(value, str)):
-        return True
-    return isinstance(value, Iterable) and not isinstance(value, str) and all(isinstance(v, str) for v in value)
+    return value is None or (allow_text and isinstance(value, str)) or _is_list(value, str)
+
+
+def _is_list(value: Any, of: type) -> bool:
+    return isinstance(value, list) and all(type(item) is of for item in value)

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from adaptrix.errors import Problem
+from adaptrix.tensor import Tensor
 
 PREFIX = "base_model.model."
-_STRAY = ("base_model.model.", "_orig_mod.", "module.", "_fsdp_wrapped_module.")
+_STRAY = (PREFIX, "module.")
+#: what torch.compile, FSDP and activation checkpointing put into paths, wherever a module was wrapped
+_WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _LORA = re.compile(
     r"(?P<path>.+)\.(?P<kind>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)"
     r"(?:\.(?!weight$|bias$)(?P<adapter>[^.]+))?(?:\.(?P<leaf>weight|bias))?"
 )
+_SAVED = re.compile(r"(?P<path>.+)\.modules_to_save\.(?P<adapter>[^.]+)\.(?P<leaf>.+)")
+_TOKENS = re.compile(r"(?P<path>.+\.token_adapter\.trainable_tokens_delta)(?:\.(?P<adapter>[^.]+))?")
 _NAME = re.compile(r"[^\s/\\{}\x00-\x1f\x7f]{1,1024}")
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A tensor's name without prefixes. ``kind`` is None for a tensor that is no part of a LoRA."""
+    """A tensor's name taken apart. ``kind`` is None for a tensor that is no part of a LoRA.
+
+    ``prefix`` is what was taken off the front, with an ellipsis where wrappers were taken out of the rest.
+    """
 
     path: str
     kind: str | None = None
@@ -34,27 +44,67 @@ class Key:
 
 def parse(name: str) -> Key | None:
     """The parts of a tensor's name; None where it cannot be a path of modules."""
-    rest = name
+    rest = clean = _WRAPPERS.sub("", name)
     while rest.startswith(_STRAY):
         rest = rest.removeprefix(next(stray for stray in _STRAY if rest.startswith(stray)))
-    prefix = name[: len(name) - len(rest)]
+    prefix = name.removesuffix(rest) if name.endswith(rest) else clean.removesuffix(rest) + "…"
     if not _NAME.fullmatch(name) or not all(rest.split(".")):
         return None
     if hit := _LORA.fullmatch(rest):
         return Key(hit["path"], hit["kind"], hit["leaf"], hit["adapter"], prefix)
-    saved = re.fullmatch(r"(.+)\.modules_to_save\.([^.]+)\.(.+)", rest)
-    if saved:
-        return Key(f"{saved[1]}.{saved[3]}", adapter=saved[2], prefix=prefix)
-    tokens = re.fullmatch(r"(.+\.token_adapter\.trainable_tokens_delta)(?:\.([^.]+))?", rest)
-    if tokens:
-        return Key(tokens[1], adapter=tokens[2], prefix=prefix)
+    if hit := _SAVED.fullmatch(rest):
+        return Key(f"{hit['path']}.{hit['leaf']}", adapter=hit["adapter"], prefix=prefix)
+    if hit := _TOKENS.fullmatch(rest):
+        return Key(hit["path"], adapter=hit["adapter"], prefix=prefix)
     return Key(rest, prefix=prefix)
 
 
-def odd_prefixes(keys: Iterable[Key]) -> dict[str, int]:
+def _odd_prefixes(keys: Iterable[Key]) -> dict[str, int]:
     """Prefixes other than peft's own, with how many keys carry each."""
-    counts: dict[str, int] = {}
-    for key in keys:
-        if key.prefix != PREFIX:
-            counts[key.prefix] = counts.get(key.prefix, 0) + 1
-    return counts
+    return dict(Counter(key.prefix for key in keys if key.prefix != PREFIX))
+
+
+def keyed(tensors: Mapping[str, Tensor]) -> tuple[dict[Key, Tensor], list[Problem]]:
+    """The tensors by parsed key, each place once, and what is wrong with their names."""
+    keys = {name: parse(name) for name in tensors}
+    problems = [
+        Problem("bad-name", repr(name)[:200], "not a name of a tensor in a module")
+        for name, key in keys.items()
+        if key is None
+    ]
+    known = {name: key for name, key in keys.items() if key is not None}
+    problems += _name_problems(list(known.values()))
+    found: dict[Key, Tensor] = {}
+    owners: dict[str, str] = {}
+    for name, key in known.items():
+        other = owners.setdefault(key.plain, name)
+        if other == name:
+            found[key] = tensors[name]
+        elif key.adapter == known[other].adapter:
+            problems.append(Problem("duplicate", name, f"the same place as {other!r}", "one tensor for one place"))
+    return found, problems
+
+
+def _name_problems(keys: Sequence[Key]) -> Iterator[Problem]:
+    for prefix, count in _odd_prefixes(keys).items():
+        found = f"{count} names start with {prefix!r}" if prefix else f"{count} names lack the prefix of peft"
+        yield Problem("prefix", "tensor names", f"{found}: read as if with {PREFIX!r}", severity="note")
+    adapters = sorted({key.adapter or "(unnamed)" for key in keys if key.kind})
+    if len(adapters) > 1:
+        yield Problem(
+            "two-adapters",
+            "tensor names",
+            f"several adapters in one file: {', '.join(adapters)}",
+            "one",
+            "Load it with peft and save each adapter with save_pretrained(folder, selected_adapters=[name]).",
+        )
+    if keys and not any(key.kind for key in keys):
+        yield Problem(
+            "no-lora",
+            "tensor names",
+            f"none of {len(keys)} tensors belongs to a LoRA",
+            "lora_A and lora_B of modules",
+            "This looks like a full model's weights under an adapter's name.",
+        )
+    elif not keys:
+        yield Problem("empty", "tensor names", "the file holds no tensors", "at least one lora_A and lora_B")

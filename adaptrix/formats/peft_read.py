@@ -12,16 +12,23 @@ from types import MappingProxyType
 
 from adaptrix.adapter import Adapter, Extra, ExtraKind, Provenance, Target
 from adaptrix.delta import LowRank
-from adaptrix.errors import Problem, refuse
+from adaptrix.errors import Problem, RefusedError, refuse
 from adaptrix.formats import peft_config, peft_keys, safetensors_file, torch_file
-from adaptrix.formats.peft_config import CONFIG_NAME, PeftConfig
+from adaptrix.formats.peft_config import ALL_LINEAR, CONFIG_NAME, PeftConfig
 from adaptrix.formats.peft_keys import Key
 from adaptrix.patterns import suffix_match
 from adaptrix.records import Bundle
 from adaptrix.tensor import FLOATS, Tensor
 
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+#: what a key of the config promises of every module: the tensor, in words, and the code of a broken promise
+_PROMISES = (
+    ("use_dora", "lora_magnitude_vector", "a magnitude", "dora"),
+    ("lora_bias", "lora_B.bias", "a bias of B", "lora-bias"),
+)
+_VECTORS = ("lora_magnitude_vector", "lora_B.bias")
 _EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "word_embeddings", "embed_in", "embed_out", "shared")
+BASE_LAYER = ".base_layer"
 #: the order in which transformers defines the parameters of fused experts, hence of peft's wrappers
 EXPERT_ORDER = ("gate_up_proj", "down_proj")
 
@@ -37,10 +44,9 @@ def read(bundle: Bundle) -> Adapter:
     config, problems = peft_config.parse(raw)
     if any(problem.code == "peft-type" for problem in problems):
         return _adapter(bundle, config, {}, {}, problems)
-    reading = _Reading(config, *_keyed(_tensors(bundle)))
+    reading = _Reading(config, *peft_keys.keyed(_tensors(bundle)))
     deltas, extras = reading.deltas(), reading.extras()
-    found = (*problems, *reading.problems, *_target_problems(config, deltas))
-    return _adapter(bundle, config, deltas, extras, found)
+    return _adapter(bundle, config, deltas, extras, (*problems, *reading.problems))
 
 
 def _adapter(
@@ -69,39 +75,6 @@ def _tensors(bundle: Bundle) -> dict[str, Tensor]:
     raise refuse("no-weights", bundle.uri, "there are no weights", " or ".join(WEIGHTS))
 
 
-def _keyed(tensors: Mapping[str, Tensor]) -> tuple[dict[Key, Tensor], list[Problem]]:
-    """The tensors by parsed key, each key once."""
-    found: dict[Key, Tensor] = {}
-    problems: list[Problem] = []
-    owners: dict[str, str] = {}
-    for name, tensor in tensors.items():
-        key = peft_keys.parse(name)
-        if key is None:
-            problems.append(Problem("bad-name", repr(name)[:200], "not a name of a tensor in a module"))
-        elif other := owners.get(key.plain):
-            problems.append(Problem("duplicate", name, f"the same place as {other!r}", "one tensor for one place"))
-        else:
-            owners[key.plain] = name
-            found[key] = tensor
-    return found, problems + list(_name_problems(found))
-
-
-def _name_problems(keys: Mapping[Key, Tensor]) -> Iterator[Problem]:
-    for prefix, count in peft_keys.odd_prefixes(keys).items():
-        found = f"{count} names start with {prefix!r}" if prefix else f"{count} names lack the prefix of peft"
-        yield Problem("prefix", "tensor names", f"{found}: read as if with {peft_keys.PREFIX!r}", severity="note")
-    adapters = sorted({key.adapter for key in keys if key.adapter})
-    if len(adapters) > 1:
-        yield Problem("two-adapters", "tensor names", f"several adapters in one file: {', '.join(adapters)}", "one")
-    if keys and not any(key.kind for key in keys):
-        yield Problem(
-            "no-lora", "tensor names", f"none of {len(keys)} tensors belongs to a LoRA", "lora_A and lora_B of modules",
-            "This looks like a full model's weights under an adapter's name.",
-        )  # fmt: skip
-    elif not keys:
-        yield Problem("empty", "tensor names", "the file holds no tensors", "at least one lora_A and lora_B")
-
-
 @dataclass
 class _Reading:
     """The state of one reading: the tensors by key, and the problems so far."""
@@ -116,10 +89,15 @@ class _Reading:
         for key, tensor in self.tensors.items():
             if key.kind:
                 modules.setdefault(key.path, {})[f"{key.kind}.{key.leaf}" if key.leaf == "bias" else key.kind] = tensor
+        sound = {path: group for path, group in modules.items() if self._pair_is_sound(path, group)}
+        self._check_promises(modules)
         found: dict[Target, LowRank] = {}
-        for path, group in modules.items():
-            if self._pair_is_sound(path, group):
+        try:
+            for path, group in sound.items():
                 found |= self._module(path, group)
+            self._check_targets(found)
+        except RefusedError as error:  # a pattern of the config that cannot be matched: once is enough
+            self.problems += error.problems
         return found
 
     def _module(self, path: str, group: dict[str, Tensor]) -> dict[Target, LowRank]:
@@ -130,61 +108,88 @@ class _Reading:
         )
         if self.config.get("enable_lora"):
             return self._merged_linear(path, delta)
-        if self.config.get("target_parameters") and (parameter := self._parameter(path)):
-            return self._stacked(parameter, delta)
-        wanted = self.config.rank_of(path)
+        if self.config.get("target_parameters") and self._is_wrapper(path, A):
+            return self._parameter(path, delta)
+        wanted = self.config.rank_of(path) or A.shape[0]
         if A.shape[0] != wanted or B.shape[1] != wanted:
             self._rank_problem(path, A, B, wanted)
             return {}
         return {Target(path): replace(delta, alpha=self.config.alpha_of(path))}
 
     def _merged_linear(self, path: str, delta: LowRank) -> dict[Target, LowRank]:
-        """peft before 0.3: one A and one grouped B for the enabled parts of a fused weight.
+        """MergedLinear, of peft before 0.3: one A and one grouped B for the enabled parts of a fused weight.
 
         Group i of the convolution reads rows i·r.. of A and writes its own rows of B, so each enabled
         part is an ordinary LoRA made of whole rows, scale alpha/r.
         """
-        enabled, rank = self.config.raw["enable_lora"], self.config.rank
+        enabled = self.config.raw["enable_lora"]
         slots = [slot for slot, on in enumerate(enabled) if on]
         A, B = delta.A, delta.B
-        if not slots or A.shape[0] != rank * len(slots) or B.shape[0] % len(slots) or B.shape[1:] not in ((rank, 1), (rank,)):
-            self._add("merged-linear", path, f"A {A.shape}, B {B.shape}", f"A [{rank * len(slots)}, in], B [.., {rank}, 1]")
+        rank = self.config.rank or A.shape[0] // max(len(slots), 1)
+        if (
+            not slots
+            or A.shape[0] != rank * len(slots)
+            or B.shape[0] % len(slots)
+            or B.shape[1:] not in ((rank, 1), (rank,))
+        ):
+            self._add(
+                "merged-linear", path, f"A {A.shape}, B {B.shape}", f"A [{rank * len(slots)}, in], B [.., {rank}, 1]"
+            )
             return {}
         rows = B.shape[0] // len(slots)
         return {
             Target(path, slot, len(enabled)): LowRank(
-                A.rows(i * rank, (i + 1) * rank), B.rows(i * rows, (i + 1) * rows).reshape(rows, rank), self.config.alpha
+                A.rows(i * rank, (i + 1) * rank),
+                B.rows(i * rows, (i + 1) * rows).reshape(rows, rank),
+                self.config.alpha,
             )
             for i, slot in enumerate(slots)
         }
 
-    def _stacked(self, path: str, delta: LowRank) -> dict[Target, LowRank]:
-        """The factors of all experts of a 3-D parameter, kept as they are."""
-        rank = self.config.rank_of(path)
+    def _is_wrapper(self, path: str, A: Tensor) -> bool:
+        """Whether a delta is on a parameter of its module, not on the module.
+
+        A parameter may be given by its bare name, which says nothing of the module; what peft adapts as
+        a module it does not wrap, so the target modules decide, or the rank where they are not listed.
+        """
+        module = path.removesuffix(BASE_LAYER)
+        if module != path:
+            return True
+        if not self._parameters_of(module):
+            return False
+        if self.config.get("target_modules") == ALL_LINEAR:
+            return A.shape[0] != self.config.rank_of(path)
+        return not self.config.names("target_modules", path)
+
+    def _parameter(self, path: str, delta: LowRank) -> dict[Target, LowRank]:
+        """The delta on a parameter: its factors hold those of all experts, and are kept as they are.
+
+        peft nests one wrapper a parameter around the module, the first that the model defines innermost.
+        """
+        module = path.removesuffix(BASE_LAYER)
+        depth = 0 if module == path else 1
+        names = self._parameters_of(module)
+        order = [name for name in EXPERT_ORDER if name in names] if len(names) > 1 else names
+        if len(order) != len(names) or len(order) <= depth:
+            known = "the known pair gate_up_proj and down_proj, or a single parameter"
+            self._add("undecidable", path, f"which of the parameters {names} of its module this is", known)
+            return {}
+        parameter = f"{module}.{order[-1 - depth]}"
+        rank = self.config.rank_of(parameter) or delta.A.shape[0]
         experts, rest = divmod(delta.A.shape[0], rank)
         if rest or delta.B.shape[1] != delta.A.shape[0]:
             self._rank_problem(path, delta.A, delta.B, rank)
             return {}
-        return {Target(path): replace(delta, alpha=self.config.alpha_of(path), experts=experts if experts > 1 else None)}
+        delta = replace(delta, alpha=self.config.alpha_of(parameter))
+        if parameter.endswith(".weight"):  # of two dimensions: as on the module itself
+            return {Target(module): delta}
+        return {Target(parameter): replace(delta, experts=experts)}
 
-    def _parameter(self, path: str) -> str | None:
-        """The parameter behind a module path: peft nests one wrapper a parameter, the first innermost."""
-        module = path.removesuffix(".base_layer")
-        depth = 0 if module == path else 1
-        named = [n.rpartition(".")[2] for n in self.config.raw["target_parameters"] if self._in_module(n, module)]
-        known = [name for name in EXPERT_ORDER if name in named]
-        order = known if sorted(known) == sorted(named) else sorted(named) if len(named) == 1 else []
-        if named and len(order) <= depth:
-            self._add(
-                "undecidable", path, f"which of the parameters {sorted(named)} this is",
-                "the known pair gate_up_proj and down_proj, or a single parameter",
-            )  # fmt: skip
-        return f"{module}.{order[-1 - depth]}" if len(order) > depth else None
-
-    @staticmethod
-    def _in_module(parameter: str, module: str) -> bool:
-        owner = parameter.rpartition(".")[0]
-        return suffix_match(owner, module) if owner else True
+    def _parameters_of(self, module: str) -> list[str]:
+        """The parameters that the config targets and this module may have; one with a weight has no others."""
+        targets = [target.rpartition(".") for target in self.config.raw["target_parameters"]]
+        owned = {name for owner, _, name in targets if owner and suffix_match(owner, module)}
+        return ["weight"] if "weight" in owned else sorted(owned | {name for owner, _, name in targets if not owner})
 
     def _pair_is_sound(self, path: str, group: Mapping[str, Tensor]) -> bool:
         """Whether a module has both factors, of a float dtype, of two dimensions, and none of them empty."""
@@ -192,21 +197,38 @@ class _Reading:
         stem = "lora_embedding_" if any(kind.startswith("lora_embedding") for kind in group) else "lora_"
         for kind in (f"{stem}A", f"{stem}B"):
             if kind not in group:
-                self._add("pair", f"{path} {kind}", "missing", "both factors", "peft would leave it at its random start.")
+                self._add(
+                    "pair", f"{path} {kind}", "missing", "both factors", "peft would leave it at its random start."
+                )
         for kind, tensor in group.items():
-            self._check_tensor(f"{path} {kind}", kind, tensor)
-        if ("lora_magnitude_vector" in group) != bool(self.config.get("use_dora")) and not self.config.get("target_parameters"):
-            found = "there is a magnitude" if "lora_magnitude_vector" in group else "there is no magnitude"
-            self._add("dora", path, f"{found} while use_dora is {self.config.get('use_dora')}", "both or neither")
+            if kind in (f"{stem}A", f"{stem}B", *_VECTORS):
+                self._check_tensor(f"{path} {kind}", kind, tensor)
+            else:
+                self._add("unexpected", f"{path} {kind}", f"beside {stem}A", f"{stem}A and {stem}B")
         return len(self.problems) == before
 
+    def _check_promises(self, modules: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """DoRA and lora_bias are all or nothing: one problem each, however many modules are concerned."""
+        for key, kind, words, code in _PROMISES:
+            wanted = self.config.get(key) is True
+            odd = [path for path, group in modules.items() if (kind in group) != wanted]
+            if odd:
+                found = f"{len(odd)} of {len(modules)} modules are {'without' if wanted else 'with'} {words}"
+                expected = f"{words} in each, as {key} is true" if wanted else f"none, as {key} is not true"
+                remedy = "peft would start at one of its own." if wanted else "peft would ignore it in silence."
+                self._add(code, odd[0], found, expected, f"{remedy} Mend {key} in {CONFIG_NAME}.")
+
     def _check_tensor(self, where: str, kind: str, tensor: Tensor) -> None:
-        vector = kind in ("lora_magnitude_vector", "lora_B.bias")
+        vector = kind in _VECTORS
         dims = (1,) if vector else (2, 3) if self.config.get("enable_lora") else (2,)
         if tensor.dtype not in FLOATS:
-            self._add("dtype", where, tensor.dtype, f"one of {', '.join(FLOATS)}", "An adapter is not made of whole numbers.")
+            self._add(
+                "dtype", where, tensor.dtype, f"one of {', '.join(FLOATS)}", "An adapter is not made of whole numbers."
+            )
         if len(tensor.shape) not in dims or 0 in tensor.shape:
-            self._add("shape", where, f"shape {list(tensor.shape)}", "[out]" if vector else "two dimensions, none of them 0")
+            self._add(
+                "shape", where, f"shape {list(tensor.shape)}", "[out]" if vector else "two dimensions, none of them 0"
+            )
 
     def _rank_problem(self, path: str, A: Tensor, B: Tensor, wanted: int) -> None:
         swapped = (A.shape[1], B.shape[0]) == (wanted, wanted)
@@ -218,27 +240,50 @@ class _Reading:
     def extras(self) -> dict[str, Extra]:
         """The tensors that are no part of a delta, each of a kind that the config explains."""
         found = {}
+        any_lora = any(key.kind for key in self.tensors)
         for key, tensor in self.tensors.items():
-            if key.kind is None:
-                kind = self._extra_kind(key)
-                if kind is None:
-                    self._add("unexpected", key.plain, "neither part of a LoRA nor of a module saved whole",
-                              "a name that the config explains", "peft would ignore it in silence.")  # fmt: skip
-                else:
-                    found[key.plain] = Extra(kind, tensor)
+            if key.kind is not None:
+                continue
+            if kind := self._extra_kind(key):
+                found[key.plain] = Extra(kind, tensor)
+            elif any_lora:  # else all of them are, and one problem says so
+                what = "neither part of a LoRA nor of a module saved whole"
+                remedy = "peft would ignore it in silence."
+                self._add("unexpected", key.plain, what, "a name that the config explains", remedy)
         return found
 
     def _extra_kind(self, key: Key) -> ExtraKind | None:
         module, _, leaf = key.path.rpartition(".")
         if key.path.endswith(".token_adapter.trainable_tokens_delta"):
             return "token_delta"
-        if any(suffix_match(name, part) for name in self.config.saved_modules for part in _ancestors(key.path)):
+        if any(part.endswith(self.config.saved_modules) for part in _ancestors(key.path)):  # peft: "norm" is any …norm
             return "module"
         if leaf == "bias" and self.config.get("bias") in ("all", "lora_only"):
             return "bias"
         if leaf == "weight" and module.endswith(".base_layer"):
             return "base_weight"
         return "module" if leaf == "weight" and module.rpartition(".")[2] in _EMBEDDINGS else None
+
+    def _check_targets(self, deltas: Mapping[Target, LowRank]) -> None:
+        """Where the config's targets and the tensors disagree: peft passes over both in silence."""
+        modules = [
+            target for target, delta in deltas.items() if delta.experts is None and not self._wraps_weight(target)
+        ]
+        for target in modules:
+            if not self.config.targets(target.path):
+                remedy = "peft would ignore it in silence: add it to target_modules."
+                found = f"{CONFIG_NAME} does not make this module a target"
+                self._add("untargeted", str(target), found, "a delta on a target", remedy)
+        wanted = self.config.get("target_modules")
+        for name in sorted(wanted) if isinstance(wanted, list) and modules else ():
+            if not any(suffix_match(name, target.path) for target in modules):
+                found = f"{name!r} is a target and has no tensors"
+                self.problems.append(Problem("no-tensors", f"{CONFIG_NAME} target_modules", found, severity="warning"))
+
+    def _wraps_weight(self, target: Target) -> bool:
+        """Whether the config reaches a module's weight as a parameter."""
+        parameters = self.config.get("target_parameters") or ()
+        return any(suffix_match(name, f"{target.path}.weight") for name in parameters)
 
     def _add(self, code: str, where: str, found: str, expected: str = "", remedy: str = "") -> None:
         self.problems.append(Problem(code, where, found, expected, remedy))
@@ -249,20 +294,3 @@ def _ancestors(path: str) -> Iterator[str]:
     while "." in path:
         path = path.rpartition(".")[0]
         yield path
-
-
-def _target_problems(config: PeftConfig, deltas: Mapping[Target, LowRank]) -> Iterator[Problem]:
-    """Where the config's targets and the tensors disagree: peft passes over both in silence."""
-    if config.get("target_parameters") or config.get("enable_lora"):
-        return
-    for target in deltas:
-        if not config.targets(target.path):
-            yield Problem(
-                "untargeted", str(target), f"the target_modules of {CONFIG_NAME} do not name this module",
-                "a delta on a target", "peft would ignore it in silence: add it to target_modules.",
-            )  # fmt: skip
-    wanted = config.get("target_modules")
-    for name in sorted(wanted) if isinstance(wanted, list) else ():
-        if deltas and not any(suffix_match(name, target.path) for target in deltas):
-            yield Problem("no-tensors", f"{CONFIG_NAME} target_modules", f"{name!r} is a target and has no tensors",
-                          severity="warning")  # fmt: skip

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +16,29 @@ import numpy as np
 
 from adaptrix.adapter import Target
 from adaptrix.delta import LowRank, fuse, straightened
-from adaptrix.errors import refuse
 from adaptrix.formats import safetensors_file
 from adaptrix.formats.peft_config import CONFIG_NAME
 from adaptrix.formats.peft_keys import PREFIX
-from adaptrix.formats.peft_read import EXPERT_ORDER, WEIGHTS
+from adaptrix.formats.peft_read import BASE_LAYER, EXPERT_ORDER, WEIGHTS
 from adaptrix.layout import Rows, role_rows
 from adaptrix.patterns import suffix_match
 from adaptrix.plan import Plan
 from adaptrix.tensor import Tensor
 
 #: keys that say which modules get which rank and scale: spelled out anew for altered deltas
-_DERIVED = frozenset(
-    """r lora_alpha use_rslora rank_pattern alpha_pattern target_modules exclude_modules layers_to_transform
-    layers_pattern enable_lora merge_weights init_lora_weights use_dora lora_bias""".split()
-)
+_DERIVED = """r lora_alpha use_rslora rank_pattern alpha_pattern target_modules target_parameters exclude_modules
+    layers_to_transform layers_pattern enable_lora merge_weights init_lora_weights use_dora lora_bias"""
+#: the first peft that writes stacked experts as they are written here
+_STACKED_SINCE = "0.19.1"
 
 
 def write(plan: Plan, path: Path) -> None:
     """Writes every delta of a complete plan into the new folder ``path``."""
     modules = _modules(plan)
     raw = plan.bound.adapter.provenance.config
-    config = _described(raw, modules) if _rewritten(plan) else _verbatim(raw, modules)
+    config = _described(plan, modules) if _rewritten(plan) else dict(raw)
+    if any(delta.transposed for delta in plan.bound.deltas.values()):
+        config["peft_version"] = _STACKED_SINCE
     path.mkdir()
     text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)
     (path / CONFIG_NAME).write_text(text + "\n", "utf-8")
@@ -46,7 +47,8 @@ def write(plan: Plan, path: Path) -> None:
 
 def _rewritten(plan: Plan) -> bool:
     adapter = plan.bound.adapter
-    return adapter.altered or adapter.provenance.format != "peft" or any(t.slot is not None for t in plan.bound.targets.values())
+    sliced = any(target.slot is not None for target in plan.bound.targets.values())
+    return adapter.altered or adapter.provenance.format != "peft" or sliced
 
 
 def _modules(plan: Plan) -> dict[str, LowRank]:
@@ -58,9 +60,11 @@ def _modules(plan: Plan) -> dict[str, LowRank]:
         target = plan.bound.targets[site]
         if target.slot is None:
             whole[target.path] = straightened(delta)
-        else:
-            parts.setdefault(target.path, {})[target] = delta
-            rows[target.path] = role_rows(plan.bound.architecture.roles[site.role], plan.bound.dims) or _equal(target, delta)
+            continue
+        parts.setdefault(target.path, {})[target] = delta
+        role = plan.bound.architecture.roles[site.role]
+        known = role_rows(role, plan.bound.dims) if site.part in role.parts else None
+        rows[target.path] = known or _equal(target, delta)
     for path, group in parts.items():
         names = list(rows[path])
         whole[path] = fuse({names[t.slot or 0]: d for t, d in sorted(group.items())}, rows[path])
@@ -74,10 +78,9 @@ def _equal(target: Target, delta: LowRank) -> dict[str, Rows]:
 
 
 def _tensors(plan: Plan, modules: Mapping[str, LowRank]) -> dict[str, Tensor]:
-    parameters = plan.bound.adapter.provenance.config.get("target_parameters") or ()
-    named = {}
+    named: dict[str, Tensor] = {}
     for path, delta in modules.items():
-        stem = f"{PREFIX}{_module_path(path, modules, parameters)}"
+        stem = f"{PREFIX}{_module_path(path, modules)}"
         word = "lora_embedding_" if delta.embedding else "lora_"
         leaf = "" if delta.embedding else ".weight"
         named |= {f"{stem}.{word}A{leaf}": delta.A, f"{stem}.{word}B{leaf}": delta.B}
@@ -85,50 +88,73 @@ def _tensors(plan: Plan, modules: Mapping[str, LowRank]) -> dict[str, Tensor]:
             named[f"{stem}.lora_B.bias"] = delta.bias
         if delta.magnitude is not None:
             named[f"{stem}.lora_magnitude_vector"] = delta.magnitude
-    return named | {f"{PREFIX}{key}": extra.tensor for key, extra in plan.bound.adapter.extras.items()}
+    extras = plan.bound.adapter.extras.items()
+    return named | {f"{PREFIX}{_extra_key(key, modules)}": extra.tensor for key, extra in extras}
 
 
-def _module_path(path: str, modules: Mapping[str, LowRank], parameters: Any) -> str:
-    """The module that peft hangs a delta on: for a parameter its owner, one ``base_layer`` deeper for
-    each parameter of the same owner that is wrapped after it."""
-    if not any(suffix_match(parameter, path) for parameter in parameters):
+def _module_path(path: str, modules: Mapping[str, LowRank]) -> str:
+    """The module that peft hangs a delta on: for stacked experts the owner of their parameter, one
+    ``base_layer`` deeper for each parameter of the same owner that is wrapped after it."""
+    if modules[path].experts is None:
         return path
     owner, _, name = path.rpartition(".")
-    later = [n for n in EXPERT_ORDER[EXPERT_ORDER.index(name) + 1 :] if f"{owner}.{n}" in modules] if name in EXPERT_ORDER else []
-    return owner + ".base_layer" * len(later)
+    later = EXPERT_ORDER[EXPERT_ORDER.index(name) + 1 :] if name in EXPERT_ORDER else ()
+    return owner + BASE_LAYER * sum(f"{owner}.{other}" in modules for other in later)
 
 
-def _verbatim(raw: Mapping[str, Any], modules: Mapping[str, LowRank]) -> dict[str, Any]:
-    """The config as it came, with its lists of names sorted and rank and alpha made explicit."""
-    config = {"r": 8, "lora_alpha": 8} | dict(raw)
-    for key in ("target_modules", "modules_to_save", "target_parameters"):
-        if isinstance(config.get(key), list):
-            config[key] = sorted(config[key])
-    if config.get("target_parameters") and any(delta.experts for delta in modules.values()):
-        config["peft_version"] = "0.19.1"  # the layout of stacked experts that is written here
-    return config
+def _extra_key(key: str, modules: Collection[str]) -> str:
+    """Where the model has an extra once the deltas are on it: under ``base_layer`` in a module with a delta.
+
+    It came from elsewhere where peft before 0.7 wrote it, or where its module's delta was pruned.
+    """
+    module, _, leaf = key.rpartition(".")
+    plain = module.removesuffix(BASE_LAYER)
+    if leaf == "bias" or plain != module:
+        return f"{plain}{BASE_LAYER if plain in modules else ''}.{leaf}"
+    return key
 
 
-def _described(raw: Mapping[str, Any], modules: Mapping[str, LowRank]) -> dict[str, Any]:
+def _described(plan: Plan, modules: Mapping[str, LowRank]) -> dict[str, Any]:
     """A config that gives every module its rank and scale by its full path."""
-    if any(delta.experts for delta in modules.values()):
-        raise refuse("no-sum", "target_parameters", "altered deltas on stacked experts", "plain modules", "Leave out --prune.")
-    ranks = {path: delta.rank for path, delta in modules.items()}
-    alphas = {path: _number(delta.scale * delta.rank) for path, delta in modules.items()}
-    rank, alpha = Counter(ranks.values()).most_common(1)[0][0], Counter(alphas.values()).most_common(1)[0][0]
-    return {key: value for key, value in raw.items() if key not in _DERIVED} | {
+    adapter = plan.bound.adapter
+    parameters = _parameters(adapter.provenance.config, modules)
+    rslora = all(delta.rslora for delta in modules.values())
+    named = {parameters.get(path, path): delta for path, delta in modules.items()}
+    ranks = {name: delta.rank for name, delta in named.items()}
+    alphas = {name: _alpha(delta, rslora) for name, delta in named.items()}
+    rank, alpha = _most(ranks), _most(alphas)
+    kept = {key: value for key, value in adapter.provenance.config.items() if key not in _DERIVED.split()}
+    return {"base_model_name_or_path": adapter.base} | kept | {
         "peft_type": "LORA",
         "r": rank,
         "lora_alpha": alpha,
-        "rank_pattern": {path: r for path, r in sorted(ranks.items()) if r != rank},
-        "alpha_pattern": {path: a for path, a in sorted(alphas.items()) if a != alpha},
-        "target_modules": sorted(modules),
-        "use_rslora": False,
+        "rank_pattern": {name: r for name, r in sorted(ranks.items()) if r != rank},
+        "alpha_pattern": {name: a for name, a in sorted(alphas.items()) if a != alpha},
+        "target_modules": sorted(modules.keys() - parameters.keys()),
+        "target_parameters": sorted(parameters.values()) or None,
+        "use_rslora": rslora,
         "use_dora": any(delta.magnitude is not None for delta in modules.values()),
         "lora_bias": any(delta.bias is not None for delta in modules.values()),
         "init_lora_weights": True,
-    }
+    }  # fmt: skip
 
 
-def _number(value: float) -> float | int:
-    return int(value) if value == int(value) else value
+def _parameters(raw: Mapping[str, Any], modules: Mapping[str, LowRank]) -> dict[str, str]:
+    """The paths that are parameters to peft: stacked experts, and weights that the config gives as such."""
+    wanted = raw.get("target_parameters") or ()
+    found = {path: path for path, delta in modules.items() if delta.experts is not None}
+    for path in modules.keys() - found.keys():
+        if any("." in name and suffix_match(name, f"{path}.weight") for name in wanted):
+            found[path] = f"{path}.weight"
+    return found
+
+
+def _most(values: Mapping[str, Any]) -> Any:
+    """The most frequent value, so that the fewest modules need one of their own."""
+    return Counter(values.values()).most_common(1)[0][0]
+
+
+def _alpha(delta: LowRank, rslora: bool) -> float | int:
+    """The alpha that gives a delta its scale under a config's own rule."""
+    alpha = delta.alpha if delta.rslora == rslora else delta.scale * delta.rank
+    return int(alpha) if alpha == int(alpha) else alpha
