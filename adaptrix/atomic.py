@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -40,7 +39,7 @@ def output(path: Path, *, force: bool = False) -> Iterator[Path]:
     adapter's folder by a folder; a symbolic link is itself replaced, never what it points to. What the
     system objects to (disk full, no permission …) is a :class:`RefusedError`; other errors pass through.
     """
-    work = path.parent / f".adaptrix-{secrets.token_hex(6)}{path.suffix[:16]}"
+    work = path.parent / f".adaptrix-{os.urandom(6).hex()}{path.suffix[:16]}"
     try:
         _check(path, force)
         try:

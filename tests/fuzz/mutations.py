@@ -4,6 +4,7 @@ import json
 import random
 import struct
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from typing import Any
 
 from tests.torch_archives import records_of, zipped
@@ -65,15 +66,15 @@ def header(content: bytes, rng: random.Random) -> bytes:
         parent, key = rng.choice(list(_places(info)))
         match rng.randrange(4):
             case 0:
-                parent[key] = rng.choice(_JSON_VALUES)
+                parent[key] = deepcopy(rng.choice(_JSON_VALUES))
             case 1 if isinstance(parent[key], int):
                 parent[key] += rng.choice([-4, -1, 1, 4])
             case 2:
                 del parent[key]
             case _ if isinstance(parent, dict):
-                parent[rng.choice([*parent, "x", "../x", "__metadata__"])] = parent[key]
+                parent[rng.choice([*parent, "x", "../x", "__metadata__"])] = deepcopy(parent[key])
             case _:
-                parent.append(parent[key])
+                parent.append(deepcopy(parent[key]))
         if not info:
             break
     text = json.dumps(info).encode()
