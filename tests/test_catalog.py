@@ -84,11 +84,11 @@ def test_records_of_every_kind_are_collected_behind_adaptrix_own(site: Path) -> 
 
         @hookimpl(specname="adaptrix_generators")
         def one():
-            yield Generator("t2l", "Text in, adapter out.", any)
+            yield Generator("hyper", "Text in, adapter out.", any)
 
         @hookimpl(specname="adaptrix_generators")
         def another():
-            yield Generator("hyper", "Also.", any)
+            yield Generator("t2l", "Also.", any)
 
         @hookimpl
         def adaptrix_commands():
@@ -100,6 +100,12 @@ def test_records_of_every_kind_are_collected_behind_adaptrix_own(site: Path) -> 
     assert [found.name for found in catalog.sources] == ["local", "hub", "asource"]
     assert [generator.name for generator in catalog.generators] == ["hyper", "t2l"]
     assert [found.name for found in catalog.commands] == ["dance"]
+
+
+def test_plugins_are_in_the_order_of_their_distributions(site: Path) -> None:
+    for distribution in ("b-plugin", "adaptrix-z", "c-plugin", "adaptrix-a"):
+        install(site, distribution, family(f"of_{distribution[-1]}"))
+    assert list(_plugins(site)) == ["adaptrix", "adaptrix-a", "adaptrix-z", "b-plugin", "c-plugin"]
 
 
 IMPORTS = {
