@@ -7,6 +7,7 @@ from the attention's probabilities, a gated feed-forward from its being linear i
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,6 +25,7 @@ class Oracle:
 
     def __init__(self, architecture: Architecture, config: Any) -> None:
         torch = need("torch")
+        config = copy.deepcopy(config)
         config._attn_implementation = "eager"  # the one that gives its probabilities away
         config._experts_implementation = "eager"  # the one that takes any size
         torch.manual_seed(0)
@@ -35,8 +37,12 @@ class Oracle:
         for parameter in self.model.parameters():  # the usual 0.02 leaves differences too small to see
             parameter.normal_(std=0.3)
 
-    def misnamed(self, role: Role) -> Iterator[str]:
+    def misnamed(self, role: Role) -> list[str]:
         """What is wrong with the order of a fused role's parts, as far as this config has the role."""
+        with _one_thread():
+            return list(self._misnamed(role))
+
+    def _misnamed(self, role: Role) -> Iterator[str]:
         rows = role_rows(role, self.dims)
         try:
             weight = self._weight(role)
@@ -115,6 +121,18 @@ class Oracle:
         finally:
             handle.remove()
         return caught[0]
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Models this small spend their time waiting for one another's threads."""
+    torch = need("torch")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _axis(role: Role) -> int:

@@ -112,7 +112,13 @@ def test_doubt_is_printed() -> None:
 
 
 def test_layers_of_different_sizes_are_left_open() -> None:
-    text = {"hidden_size": 24, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 10, "vocab_size": 61}
+    text: dict[str, Any] = {
+        "hidden_size": 24,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 10,
+        "vocab_size": 61,
+    }
     text |= {"num_hidden_layers": 4, "intermediate_size": [34, 34, 46, 46], "layer_types": ["full_attention"] * 4}
     text |= {"num_kv_shared_layers": 0, "activation_sparsity_pattern": [0.0] * 4, "vocab_size_per_layer_input": 61}
     record = derive({"model_type": "gemma3n_text", **text})

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,6 +38,16 @@ def test_every_family_is_tested() -> None:
     assert {file.stem for file in builtin_folder().glob("*.toml")} == set(FAMILIES)
 
 
+def test_the_readmes_example_keeps_the_laws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (builtin_folder() / "README.md").read_text("utf-8")
+    example, laws = (re.findall(rf"```{kind}\n(.*?)```", text, re.DOTALL)[0] for kind in ("toml", "python"))
+    monkeypatch.chdir(tmp_path)
+    Path("stablelm.toml").write_text(example)
+    names: dict[str, Any] = {"__name__": "readme"}
+    exec(laws, names)
+    assert _broken_laws(names["TestStableLM"]()) == set()
+
+
 Change = Callable[[dict[str, Any]], None]
 
 
@@ -44,8 +56,8 @@ def _mutant(family: str, change: Change) -> ArchitectureLaws:
     table = tomllib.loads((builtin_folder() / f"{family}.toml").read_text())
     change(table)
     record = parse_architecture(table, where=family, origin="a test")
-    laws = type(family, (_laws(family),), {"architecture": record})
-    return laws()
+    laws: ArchitectureLaws = type(family, (_laws(family),), {"architecture": record})()
+    return laws
 
 
 def _broken_laws(laws: ArchitectureLaws) -> set[str]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import re
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from adaptrix.architecture import Site
+from adaptrix import registry
+from adaptrix.architecture import Layout, Orientation, Site
 from adaptrix.dims import read_dims
 from adaptrix.errors import RefusedError
 from adaptrix.registry import builtin_folder, parse_architecture, read_architecture, read_folder
@@ -234,3 +236,9 @@ def test_dims_of_published_configs(name: str) -> None:
     config, expected = _PUBLISHED[name]
     dims = read_dims(read_architecture(builtin_folder() / f"{name.split()[0]}.toml").dims, config)
     assert {expression: dims.get(expression) for expression in expected} == expected
+
+
+def test_the_readme_states_the_whole_schema() -> None:
+    text = (builtin_folder() / "README.md").read_text("utf-8")
+    keys = {*registry._TOP, *registry._ROLE, *get_args(Orientation), *get_args(Layout), "when", "unless", "value"}
+    assert keys - set(re.findall(r"\w+", text)) == set()
