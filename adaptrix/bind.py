@@ -198,6 +198,7 @@ def _layer_problems(
     for site in deltas:
         if site.layer is not None:
             layers.setdefault(site.role, set()).add(site.layer)
+    faulty = _faulty(adapter, architecture)
     for role, seen in layers.items():
         depth = _depth(architecture.roles[role].depth, dims, adapter)
         beyond = sorted(layer for layer in seen if depth is not None and layer >= depth)
@@ -209,7 +210,8 @@ def _layer_problems(
                 f"layers below {depth}: the model has {depth}",
                 "The adapter belongs to a deeper model.",
             )
-        missing = sorted(set(range(depth if depth is not None else max(seen) + 1)) - seen)
+        wanted = range(depth if depth is not None else max(seen) + 1)
+        missing = [layer for layer in wanted if layer not in seen and (role, layer) not in faulty]
         if missing and _every_layer(adapter) and not architecture.roles[role].optional and architecture.dims:
             yield Problem(
                 "incomplete",
@@ -218,6 +220,12 @@ def _layer_problems(
                 "every layer, as the config says",
                 "The checkpoint is incomplete: fetch it again.",
             )
+
+
+def _faulty(adapter: Adapter, architecture: Architecture) -> set[tuple[str, int | None]]:
+    """Role and layer of the modules that reading found fault with: their tensors are there, not missing."""
+    sites = (architecture.locate(problem.where.partition(" ")[0]) for problem in adapter.problems)
+    return {(site.role, site.layer) for site in sites if site is not None}
 
 
 def _expanded(replicated: object) -> int | None:

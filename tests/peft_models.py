@@ -48,7 +48,12 @@ class Saved:
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        return safetensors_file.read(self.folder / WEIGHTS)[0]
+        return weights(self.folder)
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a saved adapter, in memory: tests change the file."""
+    return {n: Tensor(t.dtype, t.shape, t.tobytes()) for n, t in safetensors_file.read(folder / WEIGHTS)[0].items()}
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -128,14 +133,14 @@ def load(folder: Path, build: Build) -> Any:
         warnings.simplefilter("always")
         model = peft.PeftModel.from_pretrained(build(), folder)
     said = [str(w.message) for w in caught]
-    assert not [text for text in said if "missing" in text or "Unexpected" in text], said
+    assert not [text for text in said if "missing adapter" in text], said
     assert_loaded(model, folder)
     return model.eval()
 
 
 def assert_loaded(model: Any, folder: Path) -> None:
     """Every tensor of the file is in the model, and the model has none that is not in the file."""
-    file = safetensors_file.read(folder / WEIGHTS)[0]
+    file = weights(folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         held = get_peft_model_state_dict(model, save_embedding_layers=False)
@@ -196,7 +201,7 @@ def assert_lossless(saved: Saved, folder: Path) -> BoundAdapter:
     assert not [str(p) for p in report.problems if p.severity != "note"]
     assert list(unverified(report.bound)) == []
     back = round_trip(saved, folder)
-    same_tensors(saved.tensors, safetensors_file.read(back / WEIGHTS)[0])
+    same_tensors(saved.tensors, weights(back))
     same_config(saved.folder, back)
     assert torch.equal(logits(load(back, saved.build)), saved.logits)
     assert not torch.equal(saved.logits, logits(saved.build()))

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from adaptrix.errors import Problem, refuse
-from adaptrix.patterns import first_match, fullmatch, suffix_match
+from adaptrix.patterns import Budget, first_match, fullmatch, suffix_match
 
 CONFIG_NAME = "adapter_config.json"
 ALL_LINEAR = "all-linear"
@@ -67,7 +67,8 @@ _RESIDUAL_STARTS = ("pissa", "olora", "corda", "lora_ga", "loftq")
 class PeftConfig:
     """The part of a LoRA config that says how its tensors are meant; ``raw`` is the whole, verbatim.
 
-    ``rank`` is 0 where the config has none that could be meant: then the tensors say.
+    ``rank`` is 0 where the config has none that could be meant: then the tensors say. ``enabled`` is the
+    legacy ``enable_lora``: which equal parts of a fused weight have a LoRA.
     """
 
     raw: Mapping[str, Any]
@@ -76,23 +77,25 @@ class PeftConfig:
     rslora: bool = False
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    enabled: tuple[bool, ...] = ()
+    budget: Budget = field(default_factory=Budget)
 
     def get(self, key: str) -> Any:
         return self.raw.get(key)
 
     def rank_of(self, path: str) -> int:
-        key = first_match(self.rank_pattern, path, f"{CONFIG_NAME} rank_pattern")
+        key = first_match(self.rank_pattern, path, f"{CONFIG_NAME} rank_pattern", self.budget)
         return self.rank if key is None else self.rank_pattern[key]
 
     def alpha_of(self, path: str) -> float:
-        key = first_match(self.alpha_pattern, path, f"{CONFIG_NAME} alpha_pattern")
+        key = first_match(self.alpha_pattern, path, f"{CONFIG_NAME} alpha_pattern", self.budget)
         return self.alpha if key is None else self.alpha_pattern[key]
 
     def names(self, key: str, path: str) -> bool:
         """Whether ``target_modules`` or ``exclude_modules`` names a module: a regex, or ends of its path."""
         wanted = self.get(key) or ()
         if isinstance(wanted, str):
-            return fullmatch(wanted, path, f"{CONFIG_NAME} {key}")
+            return fullmatch(wanted, path, f"{CONFIG_NAME} {key}", self.budget)
         return any(suffix_match(str(name), path) for name in wanted)
 
     def targets(self, path: str) -> bool:
@@ -154,6 +157,7 @@ def parse(raw: Mapping[str, Any]) -> tuple[PeftConfig, tuple[Problem, ...]]:
             rslora=raw.get("use_rslora") is True,
             rank_pattern=_clean(raw.get("rank_pattern"), _is_rank),
             alpha_pattern=_clean(raw.get("alpha_pattern"), _is_alpha),
+            enabled=tuple(raw["enable_lora"]) if _is_list(raw.get("enable_lora"), bool) else (),
         ),
         tuple(problems),
     )

@@ -80,7 +80,7 @@ def keyed(tensors: Mapping[str, Tensor]) -> tuple[dict[Key, Tensor], list[Proble
         other = owners.setdefault(key.plain, name)
         if other == name:
             found[key] = tensors[name]
-        elif key.adapter == known[other].adapter:
+        elif None in (key.adapter, known[other].adapter) or key.adapter == known[other].adapter:
             problems.append(Problem("duplicate", name, f"the same place as {other!r}", "one tensor for one place"))
     return found, problems
 
@@ -89,7 +89,7 @@ def _name_problems(keys: Sequence[Key]) -> Iterator[Problem]:
     for prefix, count in _odd_prefixes(keys).items():
         found = f"{count} names start with {prefix!r}" if prefix else f"{count} names lack the prefix of peft"
         yield Problem("prefix", "tensor names", f"{found}: read as if with {PREFIX!r}", severity="note")
-    adapters = sorted({key.adapter or "(unnamed)" for key in keys if key.kind})
+    adapters = sorted({key.adapter for key in keys if key.adapter})
     if len(adapters) > 1:
         yield Problem(
             "two-adapters",

@@ -106,7 +106,7 @@ class _Reading:
         delta = LowRank(
             A, B, 1.0, self.config.rslora, group.get("lora_B.bias"), group.get("lora_magnitude_vector"), embedding
         )
-        if self.config.get("enable_lora"):
+        if self.config.enabled:
             return self._merged_linear(path, delta)
         if self.config.get("target_parameters") and self._is_wrapper(path, A):
             return self._parameter(path, delta)
@@ -122,7 +122,7 @@ class _Reading:
         Group i of the convolution reads rows i·r.. of A and writes its own rows of B, so each enabled
         part is an ordinary LoRA made of whole rows, scale alpha/r.
         """
-        enabled = self.config.raw["enable_lora"]
+        enabled = self.config.enabled
         slots = [slot for slot, on in enumerate(enabled) if on]
         A, B = delta.A, delta.B
         rank = self.config.rank or A.shape[0] // max(len(slots), 1)
@@ -220,7 +220,7 @@ class _Reading:
 
     def _check_tensor(self, where: str, kind: str, tensor: Tensor) -> None:
         vector = kind in _VECTORS
-        dims = (1,) if vector else (2, 3) if self.config.get("enable_lora") else (2,)
+        dims = (1,) if vector else (2, 3) if self.config.enabled else (2,)
         if tensor.dtype not in FLOATS:
             self._add(
                 "dtype", where, tensor.dtype, f"one of {', '.join(FLOATS)}", "An adapter is not made of whole numbers."
