@@ -79,7 +79,7 @@ def test_json_is_json_whatever_plugins_print(site: Path) -> None:
 
 
 def test_a_plugin_s_output_cannot_steer_the_terminal(site: Path) -> None:
-    install(site, "adaptrix-bad", r"raise RuntimeError('\x1b[2J')")
+    install(site, "adaptrix-bad", r"raise RuntimeError('\x1b]0;title\x07')")
     assert "\x1b" not in _run(site, "plugins", allow="bad").stdout
 
 
