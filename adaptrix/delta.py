@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import sqrt
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from adaptrix.layout import Rows
 from adaptrix.tensor import Tensor
 
 Matrix = NDArray[np.float64]
+_SLICE = 1024  # columns whose fp64 copy stays in the cache
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,8 +73,16 @@ class LowRank:
         return list(zip(stacked_A, stacked_B, strict=True))
 
     def energy(self) -> float:
-        """‖ΔW‖²_F (of B·A alone: what DoRA's magnitude does depends on the base)."""
-        return self.scale**2 * sum(float(np.vdot(B.T @ B, A @ A.T)) for A, B in self.factors())
+        """‖ΔW‖²_F (of B·A alone: what DoRA's magnitude does depends on the base).
+
+        The Gram matrices are accumulated in fp64 from slices, so that no fp64 copy of a factor is made.
+        Not finite exactly where a factor is not.
+        """
+        rank, experts = self.rank, self.experts or 1
+        A = self.A.float32() if self.A.dtype != "F64" else self.A.numpy()
+        B = self.B.float32() if self.B.dtype != "F64" else self.B.numpy()
+        by_expert = zip(A.reshape(experts, rank, -1), B.reshape(-1, rank, experts).transpose(2, 1, 0), strict=True)
+        return self.scale**2 * sum(float(np.vdot(_gram(b), _gram(a))) for a, b in by_expert)
 
     def dense(self) -> Matrix:
         """ΔW itself, ``[out, in]`` or ``[experts, out, in]``: for tests and small weights."""
@@ -165,6 +175,15 @@ def distance(delta: LowRank, A: Matrix, B: Matrix) -> float:
 def total_energy(deltas: Iterable[LowRank]) -> float:
     """Σ‖ΔW‖²_F."""
     return sum(delta.energy() for delta in deltas)
+
+
+def _gram(rows: NDArray[Any]) -> Matrix:
+    """Rows · rowsᵀ in fp64, a slice of columns at a time."""
+    total = np.zeros((len(rows), len(rows)))
+    for start in range(0, rows.shape[1], _SLICE):
+        part = rows[:, start : start + _SLICE].astype(np.float64)
+        total += part @ part.T
+    return total
 
 
 def _norm(A: Matrix, B: Matrix) -> float:

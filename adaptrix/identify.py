@@ -15,6 +15,9 @@ from adaptrix.errors import Problem
 
 _NUMBER = re.compile(r"\.(0|[1-9]\d{0,5})(?=\.|$)")
 
+#: whose module names Qwen, Gemma and others took over: where nothing else tells, the plainest of them
+_ORIGINAL = "llama"
+
 
 @dataclass(frozen=True, slots=True)
 class Identity:
@@ -50,7 +53,7 @@ def by_paths(adapter: Adapter, architectures: Iterable[Architecture]) -> Identit
     fitting = [a for a in architectures if paths and all(a.locate(path) for path in paths)]
     if not fitting:
         return _unknown(adapter, "no architecture has all of these modules", "Name the base with --base MODEL.")
-    chosen = min(fitting, key=lambda a: (not _named(a, adapter), len(a.roles), a.family))
+    chosen = min(fitting, key=lambda a: (not _named(a, adapter), a.family != _ORIGINAL, len(a.roles), a.family))
     others = [a.family for a in fitting if a is not chosen]
     says = f"taken for {chosen.family} by its module paths" + (
         f"; {', '.join(others)} would fit as well" if others else ""

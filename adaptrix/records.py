@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any, Protocol
 
 from adaptrix.adapter import Adapter
@@ -47,21 +47,34 @@ class Bundle:
 
 
 class _Digests(Mapping[str, str]):
-    """Digests by file name, each waited for when it is first looked at."""
+    """Digests by file name, computed by a thread of their own and waited for when first looked at."""
 
     def __init__(self, files: Mapping[str, Path]) -> None:
-        pool = ThreadPoolExecutor(max_workers=1)
-        self._futures = {name: pool.submit(_sha256, path) for name, path in files.items()}
-        pool.shutdown(wait=False)
+        self._files, self._found = files, dict[str, str | OSError]()
+        self._thread = Thread(target=self._compute, daemon=True)
+        self._thread.start()
+
+    def _compute(self) -> None:
+        for name, path in self._files.items():
+            try:
+                self._found[name] = _sha256(path)
+            except OSError as error:  # raised where the digest is asked for
+                self._found[name] = error
 
     def __getitem__(self, name: str) -> str:
-        return self._futures[name].result()
+        if name not in self._files:
+            raise KeyError(name)
+        self._thread.join()
+        found = self._found[name]
+        if isinstance(found, OSError):
+            raise refuse("unreadable", self._files[name], f"it cannot be read: {found.strerror or found}")
+        return found
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._futures)
+        return iter(self._files)
 
     def __len__(self) -> int:
-        return len(self._futures)
+        return len(self._files)
 
 
 def _sha256(path: Path) -> str:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import errno
 import re
-import socket
-import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -94,9 +92,9 @@ _TESTS: tuple[tuple[str, _Test], ...] = (
     ("hub-rate-limit", _status(429, 429)),
     ("hub-server-error", _status(500, 599)),
     ("hub-refusal", _status(400, 499)),
-    ("hub-dns", lambda error: isinstance(error, socket.gaierror)),
+    ("hub-dns", _named("gaierror")),
     ("hub-refused", lambda error: isinstance(error, ConnectionRefusedError)),
-    ("hub-tls", lambda error: isinstance(error, ssl.SSLError)),
+    ("hub-tls", _named("SSLError")),
     ("hub-timeout", _named("TimeoutException", "TimeoutError", "Timeout")),
     ("hub-unreachable", _named("TransportError", "ConnectionError", "InvalidURL")),
     ("disk-full", _errno(*_FULL)),
