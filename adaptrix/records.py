@@ -42,7 +42,8 @@ class Bundle:
     def one(self, name: str) -> Path:
         """The path of a file that must be there."""
         if name not in self.files:
-            raise refuse("file-missing", self.uri, f"there is no {name}", f"one of {', '.join(sorted(self.files)) or 'no files'}")
+            there = ", ".join(sorted(self.files)) or "nothing"
+            raise refuse("file-missing", self.uri, f"there is no {name}, only {there}", name)
         return self.files[name]
 
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from adaptrix.derive.fit import Fitter
+from adaptrix.derive.models import config_of
 from adaptrix.derive.survey import Family, Model, changed, guarded, numbers_in
 from adaptrix.dims import Alternative, Rule
 from adaptrix.errors import AdaptrixError
-from adaptrix.meta import config_of
 
 
 def rules(given: Mapping[str, Any], deep: Model, names: Mapping[str, str], family: Family) -> dict[str, Rule]:

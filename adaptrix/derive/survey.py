@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, TypeVar
 
+from adaptrix.derive.models import Weight, build, config_of, model_classes, need, weights
 from adaptrix.errors import AdaptrixError, refuse
-from adaptrix.meta import Weight, build, config_of, model_classes, need, weights
 
 MAX_LAYERS = 10_000
 MAX_MODULES = 200_000

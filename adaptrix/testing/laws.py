@@ -14,20 +14,20 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import numpy as np
 
 from adaptrix.architecture import Architecture, Role, Site
 from adaptrix.delta import LowRank, fuse, split
+from adaptrix.derive.models import Weight, build, config_of, model_classes, need, weights
 from adaptrix.dims import Dims, read_dims
 from adaptrix.layout import role_rows
-from adaptrix.meta import Weight, build, config_of, model_classes, need, weights
-from adaptrix.oracle import Oracle
 from adaptrix.registry import read_architecture
 from adaptrix.tensor import Tensor
-
-__all__ = ["ArchitectureLaws"]
+from adaptrix.testing.lossless import lossy
+from adaptrix.testing.oracle import Oracle
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +225,14 @@ class ArchitectureLaws:
         record, found = self._known()
         _none(line for case in found for line in unfaithful_parts(record, case.dims))
 
+    def test_reading_and_writing_loses_nothing(self) -> None:
+        """An adapter on every weight, as an injection file and as a PEFT folder, and back."""
+        record, found = self._known()
+        for case in found:
+            with TemporaryDirectory() as folder:
+                paths = [weight.path for weight in case.weights]
+                _none(f"{case.name}: {line}" for line in lossy(record, case.dims, paths, Path(folder)))
+
     def test_parts_do_what_they_are_called(self) -> None:
         record, _ = self._known()
         roles = [role for role in record.roles.values() if role.parts and role.name not in self.unchecked_parts]
@@ -236,6 +244,3 @@ class ArchitectureLaws:
 def _none(complaints: Iterable[str]) -> None:
     lines = list(dict.fromkeys(complaints))
     assert not lines, "\n".join(lines)
-
-
-# The laws of formats, read and write above all, go below.
