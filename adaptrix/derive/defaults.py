@@ -45,6 +45,6 @@ def _completed(given: Mapping[str, Any], stated: Mapping[str, int]) -> list[dict
 def _numbers(config: Mapping[str, Any]) -> dict[str, int] | None:
     """A config's numbers, completed; None where it is not a config any more and tells nothing."""
     try:
-        return numbers_in(guarded(lambda: config_of(config)).to_dict())
+        return numbers_in(guarded(lambda: config_of(config).to_dict()))
     except AdaptrixError:
         return None

@@ -58,7 +58,7 @@ class Family:
         for model_class in self.classes:
             for path, weight in class_weights(model_class, made).items():
                 found.setdefault(self.home_path(model_class, path), weight)
-        return Model(numbers_in(made.to_dict()), found)
+        return Model(numbers_in(guarded(made.to_dict)), found)
 
     def home_path(self, model_class: Any, path: str) -> str:
         own = f"{model_class.base_model_prefix}."
@@ -79,7 +79,8 @@ def family_of(config: Mapping[str, Any]) -> tuple[Family, dict[str, Any]]:
     if kind not in need("transformers").CONFIG_MAPPING:
         raise refuse("derive", kind, "this transformers has no such model_type", remedy="Upgrade transformers.")
     made = guarded(lambda: config_of(config))
-    bounded(made.to_dict())
+    completed: dict[str, Any] = guarded(made.to_dict)
+    bounded(completed)
     built = {c: found for c in guarded(lambda: model_classes(made)) if (found := _weights_if_any(c, made))}
     if not built:
         raise refuse("derive", kind, "transformers builds no language model of this config")
@@ -94,7 +95,7 @@ def family_of(config: Mapping[str, Any]) -> tuple[Family, dict[str, Any]]:
     for spelling, key in made.attribute_map.items():
         aliases[key] = (*aliases.get(key, ()), spelling)
     family = Family(made.model_type, classes, home, prefixes, frozenset(natural), aliases)
-    return family, made.to_dict()
+    return family, completed
 
 
 def is_bare(model_class: Any) -> bool:
