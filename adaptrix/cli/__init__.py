@@ -54,6 +54,7 @@ class Commands(click.Group):
         except click.UsageError as error:
             from difflib import get_close_matches
 
+            _tell_of_failed_plugins()  # one of them may have the command
             near = get_close_matches(args[0], self.list_commands(ctx), 1)
             hint = f" Did you mean `adaptrix {near[0]}`?" if near else ""
             raise click.UsageError(f"{error.message}{hint}", ctx) from None
@@ -69,6 +70,16 @@ def _plugin_commands() -> dict[str, tuple[str, Callable[[], click.Command]]]:
 
     commands = Catalog.from_environment().commands
     return {command.name: (command.summary, command.load) for command in commands if command.name not in _COMMANDS}
+
+
+def _tell_of_failed_plugins() -> None:
+    from adaptrix.installed import entry_points
+
+    if entry_points():
+        from adaptrix.catalog import Catalog
+        from adaptrix.cli.common import Voice, show_problems
+
+        show_problems(Catalog.from_environment().problems, Voice())
 
 
 @click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -18,13 +18,14 @@ def command(source: str, base: str | None, allow_nonfinite: bool, voice: Voice) 
 
     Ends with 0 if it is fine, 1 if not, 3 if it cannot be reached.
     """
+    workshop = Workshop()
     with working(f"checking {source}", voice):
-        report = Workshop().check(source, base, allow_nonfinite=allow_nonfinite)
+        report = workshop.check(source, base, allow_nonfinite=allow_nonfinite)
     if voice.json:
         print_json(report.as_dict())
     elif not voice.quiet and report.ok:
         click.echo(_verdict(report))
-    show_problems(report.problems, voice)
+    show_problems((*workshop.catalog.problems, *report.problems), voice)
     return 0 if report.ok else 1
 
 

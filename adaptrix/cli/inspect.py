@@ -35,7 +35,7 @@ def command(source: str, base: str | None, plot: Path | None, force: bool, voice
         show(inspection)
     if plot is not None:
         _plot(inspection, plot, force, voice)
-    show_problems(inspection.problems, voice)
+    show_problems((*workshop.catalog.problems, *inspection.problems), voice)
     return 1 if any(problem.severity == "error" for problem in inspection.problems) else 0
 
 
