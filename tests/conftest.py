@@ -6,7 +6,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from hypothesis import settings  # noqa: E402  # the environment comes first
+from hypothesis import settings  # the environment comes first
 
 # CI judges a change, not the luck of the draw; everywhere else each run tries something new.
 settings.register_profile("ci", derandomize=True)

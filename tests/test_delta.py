@@ -78,7 +78,7 @@ def test_truncation_is_the_best_of_its_rank(rank, seed):
     delta = low_rank(np.random.default_rng(seed), 9, 7, 6)
     A, B = stack([delta])
     small_A, small_B = truncate(A, B, rank)
-    U, s, Vt = np.linalg.svd(delta.dense())
+    _U, s, _Vt = np.linalg.svd(delta.dense())
     assert np.linalg.norm(delta.dense() - small_B @ small_A) == pytest.approx(np.linalg.norm(s[rank:]), abs=1e-9)
 
 
