@@ -61,7 +61,7 @@ class Recorded:
     """What an injection file remembers of the binding and the plan it was written with.
 
     ``sites`` gives the site name of each target and ``overrides`` the deltas that replace it by site
-    name; ``known`` is False where no family was known.
+    name; ``notes`` say what making the plan has cost; ``known`` is False where no family was known.
     """
 
     family: str
@@ -72,6 +72,7 @@ class Recorded:
     gains: Mapping[int, float]
     sites: Mapping[Target, str]
     overrides: Mapping[str, LowRank]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -68,7 +68,7 @@ class Plan:
         """One line: the policy, its layers, and the share of ‖ΔW‖² they keep."""
         several = len(self.bound.depths) > 1
         parts = [
-            f"{stack + ' ' if several else ''}{ranges(list(self.layers[stack])) or 'none'} of {depth}"
+            f"{stack + ' ' if several else ''}{ranges(list(self.layers.get(stack, ()))) or 'none'} of {depth}"
             for stack, depth in self.bound.depths.items()
         ]
         where = f"layers {', '.join(parts)}" if parts else "no layers"
@@ -174,4 +174,5 @@ def recorded_plan(bound: BoundAdapter, recorded: Recorded) -> Plan:
             )
         )
     overrides = {named[name]: delta for name, delta in recorded.overrides.items()}
-    return Plan(bound, recorded.policy, recorded.layers, recorded.gains, MappingProxyType(overrides))
+    notes = tuple(Problem("recorded", "plan", note, severity="note") for note in recorded.notes)
+    return Plan(bound, recorded.policy, recorded.layers, recorded.gains, MappingProxyType(overrides), notes)

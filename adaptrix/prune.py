@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import isfinite
 from types import MappingProxyType
 
 import numpy as np
 
 from adaptrix.architecture import Site
 from adaptrix.delta import LowRank
-from adaptrix.errors import Problem
+from adaptrix.errors import Problem, UsageError, refuse
 from adaptrix.plan import Plan
 from adaptrix.tensor import Tensor
 
 
 def pruned(plan: Plan) -> Plan:
     """The plan with nothing in it but what acts: inactive deltas gone, overrides in place of originals,
-    gains multiplied into their alphas."""
+    gains multiplied into their alphas. Raises :class:`UsageError` where nothing would be left."""
     if plan.complete:
         return plan
     kept = {site: _gained(plan.delta(site), plan.gains.get(_layer(site), 1.0)) for site in plan.sites}
+    if not kept:
+        found = f"no delta is in {plan.describe()}"
+        raise UsageError(Problem("nothing-left", "prune", found, "layers that the adapter changes"))
     dropped = [site for site in plan.bound.deltas if site not in kept]
     says = f"dropped {len(dropped)} of {len(plan.bound.deltas)} deltas"
     if plan.overrides:
@@ -42,10 +46,18 @@ def _gained(delta: LowRank, gain: float) -> LowRank:
 
 
 def cast(plan: Plan, dtype: str) -> Plan:
-    """The plan with every tensor of a delta in another dtype; extras stay as they are."""
+    """The plan with every tensor of a delta in another dtype; extras stay as they are.
+
+    Raises :class:`RefusedError` where a number is too large for it.
+    """
     deltas = {site: _cast(delta, dtype) for site, delta in plan.bound.deltas.items()}
     overrides = {site: _cast(delta, dtype) for site, delta in plan.overrides.items()}
-    worst = max((_error(t, c) for s, d in plan.bound.deltas.items() for t, c in _pairs(d, deltas[s])), default=0.0)
+    errors = [(_error(t, c), s) for s, d in plan.bound.deltas.items() for t, c in _pairs(d, deltas[s])]
+    errors += [(_error(t, c), s) for s, d in plan.overrides.items() for t, c in _pairs(d, overrides[s])]
+    if lost := [str(site) for error, site in errors if not isfinite(error)]:
+        found = f"{len(lost)} tensors have numbers that {dtype} has no room for"
+        raise refuse("overflow", lost[0], found, "another dtype", "BF16 has the range of F32.")
+    worst = max((error for error, _ in errors), default=0.0)
     note = Problem(
         "cast", "plan", f"deltas rounded to {dtype}; largest relative error of a tensor {worst:.2e}", severity="note"
     )
@@ -57,13 +69,14 @@ def cast(plan: Plan, dtype: str) -> Plan:
 
 
 def _cast(delta: LowRank, dtype: str) -> LowRank:
-    return replace(
-        delta,
-        A=delta.A.cast(dtype),
-        B=delta.B.cast(dtype),
-        bias=delta.bias and delta.bias.cast(dtype),
-        magnitude=delta.magnitude and delta.magnitude.cast(dtype),
-    )
+    with np.errstate(over="ignore", invalid="ignore"):  # the errors are measured, and refused if they are infinite
+        return replace(
+            delta,
+            A=delta.A.cast(dtype),
+            B=delta.B.cast(dtype),
+            bias=delta.bias and delta.bias.cast(dtype),
+            magnitude=delta.magnitude and delta.magnitude.cast(dtype),
+        )
 
 
 def _pairs(before: LowRank, after: LowRank) -> list[tuple[Tensor, Tensor]]:
@@ -71,7 +84,8 @@ def _pairs(before: LowRank, after: LowRank) -> list[tuple[Tensor, Tensor]]:
 
 
 def _error(before: Tensor, after: Tensor) -> float:
-    """‖before − after‖ / ‖before‖; Inf where a number left the range of the dtype."""
-    original = before.float64()
-    size = float(np.linalg.norm(original))
-    return float(np.linalg.norm(original - after.float64())) / size if size else 0.0
+    """‖before − after‖ / ‖before‖, of what is finite before; not finite where a number left the range."""
+    original, rounded = before.float64(), after.float64()
+    finite = np.isfinite(original)
+    size = float(np.linalg.norm(original[finite]))
+    return float(np.linalg.norm((original - rounded)[finite])) / size if size else 0.0

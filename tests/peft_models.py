@@ -209,6 +209,13 @@ def assert_lossless(saved: Saved, folder: Path) -> BoundAdapter:
     return report.bound
 
 
+def assert_same_deltas(found: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray]) -> None:
+    """Both say the same of the same modules."""
+    assert found.keys() == wanted.keys()
+    for path, delta in wanted.items():
+        np.testing.assert_allclose(found[path], delta, rtol=1e-4, atol=1e-5, err_msg=path)
+
+
 def assert_deltas(bound: BoundAdapter, wanted: Mapping[str, np.ndarray]) -> None:
     """Every delta is the matrix that peft computes, and ``energy`` its square norm."""
     ours: dict[str, Any] = {}

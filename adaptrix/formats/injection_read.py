@@ -14,8 +14,8 @@ from typing import Any, get_args
 from adaptrix.adapter import Adapter, Extra, ExtraKind, Provenance, Recorded, Target
 from adaptrix.delta import LowRank
 from adaptrix.dims import Dims
-from adaptrix.errors import Problem, refuse
-from adaptrix.formats import injection, peft_keys, safetensors_file
+from adaptrix.errors import Problem, errors_in, refuse
+from adaptrix.formats import injection, peft_config, peft_keys, safetensors_file
 from adaptrix.records import Bundle
 from adaptrix.tensor import FLOATS, Tensor
 
@@ -75,14 +75,19 @@ def _adapter(manifest: Mapping[str, Any], tensors: dict[str, Tensor], path: Path
     deltas = dict(found.values())
     if len(deltas) != len(found):
         problems.append(Problem("duplicate", path.name, "two sites of one module", "one delta for one place"))
+    if not found and not problems:
+        problems.append(Problem("empty", path.name, "the file has no deltas", "at least one"))
     if not problems:
         problems += _override_problems(found, overrides)
     base, source = _object(manifest.get("base"), "base"), _object(manifest.get("source"), "source")
+    provenance = _provenance(source)
+    if provenance.format == "peft":
+        problems += errors_in(peft_config.parse(provenance.config)[1])
     return Adapter(
         name=_text(manifest.get("name"), "name"),
         deltas=MappingProxyType(deltas),
         extras=MappingProxyType(extras),
-        provenance=_provenance(source),
+        provenance=provenance,
         base=_optional_text(base.get("model"), "base model"),
         problems=tuple(problems),
         altered=source.get("altered") is True,
@@ -222,6 +227,7 @@ def _recorded(
         gains=MappingProxyType({_index(layer): _number(gain, "gain") for layer, gain in gains.items()}),
         sites=MappingProxyType(dict(sites)),
         overrides=MappingProxyType(dict(overrides)),
+        notes=tuple(_text(note, "plan note") for note in _list(plan.get("notes"), "plan notes")),
     )
 
 

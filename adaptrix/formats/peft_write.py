@@ -117,13 +117,14 @@ def _extra_key(key: str, modules: Collection[str]) -> str:
 def _described(plan: Plan, modules: Mapping[str, LowRank]) -> dict[str, Any]:
     """A config that gives every module its rank and scale by its full path."""
     adapter = plan.bound.adapter
-    parameters = _parameters(adapter.provenance.config, modules)
+    raw = adapter.provenance.config if adapter.provenance.format == "peft" else {}
+    parameters = _parameters(raw, modules)
     rslora = all(delta.rslora for delta in modules.values())
     named = {parameters.get(path, path): delta for path, delta in modules.items()}
     ranks = {name: delta.rank for name, delta in named.items()}
     alphas = {name: _alpha(delta, rslora) for name, delta in named.items()}
     rank, alpha = _most(ranks), _most(alphas)
-    kept = {key: value for key, value in adapter.provenance.config.items() if key not in _DERIVED.split()}
+    kept = {key: value for key, value in raw.items() if key not in _DERIVED.split()}
     return {"base_model_name_or_path": adapter.base} | kept | {
         "peft_type": "LORA",
         "r": rank,
