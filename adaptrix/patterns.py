@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from adaptrix.errors import refuse
@@ -18,6 +18,7 @@ from adaptrix.errors import refuse
 _PLAIN = re.compile(r"[\w.-]+")
 _SECONDS = 1.0
 _LONGEST = 10_000
+_FEW = 1000
 
 
 @dataclass
@@ -30,6 +31,14 @@ class Budget:
 def suffix_match(key: str, path: str) -> bool:
     """Whether ``path`` is ``key`` or ends with ``.key``, as for a list of target modules."""
     return path == key or path.endswith(f".{key}")
+
+
+def tails(path: str) -> Iterator[str]:
+    """The path and what follows each of its dots: all that can name it in a list of target modules."""
+    yield path
+    while "." in path:
+        path = path.partition(".")[2]
+        yield path
 
 
 def fullmatch(pattern: str, path: str, where: str, budget: Budget) -> bool:
@@ -53,15 +62,35 @@ def fullmatch(pattern: str, path: str, where: str, budget: Budget) -> bool:
         budget.seconds -= time.monotonic() - start
 
 
-def first_match(keys: Iterable[str], path: str, where: str, budget: Budget) -> str | None:
-    """The first key that matches ``(.*\\.)?(key)$``, PEFT's rule for rank_pattern and alpha_pattern."""
-    for key in keys:
-        # In a plain name a dot still means "any character" to PEFT; same length, so check it cheaply.
-        if _PLAIN.fullmatch(key):
-            tail = path[len(path) - len(key) :]
-            whole = len(path) == len(key) or (len(path) > len(key) and path[-len(key) - 1] == ".")
-            if whole and all(a in (b, ".") for a, b in zip(key, tail, strict=True)):
+class Patterns:
+    """The keys of a rank_pattern or alpha_pattern: each is ``(.*\\.)?(key)$`` to PEFT, the first match wins.
+
+    Plain dotted names are looked up, however many there are. To PEFT a dot in one means any character;
+    so it does here, unless there are so many that nobody can have meant it.
+    """
+
+    def __init__(self, keys: Iterable[str], where: str, budget: Budget) -> None:
+        ordered = list(keys)
+        self._where, self._budget = where, budget
+        self._names = {key: rank for rank, key in reversed(list(enumerate(ordered))) if _PLAIN.fullmatch(key)}
+        self._dotted = [(rank, key) for key, rank in self._names.items() if "." in key and len(ordered) <= _FEW]
+        self._others = [(rank, key) for rank, key in enumerate(ordered) if not _PLAIN.fullmatch(key)]
+
+    def first(self, path: str) -> str | None:
+        """The first key that matches. Raises :class:`RefusedError` for one that is slow or no pattern."""
+        found = [(self._names[tail], tail) for tail in tails(path) if tail in self._names]
+        found += [(rank, key) for rank, key in self._dotted if _resembles(key, path)]
+        best = min(found, default=None)
+        for rank, key in self._others:
+            if best is not None and rank > best[0]:
+                break
+            if fullmatch(rf"(.*\.)?({key})", path, self._where, self._budget):
                 return key
-        elif fullmatch(rf"(.*\.)?({key})", path, where, budget):
-            return key
-    return None
+        return None if best is None else best[1]
+
+
+def _resembles(key: str, path: str) -> bool:
+    """Whether a plain name is the end of a path, its dots standing for any character."""
+    start = len(path) - len(key)
+    whole = start == 0 or (start > 0 and path[start - 1] == ".")
+    return whole and all(a in (b, ".") for a, b in zip(key, path[start:], strict=True))

@@ -1,6 +1,5 @@
 """The injection file: what is in it, that equal input gives equal bytes, and that no manifest gets past the reader."""
 
-import copy
 import json
 from contextlib import suppress
 
@@ -15,6 +14,7 @@ from adaptrix.errors import RefusedError
 from adaptrix.formats import safetensors_file
 from adaptrix.inspection import summarise
 from adaptrix.workflow import Options, Workshop
+from tests.odd_json import put
 from tests.peft_models import assert_deltas, load, logits, same_tensors, save, weights
 
 QV = ["q_proj", "v_proj"]
@@ -126,42 +126,6 @@ def test_pruning_a_file_means_its_own_plan(saved, tmp_path):
 
 # -- files from strangers ------------------------------------------------------------------------------------------
 
-ODD = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(-3, 3),
-    st.sampled_from([10**400, 2**63, 10**9, -(10**30), 1 << 41, 1e308, float("nan"), float("inf"), -0.0, 0.5]),
-    st.sampled_from(["", "x", "../../etc/passwd", "\x1b[31m", "q" * 5000, "model.layers.0.self_attn.q_proj", "\u202e"]),
-    st.sampled_from(["all", "middle", "module", "dora", "llama", "layers.1.q", "9" * 5000, "٣"]),
-    st.lists(st.one_of(st.none(), st.integers(-1, 4), st.text(max_size=3)), max_size=3),
-    st.dictionaries(st.text(max_size=4), st.one_of(st.none(), st.integers(), st.text(max_size=3)), max_size=2),
-)
-
-
-def places(value, path=()):
-    """The path of everything in a JSON value."""
-    yield path
-    if isinstance(value, dict | list):
-        for key in value if isinstance(value, dict) else range(len(value)):
-            yield from places(value[key], (*path, key))
-
-
-def mutated(value, path, how, odd):
-    """A copy of a JSON value with the thing at ``path`` replaced, removed, renamed or doubled."""
-    if not path:
-        return odd
-    value = copy.deepcopy(value)
-    owner = value
-    for key in path[:-1]:
-        owner = owner[key]
-    if how == "replace" or isinstance(owner, list):
-        owner[path[-1]] = odd
-    elif how == "remove":
-        del owner[path[-1]]
-    else:
-        owner[str(odd)[:60]] = owner[path[-1]] if how == "double" else owner.pop(path[-1])
-    return value
-
 
 @pytest.fixture(scope="module")
 def files(saved, experts, tmp_path_factory):
@@ -177,12 +141,7 @@ def files(saved, experts, tmp_path_factory):
 def test_a_hostile_manifest_is_refused_or_harmless(files, tmp_path, data):
     said, tensors = data.draw(st.sampled_from(files))
     for _ in range(data.draw(st.integers(1, 3))):
-        path = data.draw(st.sampled_from(list(places(said))))
-        said = mutated(
-            said, path, data.draw(st.sampled_from(["replace", "remove", "rename", "double"])), data.draw(ODD)
-        )
-        if not isinstance(said, dict):
-            break
+        said = changed(said, data.draw)
     file = tmp_path / "bad.adaptrix.safetensors"
     file.unlink(missing_ok=True)
     safetensors_file.write(file, tensors, {"adaptrix": json.dumps(said)})
@@ -217,9 +176,9 @@ def test_tensors_and_manifest_must_agree(files, tmp_path):
     tensors = dict(tensors)
     del tensors["layers.0.q.lora_A"], tensors["extras.model.norm.weight"]
     tensors["layers.0.k.lora_A"] = tensors["layers.2.q.lora_A"]
-    said = mutated(said, ("deltas", "layers.1.v", "scale"), "replace", 1.0)
-    said = mutated(said, ("deltas", "layers.2.v", "rank"), "replace", 3)
-    said = mutated(said, ("overrides", "layers.1.q", "module"), "replace", "model.layers.1.self_attn.v_proj")
+    said = put(said, ("deltas", "layers.1.v", "scale"), 1.0)
+    said = put(said, ("deltas", "layers.2.v", "rank"), 3)
+    said = put(said, ("overrides", "layers.1.q", "module"), "model.layers.1.self_attn.v_proj")
     file = tmp_path / "bad.adaptrix.safetensors"
     safetensors_file.write(file, tensors, {"adaptrix": json.dumps(said)})
     codes = {problem.code for problem in adaptrix.check(file).problems if problem.severity == "error"}

@@ -6,10 +6,15 @@ import time
 import peft
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from peft.utils.other import get_pattern_key
 from peft.utils.peft_types import PeftType
 
 import adaptrix
+from adaptrix.formats import peft_config
 from tests.families import tiny_config, tiny_model
+from tests.odd_json import changed
 from tests.peft_models import (
     CONFIG,
     REMOVED,
@@ -33,6 +38,14 @@ Q0, Q1 = (f"{P}model.layers.{layer}.self_attn.q_proj." for layer in range(2))
 def saved(tmp_path):
     """Llama's q (18·out, wide) and v, rank 3."""
     return save(tmp_path, target_modules=QV)
+
+
+@pytest.fixture(scope="module")
+def any_saved(tmp_path_factory):
+    keys = {"target_parameters": ["experts.down_proj"], "target_modules": ["o_proj"], "modules_to_save": ["norm"]}
+    extra = {"layers_to_transform": [0, 1, 2], "exclude_modules": ["x"], "rank_pattern": {"o_proj": 2}}
+    saved = save(tmp_path_factory.mktemp("any"), "mixtral", **keys, **extra)
+    return saved.config | {"enable_lora": None, "layer_replication": [[0, 3]]}, saved.folder, saved.base
 
 
 def codes(saved, base=True):
@@ -104,6 +117,27 @@ def test_unknown_keys_are_kept_and_mentioned(saved, tmp_path):
     assert back["lora_telepathy"] == {"on": True}
 
 
+KEYS = st.lists(
+    st.from_regex(r"\A(\^?[ab1]{1,2}|\(a\|b\)|\.\*|[ab1][.][ab1]|\[ab\]1?){1,2}\Z"), max_size=4, unique=True
+)
+
+
+@given(KEYS, st.from_regex(r"\A[ab1]{1,2}([._][ab1]{1,2}){0,3}\Z"))
+def test_patterns_match_as_in_peft(keys, path):
+    table = {key: number + 1 for number, key in enumerate(keys)}
+    config, problems = peft_config.parse({"peft_type": "LORA", "r": 99, "rank_pattern": table})
+    assert problems == ()
+    assert config.rank_of(path) == table.get(get_pattern_key(keys, path), 99)
+
+
+def test_many_plain_patterns_cost_little():
+    table = {f"model.layers.{layer}.mlp.experts.{e}.w1": 2 + e % 3 for layer in range(50) for e in range(200)}
+    config, _ = peft_config.parse({"peft_type": "LORA", "rank_pattern": table})
+    start = time.monotonic()
+    assert {path: config.rank_of(path) for path in table} == table
+    assert time.monotonic() - start < 2
+
+
 # -- wrong ---------------------------------------------------------------------------------------------------------
 
 
@@ -155,6 +189,10 @@ TENSORS = {
     "a bias without lora_bias": (with_(**{"lora_B.bias": torch.ones(60)}), {"lora-bias"}),
     "a bias of A": (with_(**{"lora_A.bias": torch.ones(3)}), {"unexpected"}),
     "one place twice": (lambda ts: ts | {Q0.removeprefix(P) + "lora_A.weight": torch.ones(3, 24)}, {"duplicate"}),
+    "one site twice": (
+        lambda ts: ts | {n.replace("model.layers.0", "layers.0"): t.clone() for n, t in ts.items() if "layers.0" in n},
+        {"duplicate"},
+    ),
     "two adapters": (
         lambda ts: {n.replace(".weight", f".{a}.weight"): t.clone() for n, t in ts.items() for a in ("one", "two")},
         {"two-adapters"},
@@ -192,7 +230,15 @@ CONFIGS = {
     "DoRA promised": ({"use_dora": True}, {"dora"}),
     "biases promised": ({"lora_bias": True}, {"lora-bias"}),
     "use_rslora 1": ({"use_rslora": 1}, {"config-value"}),
-    "targets a table": ({"target_modules": {"q_proj": 1}}, {"config-value", "untargeted"}),
+    "targets a table": ({"target_modules": {"q_proj": 1}}, {"config-value"}),
+    "targets numbers": ({"target_modules": [1, 2]}, {"config-value"}),
+    "parameters a number": ({"target_parameters": 5}, {"config-value"}),
+    "parameters a text": ({"target_parameters": "q_proj"}, {"config-value"}),
+    "saved modules a text": ({"modules_to_save": "norm"}, {"config-value"}),
+    "layers a text": ({"layers_to_transform": "0,1"}, {"config-value"}),
+    "layers null in a list": ({"layers_to_transform": [0, None]}, {"config-value"}),
+    "patterns a list": ({"rank_pattern": ["q_proj"], "alpha_pattern": 3}, {"config-value"}),
+    "a rank of zero": ({"rank_pattern": {"k_proj": 0}}, {"config-value"}),
     "a misspelt target": ({"target_modules": ["q_proj", "v_prj"]}, {"untargeted"}),
     "excluded": ({"exclude_modules": ["layers.1.self_attn.q_proj"]}, {"untargeted"}),
     "layers left out": ({"layers_to_transform": [0, 1]}, {"untargeted"}),
@@ -234,6 +280,17 @@ def test_other_types_are_refused_by_name_with_what_can_be_done(kind, saved):
 def test_a_config_that_is_none(text, saved):
     (saved.folder / CONFIG).write_text(text)
     assert codes(saved) == {"config-json"}
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_config_is_a_crash(any_saved, data):
+    raw, folder, base = any_saved
+    for _ in range(data.draw(st.integers(1, 3))):
+        raw = changed(raw, data.draw)
+    (folder / CONFIG).write_text(json.dumps(raw))
+    report = adaptrix.check(folder, base)
+    assert report.ok or all(problem.found and problem.where for problem in report.problems)
 
 
 def test_another_family_of_the_same_width(saved, tmp_path):
@@ -278,6 +335,13 @@ def test_every_fault_is_reported_at_once(saved):
         adaptrix.convert(saved.folder, saved.folder.parent / "out.adaptrix.safetensors", base=saved.base)
     assert {problem.code for problem in caught.value.problems} == expected
     assert not (saved.folder.parent / "out.adaptrix.safetensors").exists()
+
+
+def test_a_swapped_pair_is_called_so_even_on_a_square_module(tmp_path):
+    saved = save(tmp_path, "gpt2", target_modules=["attn.c_proj"])
+    rewrite(saved.folder, swapped)
+    problems = adaptrix.check(saved.folder, saved.base).problems
+    assert {(p.code, p.remedy) for p in problems} == {("rank", "A and B are swapped.")}
 
 
 def test_a_missing_half(saved):

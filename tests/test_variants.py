@@ -117,6 +117,21 @@ def test_heads(kind, family, task, target, tmp_path):
     assert any("classifier" in name or "score" in name or "qa_outputs" in name for name in saved.tensors)
 
 
+def test_a_resized_vocabulary_is_said_and_kept(tmp_path):
+    def resized():
+        model = tiny_model("llama")
+        model.resize_token_embeddings(72)
+        return model
+
+    saved = save(tmp_path, build=resized, target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"])
+    tiny_config("llama").save_pretrained(saved.base)
+    report = adaptrix.check(saved.folder, saved.base)
+    assert [(p.code, p.severity) for p in report.problems] == [("vocab", "note")]
+    back = round_trip(saved, tmp_path)
+    same_tensors(saved.tensors, weights(back))
+    assert torch.equal(logits(load(back, resized)), saved.logits)
+
+
 def test_bytes_pass_through_whatever_the_dtype(tmp_path):
     saved = save(tmp_path, target_modules=QV)
     dtypes = [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2]

@@ -6,12 +6,14 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from adaptrix.errors import Problem, refuse
-from adaptrix.patterns import Budget, first_match, fullmatch, suffix_match
+from adaptrix.formats.peft_types import type_problems
+from adaptrix.patterns import Budget, Patterns, fullmatch, tails
 
 CONFIG_NAME = "adapter_config.json"
 ALL_LINEAR = "all-linear"
@@ -27,38 +29,6 @@ _KEYS = """alora_invocation_tokens alpha_pattern arrow_config auto_mapping base_
     trainable_token_indices use_bdlora use_dora use_qalora use_rslora velora_config"""
 _KNOWN = frozenset(_KEYS.split())
 
-#: the types that are no LoRA: their names, what they are, and what can be done
-_OTHERS = (
-    (
-        "ADALORA VERA PVERA VBLORA UNILORA MISS GRALORA LOHA PEANUT",
-        "is a LoRA in another parametrisation",
-        "Load it on its base with peft and call peft.save_as_lora(path, model, rank), then convert that.",
-    ),
-    (
-        "HRA PSOFT TINYLORA DEFT",
-        "is low-rank once the base weight is known",
-        "Load it on its base with peft and call peft.save_as_lora(path, model, rank), then convert that.",
-    ),
-    (
-        "LOKR FOURIERFT WAVEFT C3A RANDLORA SHIRA",
-        "is a dense change of the weight",
-        "peft.save_as_lora(path, model, rank) can approximate it.",
-    ),
-    ("IA3 OFT BOFT ROAD HIRA", "multiplies the base weight", "Merge it into its base with peft instead."),
-    (
-        "PROMPT_TUNING MULTITASK_PROMPT_TUNING P_TUNING PREFIX_TUNING ADAPTION_PROMPT POLY XLORA CPT LN_TUNING"
-        " TRAINABLE_TOKENS CARTRIDGE SHADOW",
-        "does not change weights by a delta",
-        "Use it through peft.",
-    ),
-    (
-        "ADAMSS BEFT LILY FROD GLORA OSF DELORA SUPERTUNING BONE",
-        "is not a LoRA",
-        "Merge it into its base with peft, or use it through peft.",
-    ),
-)
-_ADVICE = MappingProxyType({name: (nature, remedy) for names, nature, remedy in _OTHERS for name in names.split()})
-
 #: starts that change the base weight: the saved factors are then no delta on the published base
 _RESIDUAL_STARTS = ("pissa", "olora", "corda", "lora_ga", "loftq")
 
@@ -68,7 +38,8 @@ class PeftConfig:
     """The part of a LoRA config that says how its tensors are meant; ``raw`` is the whole, verbatim.
 
     ``rank`` is 0 where the config has none that could be meant: then the tensors say. ``enabled`` is the
-    legacy ``enable_lora``: which equal parts of a fused weight have a LoRA.
+    legacy ``enable_lora``: which equal parts of a fused weight have a LoRA. ``unusable``: keys whose
+    values are not of the type they must be.
     """
 
     raw: Mapping[str, Any]
@@ -78,25 +49,45 @@ class PeftConfig:
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     enabled: tuple[bool, ...] = ()
+    unusable: frozenset[str] = frozenset()
     budget: Budget = field(default_factory=Budget)
 
     def get(self, key: str) -> Any:
-        return self.raw.get(key)
+        """The value of a key; None where it has none that could be meant."""
+        return None if key in self.unusable else self.raw.get(key)
 
     def rank_of(self, path: str) -> int:
-        key = first_match(self.rank_pattern, path, f"{CONFIG_NAME} rank_pattern", self.budget)
+        """The rank of a module or parameter. Raises :class:`RefusedError` for a pattern that cannot be matched."""
+        key = self._ranks.first(path)
         return self.rank if key is None else self.rank_pattern[key]
 
     def alpha_of(self, path: str) -> float:
-        key = first_match(self.alpha_pattern, path, f"{CONFIG_NAME} alpha_pattern", self.budget)
+        """The alpha of a module or parameter, as :meth:`rank_of`."""
+        key = self._alphas.first(path)
         return self.alpha if key is None else self.alpha_pattern[key]
+
+    @cached_property
+    def _listed(self) -> Mapping[str, frozenset[str]]:
+        """The names in each list of modules: looked up, for there may be as many as modules."""
+        keys = ("target_modules", "exclude_modules")
+        return {
+            key: frozenset(map(str, names)) for key in keys if isinstance(names := self.get(key) or (), list | tuple)
+        }
+
+    @cached_property
+    def _ranks(self) -> Patterns:
+        return Patterns(self.rank_pattern, f"{CONFIG_NAME} rank_pattern", self.budget)
+
+    @cached_property
+    def _alphas(self) -> Patterns:
+        return Patterns(self.alpha_pattern, f"{CONFIG_NAME} alpha_pattern", self.budget)
 
     def names(self, key: str, path: str) -> bool:
         """Whether ``target_modules`` or ``exclude_modules`` names a module: a regex, or ends of its path."""
-        wanted = self.get(key) or ()
+        wanted = self.get(key)
         if isinstance(wanted, str):
             return fullmatch(wanted, path, f"{CONFIG_NAME} {key}", self.budget)
-        return any(suffix_match(str(name), path) for name in wanted)
+        return not self._listed[key].isdisjoint(tails(path))
 
     def targets(self, path: str) -> bool:
         """Whether peft would put an adapter on this module, as far as its path can tell."""
@@ -148,7 +139,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def parse(raw: Mapping[str, Any]) -> tuple[PeftConfig, tuple[Problem, ...]]:
     """The config and all its problems; a value that cannot be used is replaced by one that causes no others."""
-    problems = [*_type_problems(raw), *_value_problems(raw), *_unsupported(raw), *_unknown(raw)]
+    values = list(_value_problems(raw))
+    problems = [
+        *type_problems(raw.get("peft_type"), f"{CONFIG_NAME} peft_type"),
+        *values,
+        *_unsupported(raw),
+        *_unknown(raw),
+    ]
     return (
         PeftConfig(
             raw=MappingProxyType(dict(raw)),
@@ -158,6 +155,7 @@ def parse(raw: Mapping[str, Any]) -> tuple[PeftConfig, tuple[Problem, ...]]:
             rank_pattern=_clean(raw.get("rank_pattern"), _is_rank),
             alpha_pattern=_clean(raw.get("alpha_pattern"), _is_alpha),
             enabled=tuple(raw["enable_lora"]) if _is_list(raw.get("enable_lora"), bool) else (),
+            unusable=frozenset(problem.where.removeprefix(f"{CONFIG_NAME} ") for problem in values),
         ),
         tuple(problems),
     )
@@ -165,25 +163,6 @@ def parse(raw: Mapping[str, Any]) -> tuple[PeftConfig, tuple[Problem, ...]]:
 
 def _problem(key: str, found: str, expected: str, remedy: str = "", code: str = "config-value") -> Problem:
     return Problem(code, f"{CONFIG_NAME} {key}", found, expected, remedy)
-
-
-def _type_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
-    kind = raw.get("peft_type")
-    if kind == "LORA":
-        return
-    if kind is None:
-        yield _problem(
-            "peft_type", "the key is missing", '"LORA"', 'Add "peft_type": "LORA" if it is one.', "peft-type"
-        )
-    elif isinstance(kind, str) and kind.upper() == "LORA":
-        yield _problem(
-            "peft_type", repr(kind), '"LORA"', "peft is strict about case: write it in capitals.", "peft-type"
-        )
-    elif isinstance(kind, str) and kind in _ADVICE:
-        nature, remedy = _ADVICE[kind]
-        yield _problem("peft_type", f"{kind}, which {nature}", "LORA", remedy, "peft-type")
-    else:
-        yield _problem("peft_type", repr(kind), '"LORA"', "No version of peft up to 0.21 knows this type.", "peft-type")
 
 
 def _value_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:

@@ -16,7 +16,7 @@ from adaptrix.errors import Problem, RefusedError, refuse
 from adaptrix.formats import peft_config, peft_keys, safetensors_file, torch_file
 from adaptrix.formats.peft_config import ALL_LINEAR, CONFIG_NAME, PeftConfig
 from adaptrix.formats.peft_keys import Key
-from adaptrix.patterns import suffix_match
+from adaptrix.patterns import suffix_match, tails
 from adaptrix.records import Bundle
 from adaptrix.tensor import FLOATS, Tensor
 
@@ -187,7 +187,7 @@ class _Reading:
 
     def _parameters_of(self, module: str) -> list[str]:
         """The parameters that the config targets and this module may have; one with a weight has no others."""
-        targets = [target.rpartition(".") for target in self.config.raw["target_parameters"]]
+        targets = [target.rpartition(".") for target in self.config.get("target_parameters")]
         owned = {name for owner, _, name in targets if owner and suffix_match(owner, module)}
         return ["weight"] if "weight" in owned else sorted(owned | {name for owner, _, name in targets if not owner})
 
@@ -275,8 +275,9 @@ class _Reading:
                 found = f"{CONFIG_NAME} does not make this module a target"
                 self._add("untargeted", str(target), found, "a delta on a target", remedy)
         wanted = self.config.get("target_modules")
+        seen = {tail for target in modules for tail in tails(target.path)}
         for name in sorted(wanted) if isinstance(wanted, list) and modules else ():
-            if not any(suffix_match(name, target.path) for target in modules):
+            if name not in seen:
                 found = f"{name!r} is a target and has no tensors"
                 self.problems.append(Problem("no-tensors", f"{CONFIG_NAME} target_modules", found, severity="warning"))
 
