@@ -14,7 +14,7 @@ from adaptrix.errors import RefusedError
 from adaptrix.formats import safetensors_file
 from adaptrix.inspection import summarise
 from adaptrix.workflow import Options, Workshop
-from tests.odd_json import put
+from tests.odd_json import changed, put
 from tests.peft_models import assert_deltas, load, logits, same_tensors, save, weights
 
 QV = ["q_proj", "v_proj"]
