@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import fsum
 from types import MappingProxyType
 
 import numpy as np
@@ -62,7 +63,7 @@ def bind(adapter: Adapter, identity: Identity) -> BoundAdapter:
     architecture = identity.architecture
     stated, resized = resized_vocabulary(adapter, architecture, identity.dims)
     problems: list[Problem] = [*adapter.problems, *identity.problems, *resized]
-    places, misplaced = _places(adapter, architecture)
+    places, misplaced = _places(adapter, identity)
     deltas: dict[Site, LowRank] = {}
     for site, (_, delta) in places.items():
         try:
@@ -89,13 +90,23 @@ def bind(adapter: Adapter, identity: Identity) -> BoundAdapter:
     )
 
 
-def _places(adapter: Adapter, architecture: Architecture) -> tuple[dict[Site, tuple[Target, LowRank]], list[Problem]]:
+def summed(energies: Iterable[float]) -> float:
+    """Their sum, exactly rounded; Inf or NaN where it has no number."""
+    found = list(energies)
+    try:
+        return fsum(found)
+    except (OverflowError, ValueError):  # fsum's own words for Inf and for Inf - Inf
+        return sum(found)
+
+
+def _places(adapter: Adapter, identity: Identity) -> tuple[dict[Site, tuple[Target, LowRank]], list[Problem]]:
+    architecture = identity.architecture
     places: dict[Site, tuple[Target, LowRank]] = {}
     problems = []
     for target, delta in adapter.deltas.items():
         site = _site(target, architecture)
         if site is None:
-            problems.append(_nowhere(target, architecture))
+            problems.append(_nowhere(target, identity))
         elif site in places:
             found = f"{target} and {places[site][0]} are the same place"
             problems.append(Problem("duplicate", str(site), found, "one delta for one place"))
@@ -114,13 +125,19 @@ def _site(target: Target, architecture: Architecture) -> Site | None:
     return replace(site, part=list(role.parts)[target.slot] if alike else f"slot{target.slot}")
 
 
-def _nowhere(target: Target, architecture: Architecture) -> Problem:
+def _nowhere(target: Target, identity: Identity) -> Problem:
+    """A module that the family does not have; says which families have all of the adapter's modules."""
+    architecture = identity.architecture
+    paths = sorted({role.paths[0] for role in architecture.roles.values()}, key=lambda path: ("{" not in path, path))
+    near = [path for path in paths if path.endswith(target.path.rpartition(".")[2])] or paths[:3]
+    others = " or ".join(identity.rivals[:3])
+    remedy = f"The adapter's modules are those of {others}" if others else "The adapter was made for another family"
     return Problem(
         "no-site",
         str(target),
-        f"a {architecture.family} model has no such module",
-        f"modules such as {', '.join(sorted({role.paths[0] for role in architecture.roles.values()})[:4])}",
-        "The adapter was made for another family, or names modules differently: name its base with --base.",
+        f"no {architecture.family} model has such a module",
+        f"a module such as {' or '.join(near)}",
+        f"{remedy}: name the base that it was trained on with --base.",
     )
 
 
@@ -206,7 +223,7 @@ def _layer_problems(
             yield Problem(
                 "layers",
                 role,
-                f"layers {ranges(beyond)}",
+                f"it has tensors for layers {ranges(beyond)}",
                 f"layers below {depth}: the model has {depth}",
                 "The adapter belongs to a deeper model.",
             )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ast
 import operator
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from functools import lru_cache
 from types import MappingProxyType
@@ -21,6 +21,9 @@ _OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
 }
+
+
+_LARGEST = 1 << 40
 
 
 class UnresolvedError(LookupError):
@@ -127,17 +130,26 @@ def read_dims(rules: Mapping[str, Rule], config: Mapping[str, Any]) -> Dims:
     return Dims(MappingProxyType(ordered), MappingProxyType(dict.fromkeys(ordered, "config")))
 
 
+def unusable(rules: Mapping[str, Rule], config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The keys of a config that the rules look at and whose values are no dimensions, with these."""
+    found: dict[str, Any] = {}
+    for option in (option for rule in rules.values() for option in rule):
+        if isinstance(option.value, str) and _applies(option, config):
+            value = _lookup(config, option.value)
+            if value is not None and not _is_size(value):
+                found[option.value] = value
+    yield from found.items()
+
+
 def _resolve(rule: Rule, config: Mapping[str, Any], values: Mapping[str, int], awaited: Set[str]) -> int | None:
     for option in rule:
-        if option.when is not None and not _lookup(config, option.when):
-            continue
-        if option.unless is not None and _lookup(config, option.unless) is not False:
+        if not _applies(option, config):
             continue
         if isinstance(option.value, int):
             return option.value
         value = _lookup(config, option.value)
-        if type(value) is int and value >= 0:
-            return value
+        if _is_size(value):
+            return int(value)
         try:
             if names_in(option.value) & awaited:
                 return None
@@ -145,6 +157,18 @@ def _resolve(rule: Rule, config: Mapping[str, Any], values: Mapping[str, int], a
         except (UnresolvedError, ValueError):
             continue
     return None
+
+
+def _applies(option: Alternative, config: Mapping[str, Any]) -> bool:
+    """Whether the flag that an alternative is bound to is set (or cleared) as it asks."""
+    if option.when is not None and not _lookup(config, option.when):
+        return False
+    return option.unless is None or _lookup(config, option.unless) is False
+
+
+def _is_size(value: Any) -> bool:
+    """Whether this is a whole number that a model may have: what is computed from it stays short."""
+    return type(value) is int and 0 <= value <= _LARGEST
 
 
 def _lookup(config: Mapping[str, Any], key: str) -> Any:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 from adaptrix.adapter import Adapter, Recorded
 from adaptrix.architecture import Architecture, Role
-from adaptrix.dims import Dims, read_dims
+from adaptrix.dims import Dims, read_dims, unusable
 from adaptrix.errors import Problem
 
 _NUMBER = re.compile(r"\.(0|[1-9]\d{0,5})(?=\.|$)")
@@ -23,23 +23,36 @@ _ORIGINAL = "llama"
 class Identity:
     """The architecture chosen, the dimensions known, and what should be said about the choice.
 
-    ``known`` is False where no family fits and module paths are kept as they are.
+    ``known`` is False where no family fits and module paths are kept as they are. ``rivals``: families
+    that have every module the adapter changes, where the chosen one has not.
     """
 
     architecture: Architecture
     dims: Dims
     known: bool
     problems: tuple[Problem, ...] = ()
+    rivals: tuple[str, ...] = ()
 
 
-def by_config(config: Mapping[str, Any], architectures: Iterable[Architecture], adapter: Adapter) -> Identity:
-    """The architecture that claims the config's ``model_type`` (or its text model's)."""
+def by_config(
+    config: Mapping[str, Any], architectures: Collection[Architecture], adapter: Adapter, where: str = "config.json"
+) -> Identity:
+    """The architecture that claims the config's ``model_type`` (or its text model's).
+
+    ``where`` names the config in problems: a value that is no dimension is an error, for without it nothing
+    would be checked against the base that the user named.
+    """
     families = {kind: architecture for architecture in architectures for kind in architecture.model_types}
     text = config.get("text_config")
     for part in (config, text if isinstance(text, dict) else {}):
         if found := families.get(str(part.get("model_type"))):
-            return Identity(found, read_dims(found.dims, {**config, **part}), known=True)
+            merged = {**config, **part}
+            rivals = () if any(map(found.locate, _paths(adapter))) else _fitting(architectures, adapter)
+            names = tuple(architecture.family for architecture in rivals)
+            return Identity(found, read_dims(found.dims, merged), True, tuple(_odd(found, merged, where)), names)
     kind = config.get("model_type")
+    if not isinstance(kind, str):
+        return _no_type(kind, adapter, where)
     return _unknown(
         adapter,
         f"no architecture claims model_type {kind!r}",
@@ -49,16 +62,46 @@ def by_config(config: Mapping[str, Any], architectures: Iterable[Architecture], 
 
 def by_paths(adapter: Adapter, architectures: Iterable[Architecture]) -> Identity:
     """The architecture that has every module the adapter changes; several that agree are as good as one."""
-    paths = {target.path for target in adapter.deltas}
-    fitting = [a for a in architectures if paths and all(a.locate(path) for path in paths)]
+    fitting = _fitting(architectures, adapter)
     if not fitting:
         return _unknown(adapter, "no architecture has all of these modules", "Name the base with --base MODEL.")
-    chosen = min(fitting, key=lambda a: (not _named(a, adapter), a.family != _ORIGINAL, len(a.roles), a.family))
-    others = [a.family for a in fitting if a is not chosen]
+    chosen = fitting[0]
+    others = sorted(a.family for a in fitting[1:])
     says = f"taken for {chosen.family} by its module paths" + (
         f"; {', '.join(others)} would fit as well" if others else ""
     )
     return Identity(chosen, Dims(), known=True, problems=(Problem("family", adapter.name, says, severity="note"),))
+
+
+def _paths(adapter: Adapter) -> set[str]:
+    return {target.path for target in adapter.deltas}
+
+
+def _fitting(architectures: Iterable[Architecture], adapter: Adapter) -> list[Architecture]:
+    """The architectures that have every module the adapter changes, the likeliest first."""
+    paths = _paths(adapter)
+    fitting = [architecture for architecture in architectures if paths and all(map(architecture.locate, paths))]
+    return sorted(fitting, key=lambda a: (not _named(a, adapter), a.family != _ORIGINAL, len(a.roles), a.family))
+
+
+def _odd(architecture: Architecture, config: Mapping[str, Any], where: str) -> Iterator[Problem]:
+    """What the config says of dimensions and cannot mean; what it does not say is taken from the tensors."""
+    wrong = dict(unusable(architecture.dims, config))
+    for key, value in wrong.items():
+        remedy = "Restore the file: nothing can be checked against it as it is."
+        yield Problem("base-config", f"{where} {key}", repr(value)[:80], "a whole number, as sizes are", remedy)
+    silent = [name for name in architecture.dims if name not in read_dims(architecture.dims, config).values]
+    if silent and not wrong:
+        found = f"it does not say {', '.join(silent)}: these are inferred from the tensors"
+        yield Problem("dims-inferred", where, found, severity="note")
+
+
+def _no_type(kind: object, adapter: Adapter, where: str) -> Identity:
+    """A base that does not say what it is: whoever names one wants more than an adapter read on its own."""
+    found = "the key is missing" if kind is None else repr(kind)[:80]
+    remedy = "Is this the config.json of a model? Without a base, the adapter's own tensors say its dims."
+    problem = Problem("base-config", f"{where} model_type", found, "the name of a family", remedy)
+    return Identity(kept_paths(sorted(_paths(adapter))), Dims(), known=False, problems=(problem,))
 
 
 def _named(architecture: Architecture, adapter: Adapter) -> bool:
@@ -71,10 +114,9 @@ def _named(architecture: Architecture, adapter: Adapter) -> bool:
 
 
 def _unknown(adapter: Adapter, found: str, remedy: str) -> Identity:
-    paths = sorted({target.path for target in adapter.deltas})
     said = f"{found}: modules keep their own paths and shapes are not checked against a model"
     problem = Problem("unknown-family", adapter.name, said, remedy=remedy, severity="warning")
-    return Identity(kept_paths(paths), Dims(), known=False, problems=(problem,))
+    return Identity(kept_paths(sorted(_paths(adapter))), Dims(), known=False, problems=(problem,))
 
 
 def kept_paths(paths: Iterable[str]) -> Architecture:
@@ -91,7 +133,7 @@ def kept_paths(paths: Iterable[str]) -> Architecture:
 def by_record(adapter: Adapter, recorded: Recorded, architectures: Iterable[Architecture]) -> Identity:
     """The architecture and dims that an injection file remembers."""
     if not recorded.known:
-        return Identity(kept_paths(sorted({target.path for target in adapter.deltas})), recorded.dims, known=False)
+        return Identity(kept_paths(sorted(_paths(adapter))), recorded.dims, known=False)
     found = next((a for a in architectures if a.family == recorded.family), None)
     if found is None:
         return _unknown(

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from math import fsum
 from typing import Any
 
 from adaptrix.adapter import Adapter, Extra
-from adaptrix.bind import BoundAdapter, ranges
+from adaptrix.bind import BoundAdapter, ranges, summed
 from adaptrix.errors import Problem
 
 
@@ -101,7 +100,7 @@ def _summary(bound: BoundAdapter, role: str, sites: list[Any]) -> RoleSummary:
         ranks=tuple(sorted({delta.rank for delta in deltas})),
         scales=tuple(sorted({delta.scale for delta in deltas})),
         dtypes=tuple(sorted({tensor.dtype for delta in deltas for tensor in (delta.A, delta.B)})),
-        energy=fsum(bound.energies[site] for site in sites),
+        energy=summed(bound.energies[site] for site in sites),
     )
 
 

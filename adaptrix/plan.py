@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from math import fsum
+from math import isfinite
 from types import MappingProxyType
 
 from adaptrix.adapter import Recorded
 from adaptrix.architecture import Site
-from adaptrix.bind import BoundAdapter, ranges
+from adaptrix.bind import BoundAdapter, ranges, summed
 from adaptrix.delta import LowRank
 from adaptrix.errors import Problem, UsageError
 
@@ -53,10 +53,16 @@ class Plan:
 
     @property
     def retained(self) -> float:
-        """The share of Σ‖ΔW‖²_F at the active sites; 1 where there is nothing to keep."""
+        """The share of Σ‖ΔW‖²_F at the active sites; 1 where there is nothing to keep, NaN where the sum
+        is not finite."""
         energies = self.bound.energies
-        total = fsum(energies.values())
-        return fsum(energies[site] for site in self.sites) / total if total else 1.0
+        total = summed(energies.values())
+        return summed(energies[site] for site in self.sites) / total if total else 1.0
+
+    @property
+    def share(self) -> str:
+        """What is retained, in words."""
+        return f"{self.retained:.1%} of ‖ΔW‖²" if isfinite(self.retained) else "an unknown share of ‖ΔW‖²"
 
     @property
     def complete(self) -> bool:
@@ -73,7 +79,7 @@ class Plan:
         ]
         where = f"layers {', '.join(parts)}" if parts else "no layers"
         sites = f"{len(self.sites)} of {len(self.bound.deltas)} sites"
-        return f"plan {self.policy}: {where}, {sites}, {self.retained:.1%} of ‖ΔW‖²"
+        return f"plan {self.policy}: {where}, {sites}, {self.share}"
 
 
 def make_plan(bound: BoundAdapter, policy: str) -> Plan:
@@ -162,15 +168,17 @@ def _usage(policy: str, found: str, expected: str) -> UsageError:
 def recorded_plan(bound: BoundAdapter, recorded: Recorded) -> Plan:
     """The plan that an injection file was written with."""
     named = {str(site): site for site in bound.deltas}
-    moved = sorted(recorded.overrides.keys() - named.keys())
+    stacks = {role.depth for role in bound.architecture.roles.values()}
+    strange = [f"plan.layers.{stack}" for stack, layers in recorded.layers.items() if layers and stack not in stacks]
+    moved = sorted(recorded.overrides.keys() - named.keys()) + strange
     if moved:
         raise UsageError(
             Problem(
                 "plan",
                 ", ".join(moved[:5]),
-                "the file's plan names sites that this architecture does not have",
+                f"the file's plan is for {recorded.family!r} as its writer knew it, which has no such thing here",
                 "the architecture it was written with",
-                "Give --layers to make a new plan.",
+                "Install the plugin it came from, or give --layers to make a new plan.",
             )
         )
     overrides = {named[name]: delta for name, delta in recorded.overrides.items()}

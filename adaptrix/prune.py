@@ -28,7 +28,7 @@ def pruned(plan: Plan) -> Plan:
     says = f"dropped {len(dropped)} of {len(plan.bound.deltas)} deltas"
     if plan.overrides:
         says += f", replaced {len(plan.overrides)} by those of the plan"
-    note = Problem("pruned", "plan", f"{says}; {plan.retained:.1%} of ‖ΔW‖² had been in force", severity="note")
+    note = Problem("pruned", "plan", f"{says}; {plan.share} had been in force", severity="note")
     targets = {site: plan.bound.targets[site] for site in kept}
     deltas = {targets[site]: delta for site, delta in kept.items()}
     adapter = replace(plan.bound.adapter, deltas=MappingProxyType(deltas), altered=True, recorded=None)

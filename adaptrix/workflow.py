@@ -6,7 +6,7 @@ The public functions of :mod:`adaptrix` are here; the command line calls the sam
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -128,7 +128,7 @@ class Workshop:
         with atomic.output(path, force=options.force) as work:
             assert form.write is not None  # _writable saw to it
             form.write(plan, work)
-        return Conversion(path, plan, (*report.problems, *plan.notes))
+        return Conversion(path, plan, (*report.problems, *plan.notes, *_idle(plan)))
 
     def base_config(self, base: str) -> Mapping[str, Any]:
         """The config.json of a base model."""
@@ -153,17 +153,19 @@ class Workshop:
     def _identify(self, adapter: Adapter, base: str | None) -> Identity:
         architectures = self.catalog.architectures
         if base is not None:
-            return by_config(self.base_config(base), architectures, adapter)
+            return by_config(self.base_config(base), architectures, adapter, _config_of(base))
         if adapter.recorded is not None:
             return by_record(adapter, adapter.recorded, architectures)
         if adapter.base is None:
             return by_paths(adapter, architectures)
         try:
-            config = self.base_config(adapter.base)
-        except AdaptrixError as error:
+            found = by_config(self.base_config(adapter.base), architectures, adapter, _config_of(adapter.base))
+            if errors := errors_in(found.problems):
+                raise RefusedError(errors)
+        except AdaptrixError as error:  # nobody asked for this base by name: the adapter may do without it
             found = by_paths(adapter, architectures)
             return replace(found, problems=(_no_base(adapter.base, error), *found.problems))
-        return by_config(config, architectures, adapter)
+        return found
 
     def _source(self, uri: str) -> Source:
         source = next((source for source in self.catalog.sources if source.claims(uri)), None)
@@ -214,8 +216,21 @@ def _would_lose(plan: Plan, to: str) -> UsageError:
     return UsageError(Problem("would-lose", f"to {to}", found, "the plan all", remedy))
 
 
+def _idle(plan: Plan) -> Iterator[Problem]:
+    """A plan under which nothing acts is rarely what was meant."""
+    if plan.bound.deltas and not plan.sites:
+        remedy = "Choose others with --layers, or all."
+        yield Problem("nothing-acts", "plan", "none of its layers has a delta", remedy=remedy, severity="warning")
+
+
+def _config_of(base: str) -> str:
+    """What messages call a base's config."""
+    return base if base.endswith(".json") else f"{base.rstrip('/')}/config.json"
+
+
 def _no_base(base: str, error: AdaptrixError) -> Problem:
-    why = error.problems[0].found if error.problems else str(error)
+    first = error.problems[0]
+    why = first.found if first.where == base else f"{first.where}: {first.found}"
     kind = "cannot be reached" if isinstance(error, UnreachableError) else "cannot be used"
     return Problem(
         "base",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from adaptrix.cli.common import Voice, base_option, print_json, show_problems, voice_options, working
+from adaptrix.cli.common import Voice, base_option, print_json, show_problems, show_refusal, voice_options, working
 from adaptrix.workflow import Report, Workshop
 
 
@@ -25,7 +25,8 @@ def command(source: str, base: str | None, allow_nonfinite: bool, voice: Voice) 
         print_json(report.as_dict())
     elif not voice.quiet and report.ok:
         click.echo(_verdict(report))
-    show_problems((*workshop.catalog.problems, *report.problems), voice)
+    problems = (*workshop.catalog.problems, *report.problems)
+    show_problems(problems, voice) if report.ok else show_refusal(source, "", problems, voice)
     return 0 if report.ok else 1
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import click
 
-from adaptrix.errors import AdaptrixError, Problem
+from adaptrix.errors import AdaptrixError, Problem, errors_in
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -83,6 +83,15 @@ def show_problems(problems: Iterable[Problem], voice: Voice) -> None:
         click.echo(f"{label} {clean(str(problem))}", err=True)
     if len(shown) < len(ordered):
         click.echo(f"… and {len(ordered) - len(shown)} more: add -v to see them all", err=True)
+
+
+def show_refusal(source: str, verdict: str, problems: Sequence[Problem], voice: Voice) -> None:
+    """What is wrong with a source, under its name where the problems themselves do not say it."""
+    count = len(errors_in(problems))
+    if not voice.json and (count > 1 or not any(source in problem.where for problem in problems)):
+        verdict += f"{count} error{'s' if count > 1 else ''}"
+        click.echo(f"{click.style(clean(source), bold=True)}: {verdict}", err=True)
+    show_problems(problems, voice)
 
 
 def show_failure(error: AdaptrixError, *, as_json: bool) -> None:

@@ -7,7 +7,16 @@ from typing import Any
 
 import click
 
-from adaptrix.cli.common import Voice, base_option, print_json, show_problems, size, voice_options, working
+from adaptrix.cli.common import (
+    Voice,
+    base_option,
+    print_json,
+    show_problems,
+    show_refusal,
+    size,
+    voice_options,
+    working,
+)
 from adaptrix.errors import AdaptrixError, Problem, UsageError
 from adaptrix.workflow import Conversion, Options, Workshop
 
@@ -56,7 +65,7 @@ def command(sources: tuple[str, ...], out: Path | None, voice: Voice, **options:
         except AdaptrixError as error:
             codes.append(error.exit_code)
             results.append({"source": source, "ok": False, "problems": [p.as_dict() for p in error.problems]})
-            show_problems(error.problems, voice)
+            show_refusal(source, "not converted, ", error.problems, voice)
         else:
             results.append(_result(source, done))
             _show(done, voice)

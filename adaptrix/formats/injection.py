@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def _manifest(plan: Plan) -> dict[str, Any]:
             "policy": plan.policy,
             "layers": {stack: list(layers) for stack, layers in plan.layers.items()},
             "gains": {str(layer): gain for layer, gain in plan.gains.items()},
-            "retained": plan.retained,
+            "retained": plan.retained if isfinite(plan.retained) else None,
             "notes": [note.found for note in plan.notes],
         },
         "deltas": {str(s): _entry(d, bound.targets[s]) for s, d in bound.deltas.items()},

@@ -109,7 +109,9 @@ def _parse(text: bytes, path: Path) -> dict[str, Any]:
     decoder = json.JSONDecoder(object_pairs_hook=unique, parse_int=_integer, parse_float=_Odd, parse_constant=_Odd)
     try:
         header = decoder.decode(text.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise refuse("bad-header", path, "the header is nested thousands deep", "a table of tensors", _AGAIN) from None
+    except ValueError as error:
         raise refuse("bad-header", path, f"the header is not JSON: {error}", remedy=_AGAIN) from None
     refuse_if_any((Problem("duplicate-key", str(path), f"the header says {shown(key)} twice") for key in twice), path)
     if not isinstance(header, dict):

@@ -68,7 +68,8 @@ def config(uri: str) -> Mapping[str, Any]:
             return read_object(path, uri)
         if not os.path.lexists(path / "config.json"):
             there = some(name for name, _ in _entries(path))
-            raise refuse("config-missing", uri, f"there is no config.json in it, only {there or 'nothing'}")
+            found = f"there is no config.json in it, only {there}" if there else "the folder is empty"
+            raise refuse("config-missing", uri, found, "the config.json of a model")
         return read_object(path / "config.json", os.path.join(uri, "config.json"))
 
 
