@@ -93,7 +93,7 @@ def _odd(architecture: Architecture, config: Mapping[str, Any], where: str) -> I
     silent = [name for name in architecture.dims if name not in read_dims(architecture.dims, config).values]
     if silent and not wrong:
         found = f"it does not say {', '.join(silent)}: these are inferred from the tensors"
-        yield Problem("dims-inferred", where, found, severity="note")
+        yield Problem("dims-unstated", where, found, severity="note")
 
 
 def _no_type(kind: object, adapter: Adapter, where: str) -> Identity:

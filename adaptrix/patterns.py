@@ -57,7 +57,8 @@ def fullmatch(pattern: str, path: str, where: str, budget: Budget) -> bool:
         found = f"matching {pattern[:200]!r} takes seconds"
         raise refuse("pattern-slow", where, found, "a pattern that is done at once", "List the modules.") from None
     except (regex.error, RecursionError, OverflowError) as error:
-        raise refuse("pattern-invalid", where, f"{pattern!r} is not a regular expression ({error})") from None
+        found = f"{pattern[:200]!r} is no regular expression ({error})"
+        raise refuse("pattern-invalid", where, found, "one that Python reads", "List the modules.") from None
     finally:
         budget.seconds -= time.monotonic() - start
 

@@ -78,7 +78,7 @@ def write(
         save_file(dict(named), out / "adapter_model.safetensors", metadata={"format": "pt"})
         return out
     with zipfile.ZipFile(out / "adapter_model.bin", "w") as archive:
-        _write_entry(archive, "data.pkl", _pickle(list(shapes(layers, hidden, rank))))
+        _write_entry(archive, "data.pkl", pickled(list(shapes(layers, hidden, rank))))
         for index, (_, matrix) in enumerate(named):
             _write_entry(archive, f"data/{index}", matrix.tobytes())
         _write_entry(archive, "version", b"3\n")
@@ -95,7 +95,7 @@ def _write_entry(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
     archive.writestr(info, data)
 
 
-def _pickle(named: Sequence[tuple[str, tuple[int, int]]]) -> bytes:
+def pickled(named: Sequence[tuple[str, tuple[int, int]]]) -> bytes:
     """``OrderedDict`` of names and tensors, each rebuilt from the storage of its number, in protocol 2."""
     out = io.BytesIO()
     out.write(pickle.PROTO + b"\x02" + _global("collections", "OrderedDict") + pickle.EMPTY_TUPLE + pickle.REDUCE)

@@ -4,9 +4,11 @@ numpy with it, comes when the command runs."""
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from typing import NoReturn
 
 import click
 
@@ -93,11 +95,24 @@ def app() -> None:
 
 def main() -> None:
     """The entry point: runs a command and ends the process with its exit code, never with a traceback."""
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # nohup asks to ignore it
+            signal.signal(number, _terminate)
     sys.exit(run(sys.argv[1:]))
 
 
+class _Terminated(BaseException):
+    """A signal that asks the process to end: what is half-written is removed on the way out."""
+
+
+def _terminate(number: int, _frame: object) -> NoReturn:
+    signal.signal(number, signal.SIG_IGN)  # a second one must not stop the cleaning up
+    raise _Terminated(number)
+
+
 def run(args: list[str]) -> int:
-    """Runs one command line. 0 fine, 1 problems found, 2 usage, 3 unreachable, 130 interrupted."""
+    """Runs one command line. 0 fine, 1 problems found, 2 usage, 3 unreachable, 130 interrupted, 143 terminated."""
     try:
         result = app.main(args, prog_name="adaptrix", standalone_mode=False)
         return result if isinstance(result, int) else 0
@@ -109,6 +124,9 @@ def run(args: list[str]) -> int:
     except (KeyboardInterrupt, click.Abort):
         click.echo("adaptrix: interrupted; nothing was left half-written", err=True)
         return 130
+    except _Terminated as signalled:
+        click.echo("adaptrix: terminated; nothing was left half-written", err=True)
+        return 128 + int(signalled.args[0])
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left: say no more
         return 0

@@ -70,7 +70,8 @@ def _adapter(manifest: Mapping[str, Any], tensors: dict[str, Tensor], path: Path
     overrides = _deltas(_table(manifest, "overrides"), tensors, "plan.", problems)
     extras = _extras(manifest, tensors, problems)
     problems += [
-        Problem("unexpected", f"{path.name} {name}", "the manifest does not mention this tensor") for name in tensors
+        Problem("unexpected", f"{path.name} {name}", "the manifest does not mention this tensor", "only those it does")
+        for name in tensors
     ]
     deltas = dict(found.values())
     if len(deltas) != len(found):

@@ -68,7 +68,12 @@ def keyed(tensors: Mapping[str, Tensor]) -> tuple[dict[Key, Tensor], list[Proble
     """The tensors by parsed key, each place once, and what is wrong with their names."""
     keys = {name: parse(name) for name in tensors}
     problems = [
-        Problem("bad-name", repr(name)[:200], "not a name of a tensor in a module")
+        Problem(
+            "bad-name",
+            repr(name)[:200],
+            "not a name of a tensor in a module",
+            f"a name such as {PREFIX}layers.0.q.lora_A.weight",
+        )
         for name, key in keys.items()
         if key is None
     ]

@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 from adaptrix.adapter import Adapter, Extra, ExtraKind, Provenance, Target
 from adaptrix.delta import LowRank
-from adaptrix.errors import Problem, RefusedError, refuse
+from adaptrix.errors import Problem, RefusedError, errors_in, refuse
 from adaptrix.formats import peft_config, peft_keys, safetensors_file, torch_file
 from adaptrix.formats.peft_config import ALL_LINEAR, CONFIG_NAME, PeftConfig
 from adaptrix.formats.peft_keys import Key
@@ -44,7 +44,11 @@ def read(bundle: Bundle) -> Adapter:
     config, problems = peft_config.parse(raw)
     if any(problem.code == "peft-type" for problem in problems):
         return _adapter(bundle, config, {}, {}, problems)
-    reading = _Reading(config, *peft_keys.keyed(_tensors(bundle)))
+    try:
+        tensors = _tensors(bundle)
+    except RefusedError as error:  # a damaged file must not hide what is wrong beside it
+        raise RefusedError((*error.problems, *errors_in(problems))) from None
+    reading = _Reading(config, *peft_keys.keyed(tensors))
     deltas, extras = reading.deltas(), reading.extras()
     return _adapter(bundle, config, deltas, extras, (*problems, *reading.problems))
 

@@ -70,7 +70,10 @@ class _Machine:
                 return self._result()
             (table.get(opcode) or self._unknown(opcode))(self)
         raise refuse(
-            "zip-bomb", self.path, f"the pickle takes more than {limit} steps, for no number of tensors it has"
+            "zip-bomb",
+            self.path,
+            f"the pickle takes more than {limit} steps, for no number of tensors it has",
+            remedy=_UNTRUSTED,
         )
 
     def _result(self) -> object:

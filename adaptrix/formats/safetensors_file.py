@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 
 from adaptrix.errors import Problem, refuse
 from adaptrix.formats.untrusted import (
+    GOOD_NAME,
     bad_name,
     is_shape,
     opened,
@@ -113,9 +114,10 @@ def _parse(text: bytes, path: Path) -> dict[str, Any]:
         raise refuse("bad-header", path, "the header is nested thousands deep", "a table of tensors", _AGAIN) from None
     except ValueError as error:
         raise refuse("bad-header", path, f"the header is not JSON: {error}", remedy=_AGAIN) from None
-    refuse_if_any((Problem("duplicate-key", str(path), f"the header says {shown(key)} twice") for key in twice), path)
+    found = (f"the header says {shown(key)} twice" for key in twice)
+    refuse_if_any((Problem("duplicate-key", str(path), text, "each name once", _AGAIN) for text in found), path)
     if not isinstance(header, dict):
-        raise refuse("bad-header", path, "the header is not a JSON object")
+        raise refuse("bad-header", path, "the header is not a JSON object", "a table of tensors", _AGAIN)
     return header
 
 
@@ -125,9 +127,9 @@ def _integer(text: str) -> int | _Odd:
 
 def _metadata_faults(metadata: object, path: Path) -> Iterator[Problem]:
     if type(metadata) is not dict or not all(type(value) is str for value in metadata.values()):
-        yield Problem("bad-metadata", str(path), "__metadata__ is not an object of strings")
+        yield Problem("bad-metadata", str(path), "__metadata__ holds other things", "an object of strings", _AGAIN)
     elif any(_surrogates(text) for pair in metadata.items() for text in pair):
-        yield Problem("bad-metadata", str(path), "__metadata__ holds half a Unicode character")
+        yield Problem("bad-metadata", str(path), "__metadata__ holds half a Unicode character", "text", _AGAIN)
 
 
 def _surrogates(text: str) -> bool:
@@ -146,7 +148,7 @@ def _faults(header: dict[str, Any], path: Path) -> Iterator[Problem]:
 def _fault(name: str, info: Any) -> tuple[str, str, str] | None:
     """(code, found, expected) for the first thing wrong with a tensor."""
     if found := bad_name(name):
-        return "bad-name", found, ""
+        return "bad-name", found, GOOD_NAME
     if type(info) is not dict or info.keys() != _KEYS:
         return "bad-header", f"described by {shown(info)}", "dtype, shape and data_offsets"
     dtype, shape, offsets = info["dtype"], info["shape"], info["data_offsets"]
@@ -168,14 +170,16 @@ def _layout_faults(entries: list[Entry], length: int, path: Path) -> Iterator[Pr
     for begin, end, name, _ in entries:
         if begin != position:
             found = f"its bytes begin at {begin}, the ones before it end at {position}"
-            yield Problem("overlap" if begin < position else "hole", tensor_at(path, name), found)
+            code = "overlap" if begin < position else "hole"
+            yield Problem(code, tensor_at(path, name), found, "one tensor right after another", _AGAIN)
         position = max(position, end)
     if position > length:
         lost = sum(end > length for _, end, _, _ in entries)
         found = f"the file ends {position - length} bytes early; {lost} of {len(entries)} tensors are cut off"
         yield Problem("truncated", str(path), found, remedy=_AGAIN)
     elif position < length:
-        yield Problem("trailing-bytes", str(path), f"{length - position} bytes after the last tensor belong to none")
+        found = f"{length - position} bytes after the last tensor belong to none"
+        yield Problem("trailing-bytes", str(path), found, "no byte that the header does not describe", _AGAIN)
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

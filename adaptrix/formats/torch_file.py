@@ -20,6 +20,7 @@ from adaptrix.errors import Problem, refuse
 from adaptrix.formats import pickle_machine
 from adaptrix.formats.pickle_values import View
 from adaptrix.formats.untrusted import (
+    GOOD_NAME,
     bad_name,
     is_shape,
     opened,
@@ -143,11 +144,11 @@ def _faults(views: Mapping[str, View], archive: _Archive) -> Iterator[Problem]:
 def _fault(name: str, view: View, archive: _Archive) -> tuple[str, str, str, str] | None:
     """(code, found, expected, remedy) for the first thing wrong with a tensor."""
     if found := bad_name(name):
-        return "bad-name", found, "", ""
+        return "bad-name", found, GOOD_NAME, ""
     if view.dtype not in DTYPES or view.storage.type.dtype not in DTYPES:
         return "dtype-unknown", f"the dtype is torch.{view.dtype}", f"one of {', '.join(DTYPES)}", ""
     if not is_shape(view.shape) or not is_shape(view.stride) or len(view.shape) != len(view.stride) or view.offset < 0:
-        return "bad-shape", f"shape {shown(view.shape)}, stride {shown(view.stride)}, offset {view.offset}", "", ""
+        return "bad-shape", f"shape {shown(view.shape)}, stride {shown(view.stride)}, offset {view.offset}", "sizes", ""
     record, nbytes = archive.storage(view), view.storage.count * DTYPES[view.storage.type.dtype][0]
     if record is None or record.nbytes != nbytes:
         held = f"has {record.nbytes}" if record else "is not there"

@@ -19,6 +19,7 @@ from typing import BinaryIO
 from adaptrix.errors import AdaptrixError, Problem, RefusedError, refuse
 
 MAX_NAME = 1024  # characters of a tensor's name
+GOOD_NAME = "printable characters that are no file path"
 MAX_DIM = (1 << 63) - 1
 MAX_DIMS = 64  # numpy and torch know no more
 _MAX_PROBLEMS = 100
@@ -60,14 +61,14 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
         with open(path, "rb", buffering=0, opener=_opener) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise refuse("not-a-file", path, "this is not a regular file")
+                raise refuse("not-a-file", path, "this is not a regular file", "a file")
             if not status.st_size:
                 raise refuse("empty-file", path, "the file is empty", remedy=_AGAIN)
             yield file, status.st_size
     except IsADirectoryError:
         raise refuse("not-a-file", path, "this is a folder", "a file") from None
     except FileNotFoundError:
-        raise refuse("file-missing", path, "there is no such file") from None
+        raise refuse("file-missing", path, "there is no such file", "a file") from None
     except PermissionError:
         raise refuse("no-permission", path, "the file may not be read", remedy="Change its permissions.") from None
     except OSError as error:

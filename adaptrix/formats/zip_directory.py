@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from adaptrix.errors import RefusedError, refuse
-from adaptrix.formats.untrusted import bad_name, read_exactly, shown
+from adaptrix.formats.untrusted import GOOD_NAME, bad_name, read_exactly, shown
 
 MAX_RECORDS = 500_000
+_AGAIN = "Download it again."
 _END = struct.Struct("<4s4H2LH")  # signature, 2 disks, 2 counts, size and offset of the directory, comment
 _LOCATOR = struct.Struct("<4sLQL")  # signature, disk, offset of the zip64 end, disks
 _END64 = struct.Struct("<4sQ2H2L4Q")  # signature, length, 2 versions, 2 disks, 2 counts, size, offset
@@ -63,7 +64,7 @@ def _end(file: BinaryIO, size: int, path: Path) -> tuple[int, int, int]:
     tail = read_exactly(file, max(0, size - _TAIL), min(size, _TAIL), path)
     if len(tail) < _END.size or tail[-_END.size :][:4] != b"PK\5\6":
         found = "the zip archive has no end: the file is cut off, or something was added to it"
-        raise refuse("truncated", path, found, remedy="Download it again.")
+        raise refuse("truncated", path, found, remedy=_AGAIN)
     _, disk, disk_start, here, count, length, start, comment = _END.unpack(tail[-_END.size :])
     stop = size - _END.size
     if (disk, disk_start, comment) != (0, 0, 0) or here != count:
@@ -115,7 +116,7 @@ def _checked_name(name: bytes, path: Path) -> str:
     except UnicodeDecodeError:
         raise _corrupt(path, f"a record's name is not UTF-8: {name[:60]!r}") from None
     if fault := bad_name(text):
-        raise refuse("bad-name", f"{path}, record {shown(text)}", fault)
+        raise refuse("bad-name", f"{path}, record {shown(text)}", fault, GOOD_NAME)
     return text
 
 
@@ -157,7 +158,9 @@ def _located(file: BinaryIO, entries: list[_Entry], limit: int, path: Path) -> d
     found, position = {}, 0
     for entry in sorted(entries, key=lambda entry: entry.header):
         if entry.header < position or entry.header + _LOCAL.size > limit:
-            raise refuse("zip-bomb", path, f"record {shown(entry.name.decode())} overlaps another one")
+            raise refuse(
+                "zip-bomb", path, f"record {shown(entry.name.decode())} overlaps another one", "records apart", _AGAIN
+            )
         local = read_exactly(file, entry.header, _LOCAL.size + len(entry.name), path)
         magic, _, flags, method, *_, name_length, extra_length = _LOCAL.unpack_from(local)
         if (magic, method, name_length) != (b"PK\3\4", 0, len(entry.name)) or flags & _ENCRYPTED:
@@ -167,10 +170,10 @@ def _located(file: BinaryIO, entries: list[_Entry], limit: int, path: Path) -> d
         start = entry.header + _LOCAL.size + name_length + extra_length
         position = start + entry.nbytes
         if position > limit:
-            raise refuse("truncated", path, f"record {shown(entry.name.decode())} goes beyond the end")
+            raise refuse("truncated", path, f"record {shown(entry.name.decode())} goes beyond the end", remedy=_AGAIN)
         found[entry.header] = Record(entry.name.decode(), start, entry.nbytes)
     return found
 
 
 def _corrupt(path: Path, found: str) -> RefusedError:
-    return refuse("bad-zip", path, found, remedy="Download it again.")
+    return refuse("bad-zip", path, found, remedy=_AGAIN)

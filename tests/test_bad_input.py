@@ -1,0 +1,371 @@
+"""Every bad checkpoint is refused in words that help, every good one is read: through the real command line."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import adaptrix
+from adaptrix import cli
+from benchmarks.checkpoints import BAD, GOOD, INJECTION, Q0, UNTELLABLE
+from benchmarks.draft import CONFIG, HIDDEN, INNER, PREFIX, RANK, WEIGHTS, Draft, packed
+
+LARGE = "100,000 keys"
+
+
+class Place:
+    """A folder with a checkpoint in it, and an empty one in it where the command runs."""
+
+    def __init__(self, folder, capsys):
+        self.folder, self.capsys = folder, capsys
+
+    def run(self, *args):
+        """The exit code, and what was said on standard output and standard error."""
+        self.capsys.readouterr()
+        start = time.perf_counter()
+        code = cli.run([str(arg) for arg in args])
+        self.seconds = time.perf_counter() - start
+        out, err = self.capsys.readouterr()
+        assert "Traceback" not in out + err
+        assert "internal error" not in out + err
+        return code, out, err
+
+    def convert(self, case, *more):
+        return self.run("convert", *case.command(self.folder), *more)
+
+    def files(self):
+        """Everything below the folder, hidden or not, and when each file was written."""
+        found = {path: path.lstat() for path in self.folder.rglob("*")}
+        return {str(path): path.is_dir() or (status.st_size, status.st_mtime_ns) for path, status in found.items()}
+
+
+@pytest.fixture
+def place(tmp_path, capsys, monkeypatch):
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("ADAPTRIX_TRACEBACK", raising=False)
+    return Place(tmp_path, capsys)
+
+
+# -- bad --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_is_refused_in_words(name, place):
+    case = BAD[name]
+    case.write(place.folder)
+    before = place.files()
+    code, out, err = place.convert(case)
+    assert (code, out) == (case.code, "")
+    assert place.seconds < (20 if name == LARGE else 5)
+    assert [text for text in (str(place.folder / case.source), *case.says) if text not in err] == []
+    assert err.isprintable() or set(filter(lambda char: not char.isprintable(), err)) == {"\n"}
+    assert len(err.splitlines()) < 30
+    assert place.files() == before
+
+
+@pytest.mark.parametrize("name", [name for name in BAD if name != LARGE])
+def test_bad_is_told_as_json(name, place):
+    case = BAD[name]
+    case.write(place.folder)
+    before = place.files()
+    code, out, err = place.convert(case, "--json")
+    assert (code, err) == (case.code, "")
+    (result,) = json.loads(out)
+    assert result["ok"] is False
+    assert result["source"] == str(place.folder / case.source)
+    for problem in result["problems"]:
+        assert problem.keys() == {"code", "where", "found", "expected", "remedy", "severity"}
+        assert re.fullmatch(r"[a-z][a-z0-9-]+", problem["code"])
+        assert problem["where"]
+        assert problem["found"]
+        assert problem["expected"] or problem["remedy"], problem
+    assert place.files() == before
+
+
+@pytest.mark.parametrize("name", ["a NaN", "malicious .bin", "empty folder", 'r = "4"', "manifest not JSON"])
+def test_bad_is_refused_by_the_process_too(name, place):
+    case = BAD[name]
+    case.write(place.folder)
+    before = place.files()
+    done = subprocess.run(
+        [sys.executable, "-m", "adaptrix", "convert", *case.command(place.folder)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (case.code, "")
+    assert [text for text in case.says if text not in done.stderr] == []
+    assert "Traceback" not in done.stderr
+    assert place.files() == before
+
+
+@pytest.mark.parametrize("name", ["a NaN", "wrong dims", "truncated", "int8 tensors", 'r = "4"', "empty folder"])
+def test_check_says_the_same(name, place):
+    case = BAD[name]
+    case.write(place.folder)
+    code, out, err = place.run("check", *case.command(place.folder))
+    assert (code, out) == (1, "")
+    assert [text for text in case.says if text not in err] == []
+
+
+def test_a_pickle_is_never_run(place):
+    BAD["malicious .bin"].write(place.folder)
+    code, _, err = place.convert(BAD["malicious .bin"])
+    assert code == 1
+    assert "the pickle was run" not in err
+
+
+@pytest.mark.parametrize("to", ["injection", "peft"])
+@pytest.mark.parametrize("name", ["a NaN", "wrong dims", "lora_B missing", "truncated"])
+def test_an_output_that_is_there_stays_as_it_was(name, to, place):
+    """Not even with --force does a refusal touch it."""
+    case = BAD[name]
+    case.write(place.folder)
+    Draft().write(place.folder / "good")
+    out = place.folder / "out" / ("x" if to == "peft" else INJECTION)
+    assert place.run("convert", place.folder / "good/adapter", "-o", out, "--to", to)[0] == 0
+    before = place.files()
+    assert place.convert(case, "-o", out, "--to", to, "--force")[0] == 1
+    assert place.files() == before
+
+
+# -- good -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_good_is_converted_there_and_back(name, place):
+    case = GOOD[name]
+    case.write(place.folder)
+    code, out, err = place.convert(case, "-o", "x.adaptrix.safetensors")
+    assert (code, re.findall("error|warning", err)) == (0, [])
+    assert "x.adaptrix.safetensors" in out
+    read = adaptrix.load("x.adaptrix.safetensors")
+    assert len(read.deltas) >= 2
+    assert place.run("convert", "x.adaptrix.safetensors", "--to", "peft", "-o", "back")[0] == 0
+    assert adaptrix.load("back").deltas.keys() == read.deltas.keys()
+    assert sorted(os.listdir()) == ["back", "x.adaptrix.safetensors"]
+
+
+def test_keys_without_prefix_are_said_to_be(place):
+    """peft loads them as a no-op."""
+    GOOD["keys without prefix"].write(place.folder)
+    assert "12 names lack the prefix of peft" in place.convert(GOOD["keys without prefix"])[2]
+
+
+@pytest.mark.parametrize("name", UNTELLABLE)
+def test_what_nothing_shows_is_read(name, place):
+    """Here so that nobody believes it to be caught."""
+    UNTELLABLE[name].write(place.folder)
+    assert place.convert(UNTELLABLE[name])[0] == 0
+
+
+@pytest.mark.parametrize("name", ["a NaN", "an Inf"])
+@pytest.mark.parametrize("to", ["injection", "peft"])
+def test_what_is_not_finite_goes_through_on_demand(name, to, place):
+    case = BAD[name]
+    case.write(place.folder)
+    code, out, err = place.convert(case, "--allow-nonfinite", "--to", to, "-o", "x", "--json")
+    (result,) = json.loads(out)
+    assert (code, err, result["ok"], result["plan"]["retained"]) == (0, "", True, None)
+    if to == "injection":
+        manifest = json.loads(
+            adaptrix.formats.safetensors_file.read(Path("x"))[1]["adaptrix"], parse_constant=pytest.fail
+        )
+        assert manifest["plan"]["retained"] is None
+
+
+def test_numbers_too_large_to_square_are_no_fault(place):
+    draft = Draft()
+    draft.tensors = {name: tensor.astype(np.float64) * 1e90 for name, tensor in draft.tensors.items()}
+    draft.write(place.folder)
+    code, out, _ = place.run("convert", place.folder / "adapter")
+    assert (code, "an unknown share" in out) == (0, True)
+
+
+# -- several at once --------------------------------------------------------------------------------------------------
+
+
+def test_several_faults_are_told_at_once(place):
+    draft = Draft()
+    draft.tensors[f"{PREFIX}{Q0}.lora_A.weight"][0, 0] = np.nan
+    draft.add("model.layers.1.mlp.down_proj", HIDDEN, INNER + 1)
+    draft.add("model.layers.1.self_attn.q_proj", HIDDEN, HIDDEN, RANK + 1)
+    draft.drop("layers.0.self_attn.v_proj.lora_B")
+    draft.drop("layers.0.mlp")
+    draft.add("model.layers.2.self_attn.q_proj", HIDDEN, HIDDEN)
+    draft.tensors[f"{PREFIX}model.norm.weight"] = np.ones(HIDDEN, np.float32)
+    draft.config |= {"lora_alpha": "8", "use_dora": True, "bias": "some"}
+    draft.base["vocab_size"] = "32"
+    draft.write(place.folder)
+    code, out, _ = place.run("convert", place.folder / "adapter", "--base", place.folder / "base", "--json")
+    told = {(problem["code"], problem["where"].partition(" (")[0]) for problem in json.loads(out)[0]["problems"]}
+    assert code == 1
+    assert told >= {
+        ("nonfinite", f"{Q0} lora_A"),
+        ("shape", "layers.1.down"),
+        ("rank", "model.layers.1.self_attn.q_proj"),
+        ("pair", "model.layers.0.self_attn.v_proj lora_B"),
+        ("layers", "q"),
+        ("incomplete", "down"),
+        ("unexpected", "model.norm.weight"),
+        ("config-value", f"{CONFIG} lora_alpha"),
+        ("config-value", f"{CONFIG} bias"),
+        ("base-config", f"{place.folder}/base/config.json vocab_size"),
+    }
+
+
+def test_a_damaged_file_does_not_hide_what_the_config_says(place):
+    draft = Draft()
+    draft.config |= {"r": "4"}
+    draft.instead(WEIGHTS, packed(draft.tensors)[:-9])
+    draft.write(place.folder)
+    code, _, err = place.run("convert", place.folder / "adapter")
+    assert code == 1
+    assert "cut off" in err
+    assert "'4'" in err
+
+
+def test_a_batch_converts_what_is_good(place):
+    for number, case in enumerate((BAD["a NaN"], GOOD["DoRA"], BAD["empty file"], GOOD["bf16"], BAD["no config"])):
+        case.write(place.folder / f"{number}")
+        (place.folder / f"{number}/adapter").rename(place.folder / f"{number}/adapter{number}")
+    sources = [place.folder / f"{number}/adapter{number}" for number in range(5)]
+    code, out, err = place.run("convert", *sources)
+    assert code == 1
+    assert sorted(os.listdir()) == ["adapter1.adaptrix.safetensors", "adapter3.adaptrix.safetensors"]
+    assert [str(source) for source in sources if str(source) in err] == [str(sources[i]) for i in (0, 2, 4)]
+    assert [name for name in os.listdir() if name not in out] == []
+
+
+def test_a_batch_is_told_as_json(place):
+    BAD["a NaN"].write(place.folder / "bad")
+    GOOD["plain"].write(place.folder / "good")
+    code, out, err = place.run("convert", place.folder / "bad/adapter", place.folder / "good/adapter", "--json")
+    assert (code, err) == (1, "")
+    assert [result["ok"] for result in json.loads(out)] == [False, True]
+
+
+# -- the system's own objections --------------------------------------------------------------------------------------
+
+RUN = "import sys; from adaptrix.cli import run; {before}; sys.exit(run(sys.argv[1:]))"
+
+
+def process(before, *args, **options):
+    return subprocess.run(
+        [sys.executable, "-c", RUN.format(before=before), "convert", *map(str, args)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        **options,
+    )
+
+
+@pytest.mark.skipif(not hasattr(os, "setuid"), reason="no users here")
+def test_a_folder_that_may_not_be_written_to():
+    with tempfile.TemporaryDirectory() as name:  # pytest's own may only be entered by whom it runs as
+        folder = Path(name)
+        folder.chmod(0o755)
+        Draft().write(folder)
+        (folder / "closed").mkdir()
+        (folder / "closed").chmod(0o555)
+        # nobody may not read the interpreter's own folders everywhere: what is needed is imported before
+        before = f"run(['convert', {name!r} + '/adapter', '-q', '-o', {name!r} + '/x']); import os"
+        done = process(
+            f"{before}; os.getuid() or os.setuid(65534)",
+            folder / "adapter",
+            "-o",
+            folder / "closed/x.adaptrix.safetensors",
+        )
+        assert done.returncode == 1, done.stderr
+        assert f"{folder}/closed" in done.stderr
+        assert "permission denied. Write elsewhere" in done.stderr
+        assert os.listdir(folder / "closed") == []
+
+
+def test_a_file_larger_than_the_system_allows(place):
+    Draft().write(place.folder)
+    before = (
+        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        " resource.setrlimit(resource.RLIMIT_FSIZE, (999, 999))"
+    )
+    done = process(before, place.folder / "adapter")
+    assert done.returncode == 1
+    assert "adapter.adaptrix.safetensors: the system does not allow a file this large" in done.stderr
+    assert os.listdir() == []
+
+
+@pytest.mark.parametrize("to", ["injection", "peft"])
+def test_a_full_disk(to, place):
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", "."], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("may not mount")
+    try:
+        os.chdir("../out")  # what was mounted lies over the folder that this process is in
+        draft = Draft()
+        draft.config["note"] = "x" * 20_000
+        draft.write(place.folder)
+        code, _, err = place.run("convert", place.folder / "adapter", "--to", to, "-o", "x")
+        assert code == 1
+        assert "x: the disk is full. Free some space" in err.replace(f"x/{CONFIG}", "x")
+        assert os.listdir() == []
+    finally:
+        os.chdir("..")
+        subprocess.run(["umount", place.folder / "out"], check=True)
+
+
+SLOW = """
+import sys, time, adaptrix.cli as cli, adaptrix.formats.safetensors_file as file
+real = file.write
+def slow(path, *rest):
+    real(path, *rest)
+    print("writing", flush=True)
+    time.sleep(60)
+file.write = slow
+sys.argv[1:] = ["convert", *sys.argv[1:]]
+cli.main()
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129)])
+@pytest.mark.parametrize("to", ["injection", "peft"])
+def test_a_signal_to_end_leaves_nothing_behind(name, code, to, place):
+    Draft().write(place.folder)
+    before = place.files()
+    with subprocess.Popen(
+        [sys.executable, "-c", SLOW, str(place.folder / "adapter"), "--to", to, "-o", "x"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as child:
+        assert child.stdout.readline() == "writing\n"
+        assert len(os.listdir()) == 1
+        child.send_signal(getattr(signal, name))
+        _, err = child.communicate(timeout=30)
+    assert child.returncode == code
+    assert err == "adaptrix: terminated; nothing was left half-written\n"
+    assert place.files() == before
+
+
+def test_a_signal_that_nohup_ignores_stays_ignored(place):
+    Draft().write(place.folder)
+    code = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + SLOW.replace("sleep(60)", "sleep(1)")
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(place.folder / "adapter")], stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout.readline() == "writing\n"
+        child.send_signal(signal.SIGHUP)
+        child.communicate(timeout=30)
+    assert child.returncode == 0
+    assert os.listdir() == ["adapter.adaptrix.safetensors"]
