@@ -200,6 +200,7 @@ def assert_lossless(saved: Saved, folder: Path) -> BoundAdapter:
     report = adaptrix.check(saved.folder, saved.base)
     assert not [str(p) for p in report.problems if p.severity != "note"]
     assert list(unverified(report.bound)) == []
+    assert adaptrix.check(saved.folder).ok  # without a base as well
     back = round_trip(saved, folder)
     same_tensors(saved.tensors, weights(back))
     same_config(saved.folder, back)

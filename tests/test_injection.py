@@ -13,9 +13,10 @@ import adaptrix
 from adaptrix.errors import RefusedError
 from adaptrix.formats import safetensors_file
 from adaptrix.inspection import summarise
+from adaptrix.tensor import Tensor
 from adaptrix.workflow import Options, Workshop
 from tests.odd_json import changed, put
-from tests.peft_models import assert_deltas, load, logits, same_tensors, save, weights
+from tests.peft_models import assert_deltas, assert_same_deltas, deltas, load, logits, same_tensors, save, weights
 
 QV = ["q_proj", "v_proj"]
 
@@ -124,6 +125,23 @@ def test_pruning_a_file_means_its_own_plan(saved, tmp_path):
     assert all("layers.1" in name for name in weights(back) if "lora_" in name)
 
 
+def rewritten(file, folder, said, tensors=None):
+    """A copy of a file with another manifest, and perhaps other tensors."""
+    path = folder / "other.adaptrix.safetensors"
+    safetensors_file.write(path, safetensors_file.read(file)[0] | (tensors or {}), {"adaptrix": json.dumps(said)})
+    return path
+
+
+def test_gains_are_kept_and_pruned_into_the_deltas(saved, tmp_path):
+    file = convert(saved.folder, tmp_path, base=saved.base, layers="1-2")
+    file = rewritten(file, tmp_path, put(manifest(file), ("plan", "gains"), {"1": 0.5}))
+    assert manifest(convert(file, tmp_path, "b"))["plan"]["gains"] == {"1": 0.5}
+    same_tensors(saved.tensors, weights(adaptrix.convert(file, tmp_path / "all", to="peft")))
+    found = deltas(load(adaptrix.convert(file, tmp_path / "out", to="peft", prune=True), saved.build))
+    gains = {f"model.layers.{layer}.self_attn.{m}": gain for layer, gain in ((1, 0.5), (2, 1.0)) for m in QV}
+    assert_same_deltas(found, {path: gain * saved.deltas[path] for path, gain in gains.items()})
+
+
 # -- files from strangers ------------------------------------------------------------------------------------------
 
 
@@ -169,6 +187,13 @@ def test_a_manifest_that_is_none(text, tmp_path):
     with pytest.raises(RefusedError) as caught:
         adaptrix.load(file)
     assert {problem.code for problem in caught.value.problems} == {"manifest"}
+
+
+def test_what_replaces_a_delta_has_its_shape(saved, tmp_path):
+    file = convert(saved.folder, tmp_path, base=saved.base, layers="1", rank=1)
+    short = Tensor.of(np.ones((30, 1), np.float32))
+    file = rewritten(file, tmp_path, manifest(file), {"plan.layers.1.q.lora_B": short})
+    assert {problem.code for problem in adaptrix.check(file).problems} == {"override"}
 
 
 def test_tensors_and_manifest_must_agree(files, tmp_path):

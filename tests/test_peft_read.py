@@ -189,6 +189,7 @@ TENSORS = {
     "a bias without lora_bias": (with_(**{"lora_B.bias": torch.ones(60)}), {"lora-bias"}),
     "a bias of A": (with_(**{"lora_A.bias": torch.ones(3)}), {"unexpected"}),
     "one place twice": (lambda ts: ts | {Q0.removeprefix(P) + "lora_A.weight": torch.ones(3, 24)}, {"duplicate"}),
+    "one place named and not": (with_(**{"lora_A.default_w": torch.ones(3, 24)}), {"duplicate"}),
     "one site twice": (
         lambda ts: ts | {n.replace("model.layers.0", "layers.0"): t.clone() for n, t in ts.items() if "layers.0" in n},
         {"duplicate"},

@@ -121,6 +121,13 @@ def test_redistributed(name, rank, tmp_path):
     assert said == pytest.approx(worst, rel=0.01, abs=2e-7)
 
 
+def test_recompressed_beside_untouched_under_rslora(tmp_path):
+    saved = save(tmp_path, target_modules=QV, use_rslora=True, rank_pattern={"v_proj": 5})
+    out = adaptrix.convert(saved.folder, tmp_path / "out", "peft", saved.base, rank=4, prune=True)
+    wanted = {path: best(delta, 4) for path, delta in saved.deltas.items()}  # q has rank 3, and stays as it is
+    assert_same_deltas(deltas(load(out, saved.build)), wanted)
+
+
 def test_folded_biases_are_summed_as_they_act(tmp_path):
     family, keys = LOSSY["lora_bias"]
     saved = save(tmp_path, family, **keys)
