@@ -19,9 +19,9 @@ from adaptrix.errors import Problem, RefusedError, errors_in
 from adaptrix.experts import oriented
 from adaptrix.extras import extra_problems, resized_vocabulary
 from adaptrix.identify import Identity
+from adaptrix.stacks import depths_of, layer_problems
 from adaptrix.tensor import FLOATS, Tensor
 
-_DEEPEST = 100_000
 Shape = tuple[int | None, int | None]
 
 
@@ -71,11 +71,11 @@ def bind(adapter: Adapter, identity: Identity) -> BoundAdapter:
         except RefusedError as error:
             problems += error.problems
     dims = _infer(deltas, architecture, stated)
-    depths = _depths(deltas, architecture, dims, adapter)
+    depths = depths_of(deltas, architecture, dims, adapter)
     problems += misplaced
     for site, delta in deltas.items():
         problems += _site_problems(site, delta, architecture.roles[site.role], dims, places[site][0])
-    problems += _layer_problems(deltas, architecture, dims, adapter)
+    problems += layer_problems(deltas, architecture, dims, adapter)
     problems += extra_problems(adapter, architecture, dims)
     if identity.known and not adapter.problems and identity.dims.values == {}:
         problems.append(_inferred(dims, depths, adapter))
@@ -166,24 +166,6 @@ def _infer(deltas: Mapping[Site, LowRank], architecture: Architecture, dims: Dim
     )
 
 
-def _depths(deltas: Mapping[Site, LowRank], architecture: Architecture, dims: Dims, adapter: Adapter) -> dict[str, int]:
-    seen: dict[str, int] = {}
-    for site in deltas:
-        if site.layer is not None:
-            stack = architecture.roles[site.role].depth
-            seen[stack] = max(seen.get(stack, 0), site.layer + 1)
-    return {stack: _depth(stack, dims, adapter) or layers for stack, layers in seen.items()}
-
-
-def _depth(stack: str, dims: Dims, adapter: Adapter) -> int | None:
-    """The layers of a stack, as far as stated: those of the model, or of what the config repeats of it.
-
-    A number that no model has is as good as none, so that nobody can make us count to it.
-    """
-    depth = _expanded(adapter.provenance.config.get("layer_replication")) or dims.get(stack)
-    return depth if depth is not None and 0 < depth <= _DEEPEST else None
-
-
 def _site_problems(site: Site, delta: LowRank, role: Role, dims: Dims, target: Target) -> Iterator[Problem]:
     for axis, size, wanted, expression in zip(
         ("rows of B (out)", "columns of A (in)"),
@@ -206,69 +188,6 @@ def _site_problems(site: Site, delta: LowRank, role: Role, dims: Dims, target: T
     for name, tensor in (("magnitude", delta.magnitude), ("lora_B.bias", delta.bias)):
         if tensor is not None and tensor.shape != (delta.shape[0],):
             yield Problem("shape", f"{site} {name}", f"shape {list(tensor.shape)}", f"[{delta.shape[0]}]")
-
-
-def _layer_problems(
-    deltas: Mapping[Site, LowRank], architecture: Architecture, dims: Dims, adapter: Adapter
-) -> Iterator[Problem]:
-    layers: dict[str, set[int]] = {}
-    for site in deltas:
-        if site.layer is not None:
-            layers.setdefault(site.role, set()).add(site.layer)
-    faulty = _faulty(adapter, architecture)
-    for role, seen in layers.items():
-        depth = _depth(architecture.roles[role].depth, dims, adapter)
-        beyond = sorted(layer for layer in seen if depth is not None and layer >= depth)
-        if beyond:
-            yield Problem(
-                "layers",
-                role,
-                f"it has tensors for layers {ranges(beyond)}",
-                f"layers below {depth}: the model has {depth}",
-                "The adapter belongs to a deeper model.",
-            )
-        wanted = range(depth if depth is not None else max(seen) + 1)
-        missing = [layer for layer in wanted if layer not in seen and (role, layer) not in faulty]
-        if missing and _every_layer(adapter) and not architecture.roles[role].optional and architecture.dims:
-            yield Problem(
-                "incomplete",
-                role,
-                f"no tensors for layers {ranges(missing)}",
-                "every layer, as the config says",
-                "The checkpoint is incomplete: fetch it again.",
-            )
-
-
-def _faulty(adapter: Adapter, architecture: Architecture) -> set[tuple[str, int | None]]:
-    """Role and layer of the modules that reading found fault with: their tensors are there, not missing."""
-    sites = (architecture.locate(problem.where.partition(" ")[0]) for problem in adapter.problems)
-    return {(site.role, site.layer) for site in sites if site is not None}
-
-
-def _expanded(replicated: object) -> int | None:
-    """The layers of a model whose config says which ranges of layers to repeat."""
-    if not isinstance(replicated, list):
-        return None
-    try:
-        return sum(int(stop) - int(start) for start, stop in replicated)
-    except (TypeError, ValueError, OverflowError):
-        return None
-
-
-def _every_layer(adapter: Adapter) -> bool:
-    """Whether the config targets plain module names in all layers, so that a gap means a loss.
-
-    What was pruned has a gap on purpose.
-    """
-    config = adapter.provenance.config
-    targets = config.get("target_modules")
-    plain = isinstance(targets, list) and not any(char.isdigit() for name in targets for char in str(name))
-    return (
-        plain
-        and not adapter.altered
-        and config.get("layers_to_transform") in (None, [])
-        and not config.get("exclude_modules")
-    )
 
 
 def _inferred(dims: Dims, depths: Mapping[str, int], adapter: Adapter) -> Problem:
@@ -295,14 +214,3 @@ def nonfinite(bound: BoundAdapter) -> Iterator[Problem]:
 def _bad(tensor: Tensor) -> int:
     array = tensor.numpy() if tensor.dtype == "F64" else tensor.float32()
     return int(array.size - np.count_nonzero(np.isfinite(array)))
-
-
-def ranges(layers: list[int]) -> str:
-    """Sorted layers in short: ``0-3,8``."""
-    spans: list[list[int]] = []
-    for layer in layers:
-        if spans and layer == spans[-1][1] + 1:
-            spans[-1][1] = layer
-        else:
-            spans.append([layer, layer])
-    return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in spans)

@@ -7,8 +7,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from adaptrix.adapter import Adapter, Extra
-from adaptrix.bind import BoundAdapter, ranges, summed
+from adaptrix.bind import BoundAdapter, summed
 from adaptrix.errors import Problem
+from adaptrix.stacks import ranges
 
 
 @dataclass(frozen=True)
