@@ -226,6 +226,7 @@ CONFIGS = {
     "r true": ({"r": True}, {"config-value"}),
     "another r": ({"r": 4}, {"rank"}),
     "alpha NaN": ({"lora_alpha": float("nan")}, {"config-value"}),
+    "dropout NaN": ({"lora_dropout": float("nan"), "task_type": [float("inf")]}, {"config-value"}),
     "alpha huge": ({"lora_alpha": 10**400}, {"config-value"}),
     "alpha a text": ({"lora_alpha": "7"}, {"config-value"}),
     "DoRA promised": ({"use_dora": True}, {"dora"}),

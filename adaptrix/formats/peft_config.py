@@ -18,6 +18,7 @@ from adaptrix.patterns import Budget, Patterns, fullmatch, tails
 CONFIG_NAME = "adapter_config.json"
 ALL_LINEAR = "all-linear"
 _LARGEST = 10 << 20
+_LONGEST_NAME = 4096
 _LAYER = re.compile(r"\.(\d{1,6})\.")
 
 #: every key a LoRA config has had, from peft 0.0.1 to 0.21
@@ -139,7 +140,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def parse(raw: Mapping[str, Any]) -> tuple[PeftConfig, tuple[Problem, ...]]:
     """The config and all its problems; a value that cannot be used is replaced by one that causes no others."""
-    values = list(_value_problems(raw))
+    values = list({problem.where: problem for problem in (*_value_problems(raw), *_number_problems(raw))}.values())
     problems = [
         *type_problems(raw.get("peft_type"), f"{CONFIG_NAME} peft_type"),
         *values,
@@ -165,11 +166,23 @@ def _problem(key: str, found: str, expected: str, remedy: str = "", code: str = 
     return Problem(code, f"{CONFIG_NAME} {key}", found, expected, remedy)
 
 
+def _number_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
+    """Python reads and writes NaN where JSON has no such thing; what we write others must be able to read."""
+    for key, value in raw.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except ValueError:
+            yield _problem(key, f"{value!r}"[:200], "finite numbers")
+
+
 def _value_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
     if not _is_rank(raw.get("r", 8)):
         yield _problem("r", repr(raw["r"]), "a whole number of at least 1")
     if not _is_alpha(raw.get("lora_alpha", 8)):
         yield _problem("lora_alpha", repr(raw["lora_alpha"]), "a finite number")
+    base = raw.get("base_model_name_or_path")
+    if base is not None and not (isinstance(base, str) and len(base) <= _LONGEST_NAME and base.isprintable()):
+        yield _problem("base_model_name_or_path", repr(base)[:80], "the name of a model, printable, or null")
     for key, valid, what in (
         ("rank_pattern", _is_rank, "whole numbers of at least 1"),
         ("alpha_pattern", _is_alpha, "finite numbers"),
