@@ -270,9 +270,7 @@ class _Reading:
 
     def _check_targets(self, deltas: Mapping[Target, LowRank]) -> None:
         """Where the config's targets and the tensors disagree: peft passes over both in silence."""
-        modules = [
-            target for target, delta in deltas.items() if delta.experts is None and not self._wraps_weight(target)
-        ]
+        modules = [t for t, delta in deltas.items() if delta.experts is None and not self._wraps_weight(t)]
         for target in modules:
             if not self.config.targets(target.path):
                 remedy = "peft would ignore it in silence: add it to target_modules."
