@@ -24,6 +24,8 @@ _OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {
 
 
 _LARGEST = 1 << 40
+#: no model has more layers, and nobody shall make us count to more
+DEEPEST = 100_000
 
 
 class UnresolvedError(LookupError):

@@ -10,7 +10,7 @@ from typing import Any
 
 from adaptrix.adapter import Adapter, Recorded
 from adaptrix.architecture import Architecture, Role
-from adaptrix.dims import Dims, read_dims, unusable
+from adaptrix.dims import DEEPEST, Dims, read_dims, unusable
 from adaptrix.errors import Problem
 
 _NUMBER = re.compile(r"\.(0|[1-9]\d{0,5})(?=\.|$)")
@@ -90,7 +90,12 @@ def _odd(architecture: Architecture, config: Mapping[str, Any], where: str) -> I
     for key, value in wrong.items():
         remedy = "Restore the file: nothing can be checked against it as it is."
         yield Problem("base-config", f"{where} {key}", repr(value)[:80], "a whole number, as sizes are", remedy)
-    silent = [name for name in architecture.dims if name not in read_dims(architecture.dims, config).values]
+    dims = read_dims(architecture.dims, config)
+    for stack in sorted({role.depth for role in architecture.roles.values()}):
+        if dims.values.get(stack, 0) > DEEPEST:
+            found, expected = f"{dims.values[stack]} layers", f"at most {DEEPEST}"
+            yield Problem("base-config", f"{where} {stack}", found, expected, "Restore the file.")
+    silent = [name for name in architecture.dims if name not in dims.values]
     if silent and not wrong:
         found = f"it does not say {', '.join(silent)}: these are inferred from the tensors"
         yield Problem("dims-unstated", where, found, severity="note")

@@ -18,6 +18,7 @@ from adaptrix.stacks import ranges
 #: layers by stack; the stack is named by the dimension that counts it
 Layers = Mapping[str, tuple[int, ...]]
 
+_LONGEST = 1000  # characters of a policy: it goes into the manifest
 _EXPLICIT = re.compile(r"\d{1,6}(-\d{1,6})?(,\d{1,6}(-\d{1,6})?)*")
 
 
@@ -95,7 +96,7 @@ def make_plan(bound: BoundAdapter, policy: str) -> Plan:
     elif policy in ("all", "middle"):
         pick = _all if policy == "all" else _middle
         layers = {stack: pick(depth) for stack, depth in bound.depths.items()}
-    elif _EXPLICIT.fullmatch(policy):
+    elif _EXPLICIT.fullmatch(policy) and len(policy) <= _LONGEST:
         layers = _explicit(bound, policy)
     else:
         raise _unknown(policy)
@@ -159,7 +160,9 @@ def _explicit(bound: BoundAdapter, policy: str) -> dict[str, tuple[int, ...]]:
 
 
 def _unknown(policy: str) -> UsageError:
-    return _usage(policy, f"{policy!r} is no policy", "all, middle, spread:K, energy:K, or layers such as 8-23,28")
+    return _usage(
+        policy[:80], f"{policy[:80]!r} is no policy", "all, middle, spread:K, energy:K, or layers such as 8-23,28"
+    )
 
 
 def _usage(policy: str, found: str, expected: str) -> UsageError:

@@ -87,5 +87,6 @@ def _error(before: Tensor, after: Tensor) -> float:
     """‖before − after‖ / ‖before‖, of what is finite before; not finite where a number left the range."""
     original, rounded = before.float64(), after.float64()
     finite = np.isfinite(original)
-    size = float(np.linalg.norm(original[finite]))
-    return float(np.linalg.norm((original - rounded)[finite])) / size if size else 0.0
+    with np.errstate(over="ignore", invalid="ignore"):
+        size = float(np.linalg.norm(original[finite]))
+        return float(np.linalg.norm((original - rounded)[finite])) / size if size else 0.0

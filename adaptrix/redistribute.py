@@ -6,8 +6,9 @@ against the sum that was wanted; nothing is estimated.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from math import isfinite, nan
 from types import MappingProxyType
 from typing import Literal
 
@@ -30,7 +31,7 @@ def reshape_plan(plan: Plan, redistribute: Redistribution, rank: int | None) -> 
     ``nearest``: every delta of a layer outside the plan is added to the delta of the same role in the
     nearest layer inside it (the lower one of two); ranks add up. ``rank``: each delta of a higher rank
     becomes the best one of that rank. Raises :class:`RefusedError` for DoRA and stacked experts, which
-    are no sums of low-rank terms.
+    are no sums of low-rank terms, and for numbers whose sum or product has no number in their dtype.
     """
     if redistribute == "none" and rank is None:
         return plan
@@ -44,7 +45,7 @@ def reshape_plan(plan: Plan, redistribute: Redistribution, rank: int | None) -> 
     deltas = {**plan.bound.deltas, **earlier}
     changed = {s: members for s, members in groups.items() if len(members) > 1 or (rank and deltas[s].rank > rank)}
     _require_sums(plan, changed.values())
-    results = {site: _combine([deltas[member] for member in members], rank) for site, members in changed.items()}
+    results = _combined({site: [deltas[member] for member in members] for site, members in changed.items()}, rank)
     notes = [*plan.notes, *_notes(results, changed, rank), *_homeless(lost)]
     overrides = MappingProxyType({**earlier, **{site: delta for site, (delta, _) in results.items()}})
     return replace(plan, overrides=overrides, notes=tuple(notes))
@@ -71,6 +72,23 @@ def _require_sums(plan: Plan, groups: Iterable[list[Site]]) -> None:
             )
             for site in odd
         )
+
+
+def _combined(groups: Mapping[Site, list[LowRank]], rank: int | None) -> dict[Site, tuple[LowRank, float]]:
+    results, problems = {}, []
+    for site, deltas in groups.items():
+        try:
+            with np.errstate(all="ignore"):  # what it comes to is measured
+                results[site] = _combine(deltas, rank)
+        except np.linalg.LinAlgError:  # the SVD of what is not finite
+            results[site] = deltas[0], nan
+        if not isfinite(results[site][1]):
+            found = f"NaN, Inf, or numbers too large to be added up in {deltas[0].A.dtype}"
+            remedy = "Leave out --redistribute and --rank, or convert with a wider --dtype first."
+            problems.append(Problem("nonfinite", str(site), found, "finite numbers", remedy))
+    if problems:
+        raise RefusedError(problems)
+    return results
 
 
 def _combine(deltas: list[LowRank], rank: int | None) -> tuple[LowRank, float]:

@@ -7,10 +7,8 @@ from collections.abc import Iterator, Mapping
 from adaptrix.adapter import Adapter
 from adaptrix.architecture import Architecture, Site
 from adaptrix.delta import LowRank
-from adaptrix.dims import Dims
+from adaptrix.dims import DEEPEST, Dims
 from adaptrix.errors import Problem
-
-_DEEPEST = 100_000
 
 
 def depths_of(
@@ -28,10 +26,10 @@ def depths_of(
 def _depth(stack: str, dims: Dims, adapter: Adapter) -> int | None:
     """The layers of a stack, as far as stated: those of the model, or of what the config repeats of it.
 
-    A number that no model has is as good as none, so that nobody can make us count to it.
+    A number that no model has is as good as none.
     """
     depth = _expanded(adapter.provenance.config.get("layer_replication")) or dims.get(stack)
-    return depth if depth is not None and 0 < depth <= _DEEPEST else None
+    return depth if depth is not None and 0 < depth <= DEEPEST else None
 
 
 def layer_problems(

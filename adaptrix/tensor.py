@@ -118,12 +118,14 @@ class Tensor:
         if self.dtype == "BF16":  # bf16 is the upper half of fp32: no need to import ml_dtypes
             bits = np.frombuffer(self.tobytes(), np.uint16).astype(np.uint32) << np.uint32(16)
             return bits.view(np.float32).reshape(self.shape)
-        return self.numpy().astype(np.float32, copy=False)
+        with np.errstate(invalid="ignore", over="ignore"):
+            return self.numpy().astype(np.float32, copy=False)
 
     def float64(self) -> NDArray[np.float64]:
         """The array as fp64; exact for every float dtype."""
         source = self.numpy() if self.dtype == "F64" else self.float32()
-        return source.astype(np.float64)
+        with np.errstate(invalid="ignore"):  # a signalling NaN: whoever minds NaN looks for it
+            return source.astype(np.float64)
 
     def rows(self, start: int, stop: int) -> Tensor:
         """Rows ``start:stop`` of the first axis: a view, the same bytes."""

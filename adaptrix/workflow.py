@@ -128,6 +128,7 @@ class Workshop:
         with atomic.output(path, force=options.force) as work:
             assert form.write is not None  # _writable saw to it
             form.write(plan, work)
+            _require_readable(form, work, path)
         return Conversion(path, plan, (*report.problems, *plan.notes, *_idle(plan)))
 
     def base_config(self, base: str) -> Mapping[str, Any]:
@@ -207,6 +208,25 @@ def _destination(name: str, out: Path | None, form: Format) -> Path:
     if out is None:
         return Path(default)
     return out / default if form.suffix and out.is_dir() else out
+
+
+class _Written(Bundle):
+    """What was just written; nobody asks for its digests."""
+
+    @property
+    def sha256(self) -> Mapping[str, str]:
+        return {}
+
+
+def _require_readable(form: Format, work: Path, path: Path) -> None:
+    """Raises :class:`RefusedError` where the format would not read back what it wrote: then nothing is written."""
+    files = {file.name: file for file in work.iterdir()} if work.is_dir() else {path.name: work}
+    try:
+        form.read(_Written(str(path), path.name, files)).require_sound()
+    except RefusedError as error:
+        found = f"what would be written cannot be read back: {error.problems[0]}"
+        remedy = "The source contradicts itself; if it does not, report this."
+        raise RefusedError(Problem("not-readable", str(path), found, remedy=remedy)) from None
 
 
 def _would_lose(plan: Plan, to: str) -> UsageError:

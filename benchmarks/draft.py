@@ -23,6 +23,8 @@ Array = NDArray[Any]
 
 CONFIG, WEIGHTS, BIN = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."
+INJECTION = "adapter.adaptrix.safetensors"
+Q0 = "model.layers.0.self_attn.q_proj"
 RANK, HIDDEN, INNER, VOCAB, LAYERS = 4, 16, 24, 32, 2
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
@@ -193,3 +195,32 @@ def zipped(entries: Mapping[str, bytes], compression: int = zipfile.ZIP_STORED) 
         for name, data in entries.items():
             archive.writestr(f"adapter_model/{name}", data)
     return out.getvalue()
+
+
+def manifest(draft: Draft) -> dict[str, Any]:
+    """The manifest of the good adapter as an injection file."""
+    roles = {"q_proj": "q", "v_proj": "v", "down_proj": "down"}
+    paths = [path.format(layer) for layer in range(LAYERS) for path in MODULES["llama"]]
+    sites = {f"layers.{path.split('.')[2]}.{roles[path.rpartition('.')[2]]}": path for path in paths}
+    entry = {"kind": "lora", "rank": RANK, "alpha": 2.0 * RANK, "scale": 2.0}
+    return {
+        "version": 1,
+        "name": "adapter",
+        "base": {"model": None, "architecture": "llama", "known": True, "dims": {}},
+        "source": {"uri": "adapter", "format": "peft", "commit": None, "files": {}, "config": draft.config},
+        "plan": {"policy": "middle", "layers": {"layers": [0]}, "gains": {}, "retained": 0.5, "notes": []},
+        "deltas": {site: {**entry, "module": path} for site, path in sites.items()},
+        "overrides": {},
+        "extras": {},
+    }
+
+
+def injection(draft: Draft, text: str) -> None:
+    """Writes the draft as an injection file with ``text`` for its manifest."""
+    sites = {entry["module"]: site for site, entry in manifest(draft)["deltas"].items()}
+    named = {}
+    for name, tensor in draft.tensors.items():
+        path, _, factor = name.removeprefix(PREFIX).removesuffix(".weight").rpartition(".")
+        named[f"{sites[path]}.{factor}"] = tensor
+    draft.files |= {f"adapter/{CONFIG}": None, f"adapter/{WEIGHTS}": None}
+    draft.files[INJECTION] = packed(named, {"adaptrix": text})

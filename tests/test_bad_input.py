@@ -15,8 +15,21 @@ import pytest
 
 import adaptrix
 from adaptrix import cli
-from benchmarks.checkpoints import BAD, GOOD, INJECTION, Q0, UNTELLABLE
-from benchmarks.draft import CONFIG, HIDDEN, INNER, PREFIX, RANK, WEIGHTS, Draft, packed
+from benchmarks.checkpoints import BAD, GOOD, UNTELLABLE
+from benchmarks.draft import (
+    CONFIG,
+    HIDDEN,
+    INJECTION,
+    INNER,
+    PREFIX,
+    Q0,
+    RANK,
+    WEIGHTS,
+    Draft,
+    injection,
+    manifest,
+    packed,
+)
 
 LARGE = "100,000 keys"
 
@@ -153,7 +166,7 @@ def test_good_is_converted_there_and_back(name, place):
     read = adaptrix.load("x.adaptrix.safetensors")
     assert len(read.deltas) >= 2
     assert place.run("convert", "x.adaptrix.safetensors", "--to", "peft", "-o", "back")[0] == 0
-    assert adaptrix.load("back").deltas.keys() == read.deltas.keys()
+    assert {target.path for target in adaptrix.load("back").deltas} == {target.path for target in read.deltas}
     assert sorted(os.listdir()) == ["back", "x.adaptrix.safetensors"]
 
 
@@ -161,6 +174,46 @@ def test_keys_without_prefix_are_said_to_be(place):
     """peft loads them as a no-op."""
     GOOD["keys without prefix"].write(place.folder)
     assert "12 names lack the prefix of peft" in place.convert(GOOD["keys without prefix"])[2]
+
+
+def test_a_base_of_a_family_nobody_knows_is_warned_of(place):
+    GOOD["plain"].write(place.folder)
+    (place.folder / "base/config.json").write_text('{"model_type": "martian", "hidden_size": -3}')
+    code, _, err = place.convert(GOOD["plain"])
+    assert code == 0
+    assert "warning: adapter: no architecture claims model_type 'martian'" in err
+
+
+def test_a_base_that_nobody_named_may_be_useless(place):
+    """The adapter's config names it; what is wrong with it is said, and the tensors have their say."""
+    draft = Draft()
+    draft.config["base_model_name_or_path"] = str(place.folder / "base")
+    draft.base["hidden_size"] = "16"
+    draft.write(place.folder)
+    code, _, err = place.run("convert", place.folder / "adapter")
+    assert code == 0
+    assert "base/config.json hidden_size: '16'). Dims are inferred" in err
+
+
+def test_layers_without_deltas_are_warned_of(place):
+    draft = Draft()
+    draft.config["layers_to_transform"] = [0]
+    draft.drop("layers.1")
+    draft.write(place.folder)
+    code, out, err = place.run("convert", place.folder / "adapter", "--base", place.folder / "base", "--layers", "1")
+    assert (code, "0 of 3 sites" in out, "none of its layers has a delta" in err) == (0, True, True)
+
+
+@pytest.mark.parametrize("name", ["../../evil", "/etc/evil", "a\\..\\evil", "..", ".evil"])
+def test_a_name_from_a_stranger_is_no_path(name, place):
+    draft = Draft()
+    injection(draft, json.dumps(manifest(draft) | {"name": name}))
+    draft.write(place.folder)
+    before = place.files()
+    assert place.run("convert", place.folder / INJECTION)[0] == 0
+    (written,) = place.files().keys() - before.keys()
+    assert os.path.dirname(written) == os.getcwd()
+    assert re.fullmatch(r"[\w-][\w.-]*\.adaptrix\.safetensors", os.path.basename(written))
 
 
 @pytest.mark.parametrize("name", UNTELLABLE)

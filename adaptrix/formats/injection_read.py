@@ -50,11 +50,11 @@ def _manifest(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
         )
     try:
         manifest = json.loads(metadata["adaptrix"])
-        json.dumps(manifest, ensure_ascii=False).encode()  # half a surrogate could not be written again
-    except (ValueError, RecursionError):
-        raise refuse(
-            "manifest", path, "the manifest is not JSON", remedy="The file is damaged: fetch it again."
-        ) from None
+        # half a surrogate could not be written again, and NaN is Python's own addition to JSON
+        json.dumps(manifest, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError) as error:
+        found = f"the manifest is not JSON ({error})"
+        raise refuse("manifest", path, found, remedy="The file is damaged: fetch it again.") from None
     version = manifest.get("version") if isinstance(manifest, dict) else None
     if version != injection.VERSION:
         raise refuse(
