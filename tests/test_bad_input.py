@@ -3,18 +3,14 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import adaptrix
-from adaptrix import cli
 from benchmarks.checkpoints import BAD, GOOD, UNTELLABLE
 from benchmarks.draft import (
     CONFIG,
@@ -30,43 +26,14 @@ from benchmarks.draft import (
     manifest,
     packed,
 )
+from tests.command_line import placed
 
 LARGE = "100,000 keys"
 
 
-class Place:
-    """A folder with a checkpoint in it, and an empty one in it where the command runs."""
-
-    def __init__(self, folder, capsys):
-        self.folder, self.capsys = folder, capsys
-
-    def run(self, *args):
-        """The exit code, and what was said on standard output and standard error."""
-        self.capsys.readouterr()
-        start = time.perf_counter()
-        code = cli.run([str(arg) for arg in args])
-        self.seconds = time.perf_counter() - start
-        out, err = self.capsys.readouterr()
-        assert "Traceback" not in out + err
-        assert "internal error" not in out + err
-        return code, out, err
-
-    def convert(self, case, *more):
-        return self.run("convert", *case.command(self.folder), *more)
-
-    def files(self):
-        """Everything below the folder, hidden or not, and when each file was written."""
-        found = {path: path.lstat() for path in self.folder.rglob("*")}
-        return {str(path): path.is_dir() or (status.st_size, status.st_mtime_ns) for path, status in found.items()}
-
-
 @pytest.fixture
 def place(tmp_path, capsys, monkeypatch):
-    (tmp_path / "out").mkdir()
-    monkeypatch.chdir(tmp_path / "out")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.delenv("ADAPTRIX_TRACEBACK", raising=False)
-    return Place(tmp_path, capsys)
+    return placed(tmp_path, capsys, monkeypatch)
 
 
 # -- bad --------------------------------------------------------------------------------------------------------------
@@ -195,6 +162,15 @@ def test_a_base_that_nobody_named_may_be_useless(place):
     assert "base/config.json hidden_size: '16'). Dims are inferred" in err
 
 
+def test_a_module_to_save_that_is_not_there_is_warned_of(place):
+    draft = Draft()
+    draft.config["modules_to_save"] = ["lm_head"]
+    draft.write(place.folder)
+    code, _, err = place.run("convert", place.folder / "adapter", "--base", place.folder / "base")
+    assert (code, err.count("warning")) == (0, 1)
+    assert f"{CONFIG} modules_to_save: 'lm_head' was to be saved and has no tensors" in err
+
+
 def test_layers_without_deltas_are_warned_of(place):
     draft = Draft()
     draft.config["layers_to_transform"] = [0]
@@ -307,118 +283,3 @@ def test_a_batch_is_told_as_json(place):
     code, out, err = place.run("convert", place.folder / "bad/adapter", place.folder / "good/adapter", "--json")
     assert (code, err) == (1, "")
     assert [result["ok"] for result in json.loads(out)] == [False, True]
-
-
-# -- the system's own objections --------------------------------------------------------------------------------------
-
-RUN = "import sys; from adaptrix.cli import run; {before}; sys.exit(run(sys.argv[1:]))"
-
-
-def process(before, *args, **options):
-    return subprocess.run(
-        [sys.executable, "-c", RUN.format(before=before), "convert", *map(str, args)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        **options,
-    )
-
-
-@pytest.mark.skipif(not hasattr(os, "setuid"), reason="no users here")
-def test_a_folder_that_may_not_be_written_to():
-    with tempfile.TemporaryDirectory() as name:  # pytest's own may only be entered by whom it runs as
-        folder = Path(name)
-        folder.chmod(0o755)
-        Draft().write(folder)
-        (folder / "closed").mkdir()
-        (folder / "closed").chmod(0o555)
-        # nobody may not read the interpreter's own folders everywhere: what is needed is imported before
-        before = f"run(['convert', {name!r} + '/adapter', '-q', '-o', {name!r} + '/x']); import os"
-        done = process(
-            f"{before}; os.getuid() or os.setuid(65534)",
-            folder / "adapter",
-            "-o",
-            folder / "closed/x.adaptrix.safetensors",
-        )
-        assert done.returncode == 1, done.stderr
-        assert f"{folder}/closed" in done.stderr
-        assert "permission denied. Write elsewhere" in done.stderr
-        assert os.listdir(folder / "closed") == []
-
-
-def test_a_file_larger_than_the_system_allows(place):
-    Draft().write(place.folder)
-    before = (
-        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        " resource.setrlimit(resource.RLIMIT_FSIZE, (999, 999))"
-    )
-    done = process(before, place.folder / "adapter")
-    assert done.returncode == 1
-    assert "adapter.adaptrix.safetensors: the system does not allow a file this large" in done.stderr
-    assert os.listdir() == []
-
-
-@pytest.mark.parametrize("to", ["injection", "peft"])
-def test_a_full_disk(to, place):
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", "."], capture_output=True, check=False)
-    if mounted.returncode:
-        pytest.skip("may not mount")
-    try:
-        os.chdir("../out")  # what was mounted lies over the folder that this process is in
-        draft = Draft()
-        draft.config["note"] = "x" * 20_000
-        draft.write(place.folder)
-        code, _, err = place.run("convert", place.folder / "adapter", "--to", to, "-o", "x")
-        assert code == 1
-        assert "x: the disk is full. Free some space" in err.replace(f"x/{CONFIG}", "x")
-        assert os.listdir() == []
-    finally:
-        os.chdir("..")
-        subprocess.run(["umount", place.folder / "out"], check=True)
-
-
-SLOW = """
-import sys, time, adaptrix.cli as cli, adaptrix.formats.safetensors_file as file
-real = file.write
-def slow(path, *rest):
-    real(path, *rest)
-    print("writing", flush=True)
-    time.sleep(60)
-file.write = slow
-sys.argv[1:] = ["convert", *sys.argv[1:]]
-cli.main()
-"""
-
-
-@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129)])
-@pytest.mark.parametrize("to", ["injection", "peft"])
-def test_a_signal_to_end_leaves_nothing_behind(name, code, to, place):
-    Draft().write(place.folder)
-    before = place.files()
-    with subprocess.Popen(
-        [sys.executable, "-c", SLOW, str(place.folder / "adapter"), "--to", to, "-o", "x"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as child:
-        assert child.stdout.readline() == "writing\n"
-        assert len(os.listdir()) == 1
-        child.send_signal(getattr(signal, name))
-        _, err = child.communicate(timeout=30)
-    assert child.returncode == code
-    assert err == "adaptrix: terminated; nothing was left half-written\n"
-    assert place.files() == before
-
-
-def test_a_signal_that_nohup_ignores_stays_ignored(place):
-    Draft().write(place.folder)
-    code = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + SLOW.replace("sleep(60)", "sleep(1)")
-    with subprocess.Popen(
-        [sys.executable, "-c", code, str(place.folder / "adapter")], stdout=subprocess.PIPE, text=True
-    ) as child:
-        assert child.stdout.readline() == "writing\n"
-        child.send_signal(signal.SIGHUP)
-        child.communicate(timeout=30)
-    assert child.returncode == 0
-    assert os.listdir() == ["adapter.adaptrix.safetensors"]

@@ -35,6 +35,7 @@ from benchmarks.draft import (
     torch_bytes,
     with_header,
 )
+from tests.command_line import offline
 from tests.fuzz import mutations
 from tests.odd_json import changed
 
@@ -172,7 +173,7 @@ def home(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    offline(monkeypatch)
     monkeypatch.setenv("ADAPTRIX_TRACEBACK", "1")  # what is no refusal is raised
 
 

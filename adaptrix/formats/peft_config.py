@@ -132,7 +132,9 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text("utf-8-sig"))
         json.dumps(value, ensure_ascii=False).encode()  # half a surrogate could not be written again
     except (ValueError, RecursionError) as error:
-        raise refuse("config-json", path, f"not JSON ({error})", "a JSON object", "Download it again.") from None
+        why = "nested thousands deep" if isinstance(error, RecursionError) else str(error)
+        found = f"not JSON ({why})" if path.stat().st_size else "the file is empty"
+        raise refuse("config-json", path, found, "a JSON object", "Download it again.") from None
     if not isinstance(value, dict):
         raise refuse("config-json", path, f"a JSON {type(value).__name__}", "a JSON object")
     return value

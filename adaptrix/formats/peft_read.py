@@ -28,6 +28,7 @@ _PROMISES = (
 )
 _VECTORS = ("lora_magnitude_vector", "lora_B.bias")
 _EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "word_embeddings", "embed_in", "embed_out", "shared")
+_HEADS = ("classifier", "score", "qa_outputs")
 BASE_LAYER = ".base_layer"
 #: the order in which transformers defines the parameters of fused experts, hence of peft's wrappers
 EXPERT_ORDER = ("gate_up_proj", "down_proj")
@@ -217,7 +218,7 @@ class _Reading:
             wanted = self.config.get(key) is True
             odd = [path for path, group in modules.items() if (kind in group) != wanted]
             if odd:
-                found = f"{len(odd)} of {len(modules)} modules are {'without' if wanted else 'with'} {words}"
+                found = f"{len(odd)} of {len(modules)} modules {'lack' if wanted else 'have'} {words}"
                 expected = f"{words} in each, as {key} is true" if wanted else f"none, as {key} is not true"
                 remedy = "peft would start at one of its own." if wanted else "peft would ignore it in silence."
                 self._add(code, odd[0], found, expected, f"{remedy} Mend {key} in {CONFIG_NAME}.")
@@ -254,7 +255,17 @@ class _Reading:
                 what = "neither part of a LoRA nor of a module saved whole"
                 remedy = "peft would ignore it in silence."
                 self._add("unexpected", key.plain, what, "a name that the config explains", remedy)
+        if any_lora:
+            self._check_saved(found)
         return found
+
+    def _check_saved(self, extras: Mapping[str, Extra]) -> None:
+        """Modules that the config saves and the file lacks; heads are listed by peft, whatever they are called."""
+        parts = {part for key in extras for part in _ancestors(key)}
+        for name in self.config.get("modules_to_save") or ():
+            if name not in _HEADS and not any(part.endswith(name) for part in parts):
+                found = f"{name!r} was to be saved and has no tensors"
+                self.problems.append(Problem("no-tensors", f"{CONFIG_NAME} modules_to_save", found, severity="warning"))
 
     def _extra_kind(self, key: Key) -> ExtraKind | None:
         module, _, leaf = key.path.rpartition(".")
