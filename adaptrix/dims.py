@@ -138,7 +138,7 @@ def unusable(rules: Mapping[str, Rule], config: Mapping[str, Any]) -> Iterator[t
     for option in (option for rule in rules.values() for option in rule):
         if isinstance(option.value, str) and _applies(option, config):
             value = _lookup(config, option.value)
-            if value is not None and not _is_size(value):
+            if value not in (None, "auto") and not _is_size(value):  # "auto" asks for the next alternative
                 found[option.value] = value
     yield from found.items()
 

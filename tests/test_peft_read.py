@@ -278,10 +278,22 @@ def test_other_types_are_refused_by_name_with_what_can_be_done(kind, saved):
     assert "No version" not in problem.remedy
 
 
-@pytest.mark.parametrize("text", ["", "[]", "null", "{", '{"r": NaN', '{"a": "\\ud800"}', "[" * 100_000, "<html>"])
-def test_a_config_that_is_none(text, saved):
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("", "json-invalid"),
+        ("[]", "json-not-an-object"),
+        ("null", "json-not-an-object"),
+        ("{", "json-invalid"),
+        ('{"r": NaN', "json-invalid"),
+        ('{"a": "\\ud800"}', "json-invalid"),
+        ("[" * 100_000, "json-too-deep"),
+        ("<html>", "json-invalid"),
+    ],
+)
+def test_a_config_that_is_none(text, code, saved):
     (saved.folder / CONFIG).write_text(text)
-    assert codes(saved) == {"config-json"}
+    assert codes(saved) == {code}
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

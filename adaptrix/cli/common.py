@@ -114,13 +114,3 @@ def working(what: str, voice: Voice) -> AbstractContextManager[Any]:
     from rich.console import Console
 
     return Console(stderr=True).status(clean(what))
-
-
-def size(count: int) -> str:
-    """Bytes as people write them: ``67.1 MB``."""
-    number, unit = float(count), "B"
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if number < 1000 or unit == "TB":
-            break
-        number /= 1000
-    return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"

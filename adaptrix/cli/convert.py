@@ -13,11 +13,11 @@ from adaptrix.cli.common import (
     print_json,
     show_problems,
     show_refusal,
-    size,
     voice_options,
     working,
 )
 from adaptrix.errors import AdaptrixError, Problem, UsageError
+from adaptrix.text import amount
 from adaptrix.workflow import Conversion, Options, Workshop
 
 
@@ -103,7 +103,7 @@ def _result(source: str, done: Conversion) -> dict[str, Any]:
 def _show(done: Conversion, voice: Voice) -> None:
     if not voice.json and not voice.quiet:
         tensors = list(done.plan.bound.adapter.tensors())
-        held = f"{len(tensors)} tensors, {size(sum(tensor.nbytes for _, tensor in tensors))}"
+        held = f"{len(tensors)} tensors, {amount(sum(tensor.nbytes for _, tensor in tensors))}"
         click.echo(f"{click.style(str(done.path), bold=True)}  {held}, {done.plan.bound.architecture.family}")
         rest = "" if done.plan.complete else "; --layers all makes every layer act"
         click.echo(f"  {done.plan.describe()}{rest}")

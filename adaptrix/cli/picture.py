@@ -8,8 +8,9 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from adaptrix.cli.common import clean, size
+from adaptrix.cli.common import clean
 from adaptrix.inspection import Inspection, RoleSummary
+from adaptrix.text import amount
 
 _BARS = "▁▂▃▄▅▆▇█"
 _PLAIN = "123456789"
@@ -38,7 +39,7 @@ def _card(inspection: Inspection) -> RenderableType:
         "base": adapter.base or "not recorded",
         "architecture": f"{bound.architecture.family} (dims from {origin})",
         "dims": ", ".join(dims),
-        "tensors": f"{len(tensors)}, {size(sum(tensor.nbytes for tensor in tensors))}",
+        "tensors": f"{len(tensors)}, {amount(sum(tensor.nbytes for tensor in tensors))}",
         "source": f"{source.uri} ({source.format})" + (f" at {source.commit}" if source.commit else ""),
         "config": _config(source.config),
     }

@@ -7,17 +7,15 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from adaptrix.errors import Problem, refuse
+from adaptrix.errors import Problem
 from adaptrix.formats.peft_types import type_problems
 from adaptrix.patterns import Budget, Patterns, fullmatch, tails
 
 CONFIG_NAME = "adapter_config.json"
 ALL_LINEAR = "all-linear"
-_LARGEST = 10 << 20
 _LONGEST_NAME = 4096
 _LAYER = re.compile(r"\.(\d{1,6})\.")
 
@@ -116,28 +114,6 @@ class PeftConfig:
             "QUESTION_ANS": ("qa_outputs",),
         }
         return listed + heads.get(str(self.get("task_type")), ())
-
-    @property
-    def version(self) -> tuple[int, int] | None:
-        """(major, minor) of the peft that wrote it, where it says."""
-        parts = str(self.get("peft_version") or "").split(".")
-        return (int(parts[0]), int(parts[1])) if len(parts) > 1 and all(p.isdecimal() for p in parts[:2]) else None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a small JSON file. Raises :class:`RefusedError`."""
-    if path.stat().st_size > _LARGEST:
-        raise refuse("config-large", path, f"{path.stat().st_size} bytes", f"a config of at most {_LARGEST} bytes")
-    try:
-        value = json.loads(path.read_text("utf-8-sig"))
-        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate could not be written again
-    except (ValueError, RecursionError) as error:
-        why = "nested thousands deep" if isinstance(error, RecursionError) else str(error)
-        found = f"not JSON ({why})" if path.stat().st_size else "the file is empty"
-        raise refuse("config-json", path, found, "a JSON object", "Download it again.") from None
-    if not isinstance(value, dict):
-        raise refuse("config-json", path, f"a JSON {type(value).__name__}", "a JSON object")
-    return value
 
 
 def parse(raw: Mapping[str, Any]) -> tuple[PeftConfig, tuple[Problem, ...]]:

@@ -16,6 +16,7 @@ from adaptrix.errors import Problem, RefusedError, errors_in, refuse
 from adaptrix.formats import peft_config, peft_keys, safetensors_file, torch_file
 from adaptrix.formats.peft_config import ALL_LINEAR, CONFIG_NAME, PeftConfig
 from adaptrix.formats.peft_keys import Key
+from adaptrix.json_file import read_object
 from adaptrix.patterns import suffix_match, tails
 from adaptrix.records import Bundle
 from adaptrix.tensor import FLOATS, Tensor
@@ -41,7 +42,8 @@ def detect(bundle: Bundle) -> bool:
 
 def read(bundle: Bundle) -> Adapter:
     """The adapter in a bundle, with every problem found. Raises where a file cannot be read at all."""
-    raw = peft_config.read_json(bundle.one(CONFIG_NAME))
+    file = bundle.one(CONFIG_NAME)
+    raw = read_object(file, str(file))
     config, problems = peft_config.parse(raw)
     if any(problem.code == "peft-type" for problem in problems):
         return _adapter(bundle, config, {}, {}, problems)

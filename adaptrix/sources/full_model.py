@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from adaptrix.errors import AdaptrixError
-from adaptrix.sources.json_file import read_object
+from adaptrix.json_file import read_object
 
 #: kinds of model weights, most telling first; a folder that has several holds one model several times
 _KINDS = (

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaptrix.errors import AdaptrixError, Problem, RefusedError, UnreachableError, UsageError
+from adaptrix.json_file import MAX_BYTES, read_object, too_large
 from adaptrix.records import Bundle, Format, Source
 from adaptrix.sources.hub_address import Address, is_address, parse
 from adaptrix.sources.hub_errors import saying, unreachable
-from adaptrix.sources.json_file import MAX_BYTES, read_object, too_large
 from adaptrix.sources.select import Listing, choose, choose_file
-from adaptrix.sources.text import some
+from adaptrix.text import some
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from adaptrix.errors import AdaptrixError, Problem, UsageError, refuse
+from adaptrix.json_file import read_object
 from adaptrix.records import Bundle, Format, Source
 from adaptrix.sources.full_model import count_tensors
-from adaptrix.sources.json_file import read_object
 from adaptrix.sources.select import Choice, Listing, at_top, choose, choose_file
-from adaptrix.sources.text import shown, some
+from adaptrix.text import shown, some
 
 #: a name that ends so is a file that somebody expected here, not a repository
 _SUFFIXES = (".safetensors", ".bin", ".json", ".gguf", ".pt", ".pth", ".ckpt")

@@ -12,10 +12,10 @@ from functools import cached_property
 from itertools import chain
 
 from adaptrix.errors import RefusedError, refuse
+from adaptrix.json_file import MAX_BYTES, too_large
 from adaptrix.records import Format
 from adaptrix.sources.full_model import model_weights
-from adaptrix.sources.json_file import MAX_BYTES, too_large
-from adaptrix.sources.text import amount, commands, shown, some
+from adaptrix.text import amount, commands, shown, some
 
 #: PEFT's own name of it; its absence has an explanation of its own
 _CONFIG = "adapter_config.json"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptrix.errors import RefusedError, refuse
-from adaptrix.sources.text import amount
+from adaptrix.text import amount
 
 #: no config is near this: the largest published are some hundred kB
 MAX_BYTES = 10_000_000
@@ -25,7 +25,7 @@ def read_object(path: Path, where: str, limit: int = MAX_BYTES) -> dict[str, Any
     if not isinstance(value, dict):
         raise refuse("json-not-an-object", where, f"it holds {_kind(value)}", "a JSON object")
     if _deeper_than(value, MAX_DEPTH):
-        raise refuse("json-too-deep", where, f"it is nested more than {MAX_DEPTH} deep", "a model's config")
+        raise _too_deep(where)
     return value
 
 
@@ -55,11 +55,19 @@ def _bytes(path: Path, where: str, limit: int) -> bytes:
 
 def _parse(data: bytes, where: str) -> object:
     try:
-        return json.loads(data.decode("utf-8-sig"))
+        value: object = json.loads(data.decode("utf-8-sig"))
+        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate could not be written again
+        return value
     except RecursionError as error:
-        raise refuse("json-too-deep", where, f"it is nested more than {MAX_DEPTH} deep") from error
+        raise _too_deep(where) from error
     except ValueError as error:  # JSONDecodeError, UnicodeDecodeError, an integer of 5,000 digits
-        raise refuse("json-invalid", where, f"it is not JSON: {error}", remedy="Fetch or copy it again.") from error
+        found = f"it is not JSON: {error}" if data else "the file is empty"
+        raise refuse("json-invalid", where, found, "a JSON object", "Fetch or copy it again.") from error
+
+
+def _too_deep(where: str) -> RefusedError:
+    found = f"it is nested more than {MAX_DEPTH} deep"
+    return refuse("json-too-deep", where, found, "a config, as models and adapters have", "Fetch or copy it again.")
 
 
 def _kind(value: object) -> str:
