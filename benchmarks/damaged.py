@@ -170,7 +170,7 @@ _config_bytes("alpha 1e400", "lora_alpha", "inf", data=lambda: b'{"peft_type": "
 _config_bytes("config not JSON", "not JSON", data=lambda: b"r: 4\nlora_alpha: 8\n")
 _config_bytes("config empty", "empty", data=lambda: b"")
 _config_bytes("config a list", "list", "JSON object", data=lambda: b"[]")
-_config_bytes("config deeply nested", "thousands deep", data=lambda: b'{"a":' * 100_000)
+_config_bytes("config deeply nested", "64 deep", data=lambda: b'{"a":' * 100_000)
 _config_bytes("config of 20 MB", "20 MB", data=lambda: b'{"a": "' + b"x" * 20_000_000 + b'"}')
 
 
