@@ -1,8 +1,9 @@
 """Outputs that appear whole or not at all.
 
 The bytes go to a hidden neighbour, ``.adaptrix-<random><suffix>``, which takes the output's name when all
-of it has reached the disk. Whatever stops the work before, Ctrl-C included, removes the neighbour and
-leaves what was there as it was.
+of it is written. Whatever stops the work before, Ctrl-C included, removes the neighbour and leaves what was
+there as it was. When the bytes reach the disk is left to the system, as cp leaves it: waiting for them costs
+as much as writing them, and the source is still there.
 """
 
 from __future__ import annotations
@@ -44,9 +45,7 @@ def output(path: Path, *, force: bool = False) -> Iterator[Path]:
         _check(path, force)
         try:
             yield work
-            _sync(work)
             _publish(work, path, force)
-            _sync_folder(path.parent)
         finally:
             _remove(work)
     except OSError as error:
@@ -149,31 +148,6 @@ def _replaceable(folder: Path) -> bool:
         names = {entry.name: entry.is_file(follow_symlinks=False) for entry in entries}
     known = any(name == "adapter_config.json" or name.endswith(".safetensors") for name in names)
     return not names or (known and all(names.values()))
-
-
-def _sync(work: Path) -> None:
-    """Wait until the bytes are on the disk: after a power cut a renamed file must not be empty."""
-    if _kind(work) == "folder":
-        for folder, _, files in os.walk(work):
-            for name in files:
-                _fsync(Path(folder, name), os.O_RDONLY)
-            _sync_folder(Path(folder))
-    else:
-        _fsync(work, os.O_RDONLY)
-
-
-def _sync_folder(folder: Path) -> None:
-    if hasattr(os, "O_DIRECTORY"):  # not on Windows, where a folder cannot be opened
-        with suppress(OSError):  # not readable, or a disk that cannot: the rename stands all the same
-            _fsync(folder, os.O_RDONLY | os.O_DIRECTORY)
-
-
-def _fsync(path: Path, flags: int) -> None:
-    descriptor = os.open(path, flags)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove(work: Path) -> None:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from adaptrix.plan import Plan
 
+_PIECE = 4 << 20  # large, so that the thread rarely has to ask for the interpreter
+
 
 @dataclass(frozen=True)
 class Bundle:
@@ -79,8 +81,11 @@ class _Digests(Mapping[str, str]):
 
 
 def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(_PIECE))
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,12 +9,13 @@ wheel in a bare venv, peft from the venv that runs this.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from statistics import median
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -27,8 +28,21 @@ from transformers import LlamaConfig, LlamaForCausalLM
 source, target = sys.argv[1:]
 with torch.device("meta"):
     model = LlamaForCausalLM(LlamaConfig())  # the defaults are those of Llama 7B
+# peft moves an adapter to its base's device; on this one it would lose the numbers
+peft.tuners.lora.LoraLayer._move_adapter_to_device_of_base_layer = lambda *args, **options: None
 model = peft.PeftModel.from_pretrained(model, source, low_cpu_mem_usage=True)
 model.save_pretrained(target)
+"""
+
+IN_PROCESS = """
+import json, os, sys, time
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+import adaptrix
+def once(source):
+    start = time.perf_counter()
+    adaptrix.convert(source, sys.argv[1], force=True)
+    return time.perf_counter() - start
+print(json.dumps([min(once(source) for _ in range(5)) for source in sys.argv[2:]]))
 """
 
 
@@ -46,7 +60,7 @@ def main() -> None:
         if not options.skip_peft:
             convert_against_peft(folder, python, env, max(2, options.runs // 3))
         help_against_click(python, env, options.runs)
-        cost_per_tensor(folder, python, env, options.runs)
+        cost_per_tensor(folder, python, env)
 
 
 def adapter(folder: Path, *args: str) -> Path:
@@ -73,6 +87,7 @@ def convert_against_copy(folder: Path, python: Path, env: dict[str, str], runs: 
         },
         runs,
         env,
+        [out, copy],
     )
     floor = [Run(i.seconds + c.seconds, 0) for i, c in zip(results["import"], results["cp"], strict=True)]
     times = {name: f"{milliseconds(found):.0f} ms" for name, found in results.items()}
@@ -109,16 +124,16 @@ def help_against_click(python: Path, env: dict[str, str], runs: int) -> None:
     row(times, f"{ratio(results['help'], results['click']):.2f} ×", "≤ 2 ×")
 
 
-def cost_per_tensor(folder: Path, python: Path, env: dict[str, str], runs: int) -> None:
-    """The time that 4,096 tensors add over 8, a tensor, against what 256 add, at equal width."""
-    sources = {count: adapter(folder, "--layers", str(count // 8), "--hidden", "256") for count in (8, 256, 4096)}
-    out = folder / "out.adaptrix.safetensors"
-    results = in_turn({str(count): convert(python, source, out) for count, source in sources.items()}, runs, env)
-    few, some, many = (median(run.seconds for run in results[str(count)]) for count in sources)
-    small, large = 1e6 * (some - few) / 248, 1e6 * (many - few) / 4088
-    row(
-        f"cost a tensor: {small:.0f} µs at 256 tensors, {large:.0f} µs at 4,096", f"{large / small:.2f} ×", "flat (1 ×)"
-    )
+def cost_per_tensor(folder: Path, python: Path, env: dict[str, str]) -> None:
+    """What a tensor adds to a conversion inside one process, at equal width, the best of five."""
+    counts = (8, 256, 1024, 4096)
+    sources = [str(adapter(folder, "--layers", str(count // 8), "--hidden", "256")) for count in counts]
+    command = [str(python), "-c", IN_PROCESS, str(folder / "out.adaptrix.safetensors"), *sources]
+    seconds = json.loads(subprocess.run(command, env=env, check=True, capture_output=True).stdout)
+    few, *rest = zip(counts, seconds, strict=True)
+    costs = [1e6 * (time - few[1]) / (count - few[0]) for count, time in rest]
+    told = ", ".join(f"{cost:.0f} µs at {count:,}" for cost, (count, _) in zip(costs, rest, strict=True))
+    row(f"cost a tensor: {told}", f"{costs[-1] / costs[0]:.2f} ×", "flat (1 ×)")
 
 
 def row(what: str, measured: str, goal: str) -> None:

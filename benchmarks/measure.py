@@ -37,15 +37,23 @@ def once(command: Sequence[str], env: Mapping[str, str] | None = None) -> Run:
 
 
 def in_turn(
-    commands: Mapping[str, Sequence[str]], runs: int, env: Mapping[str, str] | None = None
+    commands: Mapping[str, Sequence[str]],
+    runs: int,
+    env: Mapping[str, str] | None = None,
+    outputs: Sequence[Path] = (),
 ) -> dict[str, list[Run]]:
-    """Every command once to warm up, then all of them in turn, ``runs`` times."""
-    for command in commands.values():
-        once(command, env)
+    """Every command once to warm up, then all of them in turn, ``runs`` times.
+
+    ``outputs`` are removed before each command: to write over a large file costs more than to write one.
+    """
     results: dict[str, list[Run]] = {name: [] for name in commands}
-    for _ in range(runs):
+    for turn in range(runs + 1):
         for name, command in commands.items():
-            results[name].append(once(command, env))
+            for path in outputs:
+                path.unlink(missing_ok=True)
+            run = once(command, env)
+            if turn:
+                results[name].append(run)
     return results
 
 

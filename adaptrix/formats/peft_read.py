@@ -42,7 +42,7 @@ def detect(bundle: Bundle) -> bool:
 
 def read(bundle: Bundle) -> Adapter:
     """The adapter in a bundle, with every problem found. Raises where a file cannot be read at all."""
-    file = bundle.one(CONFIG_NAME)
+    file, _ = bundle.one(CONFIG_NAME), bundle.sha256  # hashing starts now and goes on beside the reading
     raw = read_object(file, str(file))
     config, problems = peft_config.parse(raw)
     if any(problem.code == "peft-type" for problem in problems):
