@@ -94,7 +94,7 @@ def app() -> None:
     """
 
 
-def main() -> None:
+def main() -> NoReturn:
     """The entry point: runs a command and ends the process with its exit code, never with a traceback."""
     # The matrices here are small: BLAS threads would only wait for one another, and cost a third of the time.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -103,11 +103,12 @@ def main() -> None:
         if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # nohup asks to ignore it
             signal.signal(number, _terminate)
     code = run(sys.argv[1:])
-    if code > 128:  # whoever asked to end need not wait for threads that still read or fetch
+    # All is written: taking the interpreter apart would cost a tenth of a conversion, and whoever sent a
+    # signal need not wait for threads that still read or fetch.
+    for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):
-            sys.stdout.flush()
-        os._exit(code)
-    sys.exit(code)
+            stream.flush()
+    os._exit(code)
 
 
 class _Terminated(BaseException):
