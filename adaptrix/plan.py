@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import isfinite
 from types import MappingProxyType
@@ -22,7 +22,7 @@ _LONGEST = 1000  # characters of a policy: it goes into the manifest
 _EXPLICIT = re.compile(r"\d{1,6}(-\d{1,6})?(,\d{1,6}(-\d{1,6})?)*")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """The layers of an adapter that act.
 
@@ -39,6 +39,9 @@ class Plan:
     overrides: Mapping[Site, LowRank] = field(default_factory=lambda: MappingProxyType({}))
     notes: tuple[Problem, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"<Plan {self.policy}: {len(self.sites)} of {len(self.bound.deltas)} sites of {self.bound.adapter.name}>"
+
     def active(self, site: Site) -> bool:
         """Whether a site is injected."""
         stack = self.bound.stack(site)
@@ -54,17 +57,29 @@ class Plan:
         return tuple(site for site in self.bound.deltas if self.active(site))
 
     @property
-    def retained(self) -> float:
-        """The share of Σ‖ΔW‖²_F at the active sites; 1 where there is nothing to keep, NaN where the sum
-        is not finite."""
+    def retained(self) -> float | None:
+        """The share of Σ‖ΔW‖²_F at the active sites.
+
+        None where a share says nothing: the plan changes deltas (its notes have the error that was
+        measured), ΔW is zero everywhere, or its norm is not finite.
+        """
         energies = self.bound.energies
         total = summed(energies.values())
-        return summed(energies[site] for site in self.sites) / total if total else 1.0
+        if self.overrides or not total or not isfinite(total):
+            return None
+        return summed(energies[site] for site in self.sites) / total
 
     @property
     def share(self) -> str:
         """What is retained, in words."""
-        return f"{self.retained:.1%} of ‖ΔW‖²" if isfinite(self.retained) else "an unknown share of ‖ΔW‖²"
+        if self.retained is not None:
+            return f"{self.retained:.1%} of ‖ΔW‖²"
+        return f"{len(self.overrides)} of them changed" if self.overrides else "no share of ‖ΔW‖² can be told"
+
+    @property
+    def idle(self) -> int:
+        """How many deltas do not act."""
+        return sum(not self.active(site) for site in self.bound.deltas)
 
     @property
     def complete(self) -> bool:
@@ -82,6 +97,17 @@ class Plan:
         where = f"layers {', '.join(parts)}" if parts else "no layers"
         sites = f"{len(self.sites)} of {len(self.bound.deltas)} sites"
         return f"plan {self.policy}: {where}, {sites}, {self.share}"
+
+
+def powerless(plan: Plan) -> Iterator[Problem]:
+    """A warning where nothing will happen: no layer of the plan has a delta, or all of ΔW is zero."""
+    if plan.bound.deltas and not plan.sites:
+        found, remedy = "none of its layers has a delta", "Choose others with --layers, or all."
+    elif plan.bound.deltas and not summed(plan.bound.energies.values()):
+        found, remedy = "ΔW is zero at every site", "The adapter is as it was before training: B is still zero."
+    else:
+        return
+    yield Problem("nothing-acts", "plan", found, remedy=remedy, severity="warning")
 
 
 def make_plan(bound: BoundAdapter, policy: str) -> Plan:

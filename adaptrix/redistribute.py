@@ -6,6 +6,7 @@ against the sum that was wanted; nothing is estimated.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from math import isfinite, nan
@@ -35,12 +36,7 @@ def reshape_plan(plan: Plan, redistribute: Redistribution, rank: int | None) -> 
     """
     if redistribute == "none" and rank is None:
         return plan
-    groups = {site: [site] for site in plan.sites}
-    lost: list[Site] = []
-    if redistribute == "nearest":
-        for site in (site for site in plan.bound.deltas if not plan.active(site)):
-            home = _nearest(site, plan.sites)
-            lost.append(site) if home is None else groups[home].append(site)
+    groups, lost = _grouped(plan) if redistribute == "nearest" else ({site: [site] for site in plan.sites}, [])
     earlier = plan.overrides if redistribute == "none" else {}
     deltas = {**plan.bound.deltas, **earlier}
     changed = {s: members for s, members in groups.items() if len(members) > 1 or (rank and deltas[s].rank > rank)}
@@ -51,12 +47,30 @@ def reshape_plan(plan: Plan, redistribute: Redistribution, rank: int | None) -> 
     return replace(plan, overrides=overrides, notes=tuple(notes))
 
 
-def _nearest(site: Site, kept: Iterable[Site]) -> Site | None:
-    """The kept site of the same role, part and expert whose layer is nearest, the lower one of two."""
-    if site.layer is None:
-        return None
-    alike = [k for k in kept if replace(k, layer=site.layer) == site and k.layer is not None]
-    return min(alike, key=lambda k: (abs((k.layer or 0) - (site.layer or 0)), k.layer), default=None)
+def _grouped(plan: Plan) -> tuple[dict[Site, list[Site]], list[Site]]:
+    """The sites to be summed by the kept site they go to, itself first, and those that have nowhere to go.
+
+    Home is the kept site of the same role, part and expert whose layer is nearest, the lower one of two.
+    """
+    groups = {site: [site] for site in plan.sites}
+    layers: dict[Site, list[int]] = {}
+    for site in groups:
+        if site.layer is not None:
+            layers.setdefault(replace(site, layer=None), []).append(site.layer)
+    lost = []
+    for site in plan.bound.deltas:
+        kept = layers.get(replace(site, layer=None)) if site.layer is not None else None
+        if site not in groups and kept:
+            groups[replace(site, layer=_nearest(site.layer or 0, kept))].append(site)
+        elif site not in groups:
+            lost.append(site)
+    return groups, lost
+
+
+def _nearest(layer: int, kept: list[int]) -> int:
+    """The nearest of some sorted layers, the lower one of two."""
+    place = bisect_left(kept, layer)
+    return min(kept[max(place - 1, 0) : place + 1], key=lambda other: abs(other - layer))
 
 
 def _require_sums(plan: Plan, groups: Iterable[list[Site]]) -> None:
@@ -116,10 +130,12 @@ def _notes(
     ranks = sorted({delta.rank for delta, _ in results.values()})
     done = f"{folded} deltas folded into {len(changed)}" if folded else f"{len(changed)} deltas recompressed"
     limit = f" (--rank {rank})" if rank is not None else ""
-    found = (
-        f"{done}, rank {ranks[0]} to {ranks[-1]}{limit}; relative error of ΔW at most {results[worst][1]:.2e} ({worst})"
-    )
+    found = f"{done}, rank {_span(ranks)}{limit}; relative error of ΔW at most {results[worst][1]:.2e} ({worst})"
     yield Problem("redistributed", "plan", found, severity="note")
+
+
+def _span(ranks: list[int]) -> str:
+    return f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
 
 
 def _homeless(lost: list[Site]) -> Iterator[Problem]:

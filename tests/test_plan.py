@@ -4,9 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adaptrix.errors import RefusedError, UsageError
-from adaptrix.plan import make_plan
+from adaptrix.plan import make_plan, powerless
 from adaptrix.prune import cast, pruned
-from adaptrix.redistribute import reshape_plan
+from adaptrix.redistribute import _grouped, reshape_plan
 from tests.make import bound
 
 
@@ -43,6 +43,31 @@ def test_spread_has_as_many_layers_as_asked_and_no_two_alike(depth, data):
 
 
 @given(st.integers(2, 6), st.integers(0, 99))
+def test_no_share_is_told_of_a_plan_that_changes_deltas():
+    assert reshape_plan(make_plan(bound(4), "all"), "none", 1).retained is None
+    assert reshape_plan(make_plan(bound(4), "middle"), "nearest", None).retained is None
+
+
+def test_a_plan_under_which_nothing_acts_says_so():
+    nothing = make_plan(bound(4, loud=dict.fromkeys(range(4), 0.0)), "all")
+    assert nothing.retained is None
+    assert [problem.code for problem in powerless(nothing)] == ["nothing-acts"]
+    assert list(powerless(make_plan(bound(4), "middle"))) == []
+
+
+def test_folding_is_linear_in_the_layers():
+    """A budget of look-ups, not of seconds: every dropped delta is placed by one bisection."""
+    plan = make_plan(bound(400), "spread:20")
+    groups, lost = _grouped(plan)
+    assert lost == []
+    assert sum(map(len, groups.values())) == 1200
+    assert all(
+        min(abs(s.layer - other) for other in plan.layers["layers"]) == abs(s.layer - home.layer)
+        for home, members in groups.items()
+        for s in members
+    )
+
+
 def test_retained_is_the_share_of_the_dense_norms(depth, seed):
     plan = make_plan(bound(depth, seed=seed), "middle")
     squares = {site: np.linalg.norm(delta.dense()) ** 2 for site, delta in plan.bound.deltas.items()}

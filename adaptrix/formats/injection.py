@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from math import isfinite
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from adaptrix.adapter import Target
@@ -57,7 +56,8 @@ def _manifest(plan: Plan) -> dict[str, Any]:
             },
         },
         "source": {
-            "uri": source.uri,
+            # a path on somebody's disk is nobody else's business; the digests say what it was
+            "uri": source.uri if source.commit else PurePath(source.uri).name,
             "format": source.format,
             "commit": source.commit,
             "files": dict(source.files),
@@ -68,7 +68,7 @@ def _manifest(plan: Plan) -> dict[str, Any]:
             "policy": plan.policy,
             "layers": {stack: list(layers) for stack, layers in plan.layers.items()},
             "gains": {str(layer): gain for layer, gain in plan.gains.items()},
-            "retained": plan.retained if isfinite(plan.retained) else None,
+            "retained": plan.retained,
             "notes": [note.found for note in plan.notes],
         },
         "deltas": {str(s): _entry(d, bound.targets[s]) for s, d in bound.deltas.items()},
