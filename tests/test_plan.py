@@ -42,7 +42,6 @@ def test_spread_has_as_many_layers_as_asked_and_no_two_alike(depth, data):
     assert len(layers) == len(set(layers)) == count
 
 
-@given(st.integers(2, 6), st.integers(0, 99))
 def test_no_share_is_told_of_a_plan_that_changes_deltas():
     assert reshape_plan(make_plan(bound(4), "all"), "none", 1).retained is None
     assert reshape_plan(make_plan(bound(4), "middle"), "nearest", None).retained is None
@@ -68,6 +67,7 @@ def test_folding_is_linear_in_the_layers():
     )
 
 
+@given(st.integers(2, 6), st.integers(0, 99))
 def test_retained_is_the_share_of_the_dense_norms(depth, seed):
     plan = make_plan(bound(depth, seed=seed), "middle")
     squares = {site: np.linalg.norm(delta.dense()) ** 2 for site, delta in plan.bound.deltas.items()}
