@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shlex
 import subprocess
 import sys
 import termios
@@ -137,6 +138,32 @@ class TestFolders:
         )
         assert "adaptrix convert me/files/out/a.adaptrix.safetensors" in both["text"]
         assert (single["name"], content(single)) == ("b", {"b.adaptrix.safetensors": b"b"})
+
+    def test_a_checkpoint_and_a_file_are_two_adapters(self, hub: Hub, tmp_path: Path) -> None:
+        hub.add_repo("me/both", {**LORA, "old.adaptrix.safetensors": "old"})
+        env = hub.env(tmp_path)
+        uris = ("me/both", f"me/both/{CONFIG}", "me/both/old.adaptrix.safetensors")
+        both, peft, old = hub.client(env, *(("fetch", uri) for uri in uris))
+        assert code(both) == "several-adapters"
+        assert all(f"\n    adaptrix convert {uri}" in both["text"] for uri in uris[1:])
+        assert (peft["name"], list(peft["files"]), list(old["files"])) == ("both", [CONFIG, SAFE], [uris[2][8:]])
+
+    def test_what_is_suggested_can_be_typed(self, hub: Hub, tmp_path: Path, published: dict[str, bytes]) -> None:
+        env = hub.env(tmp_path)
+        adaptrix = (sys.executable, "-m", "adaptrix")
+        for name in "ab":
+            done = hub.run(env, *adaptrix, "convert", str(tmp_path / "published"), "-o", name)
+            assert done.returncode == 0, done.stderr
+        files = {f"out/{name}.adaptrix.safetensors": tmp_path / name for name in "ab"}
+        hub.add_repo("me/files", {**files, **{f"out/{name}": data for name, data in published.items()}})
+        typo = hub.run(env, *adaptrix, "check", "outs/mine.safetensors")
+        assert "there is no folder outs here" in typo.stderr
+        refused = hub.run(env, *adaptrix, "convert", "me/files")
+        typed = [shlex.split(line) for line in refused.stderr.splitlines() if line.startswith("    adaptrix convert")]
+        assert (refused.returncode, len(typed)) == (1, 3)
+        for number, (_, *args) in enumerate(typed):
+            done = hub.run(env, *adaptrix, *args, "-o", f"{number}.adaptrix.safetensors")
+            assert (done.returncode, "error" in done.stderr) == (0, False), done.stderr
 
 
 class TestNothingFit:

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from adaptrix.records import Bundle
+import adaptrix
+from adaptrix.records import Bundle, Format
 from adaptrix.sources import local
+from tests.command_line import offline
+from tests.format_stand_ins import FORMATS, INJECTION
 from tests.source_helpers import BIN, CONFIG, SAFE, alpaca, fetch, full_model, put, refused, safetensors_bytes
 
 
@@ -192,9 +195,33 @@ class TestSingleFiles:
         assert code == "several-adapters"
         assert f"adaptrix convert {tmp_path}/a/x.adaptrix.safetensors\n" in text
 
-    def test_a_checkpoint_comes_before_injection_files_beside_it(self, tmp_path: Path) -> None:
-        put(tmp_path / "a", (CONFIG, BIN, "x.adaptrix.safetensors", "y.adaptrix.safetensors"))
-        assert list(fetch(tmp_path / "a").files) == [CONFIG, BIN]
+    @pytest.mark.parametrize("files", ["x", "xy"])
+    def test_an_injection_file_beside_a_checkpoint_is_another_adapter(self, tmp_path: Path, files: str) -> None:
+        folder = put(tmp_path / "a", (CONFIG, BIN, SAFE, *(f"{it}.adaptrix.safetensors" for it in files)))
+        code, text = refused(folder)
+        assert code == "several-adapters"
+        typed = [line.split()[-1] for line in text.splitlines() if "adaptrix convert" in line]
+        assert sorted(typed) == [f"{folder}/{CONFIG}", *(f"{folder}/{it}.adaptrix.safetensors" for it in files)]
+        assert sorted(list(fetch(it).files) for it in typed) == [
+            [CONFIG, SAFE],
+            *([f"{it}.adaptrix.safetensors"] for it in files),
+        ]
+
+    def test_two_adapters_in_a_subfolder_are_two_of_several(self, tmp_path: Path) -> None:
+        put(tmp_path / "a", (f"b/{CONFIG}", f"b/{BIN}", "b/x.adaptrix.safetensors", f"c/{CONFIG}", f"c/{BIN}"))
+        code, text = refused(tmp_path / "a")
+        typed = [line.split()[-1].removeprefix(f"{tmp_path}/a/") for line in text.splitlines()[1:]]
+        assert (code, sorted(typed)) == ("several-adapters", [f"b/{CONFIG}", "b/x.adaptrix.safetensors", "c"])
+        assert list(fetch(tmp_path / "a" / "c").files) == [CONFIG, BIN]
+
+    def test_a_format_of_a_single_file_takes_none_from_a_checkpoint(self, tmp_path: Path) -> None:
+        folder = put(tmp_path / "mine", (CONFIG, SAFE, "optimizer.safetensors"))
+        anything = Format("anything", (("*.safetensors",),), INJECTION.detect, INJECTION.read)
+        for uri in (folder, folder / SAFE, folder / CONFIG):
+            bundle = local.fetch(str(uri), (anything, *FORMATS))
+            assert (sorted(bundle.files), bundle.name) == ([CONFIG, SAFE], "mine")
+        put(tmp_path / "alone", ("x.adaptrix.safetensors",))
+        assert local.fetch(f"{tmp_path}/alone", (anything, *FORMATS)).name == "x"
 
     @pytest.mark.parametrize("name", [CONFIG, SAFE])
     def test_a_file_of_a_checkpoint_brings_the_other(self, tmp_path: Path, name: str) -> None:
@@ -215,3 +242,23 @@ class TestSingleFiles:
         code, text = refused(tmp_path / "lora.safetensors")
         assert code == "file-unknown"
         assert SAFE in text
+
+    def test_a_file_of_another_name_beside_a_config_is_not_looked_for(self, tmp_path: Path) -> None:
+        put(tmp_path, {CONFIG: b"{}", "lora.safetensors": safetensors_bytes(2)})
+        assert refused(tmp_path / "lora.safetensors")[0] == "file-unknown"
+
+    def test_what_convert_wrote_is_read_under_another_name(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        offline(monkeypatch)
+        alpaca.write(tmp_path / "a", 2, 16, 2)
+        for name in ("x", "foo.safetensors"):
+            path = adaptrix.convert(tmp_path / "a", tmp_path / name)
+            assert adaptrix.check(path).ok
+            assert len(adaptrix.load(path).deltas) == 8
+
+    @pytest.mark.parametrize("name", ["x", "foo.safetensors", "model.safetensors", SAFE, "a.bin"])
+    def test_an_injection_file_of_any_name(self, tmp_path: Path, name: str) -> None:
+        put(tmp_path, {name: b"\x30\0\0\0\0\0\0\0" + b'{"__metadata__":{"adaptrix":"{}"}}'.ljust(48)})
+        bundle = fetch(tmp_path / name)
+        assert (bundle.files, bundle.name) == ({name: tmp_path / name}, Path(name).stem)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,13 +58,19 @@ class TestNames:
         assert text.isprintable()
 
     @pytest.mark.parametrize(
-        "uri", ["./foo", "/no/such", "~/no", "../x/y", "no/x.safetensors", "owner/name/", "a\\b", ".."]
+        "uri", ["./foo", "/no/such", "~/no", "../x/y", "x.safetensors", "tests/x.json", "owner/name/", "a\\b", ".."]
     )
-    def test_paths_are_claimed_whether_they_exist_or_not(self, uri: str) -> None:
+    def test_paths_are_claimed_whether_they_exist_or_not(self, uri: str, tmp_path: Path, monkeypatch: Any) -> None:
+        put(tmp_path / "tests", ())
+        monkeypatch.chdir(tmp_path)
         assert local.claims(uri)
 
     @pytest.mark.parametrize(
-        "uri", ["tloen/alpaca-lora-7b", "owner/name@v1.0", "hf://a/b", "https://hub.test/a/b/", "gpt2"]
+        "uri",
+        [
+            *("tloen/alpaca-lora-7b", "owner/name@v1.0", "hf://a/b", "https://hub.test/a/b/", "gpt2"),
+            *("owner/name/a.adaptrix.safetensors", "owner/name/sub/adapter_config.json"),
+        ],
     )
     def test_repositories_are_not_claimed(self, uri: str) -> None:
         assert not local.claims(uri)

@@ -25,8 +25,10 @@ VERSION = 1
 
 
 def detect(bundle: Bundle) -> bool:
-    """By name, or by the manifest where a file was renamed."""
-    return any(name.endswith(SUFFIX) for name in bundle.files)
+    """By name; a single file that bears another, by its metadata. Only its header is read."""
+    if any(name.endswith(SUFFIX) for name in bundle.files):
+        return True
+    return len(bundle.files) == 1 and all(safetensors_file.has_metadata(it, "adaptrix") for it in bundle.files.values())
 
 
 def write(plan: Plan, path: Path) -> None:

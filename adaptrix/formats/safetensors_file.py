@@ -16,7 +16,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from adaptrix.errors import Problem, refuse
+from adaptrix.errors import Problem, RefusedError, refuse
 from adaptrix.formats.untrusted import (
     GOOD_NAME,
     bad_name,
@@ -64,6 +64,17 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     entries = sorted((*info["data_offsets"], name, info) for name, info in header.items())
     refuse_if_any(_layout_faults(entries, size - start, path), path)
     return {name: _tensor(info, path, start + begin, end - begin) for begin, end, name, info in entries}, metadata
+
+
+def has_metadata(path: Path, key: str) -> bool:
+    """Whether this is a safetensors file whose metadata has ``key``, from its header alone."""
+    try:
+        with opened(path) as (file, size):
+            text = _header(file, size, path)
+        metadata = _parse(text, path).get("__metadata__") if f'"{key}"'.encode() in text else None
+    except RefusedError:
+        return False
+    return isinstance(metadata, dict) and key in metadata
 
 
 def _tensor(info: dict[str, Any], path: Path, offset: int, nbytes: int) -> Tensor:

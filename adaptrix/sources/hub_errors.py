@@ -147,10 +147,9 @@ def _detail(error: BaseException) -> str:
 
 
 def _hint(address: Address) -> str:
-    """Where a path may have been meant: the first folder of it is here."""
+    """Where a path may have been meant: the first folder of it is here, or it ends as files do."""
     first = address.repo.partition("/")[0]
-    return (
-        f" If a path was meant: the folder {first} is here, but not {address.repo} in it."
-        if Path(first).is_dir()
-        else ""
-    )
+    if Path(first).is_dir():
+        return f" If a path was meant: the folder {first} is here, but not {address.repo} in it."
+    is_file = address.name.endswith((".safetensors", ".bin", ".json"))
+    return f" If a path was meant: there is no folder {first} here." if is_file else ""

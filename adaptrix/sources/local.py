@@ -12,14 +12,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from adaptrix.errors import AdaptrixError, Problem, UsageError, refuse
+from adaptrix.errors import AdaptrixError, Problem, RefusedError, UsageError, refuse
 from adaptrix.json_file import read_object
 from adaptrix.records import Bundle, Format, Source
 from adaptrix.sources.full_model import count_tensors
 from adaptrix.sources.select import Choice, Listing, at_top, choose, choose_file
 from adaptrix.text import shown, some
 
-#: a name that ends so is a file that somebody expected here, not a repository
+#: a name that ends so is a file that somebody expected here; below a folder that is not here, it may be on the Hub
 _SUFFIXES = (".safetensors", ".bin", ".json", ".gguf", ".pt", ".pth", ".ckpt")
 _MAX_FOLDERS = 1000
 _ODD = {
@@ -31,7 +31,8 @@ _ODD = {
 
 
 def claims(uri: str) -> bool:
-    """Whether ``uri`` is a path: it exists, or it can be nothing else (``./x``, ``/x``, ``~/x``, ``x.bin``).
+    """Whether ``uri`` is a path: it exists, or it can be nothing else (``./x``, ``/x``, ``~/x``, ``x.bin``,
+    ``folder/x.bin`` where there is such a folder).
 
     Names that nobody can mean (empty, with control characters) are claimed as well, to be refused here.
     """
@@ -93,7 +94,13 @@ def _looks_like_path(uri: str) -> bool:
     if "://" in uri:
         return False
     rooted = uri.startswith(("/", "~", "./", "../")) or uri in (".", "..") or uri.endswith("/")
-    return rooted or "\\" in uri or ".." in uri.split("/") or uri.endswith(_SUFFIXES)
+    return rooted or "\\" in uri or ".." in uri.split("/") or (uri.endswith(_SUFFIXES) and _starts_here(uri))
+
+
+def _starts_here(uri: str) -> bool:
+    """Whether ``uri`` is a bare name, or its first folder exists: ``owner/name/x.safetensors`` is the Hub's."""
+    first, below, _ = uri.partition("/")
+    return not below or os.path.isdir(first)
 
 
 def _existing(uri: str) -> Path:
@@ -156,7 +163,18 @@ def _by_file(uri: str, path: Path, formats: Sequence[Format]) -> Choice:
     entries = _entries(folder) if os.access(folder, os.R_OK) else [(path.name, path)]
     listing = _listing(uri, folder, entries)
     beside = partial(os.path.join, os.path.dirname(uri))
-    return choose_file(replace(listing, address=beside), path.name, formats)
+    try:
+        return choose_file(replace(listing, address=beside), path.name, formats)
+    except RefusedError:
+        if not _is_whole(uri, path, formats):
+            raise
+        return Choice("", (path.name,), path.stem)
+
+
+def _is_whole(uri: str, path: Path, formats: Sequence[Format]) -> bool:
+    """Whether a format whose checkpoints are one file knows this one, whatever its name."""
+    bundle = Bundle(uri, path.stem, {path.name: path})
+    return any(fmt.detect(bundle) for fmt in formats if len(fmt.patterns) == 1)
 
 
 def _listing(uri: str, folder: Path, entries: Sequence[tuple[str, Path]]) -> Listing:

@@ -1,6 +1,7 @@
 """Which of the files in a place are the adapter: the same for a folder here and for a repository.
 
 Only names and sizes are looked at, so nothing has to be fetched before the choice is made.
+Formats that share a file describe one checkpoint; what shares none with it is another adapter.
 """
 
 from __future__ import annotations
@@ -73,16 +74,18 @@ def choose(listing: Listing, formats: Sequence[Format]) -> Choice:
     Raises ``RefusedError``: ``several-adapters`` lists each with the command to type, ``full-model``,
     ``adapter-config-missing``, ``adapter-weights-missing``, ``folder-empty``, ``no-adapter``.
     """
-    top = _adapter_in(listing, "", formats)
-    found = [top] if top else [it for name in listing.folders if (it := _adapter_in(listing, name, formats))]
-    if len(found) == 1:
-        return _settled(listing, found[0])
-    raise _several(listing, [choice.folder for choice in found]) if found else _nothing(listing, formats)
+    folders = [""] if at_top(listing, formats) else listing.folders
+    found = [adapters for folder in folders if (adapters := _adapters_in(listing, folder, formats))]
+    if not found:
+        raise _nothing(listing, formats)
+    if [len(adapters) for adapters in found] == [1]:
+        return _settled(listing, found[0][0])
+    raise _several(listing, [path for adapters in found for path in _to_type(adapters)])
 
 
 def at_top(listing: Listing, formats: Sequence[Format]) -> bool:
     """Whether the top holds an adapter, so that nobody need look further down."""
-    return _adapter_in(listing, "", formats) is not None
+    return bool(_adapters_in(listing, "", formats))
 
 
 def choose_file(listing: Listing, name: str, formats: Sequence[Format]) -> Choice:
@@ -92,9 +95,8 @@ def choose_file(listing: Listing, name: str, formats: Sequence[Format]) -> Choic
     """
     names = listing.top()
     groups = [group for fmt in formats if (group := _groups(fmt, names, name)) and [name] in group]
-    for group in groups:
-        if all(group):
-            return _settled(listing, _choice("", group, _label(formats, name)))
+    if whole := _adapters("", [group for group in groups if all(group)], formats):
+        return _settled(listing, whole[0])
     if groups:
         raise _incomplete(listing, names, formats)
     if model_weights([name]):
@@ -102,17 +104,30 @@ def choose_file(listing: Listing, name: str, formats: Sequence[Format]) -> Choic
     raise _unknown_file(listing, name, formats)
 
 
-def _adapter_in(listing: Listing, folder: str, formats: Sequence[Format]) -> Choice | None:
+def _adapters_in(listing: Listing, folder: str, formats: Sequence[Format]) -> list[Choice]:
     names = listing.folders.get(folder, [])
-    whole = [group for fmt in formats if (group := _groups(fmt, names)) and all(group)]
-    whole.sort(key=lambda group: max(map(len, group)) > 1)  # stable: what needs no choice comes first
-    if not whole:
-        return None
-    first = whole[0]
-    choice = _choice(folder, first, _label(formats, first[0][0]) if len(first) == 1 else None)
-    # formats that share a file describe one checkpoint: who reads it decides which of them it is
-    kin = [name for group in whole if not set(choice.names).isdisjoint(chain(*group)) for name, *_ in group]
-    return replace(choice, names=tuple(dict.fromkeys((*choice.names, *kin))))
+    return _adapters(folder, [group for fmt in formats if (group := _groups(fmt, names)) and all(group)], formats)
+
+
+def _adapters(folder: str, whole: Sequence[list[list[str]]], formats: Sequence[Format]) -> list[Choice]:
+    """The adapters that the files found for each format make up."""
+    found: list[Choice] = []
+    # what needs no choice comes first, then what says more: a pattern may also fit a part of something else
+    for group in sorted(whole, key=lambda group: (max(map(len, group)) > 1, -len(group))):
+        choice = _choice(folder, group, _label(formats, group[0][0]) if len(group) == 1 else None)
+        kin = next((at for at, other in enumerate(found) if not set(other.names).isdisjoint(chain(*group))), None)
+        if kin is None:
+            found.append(choice)
+        else:  # who reads it decides which of the formats it is
+            found[kin] = replace(found[kin], names=tuple(dict.fromkeys((*found[kin].names, *choice.names))))
+    return found
+
+
+def _to_type(adapters: Sequence[Choice]) -> list[str]:
+    """What means each of the adapters in a folder: the folder if there is but one, else a file of each."""
+    if len(adapters) == 1:
+        return [adapters[0].folder]
+    return [_join(it.folder, name) for it in adapters for name in it.rivals or it.names[:1]]
 
 
 def _groups(fmt: Format, names: Sequence[str], wanted: str | None = None) -> list[list[str]]:
@@ -141,11 +156,10 @@ def _choice(folder: str, groups: Sequence[Sequence[str]], label: str | None) -> 
 
 
 def _label(formats: Sequence[Format], name: str) -> str | None:
-    """What ``*`` stands for in the pattern that ``name`` fits: the adapter's name, given by its file."""
-    for pattern in (it for fmt in formats for patterns in fmt.patterns for it in patterns):
-        if pattern.startswith("*") and fnmatchcase(name, pattern):
-            return name[: len(name) - len(pattern) + 1] or None
-    return None
+    """What ``*`` stands for in the longest pattern that ``name`` fits: the adapter's name, given by its file."""
+    stars = [it for fmt in formats for patterns in fmt.patterns for it in patterns if it.startswith("*")]
+    longest = max((pattern for pattern in stars if fnmatchcase(name, pattern)), key=len, default="")
+    return name[: len(name) - len(longest) + 1] or None if longest else None
 
 
 def _settled(listing: Listing, choice: Choice) -> Choice:
