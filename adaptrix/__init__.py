@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from adaptrix.adapter import Adapter as Adapter
+    from adaptrix.api import AdaptrixWarning as AdaptrixWarning
     from adaptrix.api import check as check
     from adaptrix.api import convert as convert
     from adaptrix.api import inspect as inspect
@@ -20,7 +21,16 @@ if TYPE_CHECKING:
     from adaptrix.delta import LowRank as LowRank
     from adaptrix.errors import AdaptrixError as AdaptrixError
     from adaptrix.errors import Problem as Problem
+    from adaptrix.errors import RefusedError as RefusedError
+    from adaptrix.errors import UnreachableError as UnreachableError
+    from adaptrix.errors import UsageError as UsageError
     from adaptrix.hookspecs import hookimpl as hookimpl
+    from adaptrix.inspection import Inspection as Inspection
+    from adaptrix.records import Bundle as Bundle
+    from adaptrix.records import Command as Command
+    from adaptrix.records import Format as Format
+    from adaptrix.records import Generator as Generator
+    from adaptrix.records import Source as Source
     from adaptrix.workflow import Report as Report
 
 __version__ = "0.1.0"
@@ -28,19 +38,54 @@ __version__ = "0.1.0"
 _HOMES = {
     "Adapter": "adapter",
     "AdaptrixError": "errors",
+    "AdaptrixWarning": "api",
     "Architecture": "architecture",
+    "Bundle": "records",
     "Catalog": "catalog",
+    "Command": "records",
+    "Format": "records",
+    "Generator": "records",
+    "Inspection": "inspection",
     "LowRank": "delta",
     "Problem": "errors",
+    "RefusedError": "errors",
     "Report": "workflow",
     "Site": "architecture",
+    "Source": "records",
+    "UnreachableError": "errors",
+    "UsageError": "errors",
     "check": "api",
     "convert": "api",
     "hookimpl": "hookspecs",
     "inspect": "api",
     "load": "api",
 }
-__all__ = sorted([*_HOMES, "__version__"])
+__all__ = [
+    "Adapter",
+    "AdaptrixError",
+    "AdaptrixWarning",
+    "Architecture",
+    "Bundle",
+    "Catalog",
+    "Command",
+    "Format",
+    "Generator",
+    "Inspection",
+    "LowRank",
+    "Problem",
+    "RefusedError",
+    "Report",
+    "Site",
+    "Source",
+    "UnreachableError",
+    "UsageError",
+    "__version__",
+    "check",
+    "convert",
+    "hookimpl",
+    "inspect",
+    "load",
+]
 
 
 def __getattr__(name: str) -> Any:

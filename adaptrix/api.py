@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from os import PathLike, fspath
 from pathlib import Path
 
 from adaptrix.adapter import Adapter
 from adaptrix.inspection import Inspection, summarise
+from adaptrix.options import Options
 from adaptrix.redistribute import Redistribution
-from adaptrix.workflow import Options, Report, Workshop
+from adaptrix.workflow import Report, Workshop
 
 Uri = str | PathLike[str]
+
+
+class AdaptrixWarning(UserWarning):
+    """What may surprise the caller of :func:`convert`, and is no reason to stop."""
 
 
 def load(uri: Uri) -> Adapter:
@@ -24,7 +30,8 @@ def load(uri: Uri) -> Adapter:
 def check(adapter: Adapter | Uri, base: Uri | None = None, *, allow_nonfinite: bool = False) -> Report:
     """Everything that is wrong with an adapter, alone and on ``base`` (its config's own base by default).
 
-    Raises only where the source or ``base`` cannot be reached.
+    What is wrong with files, of the adapter or of the base, is in the report. Raises :class:`UsageError` for a
+    path or name that is none, :class:`UnreachableError` where the adapter or ``base`` cannot be reached.
     """
     subject = adapter if isinstance(adapter, Adapter) else fspath(adapter)
     return Workshop().check(subject, None if base is None else fspath(base), allow_nonfinite=allow_nonfinite)
@@ -57,11 +64,14 @@ def convert(
 ) -> Path:
     """Writes the adapter at ``uri`` as an injection file or a PEFT folder and returns its path.
 
-    ``out``: the file or folder to write, by default the adapter's name in the current folder.
+    ``out``: the file or folder to write, or with a ``/`` at its end the folder to write it in; by default
+    the adapter's name in the current folder, ``<name>.adaptrix.safetensors`` or ``<name>-peft``.
     ``layers``: ``all``, ``middle``, ``spread:K``, ``energy:K`` or a list such as ``8-23,28``; None is
     ``middle`` for an injection file made from a checkpoint, the file's own plan where one is read, and
-    ``all`` for a PEFT folder. ``dtype``: one of safetensors' names (``F32``, ``BF16`` …).
-    Raises :class:`AdaptrixError` with every problem, and then leaves nothing behind.
+    ``all`` for a PEFT folder. ``prune`` drops what the plan leaves out, ``dtype`` (``F32``, ``bf16``,
+    ``bfloat16`` …) rounds the deltas; nothing else loses anything. Problems of severity ``warning`` are
+    issued as :class:`AdaptrixWarning`. Raises :class:`AdaptrixError` with every problem, and then leaves
+    nothing behind.
     """
     options = Options(
         to=to,
@@ -75,4 +85,8 @@ def convert(
         force=force,
         allow_nonfinite=allow_nonfinite,
     )
-    return Workshop().convert(fspath(uri), None if out is None else Path(out), options).path
+    done = Workshop().convert(fspath(uri), out, options)
+    for problem in done.problems:
+        if problem.severity == "warning":
+            warnings.warn(str(problem), AdaptrixWarning, stacklevel=2)
+    return done.path

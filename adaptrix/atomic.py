@@ -11,11 +11,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from adaptrix.errors import Problem, RefusedError, UsageError, refuse
+from adaptrix.text import some
 
 _REFUSALS: dict[int, tuple[str, str, str]] = {
     errno.ENOSPC: ("disk-full", "the disk is full", "Free some space, or write elsewhere."),
@@ -33,21 +34,34 @@ _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.E
 
 
 @contextmanager
-def output(path: Path, *, force: bool = False) -> Iterator[Path]:
+def output(path: Path, *, force: bool = False, holds: Collection[str] = ()) -> Iterator[Path]:
     """A path beside ``path`` at which the caller creates a file or a folder; it becomes ``path`` at the end.
 
-    An existing ``path`` is a :class:`UsageError` unless ``force``, which replaces a file by a file and an
-    adapter's folder by a folder; a symbolic link is itself replaced, never what it points to. What the
-    system objects to (disk full, no permission …) is a :class:`RefusedError`; other errors pass through.
+    An existing ``path`` is a :class:`UsageError` unless ``force``, which replaces a file by a file, and a
+    folder by a folder if every name in the old one is among ``holds``; a symbolic link is itself replaced,
+    never what it points to. What the system objects to (disk full, no permission …) is a
+    :class:`RefusedError`; other errors pass through.
     """
     work = path.parent / f".adaptrix-{os.urandom(6).hex()}{path.suffix[:16]}"
-    try:
-        _check(path, force)
+    with _refusing(work, path):
+        _check(path, force, holds)
         try:
             yield work
-            _publish(work, path, force)
+            _publish(work, path, force, holds)
         finally:
             _remove(work)
+
+
+def require_free(path: Path, *, force: bool = False, holds: Collection[str] = ()) -> None:
+    """Raises what :func:`output` would raise before the work begins, for whom a download comes before."""
+    with _refusing(path, path):
+        _check(path, force, holds)
+
+
+@contextmanager
+def _refusing(work: Path, path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         if refusal := _refusal(error, work, path):
             raise refusal from None
@@ -63,17 +77,19 @@ def _refusal(error: OSError, work: Path, path: Path) -> RefusedError | None:
     return refuse(code, name.replace(str(work), str(path)), found, remedy=remedy)
 
 
-def _check(path: Path, force: bool) -> None:
+def _check(path: Path, force: bool, holds: Collection[str]) -> None:
     """Everything that can be known before the work begins."""
     if path.name in ("", ".."):
         raise _usage("bad-output", path, "this is no name for an output", "Name a file or folder in it.")
     if "\0" in str(path):
         raise _usage("bad-output", path, "a name cannot hold a NUL", "Choose another name.")
-    exists = _kind(path) is not None
-    if exists and not force:
+    old = _kind(path)
+    if old is not None and not force:
         raise _exists(path)
+    if old == "folder" and holds:
+        _require_replaceable(path, holds)
     if not path.parent.is_dir():
-        raise refuse("no-folder", path.parent, "there is no such folder", remedy="Create it, or write elsewhere.")
+        raise _usage("no-folder", path.parent, "there is no such folder", "Create it, or write elsewhere.")
     if not os.access(path.parent, os.W_OK | os.X_OK):
         read_only = os.statvfs(path.parent).f_flag & os.ST_RDONLY
         raise OSError(errno.EROFS if read_only else errno.EACCES, "", str(path.parent))
@@ -96,7 +112,7 @@ def _kind(path: Path) -> str | None:
     return "folder" if stat.S_ISDIR(mode) else "file"
 
 
-def _publish(work: Path, path: Path, force: bool) -> None:
+def _publish(work: Path, path: Path, force: bool, holds: Collection[str]) -> None:
     new, old = _kind(work), _kind(path)
     if old is not None and not force:  # it appeared during the work
         raise _exists(path)
@@ -104,7 +120,7 @@ def _publish(work: Path, path: Path, force: bool) -> None:
         remedy = "Remove it first, or choose another name."
         raise _usage("exists", path, f"this is a {old} and would become a {new}", remedy)
     if new == "folder":
-        _swap_folder(work, path) if old else work.rename(path)
+        _swap_folder(work, path, holds) if old else work.rename(path)
     elif force:
         work.replace(path)
     else:
@@ -123,11 +139,9 @@ def _rename_new(work: Path, path: Path) -> None:
         work.rename(path)
 
 
-def _swap_folder(work: Path, path: Path) -> None:
+def _swap_folder(work: Path, path: Path, holds: Collection[str]) -> None:
     """Put ``work`` in the place of the folder ``path``; if that fails, the old one is put back."""
-    if not _replaceable(path):
-        found = "this folder holds something other than an adapter"
-        raise _usage("exists", path, found, "Remove it yourself if you are sure, or choose another name.")
+    _require_replaceable(path, holds)
     aside = work.with_name(work.name + ".old")
     try:
         path.rename(aside)
@@ -142,12 +156,13 @@ def _swap_folder(work: Path, path: Path) -> None:
         _remove(aside)
 
 
-def _replaceable(folder: Path) -> bool:
-    """Whether this is an adapter's folder, or an empty one: plain files only, a config or weights among them."""
+def _require_replaceable(folder: Path, holds: Collection[str]) -> None:
+    """Raises :class:`UsageError` where a folder has anything in it that would not be written anew."""
     with os.scandir(folder) as entries:
-        names = {entry.name: entry.is_file(follow_symlinks=False) for entry in entries}
-    known = any(name == "adapter_config.json" or name.endswith(".safetensors") for name in names)
-    return not names or (known and all(names.values()))
+        others = sorted(e.name for e in entries if e.name not in holds or not e.is_file(follow_symlinks=False))
+    if others:
+        found = f"this folder holds what --force does not replace: {some(others, 3)}"
+        raise _usage("exists", folder, found, "Remove it yourself if you are sure, or choose another name.")
 
 
 def _remove(work: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from adaptrix.architecture import Architecture
-from adaptrix.formats import injection, injection_read, peft_read, peft_write
+from adaptrix.formats import injection, injection_read, peft_config, peft_read, peft_write
 from adaptrix.hookspecs import hookimpl
 from adaptrix.records import Format, Source
 from adaptrix.registry import builtin_folder, read_folder
@@ -28,6 +28,7 @@ def adaptrix_formats() -> Iterator[Format]:
         read=injection_read.read,
         write=injection.write,
         suffix=injection.SUFFIX,
+        keeps_plan=True,
     )
     yield Format(
         name="peft",
@@ -35,6 +36,7 @@ def adaptrix_formats() -> Iterator[Format]:
         detect=peft_read.detect,
         read=peft_read.read,
         write=peft_write.write,
+        writes=(peft_config.CONFIG_NAME, peft_read.WEIGHTS[0]),
     )
 
 

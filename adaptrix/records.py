@@ -97,7 +97,9 @@ class Format:
     ``detect`` says whether a bundle is of this format, from names and a few bytes. ``read`` returns an
     adapter with every problem it found, and raises only where there is nothing to return. ``write``,
     where there is one, writes a plan to a path that does not exist yet; the caller moves it into place.
-    ``suffix``: what is added to an adapter's name for a default output; "" for a folder.
+    ``suffix``: what is added to an adapter's name for a default output; "" for a folder, which is called
+    ``<adapter>-<format>``. ``writes``: the names of the files in such a folder; one that has any other is never
+    replaced. ``keeps_plan``: what is written holds inactive deltas and the plan itself.
     """
 
     name: str
@@ -106,6 +108,8 @@ class Format:
     read: Callable[[Bundle], Adapter]
     write: Callable[[Plan, Path], None] | None = None
     suffix: str = ""
+    writes: tuple[str, ...] = ()
+    keeps_plan: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,7 +112,7 @@ def test_a_disk_without_hard_links_will_do(tmp_path: Path, monkeypatch: pytest.M
     assert names(tmp_path) == ["x"]
 
 
-@pytest.mark.parametrize("before", [["adapter_config.json", "README.md"], ["a.safetensors"], []])
+@pytest.mark.parametrize("before", [["adapter_config.json", "adapter_model.safetensors"], ["adapter_config.json"], []])
 def test_force_replaces_an_adapters_folder(tmp_path: Path, before: list[str]) -> None:
     path = tmp_path / "a"
     path.mkdir()
@@ -126,15 +126,26 @@ def test_force_replaces_an_adapters_folder(tmp_path: Path, before: list[str]) ->
     assert (path / "adapter_config.json").read_text() == "new"
 
 
+OTHERS = [
+    "notes.txt",
+    "adapter_config.json/deep",
+    ".git/adapter_config.json",
+    "model-00001-of-00002.safetensors",
+    "README.md",
+]
+
+
 def test_force_replaces_no_other_folder(tmp_path: Path) -> None:
-    for number, name in enumerate(["notes.txt", "adapter_config.json/deep", ".git/adapter_config.json"]):
+    for number, name in enumerate(OTHERS):
         path = tmp_path / str(number)
         (path / name).parent.mkdir(parents=True)
         (path / name).write_text("mine")
-        with pytest.raises(UsageError, match="other than an adapter"):
+        if not (path / "adapter_config.json").exists():
+            (path / "adapter_config.json").write_text("{}")
+        with pytest.raises(UsageError, match="does not replace"):
             put_folder(path, force=True)
         assert (path / name).read_text() == "mine"
-    assert names(tmp_path) == ["0", "1", "2"]
+    assert names(tmp_path) == [str(number) for number in range(len(OTHERS))]
 
 
 def test_a_failed_swap_puts_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

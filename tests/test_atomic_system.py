@@ -27,7 +27,7 @@ def test_a_path_that_is_no_name_is_a_usage_error(name: str) -> None:
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for parent in ("missing", "file"):
-        with pytest.raises(RefusedError, match=parent) as caught:
+        with pytest.raises(UsageError, match=parent) as caught:
             put(tmp_path / parent / "x")
         assert error_code(caught) == "no-folder"
 

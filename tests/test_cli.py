@@ -155,7 +155,7 @@ def test_quiet_says_nothing(run, demo):
         (["convert", "demo/adapter", "--rank", "0"], 2, "rank"),
         (["convert", "demo/adapter", "--name", "../x"], 2, "no path"),
         (["convert", "demo/adapter", "--to", "gguf"], 2, "injection, peft"),
-        (["convert", "demo/adapter", "-o", "no/such/folder/x"], 1, "no/such/folder"),
+        (["convert", "demo/adapter", "-o", "no/such/folder/x"], 2, "no/such/folder"),
         (["architectures", "show", "lama"], 2, "llama"),
         (["convert", "demo/adapter", "--base", "./absent"], 2, "absent"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,22 @@ from adaptrix.cli.common import (
     voice_options,
     working,
 )
+from adaptrix.destination import require_folder
 from adaptrix.errors import AdaptrixError, Problem, UsageError
+from adaptrix.options import Options
 from adaptrix.text import amount
-from adaptrix.workflow import Conversion, Options, Workshop
+from adaptrix.workflow import Conversion, Workshop
+
+_LAYERS = """all, middle, spread:K, energy:K, or 8-23,28. [default: for an injection file the plan of the one that is
+    read, or middle; all for peft]"""
 
 
 @click.command()
 @click.argument("sources", metavar="SRC...", nargs=-1, required=True)
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="File or folder to write; a folder for several SRC.")
+@click.option("-o", "--out", type=click.Path(), help="File or folder to write; FOLDER/ to write into it.")
 @click.option("--to", default="injection", show_default=True, metavar="FORMAT", help="injection or peft.")
 @base_option
-@click.option("--layers", metavar="POLICY", help="all, middle, spread:K, energy:K, or 8-23,28. [default: middle]")
+@click.option("--layers", metavar="POLICY", help=_LAYERS)
 @click.option(
     "--redistribute",
     type=click.Choice(["none", "nearest"]),
@@ -35,51 +41,70 @@ from adaptrix.workflow import Conversion, Options, Workshop
     help="Fold the deltas of dropped layers into the nearest kept layer.",
 )
 @click.option("--rank", type=int, metavar="R", help="Recompress deltas above this rank (QR + SVD).")
-@click.option("--prune", is_flag=True, help="Drop what the plan does not use. The only way to lose something.")
-@click.option("--dtype", type=click.Choice(["F32", "F16", "BF16", "F64"], case_sensitive=False), help="Round deltas.")
+@click.option("--prune", is_flag=True, help="Drop what the plan leaves out or replaces; it is lost.")
+@click.option(
+    "--dtype", metavar="DTYPE", help="Round every delta to bf16, fp16, fp32 or fp64; the source's own bytes are lost."
+)
 @click.option("--name", help="Name for the adapter. [default: that of the source]")
-@click.option("--force", is_flag=True, help="Replace an existing output.")
+@click.option("--force", is_flag=True, help="Replace an existing output, never the source.")
 @click.option("--allow-nonfinite", is_flag=True, help="Let NaN and Inf through.")
 @voice_options
-def command(sources: tuple[str, ...], out: Path | None, voice: Voice, **options: Any) -> int:
+def command(sources: tuple[str, ...], out: str | None, voice: Voice, **options: Any) -> int:
     """Write adapters as injection files, or back as PEFT folders.
 
     \b
     SRC is a folder, a file, or OWNER/NAME[@REVISION] on the Hub:
       adaptrix convert tloen/alpaca-lora-7b
       adaptrix convert ./my-lora --base ./llama --layers all
-      adaptrix convert my-lora.adaptrix.safetensors --to peft -o my-lora
+      adaptrix convert my-lora.adaptrix.safetensors --to peft -o my-lora-again
 
     Everything is checked before anything is written. The file holds every tensor of the source,
-    byte for byte; the plan says which layers act.
+    byte for byte, and the plan says which layers act. Only --prune and --dtype lose something.
     """
-    if len(sources) > 1 and out is not None and not out.is_dir():
-        raise UsageError(
-            Problem("option", str(out), "no folder", "an existing folder for several sources", f"mkdir {out}")
-        )
-    workshop, results, codes = Workshop(), [], []
+    wanted = Options(**options)
+    out = _for_several(sources, out, wanted) if len(sources) > 1 else out
+    workshop = Workshop()
+    batch = _Batch(workshop, out, wanted, voice)
     for source in sources:
-        try:
-            with working(f"converting {source}", voice):
-                done = workshop.convert(source, _into(out, len(sources), source, options), Options(**options))
-        except AdaptrixError as error:
-            codes.append(error.exit_code)
-            results.append({"source": source, "ok": False, "problems": [p.as_dict() for p in error.problems]})
-            show_refusal(source, "not converted, ", error.problems, voice)
-        else:
-            results.append(_result(source, done))
-            _show(done, voice)
+        batch.convert(source)
     if voice.json:
-        print_json(results)
+        print_json(batch.results)
     show_problems(workshop.catalog.problems, voice)
-    return max(codes, default=0)
+    return batch.code
 
 
-def _into(out: Path | None, count: int, source: str, options: dict[str, Any]) -> Path | None:
-    """Where one of several sources goes that become folders: under ``out`` by its own name."""
-    if out is None or count == 1 or options["to"] == "injection":
-        return out
-    return out / (options["name"] or Path(source.partition("@")[0]).name.removesuffix(".adaptrix.safetensors"))
+def _for_several(sources: tuple[str, ...], out: str | None, options: Options) -> str | None:
+    """The folder that several sources go to; a :class:`UsageError` where they would all be one output."""
+    if options.name is not None:
+        found, remedy = f"one name for {len(sources)} sources", "Leave it out, or convert them one at a time."
+        raise UsageError(Problem("option", "name", found, remedy=remedy))
+    return out if out is None else os.path.join(require_folder(out), "")
+
+
+class _Batch:
+    """The conversions of one run: what came of each, and where it went."""
+
+    def __init__(self, workshop: Workshop, out: str | None, options: Options, voice: Voice) -> None:
+        self._workshop, self._out, self._options, self._voice = workshop, out, options, voice
+        self._written: dict[Path, str] = {}
+        self.results: list[dict[str, Any]] = []
+        self.code = 0
+
+    def convert(self, source: str) -> None:
+        """One source; what is wrong with it is told and does not stop the others."""
+        try:
+            self._workshop.prepare(self._out, self._options)
+            report = self._workshop.fit(source, self._options.base)  # no spinner: the Hub's client draws bars
+            with working(f"converting {source}", self._voice):
+                done = self._workshop.write(report, self._out, self._options, self._written)
+        except AdaptrixError as error:
+            self.code = max(self.code, error.exit_code)
+            self.results.append({"source": source, "ok": False, "problems": [p.as_dict() for p in error.problems]})
+            show_refusal(source, "not converted, ", error.problems, self._voice)
+        else:
+            self._written[done.path] = source
+            self.results.append(_result(source, done))
+            _show(done, self._voice)
 
 
 def _result(source: str, done: Conversion) -> dict[str, Any]:
@@ -88,6 +113,8 @@ def _result(source: str, done: Conversion) -> dict[str, Any]:
         "source": source,
         "ok": True,
         "path": str(done.path),
+        "tensors": done.tensors,
+        "bytes": done.nbytes,
         "architecture": plan.bound.architecture.family,
         "plan": {
             "policy": plan.policy,
@@ -102,8 +129,7 @@ def _result(source: str, done: Conversion) -> dict[str, Any]:
 
 def _show(done: Conversion, voice: Voice) -> None:
     if not voice.json and not voice.quiet:
-        tensors = list(done.plan.bound.adapter.tensors())
-        held = f"{len(tensors)} tensors, {amount(sum(tensor.nbytes for _, tensor in tensors))}"
+        held = f"{done.tensors} tensors, {amount(done.nbytes)}"
         click.echo(f"{click.style(str(done.path), bold=True)}  {held}, {done.plan.bound.architecture.family}")
         rest = "" if done.plan.complete else "; --layers all makes every layer act"
         click.echo(f"  {done.plan.describe()}{rest}")

@@ -1,0 +1,79 @@
+"""Where an output goes, and where none may go."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from adaptrix.errors import Problem, UsageError
+from adaptrix.records import Format
+
+
+def destination(out: str | None, name: str | None, form: Format) -> Path | None:
+    """The path to write: ``out``, or the adapter's name in ``out`` if that is a folder, or in the current one.
+
+    A folder is what ends in a slash, and for a format of one file every folder that is there. None where
+    it depends on a ``name`` that is not known yet. Raises :class:`UsageError` for ``missing/``.
+    """
+    if out is None:
+        folder = Path()
+    elif out.endswith(("/", os.sep)):
+        folder = require_folder(out)
+    elif form.suffix and Path(out).is_dir():
+        folder = Path(out)
+    else:
+        return Path(out)
+    return None if name is None else folder / _default(name, form)
+
+
+def require_folder(out: str) -> Path:
+    """The folder ``out``; a :class:`UsageError` where there is none."""
+    if not Path(out).is_dir():
+        found, remedy = "there is no such folder", f"Make it first: mkdir {shlex.quote(out)}"
+        raise UsageError(Problem("no-folder", out, found, remedy=remedy))
+    return Path(out)
+
+
+def _default(name: str, form: Format) -> str:
+    """``my-lora.adaptrix.safetensors`` for a format of one file, ``my-lora-peft`` for one of a folder."""
+    safe = re.sub(r"[^\w.+@-]", "-", name).lstrip(".-") or "adapter"
+    return safe + (form.suffix or f"-{form.name}")
+
+
+def require_apart(path: Path, source: Collection[Path]) -> None:
+    """Raises :class:`UsageError` where an output would be its own source, in the source's folder, or around it.
+
+    A source of several files has its folder to itself; one of a single file may have neighbours.
+    """
+    above = path.parent.resolve()
+    for file in source:
+        home = file.parent.resolve()
+        if same(path, file) or (len(source) > 1 and same(path, home)):
+            raise _overlap(path, "this is the source itself")
+        if any(same(path, folder) for folder in (home, *home.parents)):
+            raise _overlap(path, "the source is in this folder")
+        if len(source) > 1 and any(same(home, folder) for folder in (above, *above.parents)):
+            raise _overlap(path, "this is in the source's own folder")
+
+
+def require_first(path: Path, written: Mapping[Path, str]) -> None:
+    """Raises :class:`UsageError` where this run has written ``path`` already; ``written``: source by path."""
+    for other, source in written.items():
+        if same(path, other):
+            found, remedy = f"this run has just written it, from {source}", "Give each a --name of its own."
+            raise UsageError(Problem("written-twice", str(path), found, remedy=remedy))
+
+
+def same(one: Path, other: Path) -> bool:
+    """Whether two paths are one file or folder, under whatever names."""
+    try:
+        return os.path.samefile(one, other)
+    except (OSError, ValueError):  # one of them is not there
+        return False
+
+
+def _overlap(path: Path, found: str) -> UsageError:
+    return UsageError(Problem("output-is-source", str(path), found, remedy="Choose another place with -o."))
