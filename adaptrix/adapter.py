@@ -3,7 +3,7 @@ where it all came from. No architecture is known here."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
@@ -75,14 +75,20 @@ class Recorded:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, eq=False)
+def nothing_targeted(path: str) -> bool:  # noqa: ARG001  # it is asked like any other
+    """For an adapter that nobody said anything about: whatever it lacks was never promised."""
+    return False
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Adapter:
     """Deltas by target, extras by the key their checkpoint gives them, and the story of both.
 
     ``base`` is the id of the model it was made for, where known. ``problems`` is all that reading
     found; an adapter with errors among them can be looked at, and is refused by every other step.
     ``altered``: the deltas are no longer those that the provenance's config describes. ``recorded``
-    is there when an injection file was read.
+    is there when an injection file was read. ``targeted``: whether its config promises a delta on the
+    module or parameter of a path, spelled as the checkpoint spells it, wherever the model has one.
     """
 
     name: str
@@ -93,6 +99,12 @@ class Adapter:
     problems: tuple[Problem, ...] = ()
     altered: bool = False
     recorded: Recorded | None = None
+    targeted: Callable[[str], bool] = nothing_targeted
+
+    def __repr__(self) -> str:
+        """Name and counts: an adapter holds hundreds of tensors."""
+        counts = f"{len(self.deltas)} deltas, {len(self.extras)} extras, {len(self.problems)} problems"
+        return f"<Adapter {self.name!r}: {counts}>"
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor, with a name for messages: ``model.layers.0.self_attn.q_proj lora_A``."""

@@ -13,14 +13,15 @@ import numpy as np
 
 from adaptrix.adapter import Adapter, Target
 from adaptrix.architecture import Architecture, Role, Site
+from adaptrix.completeness import completeness_problems
 from adaptrix.delta import LowRank
 from adaptrix.dims import Dims
-from adaptrix.errors import Problem, RefusedError, errors_in
+from adaptrix.errors import Problem, RefusedError
 from adaptrix.experts import oriented
 from adaptrix.extras import extra_problems, resized_vocabulary
 from adaptrix.identify import Identity
 from adaptrix.stacks import depths_of, layer_problems
-from adaptrix.tensor import FLOATS, Tensor
+from adaptrix.tensor import FLOATS
 
 Shape = tuple[int | None, int | None]
 
@@ -51,12 +52,6 @@ class BoundAdapter:
         """The stack of layers that a site is in; None for a site outside the layers."""
         return None if site.layer is None else self.architecture.roles[site.role].depth
 
-    def require_fit(self) -> BoundAdapter:
-        """Itself; raises :class:`RefusedError` with all errors of reading and binding."""
-        if errors := errors_in(self.problems):
-            raise RefusedError(errors)
-        return self
-
 
 def bind(adapter: Adapter, identity: Identity) -> BoundAdapter:
     """The adapter's deltas keyed by site; ``problems`` has those of reading, of the family and of fit."""
@@ -72,10 +67,11 @@ def bind(adapter: Adapter, identity: Identity) -> BoundAdapter:
             problems += error.problems
     dims = _infer(deltas, architecture, stated)
     depths = depths_of(deltas, architecture, dims, adapter)
-    problems += misplaced
+    problems += [*misplaced, *_moved(places, adapter)]
     for site, delta in deltas.items():
         problems += _site_problems(site, delta, architecture.roles[site.role], dims, places[site][0])
     problems += layer_problems(deltas, architecture, dims, adapter)
+    problems += completeness_problems(architecture, dims, depths, adapter)
     problems += extra_problems(adapter, architecture, dims)
     if identity.known and not adapter.problems and identity.dims.values == {}:
         problems.append(_inferred(dims, depths, adapter))
@@ -115,6 +111,15 @@ def _places(adapter: Adapter, identity: Identity) -> tuple[dict[Site, tuple[Targ
     return dict(sorted(places.items(), key=lambda item: item[0].order)), problems
 
 
+def _moved(places: Mapping[Site, tuple[Target, LowRank]], adapter: Adapter) -> Iterator[Problem]:
+    """Deltas that an injection file files under another site than that of the module it names."""
+    sites = adapter.recorded.sites if adapter.recorded and adapter.recorded.known else {}
+    for site, (target, _) in places.items():
+        if (filed := sites.get(target, str(site))) != str(site):
+            found = f"the file has the delta of {target} under it, which is {site}"
+            yield Problem("moved", filed, found, "the site of the module", "The file was tampered with: convert again.")
+
+
 def _site(target: Target, architecture: Architecture) -> Site | None:
     """The site of a target; equal slots are the parts of a fused weight only where these lie so."""
     site = architecture.locate(target.path)
@@ -141,9 +146,14 @@ def _nowhere(target: Target, identity: Identity) -> Problem:
     )
 
 
+def _expressions(site: Site, role: Role) -> tuple[str | None, str | None]:
+    """The expressions (out, in) of a site; out is not known of a slot that is no part of the role."""
+    return role.shape(site.part) if site.part in (None, *role.parts) else (None, role.inp)
+
+
 def expected_shape(site: Site, role: Role, dims: Dims) -> Shape:
     """(out, in) of a site's delta, None where a dimension is not known."""
-    out, inp = role.shape(site.part) if site.part in (None, *role.parts) else (None, role.inp)
+    out, inp = _expressions(site, role)
     return (dims.get(out) if out else None, dims.get(inp) if inp else None)
 
 
@@ -154,8 +164,7 @@ def _infer(deltas: Mapping[Site, LowRank], architecture: Architecture, dims: Dim
     """
     votes: dict[str, Counter[int]] = {}
     for site, delta in deltas.items():
-        role = architecture.roles[site.role]
-        expressions = role.shape(site.part) if site.part in (None, *role.parts) else (None, role.inp)
+        expressions = _expressions(site, architecture.roles[site.role])
         for expression, size in zip(expressions, delta.shape, strict=True):
             if expression and dims.get(expression) is None:
                 votes.setdefault(expression, Counter())[size] += 1
@@ -171,7 +180,7 @@ def _site_problems(site: Site, delta: LowRank, role: Role, dims: Dims, target: T
         ("rows of B (out)", "columns of A (in)"),
         delta.shape,
         expected_shape(site, role, dims),
-        role.shape(site.part) if site.part in (None, *role.parts) else (None, None),
+        _expressions(site, role),
         strict=True,
     ):
         if wanted is not None and size != wanted:
@@ -201,7 +210,7 @@ def nonfinite(bound: BoundAdapter) -> Iterator[Problem]:
     """A problem for every tensor that holds NaN or Inf."""
     factors = {id(t) for s, d in bound.deltas.items() if np.isfinite(bound.energies[s]) for t in (d.A, d.B)}
     for name, tensor in bound.adapter.tensors():
-        if id(tensor) not in factors and tensor.dtype in FLOATS and (bad := _bad(tensor)):
+        if id(tensor) not in factors and tensor.dtype in FLOATS and (bad := tensor.nonfinite()):
             yield Problem(
                 "nonfinite",
                 name,
@@ -209,8 +218,3 @@ def nonfinite(bound: BoundAdapter) -> Iterator[Problem]:
                 "finite numbers",
                 "--allow-nonfinite lets them through.",
             )
-
-
-def _bad(tensor: Tensor) -> int:
-    array = tensor.numpy() if tensor.dtype == "F64" else tensor.float32()
-    return int(array.size - np.count_nonzero(np.isfinite(array)))

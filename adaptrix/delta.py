@@ -7,7 +7,7 @@ factors and the SVD of a small core.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import sqrt
 from typing import Any
@@ -75,14 +75,15 @@ class LowRank:
     def energy(self) -> float:
         """‖ΔW‖²_F (of B·A alone: what DoRA's magnitude does depends on the base).
 
-        The Gram matrices are accumulated in fp64 from slices, so that no fp64 copy of a factor is made.
-        Not finite exactly where a factor is not.
+        Accumulated in fp64 from slices, so that no fp64 copy of a factor is made, and of what is smaller:
+        the r×r Gram matrices, or ΔW itself where the rank exceeds both its sides. Not finite exactly where
+        a factor is not.
         """
         rank, experts = self.rank, self.experts or 1
         A = self.A.float32() if self.A.dtype != "F64" else self.A.numpy()
         B = self.B.float32() if self.B.dtype != "F64" else self.B.numpy()
         by_expert = zip(A.reshape(experts, rank, -1), B.reshape(-1, rank, experts).transpose(2, 1, 0), strict=True)
-        return self.scale**2 * sum(float(np.vdot(_gram(b), _gram(a))) for a, b in by_expert)
+        return self.scale**2 * sum(_energy(a, b) for a, b in by_expert)
 
     def dense(self) -> Matrix:
         """ΔW itself, ``[out, in]`` or ``[experts, out, in]``: for tests and small weights."""
@@ -172,17 +173,22 @@ def distance(delta: LowRank, A: Matrix, B: Matrix) -> float:
     return gap / wanted if wanted else gap
 
 
-def total_energy(deltas: Iterable[LowRank]) -> float:
-    """Σ‖ΔW‖²_F."""
-    return sum(delta.energy() for delta in deltas)
+def _energy(a: NDArray[Any], b: NDArray[Any]) -> float:
+    """‖bᵀ·a‖²_F of a ``[r, in]`` and b ``[r, out]``, without anything larger than the two."""
+    wide = len(a) > max(a.shape[1], b.shape[1])
+    if wide:
+        product = _product(b.T, a.T)
+        return float(np.vdot(product, product))
+    return float(np.vdot(_product(b, b), _product(a, a)))
 
 
-def _gram(rows: NDArray[Any]) -> Matrix:
-    """Rows · rowsᵀ in fp64, a slice of columns at a time."""
-    total = np.zeros((len(rows), len(rows)))
-    for start in range(0, rows.shape[1], _SLICE):
-        part = rows[:, start : start + _SLICE].astype(np.float64)
-        total += part @ part.T
+def _product(one: NDArray[Any], other: NDArray[Any]) -> Matrix:
+    """One · otherᵀ in fp64, a slice of columns at a time."""
+    total = np.zeros((len(one), len(other)))
+    for start in range(0, one.shape[1], _SLICE):
+        part = one[:, start : start + _SLICE].astype(np.float64)
+        mate = part if other is one else other[:, start : start + _SLICE].astype(np.float64)
+        total += part @ mate.T
     return total
 
 

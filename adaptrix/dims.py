@@ -169,8 +169,11 @@ def _applies(option: Alternative, config: Mapping[str, Any]) -> bool:
 
 
 def _is_size(value: Any) -> bool:
-    """Whether this is a whole number that a model may have: what is computed from it stays short."""
-    return type(value) is int and 0 <= value <= _LARGEST
+    """Whether this is a whole number that a model may have: what is computed from it stays short.
+
+    JSON knows no whole numbers: a config that went through other tools may say 4.0.
+    """
+    return type(value) in (int, float) and 0 <= value <= _LARGEST and value == int(value)
 
 
 def _lookup(config: Mapping[str, Any], key: str) -> Any:

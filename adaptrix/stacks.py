@@ -35,39 +35,26 @@ def _depth(stack: str, dims: Dims, adapter: Adapter) -> int | None:
 def layer_problems(
     deltas: Mapping[Site, LowRank], architecture: Architecture, dims: Dims, adapter: Adapter
 ) -> Iterator[Problem]:
-    """A problem for every role with layers beyond the model's, or without tensors where there should be some."""
+    """A problem for every role with layers or experts beyond the model's."""
     layers: dict[str, set[int]] = {}
+    experts: dict[str, set[int]] = {}
     for site in deltas:
         if site.layer is not None:
             layers.setdefault(site.role, set()).add(site.layer)
-    faulty = _faulty(adapter, architecture)
-    for role, seen in layers.items():
-        depth = _depth(architecture.roles[role].depth, dims, adapter)
-        beyond = sorted(layer for layer in seen if depth is not None and layer >= depth)
-        if beyond:
-            yield Problem(
-                "layers",
-                role,
-                f"it has tensors for layers {ranges(beyond)}",
-                f"layers below {depth}: the model has {depth}",
-                "The adapter belongs to a deeper model.",
-            )
-        wanted = range(depth if depth is not None else max(seen) + 1)
-        missing = [layer for layer in wanted if layer not in seen and (role, layer) not in faulty]
-        if missing and _every_layer(adapter) and not architecture.roles[role].optional and architecture.dims:
-            yield Problem(
-                "incomplete",
-                role,
-                f"no tensors for layers {ranges(missing)}",
-                "every layer, as the config says",
-                "The checkpoint is incomplete: fetch it again.",
-            )
+        if site.expert is not None:
+            experts.setdefault(site.role, set()).add(site.expert)
+    for name, seen in layers.items():
+        depth = _depth(architecture.roles[name].depth, dims, adapter)
+        yield from _beyond("layers", name, seen, depth, "The adapter belongs to a deeper model.")
+    for name, seen in experts.items():
+        count = dims.get(architecture.roles[name].experts or "")
+        yield from _beyond("experts", name, seen, count, "The adapter belongs to a model of more experts.")
 
 
-def _faulty(adapter: Adapter, architecture: Architecture) -> set[tuple[str, int | None]]:
-    """Role and layer of the modules that reading found fault with: their tensors are there, not missing."""
-    sites = (architecture.locate(problem.where.partition(" ")[0]) for problem in adapter.problems)
-    return {(site.role, site.layer) for site in sites if site is not None}
+def _beyond(kind: str, role: str, seen: set[int], count: int | None, remedy: str) -> Iterator[Problem]:
+    if count is not None and (over := sorted(number for number in seen if number >= count)):
+        found = f"it has tensors for {kind} {ranges(over)}"
+        yield Problem(kind, role, found, f"{kind} below {count}: the model has {count}", remedy)
 
 
 def _expanded(replicated: object) -> int | None:
@@ -78,22 +65,6 @@ def _expanded(replicated: object) -> int | None:
         return sum(int(stop) - int(start) for start, stop in replicated)
     except (TypeError, ValueError, OverflowError):
         return None
-
-
-def _every_layer(adapter: Adapter) -> bool:
-    """Whether the config targets plain module names in all layers, so that a gap means a loss.
-
-    What was pruned has a gap on purpose.
-    """
-    config = adapter.provenance.config
-    targets = config.get("target_modules")
-    plain = isinstance(targets, list) and not any(char.isdigit() for name in targets for char in str(name))
-    return (
-        plain
-        and not adapter.altered
-        and config.get("layers_to_transform") in (None, [])
-        and not config.get("exclude_modules")
-    )
 
 
 def ranges(layers: list[int]) -> str:

@@ -41,6 +41,15 @@ DTYPES: dict[str, tuple[int, str]] = {
 }
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 
+#: where a number is not finite: the bits to look at, and the least value of these that is none
+_BEYOND = {
+    "F64": (0x7FFF_FFFF_FFFF_FFFF, 0x7FF0_0000_0000_0000),
+    "F32": (0x7FFF_FFFF, 0x7F80_0000),
+    "F16": (0x7FFF, 0x7C00),
+    "BF16": (0x7FFF, 0x7F80),
+    "F8_E4M3": (0x7F, 0x7F),  # it has no Inf
+    "F8_E5M2": (0x7F, 0x7C),
+}
 _CHUNK = 1 << 20
 
 
@@ -127,6 +136,12 @@ class Tensor:
         with np.errstate(invalid="ignore"):  # a signalling NaN: whoever minds NaN looks for it
             return source.astype(np.float64)
 
+    def nonfinite(self) -> int:
+        """How many numbers are NaN or Inf, counted a piece at a time: no copy of the whole is made."""
+        flat, step = self.reshape(self.size), _CHUNK // DTYPES[self.dtype][0]
+        pieces = (flat.rows(start, min(start + step, self.size)) for start in range(0, self.size, step))
+        return sum(_nonfinite(piece) for piece in pieces)
+
     def rows(self, start: int, stop: int) -> Tensor:
         """Rows ``start:stop`` of the first axis: a view, the same bytes."""
         length = self.nbytes // self.shape[0] if self.shape[0] else 0
@@ -154,3 +169,9 @@ class Tensor:
         import ml_dtypes
 
         return Tensor.of(self.float64().astype(getattr(ml_dtypes, name)))
+
+
+def _nonfinite(tensor: Tensor) -> int:
+    bits = np.frombuffer(tensor.tobytes(), f"u{DTYPES[tensor.dtype][0]}")
+    mask, least = (bits.dtype.type(number) for number in _BEYOND[tensor.dtype])
+    return int(np.count_nonzero((bits & mask) >= least))

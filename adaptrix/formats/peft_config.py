@@ -18,6 +18,13 @@ CONFIG_NAME = "adapter_config.json"
 ALL_LINEAR = "all-linear"
 _LONGEST_NAME = 4096
 _LAYER = re.compile(r"\.(\d{1,6})\.")
+_PLAIN = re.compile(r"[\w.-]+")
+
+#: the heads that peft saves for a task, whether it has been told to or not
+TASK_HEADS = MappingProxyType(
+    {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
+)
+HEADS = frozenset(head for heads in TASK_HEADS.values() for head in heads)
 
 #: every key a LoRA config has had, from peft 0.0.1 to 0.21
 _KEYS = """alora_invocation_tokens alpha_pattern arrow_config auto_mapping base_model_name_or_path bias corda_config
@@ -97,23 +104,35 @@ class PeftConfig:
         return self.names("target_modules", path) and self._in_layers(path)
 
     def _in_layers(self, path: str) -> bool:
-        """Whether ``layers_to_transform`` has the module's layer, the first number in its path."""
+        """Whether ``layers_to_transform`` has the module's layer: the first number in its path, or the first
+        after one of ``layers_pattern``."""
         layers, targets = self.get("layers_to_transform"), self.get("target_modules")
-        if layers is None or layers == [] or self.get("layers_pattern") or path in targets or isinstance(targets, str):
+        if layers is None or layers == [] or path in targets or isinstance(targets, str):
             return True
+        wanted = [layers] if isinstance(layers, int) else layers
+        patterns = self.get("layers_pattern") or []
+        if patterns:
+            return any(self._below(p, path, wanted) for p in ([patterns] if isinstance(patterns, str) else patterns))
         found = _LAYER.search(path)
-        return found is not None and int(found[1]) in ([layers] if isinstance(layers, int) else layers)
+        return found is not None and int(found[1]) in wanted
+
+    def _below(self, pattern: str, path: str, layers: list[int]) -> bool:
+        """Whether one of the layers follows a name of the path, or what a stranger's pattern matches of it."""
+        if _PLAIN.fullmatch(pattern):
+            found = re.search(rf"(?:^|\.){re.escape(pattern)}\.(\d{{1,6}})\.", path)
+            return found is not None and int(found[1]) in layers
+        numbers = "|".join(map(str, layers))
+        return fullmatch(rf"(?:.*?\.)?{pattern}\.(?:{numbers})\..*", path, f"{CONFIG_NAME} layers_pattern", self.budget)
+
+    def saves(self, path: str) -> bool:
+        """Whether a module is one of those saved whole, or inside one: peft puts no adapter there."""
+        return any(f".{name}." in f".{path}." for name in self.saved_modules)
 
     @property
     def saved_modules(self) -> tuple[str, ...]:
         """Names of modules saved whole: those listed, and the heads that peft adds for a task."""
         listed = tuple(self.get("modules_to_save") or ())
-        heads = {
-            "SEQ_CLS": ("classifier", "score"),
-            "TOKEN_CLS": ("classifier", "score"),
-            "QUESTION_ANS": ("qa_outputs",),
-        }
-        return listed + heads.get(str(self.get("task_type")), ())
+        return listed + TASK_HEADS.get(str(self.get("task_type")), ())
 
 
 def parse(raw: Mapping[str, Any]) -> tuple[PeftConfig, tuple[Problem, ...]]:
@@ -180,6 +199,13 @@ def _value_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
     layers = raw.get("layers_to_transform")
     if not (layers is None or type(layers) is int or _is_list(layers, int)):
         yield _problem("layers_to_transform", json.dumps(layers)[:200], "a layer or a list of them")
+    for key, fits, what in (
+        ("layer_replication", _is_ranges, "a list of pairs [first, last + 1] of layers"),
+        ("layers_pattern", lambda value: _is_names(value, allow_text=True), "a name or a list of names"),
+        ("trainable_token_indices", _is_tokens, "a list of token numbers, or an object from embeddings to such lists"),
+    ):
+        if not (raw.get(key) is None or fits(raw[key])):
+            yield _problem(key, json.dumps(raw[key])[:200], what)
     if raw.get("bias") not in (None, "none", "all", "lora_only"):
         yield _problem("bias", repr(raw["bias"]), '"none", "all" or "lora_only"')
     enable = raw.get("enable_lora")
@@ -245,3 +271,11 @@ def _is_names(value: Any, *, allow_text: bool) -> bool:
 
 def _is_list(value: Any, of: type) -> bool:
     return isinstance(value, list) and all(type(item) is of for item in value)
+
+
+def _is_ranges(value: Any) -> bool:
+    return isinstance(value, list) and all(_is_list(pair, int) and len(pair) == 2 for pair in value)
+
+
+def _is_tokens(value: Any) -> bool:
+    return _is_list(value, int) or (isinstance(value, dict) and all(_is_list(rows, int) for rows in value.values()))

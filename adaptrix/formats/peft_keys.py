@@ -20,6 +20,8 @@ _LORA = re.compile(
 )
 _SAVED = re.compile(r"(?P<path>.+)\.modules_to_save\.(?P<adapter>[^.]+)\.(?P<leaf>.+)")
 _TOKENS = re.compile(r"(?P<path>.+\.token_adapter\.trainable_tokens_delta)(?:\.(?P<adapter>[^.]+))?")
+#: peft's wrapper of a module's parameter stands between the module and those inside it
+_WRAPPED = re.compile(r"(?:\.base_layer)+(?=\.(?!base_layer\b|token_adapter\.|lora_)[^.]+\.)")
 _NAME = re.compile(r"[^\s/\\{}\x00-\x1f\x7f]{1,1024}")
 
 
@@ -50,6 +52,7 @@ def parse(name: str) -> Key | None:
     prefix = name.removesuffix(rest) if name.endswith(rest) else clean.removesuffix(rest) + "…"
     if not _NAME.fullmatch(name) or not all(rest.split(".")):
         return None
+    rest = _WRAPPED.sub("", rest)
     if hit := _LORA.fullmatch(rest):
         return Key(hit["path"], hit["kind"], hit["leaf"], hit["adapter"], prefix)
     if hit := _SAVED.fullmatch(rest):

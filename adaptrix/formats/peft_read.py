@@ -6,31 +6,25 @@ a delta, and sort what is left into extras. Each pass says everything that is wr
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from adaptrix.adapter import Adapter, Extra, ExtraKind, Provenance, Target
 from adaptrix.delta import LowRank
 from adaptrix.errors import Problem, RefusedError, errors_in, refuse
-from adaptrix.formats import peft_config, peft_keys, safetensors_file, torch_file
+from adaptrix.formats import peft_config, peft_keys, peft_promises, safetensors_file, torch_file
 from adaptrix.formats.peft_config import ALL_LINEAR, CONFIG_NAME, PeftConfig
 from adaptrix.formats.peft_keys import Key
+from adaptrix.formats.peft_promises import BASE_LAYER, TOKENS, ancestors
 from adaptrix.json_file import read_object
-from adaptrix.patterns import suffix_match, tails
+from adaptrix.patterns import suffix_match
 from adaptrix.records import Bundle
 from adaptrix.tensor import FLOATS, Tensor
 
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-#: what a key of the config promises of every module: the tensor, in words, and the code of a broken promise
-_PROMISES = (
-    ("use_dora", "lora_magnitude_vector", "a magnitude", "dora"),
-    ("lora_bias", "lora_B.bias", "a bias of B", "lora-bias"),
-)
 _VECTORS = ("lora_magnitude_vector", "lora_B.bias")
 _EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "word_embeddings", "embed_in", "embed_out", "shared")
-_HEADS = ("classifier", "score", "qa_outputs")
-BASE_LAYER = ".base_layer"
 #: the order in which transformers defines the parameters of fused experts, hence of peft's wrappers
 EXPERT_ORDER = ("gate_up_proj", "down_proj")
 
@@ -52,8 +46,10 @@ def read(bundle: Bundle) -> Adapter:
     except RefusedError as error:  # a damaged file must not hide what is wrong beside it
         raise RefusedError((*error.problems, *errors_in(problems))) from None
     reading = _Reading(config, *peft_keys.keyed(tensors))
-    deltas, extras = reading.deltas(), reading.extras()
-    return _adapter(bundle, config, deltas, extras, (*problems, *reading.problems))
+    deltas = reading.deltas()
+    extras = reading.extras(deltas)
+    adapter = _adapter(bundle, config, deltas, extras, (*problems, *reading.problems))
+    return replace(adapter, targeted=peft_promises.promise(config, deltas))
 
 
 def _adapter(
@@ -97,12 +93,12 @@ class _Reading:
             if key.kind:
                 modules.setdefault(key.path, {})[f"{key.kind}.{key.leaf}" if key.leaf == "bias" else key.kind] = tensor
         sound = {path: group for path, group in modules.items() if self._pair_is_sound(path, group)}
-        self._check_promises(modules)
+        self.problems += peft_promises.vector_problems(self.config, modules)
         found: dict[Target, LowRank] = {}
         try:
             for path, group in sound.items():
                 found |= self._module(path, group)
-            self._check_targets(found)
+            self.problems += peft_promises.target_problems(self.config, found)
         except RefusedError as error:  # a pattern of the config that cannot be matched: once is enough
             self.problems += error.problems
         return found
@@ -129,6 +125,10 @@ class _Reading:
         Group i of the convolution reads rows i·r.. of A and writes its own rows of B, so each enabled
         part is an ordinary LoRA made of whole rows, scale alpha/r.
         """
+        if delta.bias is not None or delta.magnitude is not None:
+            found = f"a {'bias of B' if delta.magnitude is None else 'magnitude'} beside the parts of enable_lora"
+            self._add("merged-linear", path, found, "A and B alone", "No version of peft had both.")
+            return {}
         enabled = self.config.enabled
         slots = [slot for slot, on in enumerate(enabled) if on]
         A, B = delta.A, delta.B
@@ -214,17 +214,6 @@ class _Reading:
                 self._add("unexpected", f"{path} {kind}", f"beside {stem}A", f"{stem}A and {stem}B")
         return len(self.problems) == before
 
-    def _check_promises(self, modules: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """DoRA and lora_bias are all or nothing: one problem each, however many modules are concerned."""
-        for key, kind, words, code in _PROMISES:
-            wanted = self.config.get(key) is True
-            odd = [path for path, group in modules.items() if (kind in group) != wanted]
-            if odd:
-                found = f"{len(odd)} of {len(modules)} modules {'lack' if wanted else 'have'} {words}"
-                expected = f"{words} in each, as {key} is true" if wanted else f"none, as {key} is not true"
-                remedy = "peft would start at one of its own." if wanted else "peft would ignore it in silence."
-                self._add(code, odd[0], found, expected, f"{remedy} Mend {key} in {CONFIG_NAME}.")
-
     def _check_tensor(self, where: str, kind: str, tensor: Tensor) -> None:
         vector = kind in _VECTORS
         dims = (1,) if vector else (2, 3) if self.config.enabled else (2,)
@@ -244,7 +233,7 @@ class _Reading:
             "A and B are swapped." if swapped else f"Mend r or rank_pattern in {CONFIG_NAME}.",
         )  # fmt: skip
 
-    def extras(self) -> dict[str, Extra]:
+    def extras(self, deltas: Mapping[Target, LowRank]) -> dict[str, Extra]:
         """The tensors that are no part of a delta, each of a kind that the config explains."""
         found = {}
         any_lora = any(key.kind for key in self.tensors)
@@ -257,23 +246,15 @@ class _Reading:
                 what = "neither part of a LoRA nor of a module saved whole"
                 remedy = "peft would ignore it in silence."
                 self._add("unexpected", key.plain, what, "a name that the config explains", remedy)
-        if any_lora:
-            self._check_saved(found)
+        if deltas:
+            self.problems += peft_promises.extra_problems(self.config, found, deltas.keys())
         return found
-
-    def _check_saved(self, extras: Mapping[str, Extra]) -> None:
-        """Modules that the config saves and the file lacks; heads are listed by peft, whatever they are called."""
-        parts = {part for key in extras for part in _ancestors(key)}
-        for name in self.config.get("modules_to_save") or ():
-            if name not in _HEADS and not any(part.endswith(name) for part in parts):
-                found = f"{name!r} was to be saved and has no tensors"
-                self.problems.append(Problem("no-tensors", f"{CONFIG_NAME} modules_to_save", found, severity="warning"))
 
     def _extra_kind(self, key: Key) -> ExtraKind | None:
         module, _, leaf = key.path.rpartition(".")
-        if key.path.endswith(".token_adapter.trainable_tokens_delta"):
+        if key.path.endswith(TOKENS):
             return "token_delta"
-        if any(part.endswith(self.config.saved_modules) for part in _ancestors(key.path)):  # peft: "norm" is any …norm
+        if any(part.endswith(self.config.saved_modules) for part in ancestors(key.path)):  # peft: "norm" is any …norm
             return "module"
         if leaf == "bias" and self.config.get("bias") in ("all", "lora_only"):
             return "bias"
@@ -281,32 +262,5 @@ class _Reading:
             return "base_weight"
         return "module" if leaf == "weight" and module.rpartition(".")[2] in _EMBEDDINGS else None
 
-    def _check_targets(self, deltas: Mapping[Target, LowRank]) -> None:
-        """Where the config's targets and the tensors disagree: peft passes over both in silence."""
-        modules = [t for t, delta in deltas.items() if delta.experts is None and not self._wraps_weight(t)]
-        for target in modules:
-            if not self.config.targets(target.path):
-                remedy = "peft would ignore it in silence: add it to target_modules."
-                found = f"{CONFIG_NAME} does not make this module a target"
-                self._add("untargeted", str(target), found, "a delta on a target", remedy)
-        wanted = self.config.get("target_modules")
-        seen = {tail for target in modules for tail in tails(target.path)}
-        for name in sorted(wanted) if isinstance(wanted, list) and modules else ():
-            if name not in seen:
-                found = f"{name!r} is a target and has no tensors"
-                self.problems.append(Problem("no-tensors", f"{CONFIG_NAME} target_modules", found, severity="warning"))
-
-    def _wraps_weight(self, target: Target) -> bool:
-        """Whether the config reaches a module's weight as a parameter."""
-        parameters = self.config.get("target_parameters") or ()
-        return any(suffix_match(name, f"{target.path}.weight") for name in parameters)
-
     def _add(self, code: str, where: str, found: str, expected: str = "", remedy: str = "") -> None:
         self.problems.append(Problem(code, where, found, expected, remedy))
-
-
-def _ancestors(path: str) -> Iterator[str]:
-    """Every module path above a tensor."""
-    while "." in path:
-        path = path.rpartition(".")[0]
-        yield path

@@ -19,7 +19,8 @@ from adaptrix.delta import LowRank, fuse, straightened
 from adaptrix.formats import safetensors_file
 from adaptrix.formats.peft_config import CONFIG_NAME
 from adaptrix.formats.peft_keys import PREFIX
-from adaptrix.formats.peft_read import BASE_LAYER, EXPERT_ORDER, WEIGHTS
+from adaptrix.formats.peft_promises import BASE_LAYER
+from adaptrix.formats.peft_read import EXPERT_ORDER, WEIGHTS
 from adaptrix.layout import Rows, role_rows
 from adaptrix.patterns import suffix_match
 from adaptrix.plan import Plan
@@ -79,8 +80,9 @@ def _equal(target: Target, delta: LowRank) -> dict[str, Rows]:
 
 def _tensors(plan: Plan, modules: Mapping[str, LowRank]) -> dict[str, Tensor]:
     named: dict[str, Tensor] = {}
+    wrapped = Counter(path.rpartition(".")[0] for path, delta in modules.items() if delta.experts is not None)
     for path, delta in modules.items():
-        stem = f"{PREFIX}{_module_path(path, modules)}"
+        stem = f"{PREFIX}{_inside(_module_path(path, modules), wrapped)}"
         word = "lora_embedding_" if delta.embedding else "lora_"
         leaf = "" if delta.embedding else ".weight"
         named |= {f"{stem}.{word}A{leaf}": delta.A, f"{stem}.{word}B{leaf}": delta.B}
@@ -89,7 +91,7 @@ def _tensors(plan: Plan, modules: Mapping[str, LowRank]) -> dict[str, Tensor]:
         if delta.magnitude is not None:
             named[f"{stem}.lora_magnitude_vector"] = delta.magnitude
     extras = plan.bound.adapter.extras.items()
-    return named | {f"{PREFIX}{_extra_key(key, modules)}": extra.tensor for key, extra in extras}
+    return named | {f"{PREFIX}{_inside(_extra_key(key, modules), wrapped)}": extra.tensor for key, extra in extras}
 
 
 def _module_path(path: str, modules: Mapping[str, LowRank]) -> str:
@@ -100,6 +102,15 @@ def _module_path(path: str, modules: Mapping[str, LowRank]) -> str:
     owner, _, name = path.rpartition(".")
     later = EXPERT_ORDER[EXPERT_ORDER.index(name) + 1 :] if name in EXPERT_ORDER else ()
     return owner + BASE_LAYER * sum(f"{owner}.{other}" in modules for other in later)
+
+
+def _inside(path: str, wrapped: Mapping[str, int]) -> str:
+    """The path of what lies in modules of which parameters are wrapped: one ``base_layer`` for each wrapper."""
+    steps = path.split(".")
+    for end in range(len(steps) - 1, 0, -1):
+        if (owner := ".".join(steps[:end])) in wrapped and steps[end] != BASE_LAYER[1:]:
+            steps[end:end] = [BASE_LAYER[1:]] * wrapped[owner]
+    return ".".join(steps)
 
 
 def _extra_key(key: str, modules: Collection[str]) -> str:

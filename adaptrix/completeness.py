@@ -1,0 +1,176 @@
+"""Finds what a checkpoint lacks of what its config promises.
+
+Wherever the family has a module and the config targets it, there must be a delta. Spellings are
+looked at one by one (a part kept apart, experts one by one): a checkpoint uses one of several, and
+what it uses in one layer it must use in all.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice, product
+
+from adaptrix.adapter import Adapter
+from adaptrix.architecture import Architecture, Role
+from adaptrix.dims import DEEPEST, Dims
+from adaptrix.errors import Problem
+from adaptrix.stacks import ranges
+
+Place = tuple[int, int | None]
+
+#: no model has more places for one module, and nobody shall make us look at more
+_MOST = 200_000
+_NUMBERED = re.compile(r"_\d+$")
+
+
+@dataclass
+class _Spelling:
+    """One path pattern of a role, and the places (layer, expert) where the checkpoint uses it."""
+
+    pattern: str
+    role: Role
+    seen: set[Place] = field(default_factory=set)
+
+    @property
+    def owner(self) -> str:
+        return self.pattern.rpartition(".")[0]
+
+    @property
+    def by_expert(self) -> bool:
+        return "{expert}" in self.pattern
+
+    def path(self, place: Place) -> str:
+        return self.pattern.format(layer=place[0], expert=place[1])
+
+
+def completeness_problems(
+    architecture: Architecture, dims: Dims, depths: Mapping[str, int], adapter: Adapter
+) -> Iterator[Problem]:
+    """A problem for every role with targeted modules that have no delta, as far as the family is known.
+
+    An adapter that was pruned or made anew lacks what it lacks on purpose.
+    """
+    if adapter.altered or not architecture.dims:
+        return
+    spellings, prefixes = _survey(architecture, adapter)
+    for spelling in spellings:
+        if spelling.role.depth in depths and _expected(spelling, spellings):
+            missing = _missing(spelling, spellings, dims, depths, adapter, prefixes)
+            if missing:
+                yield _problem(spelling, missing)
+
+
+def _survey(architecture: Architecture, adapter: Adapter) -> tuple[list[_Spelling], tuple[str, str]]:
+    """Every spelling of every role in layers, with its places; and the family's prefix and the checkpoint's own.
+
+    A module that reading found fault with has tensors: it is not missing.
+    """
+    found = {}
+    for role in architecture.roles.values():
+        for pattern in (*role.paths, *(path for paths in role.part_paths.values() for path in paths)):
+            if "{layer}" in pattern:
+                found[pattern] = _Spelling(pattern, role)
+    prefixes: Counter[tuple[str, str]] = Counter()
+    faulty = [problem.where.partition(" ")[0] for problem in adapter.problems]
+    for path in (*(target.path for target in adapter.deltas), *faulty):
+        match = architecture.match(path)
+        if match is not None and match[1] in found and match[0].layer is not None:
+            place = (match[0].layer, match[0].expert)
+            found[match[1]].seen.add(place)
+            prefixes[_prefixes(found[match[1]].path(place), path)] += 1
+    return list(found.values()), prefixes.most_common(1)[0][0] if prefixes else ("", "")
+
+
+def _prefixes(home: str, path: str) -> tuple[str, str]:
+    """What two spellings of one path differ in: the start of each."""
+    one, other = home.split("."), path.split(".")
+    while one and other and one[-1] == other[-1]:
+        one.pop()
+        other.pop()
+    return "".join(f"{step}." for step in one), "".join(f"{step}." for step in other)
+
+
+def _expected(spelling: _Spelling, spellings: list[_Spelling]) -> bool:
+    """Whether every model of the family has such a module, as far as the checkpoint shows.
+
+    One that the checkpoint has nowhere is expected by its family's name of today, or beside what the
+    checkpoint spells likewise; cross attention is there only where a config adds it, ``wi`` only where
+    ``wi_0`` is not, and stacked experts are no modules.
+    """
+    if spelling.seen:
+        return True
+    if spelling.role.optional and not spelling.by_expert:
+        return False
+    beside = any(other.seen for other in spellings if other.owner == spelling.owner)
+    if any(_alternatives(spelling, other) for other in spellings):
+        return any(other.seen and _twins(spelling, other) for other in spellings)
+    if beside:
+        return spelling.by_expert or not any(other.seen for other in spellings if other.role is spelling.role)
+    used = any(other.seen for other in spellings if other.role is spelling.role)
+    elsewhere = used or spelling.role.orientation.startswith("experts") or "cross" in spelling.role.name
+    return not elsewhere and not spelling.by_expert and spelling.pattern == spelling.role.paths[0]
+
+
+def _alternatives(one: _Spelling, other: _Spelling) -> bool:
+    """Whether a model has one of the two: their names differ in a number alone that one of them lacks."""
+    if one.owner != other.owner or one.pattern == other.pattern:
+        return False
+    names = {one.pattern, other.pattern}
+    stems = {_NUMBERED.sub("", name) for name in names}
+    return len(stems) == 1 and bool(stems & names)
+
+
+def _twins(one: _Spelling, other: _Spelling) -> bool:
+    """Whether two names differ in their numbers alone: a model with ``wi_0`` has ``wi_1``."""
+    stems = [_NUMBERED.sub("", spelling.pattern) for spelling in (one, other)]
+    return stems[0] == stems[1] and one.pattern not in stems and other.pattern not in stems
+
+
+def _missing(
+    spelling: _Spelling,
+    spellings: list[_Spelling],
+    dims: Dims,
+    depths: Mapping[str, int],
+    adapter: Adapter,
+    prefixes: tuple[str, str],
+) -> list[Place]:
+    """The places where the config promises a delta and the checkpoint has none."""
+    owned = {place for other in spellings if other.owner == spelling.owner for place in other.seen}
+    experts: list[int | None] = list(range(_experts(spelling, owned, dims))) if spelling.by_expert else [None]
+    places = islice(product(range(depths[spelling.role.depth]), experts), _MOST)
+    if spelling.role.optional:  # not in every layer, but whole where it is
+        layers = {layer for layer, _ in owned} if spelling.by_expert else set()
+        places = islice((place for place in places if place[0] in layers), _MOST)
+    absent = (place for place in places if place not in spelling.seen)
+    return [place for place in absent if adapter.targeted(_spelled(spelling.path(place), *prefixes))]
+
+
+def _spelled(path: str, home: str, own: str) -> str:
+    """A path of the family as the checkpoint would spell it."""
+    return own + path.removeprefix(home) if path.startswith(home) else path
+
+
+def _experts(spelling: _Spelling, owned: set[Place], dims: Dims) -> int:
+    """The number of experts, as stated, else the highest seen plus one."""
+    stated = dims.get(spelling.role.experts) if spelling.role.experts else None
+    if stated is not None and 0 < stated <= DEEPEST:
+        return stated
+    return max((expert + 1 for _, expert in owned if expert is not None), default=0)
+
+
+def _problem(spelling: _Spelling, missing: list[Place]) -> Problem:
+    where = f"layers {ranges(sorted({layer for layer, _ in missing}))}"
+    experts = sorted({expert for _, expert in missing if expert is not None})
+    if experts:
+        where = f"experts {ranges(experts)} of {where}"
+    name = spelling.pattern.rpartition(".")[2]
+    return Problem(
+        "incomplete",
+        f"{spelling.role.name} ({name})" if len(spelling.role.paths) > 1 or spelling.by_expert else spelling.role.name,
+        f"no tensors for {where}",
+        "all that the config targets",
+        "The checkpoint is incomplete: fetch it again.",
+    )
