@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from adaptrix import installed
 from adaptrix.architecture import Architecture
+from adaptrix.contribution import record_name
 from adaptrix.errors import Problem, RefusedError
-from adaptrix.plugin import Plugin, load, named, own_plugin, record_name
+from adaptrix.plugin import HOOKS, Plugin, load, named, own_plugin
 from adaptrix.records import Command, Format, Generator, Source
 
 if TYPE_CHECKING:
@@ -34,27 +35,34 @@ class Catalog:
     """The records of all plugins, validated, each name claimed once.
 
     ``allow``: the plugins that may load, by entry point or distribution; all where None. ``strict``: a
-    plugin that fails is a :class:`RefusedError` instead of an entry in :attr:`problems`.
+    plugin that fails is a :class:`RefusedError` instead of an entry in :attr:`problems`. ``hooks``: those
+    to call; a catalog of commands alone imports no more than plugins' own modules.
     """
 
     def __init__(
-        self, *, allow: Collection[str] | None = None, strict: bool = False, entry_points: Iterable[EntryPoint] = ()
+        self,
+        *,
+        allow: Collection[str] | None = None,
+        strict: bool = False,
+        entry_points: Iterable[EntryPoint] = (),
+        hooks: Iterable[str] = HOOKS,
     ) -> None:
+        hooks = tuple(hooks)
         allowed = None if allow is None else {_folded(name): name for name in allow}
         present = sorted(((named(entry), entry) for entry in entry_points), key=lambda pair: _order(pair[0]))
-        found = [load(entry, plugin) if _may_load(plugin, allowed) else plugin for plugin, entry in present]
-        self.plugins = (*_settled(own_plugin(), found), *_missing(allowed or {}, found))
+        found = [load(entry, plugin, hooks) if _may_load(plugin, allowed) else plugin for plugin, entry in present]
+        self.plugins = (*_settled(own_plugin(hooks), found), *_missing(allowed or {}, found))
         if strict and self.problems:
             raise RefusedError(replace(problem, severity="error") for problem in self.problems)
 
     @classmethod
-    def from_environment(cls) -> Catalog:
+    def from_environment(cls, hooks: Iterable[str] = HOOKS) -> Catalog:
         """All installed plugins, or those that ``ADAPTRIX_PLUGINS`` names; ``ADAPTRIX_STRICT=1`` is strict.
 
         What is installed is looked up at every call and loaded again only where that has changed.
         """
         strict = os.environ.get("ADAPTRIX_STRICT", "") not in ("", "0")
-        return _remembered(installed.allowed(), strict, installed.every_entry_point())
+        return _remembered(installed.allowed(), strict, installed.every_entry_point(), tuple(hooks))
 
     @property
     def architectures(self) -> tuple[Architecture, ...]:
@@ -63,8 +71,9 @@ class Catalog:
 
     @property
     def formats(self) -> tuple[Format, ...]:
-        """In the order in which they are asked: Adaptrix's own, then plugins' by distribution."""
-        return self._records("adaptrix_formats")
+        """In the order in which they are asked: plugins' by distribution, then Adaptrix's own, whose
+        PEFT format takes every folder with an adapter_config.json."""
+        return self._records("adaptrix_formats", own_last=True)
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -86,13 +95,17 @@ class Catalog:
         """A warning for every plugin that failed or is missing."""
         return tuple(plugin.problem for plugin in self.plugins if plugin.state in ("failed", "missing"))
 
-    def _records(self, hook: str) -> tuple[Any, ...]:
-        return tuple(record for plugin in self.plugins for record in plugin.records.get(hook, ()))
+    def _records(self, hook: str, *, own_last: bool = False) -> tuple[Any, ...]:
+        own, *others = self.plugins
+        ordered = (*others, own) if own_last else self.plugins
+        return tuple(record for plugin in ordered for record in plugin.records.get(hook, ()))
 
 
-@lru_cache(maxsize=1)
-def _remembered(allow: frozenset[str] | None, strict: bool, entry_points: tuple[EntryPoint, ...]) -> Catalog:
-    return Catalog(allow=allow, strict=strict, entry_points=entry_points)
+@lru_cache(maxsize=2)
+def _remembered(
+    allow: frozenset[str] | None, strict: bool, entry_points: tuple[EntryPoint, ...], hooks: tuple[str, ...]
+) -> Catalog:
+    return Catalog(allow=allow, strict=strict, entry_points=entry_points, hooks=hooks)
 
 
 def _may_load(plugin: Plugin, allowed: Collection[str] | None) -> bool:

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import pluggy
 
-from adaptrix import __version__, builtins, hookspecs
+from adaptrix import __version__, hookspecs
 from adaptrix.architecture import Architecture
-from adaptrix.errors import Problem, RefusedError
+from adaptrix.contribution import PluginError, answerable, guarded, record_name, require_valid
+from adaptrix.errors import Problem
 from adaptrix.records import Command, Format, Generator, Source
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
-
-    import click
 
 HOOKS: Mapping[str, type] = {
     "adaptrix_architectures": Architecture,
@@ -30,8 +26,6 @@ HOOKS: Mapping[str, type] = {
     "adaptrix_generators": Generator,
     "adaptrix_commands": Command,
 }
-_NAME = re.compile(r"[a-z][a-z0-9_-]*")
-
 State = Literal["loaded", "failed", "blocked", "missing"]
 
 
@@ -60,6 +54,10 @@ class Plugin:
         remedy = "" if self.state == "missing" else "Update or uninstall it, or leave it out of ADAPTRIX_PLUGINS."
         return Problem("plugin", f"plugin {self}", self.error, remedy=remedy, severity="warning")
 
+    def blame(self, error: str) -> Problem:
+        """What went wrong in one of its functions, where something hangs on it."""
+        return replace(replace(self, error=error).problem, severity="error")
+
     def as_dict(self) -> dict[str, Any]:
         """Everything but the trace, with the names of the records."""
         contributed = {
@@ -75,15 +73,15 @@ class Plugin:
         }
 
 
-class PluginError(Exception):
-    """What a plugin did wrong, as ``adaptrix plugins`` shows it."""
-
-
-def own_plugin() -> Plugin:
+def own_plugin(hooks: Collection[str]) -> Plugin:
     """Adaptrix itself, through the same hooks; what is wrong with it is raised as it is."""
     plugin = Plugin("adaptrix", "adaptrix", __version__)
+    if set(hooks) <= {"adaptrix_commands"}:  # its own are in a table of the command line
+        return plugin
+    from adaptrix import builtins
+
     try:
-        return replace(plugin, records=_contributions(builtins, plugin))
+        return replace(plugin, records=_contributions(builtins, plugin, hooks))
     except PluginError as error:
         raise (error.__cause__ or error) from None
 
@@ -94,33 +92,24 @@ def named(entry: EntryPoint) -> Plugin:
     return Plugin(entry.name, name or entry.value, version or "", "blocked")
 
 
-def load(entry: EntryPoint, plugin: Plugin) -> Plugin:
-    """The plugin with all the records that its entry point leads to, or with what went wrong and none."""
+def load(entry: EntryPoint, plugin: Plugin, hooks: Collection[str] = HOOKS.keys()) -> Plugin:
+    """The plugin with all the records of ``hooks`` that its entry point leads to, or with what went wrong
+    and none. What its functions raise later bears its name."""
     plugin = replace(plugin, state="loaded")
     try:
-        return replace(plugin, records=_contributions(_imported(entry), plugin))
+        found = _contributions(_imported(entry), plugin, hooks)
+        credited = {hook: tuple(answerable(record, plugin.blame) for record in found[hook]) for hook in found}
+        return replace(plugin, records=credited)
     except PluginError as error:
         trace = "".join(traceback.format_exception(error.__cause__ or error))
         return replace(plugin, state="failed", error=str(error), trace=trace)
-
-
-@contextmanager
-def _guarded(step: str) -> Iterator[None]:
-    """Runs a stranger's code: it cannot end the process, and what it prints stays out of our output."""
-    try:
-        with redirect_stdout(sys.stderr):
-            yield
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # SystemExit too: modules that parse arguments on import raise it
-        raise PluginError(f"{step}: {type(error).__name__}: {error}") from error
 
 
 def _imported(entry: EntryPoint) -> object:
     """What an entry point names; a failed import leaves none of the plugin's own modules behind."""
     before = frozenset(sys.modules)
     try:
-        with _guarded("import failed"):
+        with guarded("import failed"):
             return entry.load()
     except PluginError:
         own = _package(entry.value.partition(":")[0].strip())
@@ -141,19 +130,19 @@ def _is_namespace(package: str) -> bool:
     return package in sys.modules and getattr(sys.modules[package], "__file__", None) is None
 
 
-def _contributions(module: object, plugin: Plugin) -> dict[str, tuple[Any, ...]]:
-    """The records of every hook that a plugin implements. Raises :class:`PluginError`.
+def _contributions(module: object, plugin: Plugin, hooks: Collection[str]) -> dict[str, tuple[Any, ...]]:
+    """The records of each of the hooks that a plugin implements. Raises :class:`PluginError`.
 
     Each plugin has a manager to itself, so there is nothing to undo where it fails.
     """
     manager = pluggy.PluginManager("adaptrix")
     manager.add_hookspecs(hookspecs)
-    with _guarded("its hooks"):
+    with guarded("its hooks"):
         manager.register(module, plugin.name)
         manager.check_pending()
     if not manager.get_hookcallers(module):
         raise PluginError("it implements no hook: mark its functions with adaptrix.hookimpl")
-    implemented = {hook: getattr(manager.hook, hook).get_hookimpls() for hook in HOOKS}
+    implemented = {hook: getattr(manager.hook, hook).get_hookimpls() for hook in hooks}
     return {
         hook: tuple(_credited(record, plugin) for each in found for record in _yielded(hook, each.function))
         for hook, found in implemented.items()
@@ -162,50 +151,16 @@ def _contributions(module: object, plugin: Plugin) -> dict[str, tuple[Any, ...]]
 
 def _yielded(hook: str, function: Callable[[], Any]) -> tuple[Any, ...]:
     """The records of one implementation; called without pluggy, which takes a None for no answer."""
-    with _guarded(hook):
+    with guarded(hook):
         found = function()
         if found is None:
             raise TypeError("it returned None; an implementation yields its records")
         records = tuple(found)
         for record in records:
-            _require_valid(record, HOOKS[hook])
+            require_valid(record, HOOKS[hook])
         return records
 
 
-def _require_valid(record: object, wanted: type) -> None:
-    if not isinstance(record, wanted):
-        raise TypeError(f"it yielded {record!r}, not a record of type {wanted.__name__}")
-    name = record_name(record)
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ValueError(f"a {wanted.__name__} is called {name!r}; a name is of the form {_NAME.pattern}")
-    kinds = getattr(record, "model_types", ())
-    if not isinstance(kinds, tuple | list) or not all(kind and isinstance(kind, str) for kind in kinds):
-        raise TypeError(f"the model_types of {name} are {kinds!r}, not a tuple of names")
-
-
-def record_name(record: Any) -> Any:
-    """The name of a record of any type."""
-    return record.family if isinstance(record, Architecture) else record.name
-
-
 def _credited(record: Any, plugin: Plugin) -> Any:
-    """The record with where it is from; a command's loader is as guarded as the plugin's import was."""
-    if isinstance(record, Architecture):
-        return replace(record, origin=plugin.distribution)
-    if isinstance(record, Command):
-        return replace(record, load=partial(_loaded, record, plugin))
-    return record
-
-
-def _loaded(command: Command, plugin: Plugin) -> click.Command:
-    """A plugin's command. Raises :class:`RefusedError` that names the plugin."""
-    import click
-
-    try:
-        with _guarded(f"command {command.name} failed to load"):
-            loaded = command.load()
-            if not isinstance(loaded, click.Command):
-                raise TypeError(f"{loaded!r} is no click command")
-            return loaded
-    except PluginError as error:
-        raise RefusedError(replace(replace(plugin, error=str(error)).problem, severity="error")) from error
+    """The record with where it is from."""
+    return replace(record, origin=plugin.distribution) if isinstance(record, Architecture) else record

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,12 +9,12 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any, Protocol
 
-from adaptrix.adapter import Adapter
 from adaptrix.errors import Problem, refuse
 
 if TYPE_CHECKING:
     import click
 
+    from adaptrix.adapter import Adapter
     from adaptrix.plan import Plan
 
 _PIECE = 4 << 20  # large, so that the thread rarely has to ask for the interpreter
@@ -81,6 +80,8 @@ class _Digests(Mapping[str, str]):
 
 
 def _sha256(path: Path) -> str:
+    import hashlib  # here, for a list of commands needs none of it
+
     digest, buffer = hashlib.sha256(), memoryview(bytearray(_PIECE))
     with open(path, "rb", buffering=0) as file:
         while count := file.readinto(buffer):

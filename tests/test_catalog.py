@@ -69,7 +69,7 @@ def test_a_plugin_is_credited(site: Path) -> None:
     assert list(catalog.architectures) == sorted(catalog.architectures, key=lambda a: a.family)
 
 
-def test_records_of_every_kind_are_collected_behind_adaptrix_own(site: Path) -> None:
+def test_records_of_every_kind_are_collected(site: Path) -> None:
     source = """
         from adaptrix import hookimpl
         from adaptrix.records import Command, Format, Generator, Source
@@ -96,7 +96,7 @@ def test_records_of_every_kind_are_collected_behind_adaptrix_own(site: Path) -> 
     """
     install(site, "all-kinds", source)
     catalog = Catalog(entry_points=entry_points(site))
-    assert [form.name for form in catalog.formats] == ["injection", "peft", "aform"]
+    assert [form.name for form in catalog.formats] == ["aform", "injection", "peft"]
     assert [found.name for found in catalog.sources] == ["local", "hub", "asource"]
     assert [generator.name for generator in catalog.generators] == ["hyper", "t2l"]
     assert [found.name for found in catalog.commands] == ["dance"]
@@ -164,7 +164,10 @@ def test_a_namespace_is_nobody_s_own(site: Path) -> None:
     assert "shared_space.plugin" not in sys.modules
 
 
-HOOKED = "from adaptrix import hookimpl, Architecture\nfrom adaptrix.records import Format\n@hookimpl\n"
+HOOKED = """from adaptrix import hookimpl, Architecture
+from adaptrix.records import Command, Format, Generator, Source
+@hookimpl
+"""
 HOOKS = {
     "misspelt": ("def adaptrix_architecture(): yield", "unknown hook 'adaptrix_architecture'"),
     "another type": ("def adaptrix_formats(): yield 'peft'", "adaptrix_formats: TypeError: it yielded 'peft'"),
@@ -187,11 +190,49 @@ HOOKS = {
         "def adaptrix_architectures(): yield Architecture('../x', (), {}, {})",
         "Architecture is called '../x'",
     ),
+    "one name for many": (
+        "def adaptrix_formats(): yield Format('x', ('*.foo',), any, any)",
+        "the patterns of x are ('*.foo',), not tuples of names",
+    ),
+    "no names": ("def adaptrix_formats(): yield Format('x', (), any, any)", "the patterns of x are ()"),
+    "an empty choice": ("def adaptrix_formats(): yield Format('x', ((),), any, any)", "the patterns of x are ((),)"),
+    "no function": ("def adaptrix_formats(): yield Format('x', (('a',),), True, any)", "the detect of x is True"),
+    "no writer": ("def adaptrix_formats(): yield Format('x', (('a',),), any, any, 'w')", "the write of x is 'w'"),
+    "no suffix": ("def adaptrix_formats(): yield Format('x', (('a',),), any, any, any, None)", "the suffix of x is"),
+    "no fetch": ("def adaptrix_sources(): yield Source('x', any, None, any)", "the fetch of x is None"),
+    "no claims": ("def adaptrix_sources(): yield Source('x', 'x:', any, any)", "the claims of x is 'x:'"),
+    "no generator": (
+        "def adaptrix_sources(): return ()\n@hookimpl(specname='adaptrix_generators')\n"
+        "def one(): yield Generator('x', 'X.', 'x')",
+        "the generate of x is 'x'",
+    ),
+    "no loader": ("def adaptrix_commands(): yield Command('x', 'X.', 'x')", "the load of x is 'x'"),
+    "no summary": ("def adaptrix_commands(): yield Command('x', None, any)", "the summary of x is None"),
+    "no roles": (
+        "def adaptrix_architectures(): yield Architecture('x', ('y',), {}, {'q': 'path'})",
+        "the roles of x are {'q': 'path'}, not a mapping of roles",
+    ),
     "one model type": (
         "def adaptrix_architectures(): yield Architecture('x', 'llama', {}, {})",
         "the model_types of x are 'llama'",
     ),
 }
+
+
+TERMINATIONS = {
+    "import": "raise Terminated",
+    "hook": "from adaptrix import hookimpl\n@hookimpl\ndef adaptrix_formats(): raise Terminated",
+    "command": command("greet", "raise Terminated"),
+}
+
+
+@pytest.mark.parametrize("kind", TERMINATIONS)
+def test_a_request_to_end_is_not_swallowed(site: Path, kind: str) -> None:
+    """As the command line's handler of SIGTERM raises it, whatever runs."""
+    install(site, "slow-plugin", f"class Terminated(BaseException): pass\n{TERMINATIONS[kind]}")
+    with pytest.raises(BaseException, match=r"^$") as caught:
+        [found.load() for found in Catalog(entry_points=entry_points(site)).commands]
+    assert type(caught.value).__name__ == "Terminated"
 
 
 @pytest.mark.parametrize("kind", HOOKS)
@@ -311,7 +352,7 @@ def test_what_a_plugin_prints_is_not_our_output(site: Path, capsys: pytest.Captu
 LOADERS = {
     "raise ImportError('no torch')": "command greet failed to load: ImportError: no torch",
     "raise SystemExit(4)": "command greet failed to load: SystemExit: 4",
-    "return print": "is no click command",
+    "return print": "TypeError: it returned <built-in function print>, not a Command",
 }
 
 

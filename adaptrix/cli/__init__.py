@@ -39,7 +39,7 @@ class Commands(click.Group):
             command = import_module(f"adaptrix.cli.{cmd_name}").command
             assert isinstance(command, click.Command)
             return command
-        found = _plugin_commands().get(cmd_name)
+        found = _plugin_commands(to_run=True).get(cmd_name)
         return found[1]() if found else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -63,15 +63,19 @@ class Commands(click.Group):
             raise click.UsageError(f"{error.message}{hint}", ctx) from None
 
 
-def _plugin_commands() -> dict[str, tuple[str, Callable[[], click.Command]]]:
-    """Summary and loader of plugins' commands; costs nothing where no plugin is installed."""
+def _plugin_commands(*, to_run: bool = False) -> dict[str, tuple[str, Callable[[], click.Command]]]:
+    """Summary and loader of plugins' commands; costs nothing where no plugin is installed.
+
+    To list them, plugins are asked for nothing else; ``to_run``: those of plugins that load whole.
+    """
     from adaptrix.installed import entry_points
 
     if not entry_points():
         return {}
     from adaptrix.catalog import Catalog
 
-    commands = Catalog.from_environment().commands
+    catalog = Catalog.from_environment() if to_run else Catalog.from_environment(hooks=("adaptrix_commands",))
+    commands = catalog.commands
     return {command.name: (command.summary, command.load) for command in commands if command.name not in _COMMANDS}
 
 
