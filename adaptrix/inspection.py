@@ -11,6 +11,9 @@ from adaptrix.bind import BoundAdapter, summed
 from adaptrix.errors import Problem
 from adaptrix.stacks import ranges
 
+#: ‖ΔW‖_F by role and layer
+Picture = Mapping[str, Mapping[int, float]]
+
 
 @dataclass(frozen=True)
 class RoleSummary:
@@ -35,7 +38,7 @@ class Inspection:
     problems: tuple[Problem, ...]
 
     @property
-    def picture(self) -> Mapping[str, Mapping[int, float]]:
+    def picture(self) -> Picture:
         """‖ΔW‖_F by role (with its part) and layer; experts of a layer add up in squares."""
         squares: dict[str, dict[int, float]] = {summary.role: {} for summary in self.roles if summary.layers}
         for site, energy in self.bound.energies.items():
@@ -43,6 +46,20 @@ class Inspection:
                 row = squares[_label(site.role, site.part)]
                 row[site.layer] = row.get(site.layer, 0.0) + energy
         return {role: {layer: square**0.5 for layer, square in row.items()} for role, row in squares.items()}
+
+    def drawn(self, most_rows: int = 60, most_layers: int = 400) -> tuple[Picture, tuple[int, ...], str]:
+        """What of the picture there is room for: its rows, their layers, and a word on what is left out.
+
+        Every layer of a model of a usual depth; of a deeper one only those that have a delta.
+        """
+        picture, depth = self.picture, max(self.bound.depths.values(), default=1)
+        rows = dict(list(picture.items())[:most_rows])
+        seen = range(depth) if depth <= most_layers else sorted({layer for row in rows.values() for layer in row})
+        layers = tuple(seen[:most_layers])
+        left_out = {"roles": len(picture) - len(rows), "layers": len(seen) - len(layers)}
+        said = [f"{count} more {what}" for what, count in left_out.items() if count]
+        said += ["no column for layers without a delta"] if depth > most_layers else []
+        return rows, layers, ", ".join(said)
 
     def as_dict(self) -> dict[str, Any]:
         bound, adapter = self.bound, self.bound.adapter

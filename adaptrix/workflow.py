@@ -240,7 +240,8 @@ def _would_lose(plan: Plan, options: Options) -> UsageError:
     by = " and ".join(option for option, given in asked.items() if given)
     said = [f"{plan.idle} of {len(plan.bound.deltas)} deltas are outside the plan {plan.policy}"] if plan.idle else []
     said += [f"{by} changes {len(plan.overrides)} deltas"] if plan.overrides else []
-    remedy = f"A {options.to} folder has no place for both: add --prune to lose what is left out or replaced."
+    remedy = f"A {options.to} folder has no place for that: add --prune to lose what is left out or replaced"
+    remedy += ", or choose --layers all." if plan.idle else "."
     return UsageError(Problem("would-lose", f"to {options.to}", "; ".join(said), remedy=remedy))
 
 

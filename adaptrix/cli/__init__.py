@@ -14,7 +14,7 @@ from typing import NoReturn
 import click
 
 from adaptrix import __version__
-from adaptrix.errors import AdaptrixError, Problem
+from adaptrix.errors import AdaptrixError, Problem, UsageError
 
 _COMMANDS = {
     "convert": "Write adapters as injection files, or back as PEFT folders.",
@@ -89,7 +89,13 @@ def _tell_of_failed_plugins() -> None:
         show_problems(Catalog.from_environment().problems, Voice())
 
 
-@click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+_EPILOG = """Exit codes: 0 fine; 1 the files have problems; 2 the command line has; 3 a source could not be reached.
+With ADAPTRIX_TRACEBACK=1 an internal error shows where it came from."""
+
+
+@click.command(
+    cls=Commands, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(__version__, prog_name="adaptrix")
 def app() -> None:
     """Convert model adapters, check that they fit, and see what is in them.
@@ -130,10 +136,9 @@ def run(args: list[str]) -> int:
         result = app.main(args, prog_name="adaptrix", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except AdaptrixError as error:
-        return _fail(error, "--json" in args)
+        return _fail(error, args)
     except click.ClickException as error:
-        error.show()
-        return error.exit_code
+        return _misused(error, args)
     except (KeyboardInterrupt, click.Abort):
         click.echo("adaptrix: interrupted; nothing was left half-written", err=True)
         return 130
@@ -146,23 +151,29 @@ def run(args: list[str]) -> int:
     except Exception as error:  # the last net: a fault of ours is told in a line, the traceback on demand
         if os.environ.get("ADAPTRIX_TRACEBACK"):
             raise
-        name = type(error).__name__
-        said = f"{name}: {error}" if str(error) else name
-        return _fail(
-            AdaptrixError(
-                Problem(
-                    "internal",
-                    "adaptrix",
-                    f"internal error, {said}",
-                    remedy="Set ADAPTRIX_TRACEBACK=1 to see where, and report it.",
-                )
-            ),
-            "--json" in args,
-        )
+        return _fail(_internal(error), args)
 
 
-def _fail(error: AdaptrixError, as_json: bool) -> int:
-    from adaptrix.cli import common
+def _misused(error: click.ClickException, args: list[str]) -> int:
+    """What click objects to: in its own words, or as JSON where that was asked for."""
+    if "--json" not in args:
+        error.show()
+        return error.exit_code
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    path = context.command_path if context else "adaptrix"
+    return _fail(UsageError(Problem("usage", path, error.format_message(), remedy=f"See {path} --help.")), args)
 
-    common.show_failure(error, as_json=as_json)
+
+def _internal(error: Exception) -> AdaptrixError:
+    name = type(error).__name__
+    said = f"internal error, {name}: {error}" if str(error) else f"internal error, {name}"
+    return AdaptrixError(
+        Problem("internal", "adaptrix", said, remedy="Set ADAPTRIX_TRACEBACK=1 to see where, and report it.")
+    )
+
+
+def _fail(error: AdaptrixError, args: list[str]) -> int:
+    from adaptrix.cli.common import Voice, show_failure
+
+    show_failure(error, Voice.of(args))
     return error.exit_code

@@ -41,7 +41,8 @@ def show(name: str, voice: Voice) -> None:
 
 @command.command("derive")
 @click.argument("model")
-def derive(model: str) -> None:
+@voice_options
+def derive(model: str, voice: Voice) -> None:
     """Print the TOML of an unknown family, from the config.json of MODEL (needs adaptrix[torch]).
 
     MODEL is a folder or OWNER/NAME. The model is built without weights; its modules are read.
@@ -49,7 +50,11 @@ def derive(model: str) -> None:
     from adaptrix.derive import derive as derived
     from adaptrix.derive import to_toml
 
-    click.echo(to_toml(derived(Workshop().base_config(model))), nl=False)
+    architecture = derived(Workshop().base_config(model))
+    if voice.json:
+        print_json(_summary(architecture) | {"toml": to_toml(architecture)})
+    elif not voice.quiet:
+        click.echo(to_toml(architecture), nl=False)
 
 
 def _find(name: str) -> Architecture:

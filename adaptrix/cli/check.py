@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from adaptrix.bind import BoundAdapter
 from adaptrix.cli.common import Voice, base_option, print_json, show_problems, show_refusal, voice_options, working
 from adaptrix.workflow import Report, Workshop
 
@@ -16,11 +17,13 @@ from adaptrix.workflow import Report, Workshop
 def command(source: str, base: str | None, allow_nonfinite: bool, voice: Voice) -> int:
     """Say everything that is wrong with an adapter, alone and on a base.
 
-    Ends with 0 if it is fine, 1 if not, 3 if it cannot be reached.
+    Ends with 0 if it is fine, 1 if not, 2 if there is no such path, 3 if it cannot be reached.
     """
     workshop = Workshop()
-    with working(f"checking {source}", voice):
-        report = workshop.check(source, base, allow_nonfinite=allow_nonfinite)
+    report = workshop.fit(source, base)  # no spinner: the Hub's client draws bars
+    if not allow_nonfinite:
+        with working(f"checking {source}", voice):
+            report = report.examined()
     if voice.json:
         print_json(report.as_dict())
     elif not voice.quiet and report.ok:
@@ -34,7 +37,13 @@ def _verdict(report: Report) -> str:
     fine = click.style("fine", fg="green", bold=True)
     if report.bound is None:
         return f"{report.subject}: {fine}"
-    dims = report.bound.dims
-    known = [name for name, origin in dims.origins.items() if origin == "config"]
-    against = f"checked against {len(known)} dims of the base" if known else "no base: dims inferred from the tensors"
-    return f"{report.subject}: {fine}; {len(report.bound.deltas)} deltas, {report.bound.architecture.family}, {against}"
+    bound = report.bound
+    return f"{report.subject}: {fine}; {len(bound.deltas)} deltas, {bound.architecture.family}, {_against(bound)}"
+
+
+def _against(bound: BoundAdapter) -> str:
+    """What the shapes were held to."""
+    if not bound.architecture.dims:
+        return "which no architecture describes: shapes not checked against a model"
+    known = [name for name, origin in bound.dims.origins.items() if origin == "config"]
+    return f"checked against {len(known)} dims of the base" if known else "dims inferred from the tensors"

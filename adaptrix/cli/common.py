@@ -28,6 +28,14 @@ class Voice:
     quiet: bool = False
     verbose: bool = False
 
+    def __or__(self, other: Voice) -> Voice:
+        return Voice(self.json or other.json, self.quiet or other.quiet, self.verbose or other.verbose)
+
+    @classmethod
+    def of(cls, args: Sequence[str]) -> Voice:
+        """The voice that a command line asks for, where it was not parsed to its end."""
+        return cls("--json" in args, verbose="-v" in args or "--verbose" in args)
+
 
 base_option = click.option(
     "--base", metavar="MODEL", help="Base to check against: a folder or OWNER/NAME. Only its config.json is read."
@@ -35,19 +43,22 @@ base_option = click.option(
 
 
 def voice_options(function: F) -> F:
-    """Adds ``--json``, ``-q`` and ``-v``; the command takes them as one ``voice``."""
+    """Adds ``--json``, ``-q`` and ``-v``; the command takes them, with those of its group, as one ``voice``."""
 
     @click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else, on standard output.")
     @click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
     @click.option("-v", "--verbose", is_flag=True, help="Say everything, and list every problem.")
     def wrapper(*args: Any, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> Any:
-        if quiet or as_json or not sys.stderr.isatty():
+        context = click.get_current_context()
+        voice = Voice(as_json, quiet, verbose) | (context.find_object(Voice) or Voice())
+        context.obj = voice  # a subcommand's context inherits it
+        if voice.quiet or voice.json or not sys.stderr.isatty():
             from adaptrix.sources import hub
 
             hub.quiet()
         if os.environ.get("NO_COLOR"):
-            click.get_current_context().color = False
-        return function(*args, voice=Voice(as_json, quiet, verbose), **options)
+            context.color = False
+        return function(*args, voice=voice, **options)
 
     wrapper.__name__, wrapper.__doc__ = function.__name__, function.__doc__
     if hasattr(function, "__click_params__"):
@@ -94,12 +105,12 @@ def show_refusal(source: str, verdict: str, problems: Sequence[Problem], voice: 
     show_problems(problems, voice)
 
 
-def show_failure(error: AdaptrixError, *, as_json: bool) -> None:
+def show_failure(error: AdaptrixError, voice: Voice) -> None:
     """An error that ends a command."""
-    if as_json:
+    if voice.json:
         print_json({"ok": False, "problems": [problem.as_dict() for problem in error.problems]})
     else:
-        show_problems(error.problems, Voice(verbose="-v" in sys.argv or "--verbose" in sys.argv))
+        show_problems(error.problems, voice)
 
 
 def clean(text: str) -> str:
@@ -108,7 +119,10 @@ def clean(text: str) -> str:
 
 
 def working(what: str, voice: Voice) -> AbstractContextManager[Any]:
-    """A spinner on a terminal while something may take long; nothing elsewhere."""
+    """A spinner on a terminal while something may take long; nothing elsewhere.
+
+    Never around a fetch: the Hub's client draws bars of its own on the same terminal.
+    """
     if voice.quiet or voice.json or not sys.stderr.isatty():
         return nullcontext()
     from rich.console import Console

@@ -25,8 +25,11 @@ from adaptrix.workflow import Workshop
 def command(source: str, base: str | None, plot: Path | None, force: bool, voice: Voice) -> int:
     """Show what is in an adapter, and where its weight lies."""
     workshop = Workshop()
+    if plot is not None:
+        _require_drawable(plot, force)
+    bound = workshop.bind(workshop.read(source), base)  # no spinner: the Hub's client draws bars
     with working(f"reading {source}", voice):
-        inspection = summarise(workshop.bind(workshop.read(source), base))
+        inspection = summarise(bound)
     if voice.json:
         print_json(inspection.as_dict())
     elif not voice.quiet:
@@ -37,6 +40,12 @@ def command(source: str, base: str | None, plot: Path | None, force: bool, voice
         _plot(inspection, plot, force, voice)
     show_problems((*workshop.catalog.problems, *inspection.problems), voice)
     return 1 if any(problem.severity == "error" for problem in inspection.problems) else 0
+
+
+def _require_drawable(path: Path, force: bool) -> None:
+    from adaptrix.cli.plot import require_drawable
+
+    require_drawable(path, force=force)
 
 
 def _plot(inspection: Inspection, path: Path, force: bool, voice: Voice) -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from adaptrix.cli.common import clean
-from adaptrix.inspection import Inspection, RoleSummary
-from adaptrix.text import amount
+from adaptrix.inspection import Inspection, Picture, RoleSummary
+from adaptrix.text import amount, some
 
 _BARS = "▁▂▃▄▅▆▇█"
 _PLAIN = "123456789"
+_ROWS = 60  # of a table; --json has them all
+_LONGEST = 60  # characters of a cell
 _HEAT = ("blue", "cyan", "green", "yellow", "red")
 
 
@@ -23,7 +25,7 @@ def show(inspection: Inspection) -> None:
     console.print(Group(_card(inspection), Text(), _roles(inspection.roles)))
     if inspection.picture:
         console.print(Text("\n‖ΔW‖ by layer and role", style="bold"))
-        console.print(_heat(inspection.picture, max(inspection.bound.depths.values()), console))
+        console.print(_heat(inspection, console))
     if inspection.bound.adapter.extras:
         console.print(Group(Text("\nNot a delta", style="bold"), _extras(inspection)))
 
@@ -38,7 +40,7 @@ def _card(inspection: Inspection) -> RenderableType:
         "name": adapter.name,
         "base": adapter.base or "not recorded",
         "architecture": f"{bound.architecture.family} (dims from {origin})",
-        "dims": ", ".join(dims),
+        "dims": some(dims, 20),
         "tensors": f"{len(tensors)}, {amount(sum(tensor.nbytes for tensor in tensors))}",
         "source": f"{source.uri} ({source.format})" + (f" at {source.commit}" if source.commit else ""),
         "config": _config(source.config),
@@ -74,18 +76,29 @@ def _roles(roles: tuple[RoleSummary, ...]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for column in ("role", "deltas", "layers", "out × in", "rank", "scale", "dtype", "‖ΔW‖"):
         table.add_column(column, justify="right" if column in ("deltas", "‖ΔW‖") else "left")
-    for role in roles:
+    for role in roles[:_ROWS]:
         table.add_row(
             clean(role.role),
             str(role.count),
-            role.layers or "–",
+            _short(role.layers) or "–",
             _join(f"{out} × {inp}" for out, inp in role.shapes),
             _join(map(str, role.ranks)),
             _join(f"{scale:.4g}" for scale in role.scales),
             _join(role.dtypes),
             f"{role.energy**0.5:.4g}",
         )
+    _more(table, len(roles))
     return table
+
+
+def _more(table: Table, count: int) -> None:
+    """A last row where a table has more than there is room for."""
+    if count > _ROWS:
+        table.add_row(Text(f"… and {count - _ROWS} more: --json has them all", style="dim"))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST else text[:_LONGEST].rpartition(",")[0] + ",…"
 
 
 def _join(values: Iterable[str]) -> str:
@@ -94,30 +107,37 @@ def _join(values: Iterable[str]) -> str:
     return ", ".join(listed[:3]) + (", …" if len(listed) > 3 else "")
 
 
-def _heat(picture: Mapping[str, Mapping[int, float]], depth: int, console: Console) -> Table:
+def _heat(inspection: Inspection, console: Console) -> Table:
     """One row a role, one cell a layer, every cell as high as its share of the largest."""
-    bars = _BARS if (console.encoding or "").lower().startswith("utf") else _PLAIN
+    picture, layers, left_out = inspection.drawn(_ROWS)
     largest = max((norm for row in picture.values() for norm in row.values()), default=0.0)
     table = Table.grid(padding=(0, 2, 0, 0))
     width = max(console.width - max(map(len, picture)) - 12, 16)
-    for start in range(0, depth, width):
-        stop = min(start + width, depth)
-        table.add_row(Text(""), Text(_ruler(start, stop), style="dim"))
-        for role, row in picture.items():
-            table.add_row(Text(clean(role)), _row(row, start, stop, largest, bars))
+    for start in range(0, len(layers), width):
+        _strip(table, picture, layers[start : start + width], largest, console)
     table.add_row(Text(""), Text(f"full bar = {largest:.4g}, · = no delta", style="dim"))
+    if left_out:
+        table.add_row(Text(""), Text(f"not drawn: {left_out}; --json has all", style="dim"))
     return table
 
 
-def _ruler(start: int, stop: int) -> str:
+def _strip(table: Table, picture: Picture, layers: Sequence[int], largest: float, console: Console) -> None:
+    """As many layers as a line has room for, under their numbers."""
+    bars = _BARS if (console.encoding or "").lower().startswith("utf") else _PLAIN
+    table.add_row(Text(""), Text(_ruler(layers), style="dim"))
+    for role, row in picture.items():
+        table.add_row(Text(clean(role)), _row(row, layers, largest, bars))
+
+
+def _ruler(layers: Sequence[int]) -> str:
     """The number of every eighth layer above its cell."""
-    marks = "".join(str(layer).ljust(8) for layer in range(start, stop, 8))
-    return marks[: max(stop - start, len(marks.rstrip()))].rstrip()
+    marks = "".join(str(layer).ljust(8) for layer in layers[::8])
+    return marks[: max(len(layers), len(marks.rstrip()))].rstrip()
 
 
-def _row(row: Mapping[int, float], start: int, stop: int, largest: float, bars: str) -> Text:
+def _row(row: Mapping[int, float], layers: Sequence[int], largest: float, bars: str) -> Text:
     text = Text()
-    for layer in range(start, stop):
+    for layer in layers:
         norm = row.get(layer)
         if norm is None:
             text.append("·", style="dim")
@@ -132,6 +152,8 @@ def _row(row: Mapping[int, float], start: int, stop: int, largest: float, bars: 
 
 def _extras(inspection: Inspection) -> Table:
     table = Table.grid(padding=(0, 2, 0, 0))
-    for key, extra in inspection.bound.adapter.extras.items():
+    extras = inspection.bound.adapter.extras
+    for key, extra in list(extras.items())[:_ROWS]:
         table.add_row(clean(key), extra.kind, extra.tensor.dtype, str(list(extra.tensor.shape)))
+    _more(table, len(extras))
     return table
