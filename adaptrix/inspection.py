@@ -58,7 +58,7 @@ class Inspection:
         layers = tuple(seen[:most_layers])
         left_out = {"roles": len(picture) - len(rows), "layers": len(seen) - len(layers)}
         said = [f"{count} more {what}" for what, count in left_out.items() if count]
-        said += ["no column for layers without a delta"] if depth > most_layers else []
+        said += ["layers without a delta"] if depth > most_layers else []
         return rows, layers, ", ".join(said)
 
     def as_dict(self) -> dict[str, Any]:

@@ -150,10 +150,10 @@ def _(draft: Draft) -> None:
     draft.add("model.layers.999999.self_attn.q_proj", HIDDEN, HIDDEN)
 
 
-@bad("100,000 keys", "layers 2-49999")
+@bad("20,000 keys", "layers 2-9999")
 def _(draft: Draft) -> None:
     draft.config["target_modules"] = ["q_proj"]
-    draft.tensors = dict(factors({"model.layers.{}.self_attn.q_proj": (HIDDEN, HIDDEN)}, 50_000))
+    draft.tensors = dict(factors({"model.layers.{}.self_attn.q_proj": (HIDDEN, HIDDEN)}, 10_000))
 
 
 @bad("two adapters in one file", "one, two", "selected_adapters")

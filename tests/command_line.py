@@ -1,8 +1,13 @@
 """The command line in this process: a folder to work in, what was said, what was left behind."""
 
-import time
+import contextlib
+import faulthandler
+import sys
 
 from adaptrix import cli
+
+#: for one command; far more than any takes: what is slow is measured elsewhere, here nothing may hang
+LIMIT = 300
 
 
 class Place:
@@ -14,9 +19,8 @@ class Place:
     def run(self, *args):
         """The exit code, and what was said on standard output and standard error."""
         self.capsys.readouterr()
-        start = time.perf_counter()
-        code = cli.run([str(arg) for arg in args])
-        self.seconds = time.perf_counter() - start
+        with ending():
+            code = cli.run([str(arg) for arg in args])
         out, err = self.capsys.readouterr()
         assert "Traceback" not in out + err
         assert "internal error" not in out + err
@@ -29,6 +33,16 @@ class Place:
         """Everything below the folder, hidden or not, and when each file was written."""
         found = {path: path.lstat() for path in self.folder.rglob("*")}
         return {str(path): path.is_dir() or (status.st_size, status.st_mtime_ns) for path, status in found.items()}
+
+
+@contextlib.contextmanager
+def ending():
+    """The process ends, and says where it was, if what is done in here has no end."""
+    faulthandler.dump_traceback_later(LIMIT, exit=True, file=sys.__stderr__)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def placed(tmp_path, capsys, monkeypatch):

@@ -72,7 +72,7 @@ def _config(config: Mapping[str, object]) -> str:
     return ", ".join(f"{key} {config[key]}" for key in keys if config.get(key) not in (None, False, 0.0, "none"))
 
 
-def _roles(roles: tuple[RoleSummary, ...]) -> Table:
+def _roles(roles: tuple[RoleSummary, ...]) -> RenderableType:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for column in ("role", "deltas", "layers", "out × in", "rank", "scale", "dtype", "‖ΔW‖"):
         table.add_column(column, justify="right" if column in ("deltas", "‖ΔW‖") else "left")
@@ -87,14 +87,13 @@ def _roles(roles: tuple[RoleSummary, ...]) -> Table:
             _join(role.dtypes),
             f"{role.energy**0.5:.4g}",
         )
-    _more(table, len(roles))
-    return table
+    return _cut(table, len(roles))
 
 
-def _more(table: Table, count: int) -> None:
-    """A last row where a table has more than there is room for."""
-    if count > _ROWS:
-        table.add_row(Text(f"… and {count - _ROWS} more: --json has them all", style="dim"))
+def _cut(table: Table, count: int) -> RenderableType:
+    """A table, and a word under it where there is more than it has room for."""
+    more = Text(f"… and {count - _ROWS} more: --json has them all", style="dim")
+    return Group(table, more) if count > _ROWS else table
 
 
 def _short(text: str) -> str:
@@ -107,7 +106,7 @@ def _join(values: Iterable[str]) -> str:
     return ", ".join(listed[:3]) + (", …" if len(listed) > 3 else "")
 
 
-def _heat(inspection: Inspection, console: Console) -> Table:
+def _heat(inspection: Inspection, console: Console) -> RenderableType:
     """One row a role, one cell a layer, every cell as high as its share of the largest."""
     picture, layers, left_out = inspection.drawn(_ROWS)
     largest = max((norm for row in picture.values() for norm in row.values()), default=0.0)
@@ -116,9 +115,7 @@ def _heat(inspection: Inspection, console: Console) -> Table:
     for start in range(0, len(layers), width):
         _strip(table, picture, layers[start : start + width], largest, console)
     table.add_row(Text(""), Text(f"full bar = {largest:.4g}, · = no delta", style="dim"))
-    if left_out:
-        table.add_row(Text(""), Text(f"not drawn: {left_out}; --json has all", style="dim"))
-    return table
+    return Group(table, Text(f"not drawn: {left_out}; --json has all", style="dim")) if left_out else table
 
 
 def _strip(table: Table, picture: Picture, layers: Sequence[int], largest: float, console: Console) -> None:
@@ -150,10 +147,9 @@ def _row(row: Mapping[int, float], layers: Sequence[int], largest: float, bars: 
     return text
 
 
-def _extras(inspection: Inspection) -> Table:
+def _extras(inspection: Inspection) -> RenderableType:
     table = Table.grid(padding=(0, 2, 0, 0))
     extras = inspection.bound.adapter.extras
     for key, extra in list(extras.items())[:_ROWS]:
         table.add_row(clean(key), extra.kind, extra.tensor.dtype, str(list(extra.tensor.shape)))
-    _more(table, len(extras))
-    return table
+    return _cut(table, len(extras))
