@@ -14,6 +14,9 @@
     mine = "adaptrix_mine"
 
 ``adaptrix plugins`` shows what became of it. ``plugins/`` in Adaptrix's repository has whole examples.
+
+A record with a field that is not what its type says fails the plugin. What a record's function raises is
+told in the plugin's name; an :class:`~adaptrix.errors.AdaptrixError` is told as it is.
 """
 
 from __future__ import annotations
@@ -41,12 +44,16 @@ def adaptrix_architectures() -> Iterable[Architecture]:  # type: ignore[empty-bo
 
 @hookspec
 def adaptrix_formats() -> Iterable[Format]:  # type: ignore[empty-body]  # a specification has no body
-    """Ways in which adapters are written to files."""
+    """Ways in which adapters are written to files.
+
+    They are asked before Adaptrix's own, so that ``detect`` can take a checkpoint that the ``peft`` format
+    would refuse; it must take no other. The files of formats that share one are fetched together.
+    """
 
 
 @hookspec
 def adaptrix_sources() -> Iterable[Source]:  # type: ignore[empty-body]  # a specification has no body
-    """Places that adapters come from."""
+    """Places that adapters come from; asked after Adaptrix's own, the disk and the Hub."""
 
 
 @hookspec
@@ -56,4 +63,8 @@ def adaptrix_generators() -> Iterable[Generator]:  # type: ignore[empty-body]  #
 
 @hookspec
 def adaptrix_commands() -> Iterable[Command]:  # type: ignore[empty-body]  # a specification has no body
-    """Subcommands of ``adaptrix``, each imported by its ``load`` when it is called for."""
+    """Subcommands of ``adaptrix``, each imported by its ``load`` when it is called for.
+
+    To list them, ``adaptrix --help`` imports every plugin's module and calls this hook alone: import what is
+    heavy where it is used.
+    """

@@ -2,9 +2,47 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from importlib.metadata import EntryPoint, distributions
 from pathlib import Path
 from textwrap import dedent
+
+import pytest
+
+from adaptrix.catalog import Catalog
+from adaptrix.plugin import Plugin
+from adaptrix.registry import builtin_folder
+
+BUILT_IN = {file.stem for file in builtin_folder().glob("*.toml")}
+#: the beginning of a plugin; the function that follows is a hook
+HOOKED = """from adaptrix import hookimpl, Architecture
+from adaptrix.records import Command, Format, Generator, Source
+@hookimpl
+"""
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder on the path; what was imported from it is forgotten after the test."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(str(folder))
+    before = set(sys.modules)
+    yield folder
+    for name in sys.modules.keys() - before:
+        if str(folder) in str(getattr(sys.modules[name], "__spec__", "")):
+            del sys.modules[name]
+
+
+def plugins_of(site: Path) -> dict[str, Plugin]:
+    """Adaptrix and the plugins in a folder, by distribution."""
+    return {plugin.distribution: plugin for plugin in Catalog(entry_points=entry_points(site)).plugins}
+
+
+def families(catalog: Catalog) -> set[str]:
+    """What a catalog has."""
+    return {architecture.family for architecture in catalog.architectures}
 
 
 def install(site: Path, distribution: str, source: str, *, module: str | None = None, value: str | None = None) -> str:

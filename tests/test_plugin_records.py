@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +16,11 @@ from adaptrix.errors import RefusedError, UsageError
 from adaptrix.records import Bundle
 from adaptrix.workflow import Options, Workshop
 from benchmarks import alpaca
+from tests import plugin_helpers
 from tests.command_line import offline
 from tests.plugin_helpers import entry_points, install
+
+site = plugin_helpers.site
 
 IA3 = """
 import json
@@ -45,17 +47,9 @@ def adaptrix_formats():
 """
 
 
-@pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A folder on the path; what was imported from it is forgotten after the test."""
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     offline(monkeypatch)
-    (tmp_path / "site").mkdir()
-    monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    before = set(sys.modules)
-    yield tmp_path / "site"
-    for name in sys.modules.keys() - before:
-        if str(tmp_path) in str(getattr(sys.modules[name], "__spec__", "")):
-            del sys.modules[name]
 
 
 def _workshop(site: Path) -> Workshop:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import adaptrix_mamba
 import peft
@@ -13,9 +13,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import adaptrix
-from adaptrix.catalog import Catalog
 from adaptrix.registry import read_architecture
-from adaptrix.testing import ArchitectureLaws
+from adaptrix.testing import ArchitectureLaws, PluginLaws
 
 FOLDER = Path(adaptrix_mamba.__file__).parent
 
@@ -38,9 +37,9 @@ class TestMamba2(ArchitectureLaws):
     unchecked_parts = ("in_proj",)  # checked below
 
 
-def test_adaptrix_finds_the_plugin() -> None:
-    origins = {kind: found.origin for found in Catalog.from_environment().architectures for kind in found.model_types}
-    assert {origins[kind] for kind in CONFIGS} == {"adaptrix-mamba"}
+class TestPlugin(PluginLaws):
+    distribution = "adaptrix-mamba"
+    contributes: ClassVar = {"architectures": ["mamba", "mamba2"]}
 
 
 def _model(model_type: str, **more: Any) -> Any:
