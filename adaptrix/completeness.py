@@ -71,7 +71,7 @@ def _survey(architecture: Architecture, adapter: Adapter) -> tuple[list[_Spellin
     found = {}
     for role in architecture.roles.values():
         for pattern in (*role.paths, *(path for paths in role.part_paths.values() for path in paths)):
-            if "{layer}" in pattern:
+            if "{layer}" in pattern and not role.name.startswith("modules."):
                 found[pattern] = _Spelling(pattern, role)
     prefixes: Counter[tuple[str, str]] = Counter()
     faulty = [problem.where.partition(" ")[0] for problem in adapter.problems]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -49,7 +49,9 @@ def by_config(
             merged = {**config, **part}
             rivals = () if any(map(found.locate, _paths(adapter))) else _fitting(architectures, adapter)
             names = tuple(architecture.family for architecture in rivals)
-            return Identity(found, read_dims(found.dims, merged), True, tuple(_odd(found, merged, where)), names)
+            dims, odd = read_dims(found.dims, merged), tuple(_odd(found, merged, where))
+            known = Identity(found, dims, True, odd, names)
+            return known if part is config or rivals else _with_strangers(known, adapter, config)
     kind = config.get("model_type")
     if not isinstance(kind, str):
         return _no_type(kind, adapter, where)
@@ -58,6 +60,23 @@ def by_config(
         f"no architecture claims model_type {kind!r}",
         f"See `adaptrix architectures`; `adaptrix architectures derive MODEL` prints a file for {kind!r}.",
     )
+
+
+def _with_strangers(identity: Identity, adapter: Adapter, config: Mapping[str, Any]) -> Identity:
+    """The family of a multimodal base's text model, and as they are the modules of its other parts."""
+    architecture = identity.architecture
+    strangers = sorted(path for path in _paths(adapter) if architecture.locate(path) is None)
+    if not strangers:
+        return identity
+    outside = f"{len(strangers)} modules, such as {strangers[0]}, are outside the text model"
+    found = f"{outside} of {config.get('model_type')!r}: they keep their own paths and their shapes are not checked"
+    problem = Problem("unverified", adapter.name, found, severity="warning")
+    return replace(identity, architecture=_beside(architecture, strangers), problems=(*identity.problems, problem))
+
+
+def _beside(architecture: Architecture, paths: Iterable[str]) -> Architecture:
+    """An architecture that has some paths as they are as well."""
+    return replace(architecture, roles=MappingProxyType({**architecture.roles, **kept_paths(paths).roles}))
 
 
 def by_paths(adapter: Adapter, architectures: Iterable[Architecture]) -> Identity:
@@ -146,4 +165,5 @@ def by_record(adapter: Adapter, recorded: Recorded, architectures: Iterable[Arch
             f"the file names the architecture {recorded.family!r}, which is not installed here",
             "Install the plugin it came from; `adaptrix architectures` lists what is there.",
         )
-    return Identity(found, recorded.dims, known=True)
+    kept = sorted(target.path for target, site in recorded.sites.items() if site.startswith("modules."))
+    return Identity(_beside(found, kept) if kept else found, recorded.dims, known=True)
