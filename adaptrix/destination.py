@@ -48,9 +48,9 @@ def require_apart(path: Path, source: Collection[Path]) -> None:
 
     A source of several files has its folder to itself; one of a single file may have neighbours.
     """
-    above = path.parent.resolve()
+    above = _real(path.parent)
     for file in source:
-        home = file.parent.resolve()
+        home = _real(file.parent)
         if same(path, file) or (len(source) > 1 and same(path, home)):
             raise _overlap(path, "this is the source itself")
         if any(same(path, folder) for folder in (home, *home.parents)):
@@ -73,6 +73,11 @@ def same(one: Path, other: Path) -> bool:
         return os.path.samefile(one, other)
     except (OSError, ValueError):  # one of them is not there
         return False
+
+
+def _real(folder: Path) -> Path:
+    """The folder without links; ``Path.resolve`` raises where they go in a circle."""
+    return Path(os.path.realpath(folder))
 
 
 def _overlap(path: Path, found: str) -> UsageError:

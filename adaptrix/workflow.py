@@ -43,8 +43,10 @@ class Report:
         return not errors_in(self.problems)
 
     def examined(self) -> Report:
-        """The report after a look at every number: NaN and Inf are problems."""
-        return self if self.bound is None else replace(self, problems=(*self.problems, *nonfinite(self.bound)))
+        """The report after a look at every number: NaN and Inf are problems, each told once."""
+        if self.bound is None:
+            return self
+        return replace(self, problems=tuple(dict.fromkeys((*self.problems, *nonfinite(self.bound)))))
 
     def as_dict(self) -> dict[str, Any]:
         return {"subject": self.subject, "ok": self.ok, "problems": [problem.as_dict() for problem in self.problems]}

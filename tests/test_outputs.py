@@ -1,5 +1,7 @@
 """Where outputs go, what they may replace, and what is said of them."""
 
+import contextlib
+import importlib
 import json
 import os
 import shutil
@@ -279,6 +281,37 @@ def test_no_family_is_missed_where_nothing_was_read(place):
     for command in ("check", "convert", "inspect"):
         code, out, err = place.run(command, place.folder / "ia3/adapter")
         assert (code, "IA3" in err, "architecture has all" in out + err) == (1, True, False)
+
+
+@pytest.mark.parametrize("command", ["convert", "check", "inspect"])
+def test_nothing_turns_while_the_hub_draws_its_bars(command, place, lora, monkeypatch):
+    turning, fetched = [], []
+
+    @contextlib.contextmanager
+    def working(*_):
+        turning.append(1)
+        yield
+        turning.pop()
+
+    def watched(step):
+        def call(*args):
+            fetched.append(len(turning))
+            return step(*args)
+
+        return call
+
+    monkeypatch.setattr(importlib.import_module(f"adaptrix.cli.{command}"), "working", working)
+    for name in ("fetch", "base_config"):
+        monkeypatch.setattr(Workshop, name, watched(getattr(Workshop, name)))
+    assert place.run(command, lora, "--base", place.folder / "base")[0] == 0
+    assert fetched == [0, 0]
+
+
+def test_a_report_is_examined_once(place):
+    BAD["a NaN"].write(place.folder / "bad")
+    report = adaptrix.check(place.folder / "bad/adapter")
+    assert report.examined().problems == report.problems
+    assert "nonfinite" not in {p.code for p in Workshop().fit(str(place.folder / "bad/adapter")).problems}
 
 
 @pytest.fixture

@@ -38,12 +38,13 @@ def _verdict(report: Report) -> str:
     if report.bound is None:
         return f"{report.subject}: {fine}"
     bound = report.bound
-    return f"{report.subject}: {fine}; {len(bound.deltas)} deltas, {bound.architecture.family}, {_against(bound)}"
+    return f"{report.subject}: {fine}; {len(bound.deltas)} deltas{_against(bound)}"
 
 
 def _against(bound: BoundAdapter) -> str:
-    """What the shapes were held to."""
+    """The family, and what the shapes were held to."""
     if not bound.architecture.dims:
-        return "which no architecture describes: shapes not checked against a model"
+        return " of an unknown family: shapes not checked against a model"
     known = [name for name, origin in bound.dims.origins.items() if origin == "config"]
-    return f"checked against {len(known)} dims of the base" if known else "dims inferred from the tensors"
+    against = f"checked against {len(known)} dims of the base" if known else "dims inferred from the tensors"
+    return f", {bound.architecture.family}, {against}"
