@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -5,7 +7,7 @@ from hypothesis import strategies as st
 
 from adaptrix.delta import LowRank, distance, from_factors, fuse, split, stack, straightened, truncate
 from adaptrix.layout import part_rows
-from adaptrix.tensor import Tensor
+from adaptrix.tensor import FileRange, Tensor
 from tests.make import low_rank
 
 sizes = st.integers(2, 9)
@@ -18,6 +20,58 @@ def test_energy_is_the_squared_norm_of_the_dense_delta(out, inp, rank, seed, rsl
     delta = low_rank(rng, out, inp, rank, alpha=5.0)
     delta = LowRank(delta.A, delta.B, 5.0, rslora=rslora)
     assert delta.energy() == pytest.approx(np.linalg.norm(delta.dense()) ** 2, rel=1e-9)
+
+
+@given(sizes, sizes, st.integers(8, 40), seeds)
+def test_energy_of_a_rank_beyond_both_sides(out, inp, rank, seed):
+    delta = low_rank(np.random.default_rng(seed), out, inp, rank)
+    assert delta.energy() == pytest.approx(np.linalg.norm(delta.dense()) ** 2, rel=1e-9)
+
+
+def peak(action):
+    """What an action returns, and the most memory it held at once."""
+    tracemalloc.start()
+    try:
+        return action(), tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_no_rank_asks_for_more_than_its_factors():
+    delta = low_rank(np.random.default_rng(0), 16, 16, 3000)
+    size = delta.A.nbytes + delta.B.nbytes
+    assert peak(delta.energy)[1] < 4 * size
+    (A, B), held = peak(lambda: stack([delta]))
+    assert held < 12 * size
+    (small_A, small_B), held = peak(lambda: truncate(A, B, 3000))
+    assert held < 12 * size
+    assert small_A.shape == small_B.shape == (16, 16)
+    gap, held = peak(lambda: distance(delta, small_A, small_B))
+    assert held < 24 * size
+    assert gap < 1e-9
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", ["F64", "F32", "F16", "BF16", "F8_E5M2", "F8_E4M3"])
+def test_what_is_not_finite_is_counted(dtype, bad):
+    if dtype == "F8_E4M3":
+        bad = np.nan  # it has no Inf
+    array = np.linspace(-400, 400, 3000).reshape(30, 100)
+    assert Tensor.of(array).cast(dtype).nonfinite() == 0
+    array[[2, 5, 29], [0, 7, 99]] = bad
+    assert Tensor.of(array).cast(dtype).nonfinite() == 3
+
+
+@pytest.mark.parametrize("dtype", ["F64", "BF16", "F8_E4M3"])
+def test_counting_copies_no_tensor(dtype, tmp_path):
+    tensor = Tensor(
+        dtype, (1 << 11, 1 << 12), bytes((1 << 23) * (8 if dtype == "F64" else 2 if dtype == "BF16" else 1))
+    )
+    (tmp_path / "data").write_bytes(tensor.tobytes())
+    for one in (tensor, Tensor(dtype, tensor.shape, FileRange(tmp_path / "data", 0, tensor.nbytes))):
+        found, held = peak(one.nonfinite)
+        assert found == 0
+        assert held < 6 << 20
 
 
 @given(sizes, sizes, seeds)

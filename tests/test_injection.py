@@ -208,3 +208,16 @@ def test_tensors_and_manifest_must_agree(files, tmp_path):
     safetensors_file.write(file, tensors, {"adaptrix": json.dumps(said)})
     codes = {problem.code for problem in adaptrix.check(file).problems if problem.severity == "error"}
     assert codes - {"incomplete"} == {"pair", "extra", "unexpected", "scale", "rank"}
+
+
+def test_a_module_belongs_to_its_site(files, tmp_path):
+    said, tensors = files[0]
+    modules = {site: said["deltas"][site]["module"] for site in ("layers.0.q", "layers.1.q")}
+    for site, other in (("layers.0.q", "layers.1.q"), ("layers.1.q", "layers.0.q")):
+        for table in ("deltas", "overrides"):
+            if site in said[table]:
+                said = put(said, (table, site, "module"), modules[other])
+    file = tmp_path / "bad.adaptrix.safetensors"
+    safetensors_file.write(file, tensors, {"adaptrix": json.dumps(said)})
+    moved = [problem.where for problem in adaptrix.check(file).problems if problem.code == "moved"]
+    assert sorted(moved) == ["layers.0.q", "layers.1.q"]

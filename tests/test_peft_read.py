@@ -254,6 +254,18 @@ CONFIGS = {
     "a pattern slow in sum": ({"target_modules": "(.|..)*[A-Z]|.*", "rank_pattern": SLOW}, {"pattern-slow"}),
     "a slow rank": ({"rank_pattern": {"(.|..|...)*[A-Z]": 2}}, {"pattern-slow"}),
     "no pattern": ({"target_modules": "q_proj("}, {"pattern-invalid"}),
+    "replication a text": ({"layer_replication": "x"}, {"config-value"}),
+    "replication of threes": ({"layer_replication": [[0, 1, 2]]}, {"config-value"}),
+    "tokens a text": ({"trainable_token_indices": "y"}, {"config-value"}),
+    "tokens of texts": ({"trainable_token_indices": {"embed_tokens": ["y"]}}, {"config-value"}),
+    "layers_pattern a number": ({"layers_pattern": 5}, {"config-value"}),
+    "tokens without rows": ({"trainable_token_indices": [3]}, {"incomplete"}),
+    "parameters without tensors": ({"target_parameters": ["experts.down_proj"]}, {"incomplete"}),
+    "a task without its head": ({"task_type": "SEQ_CLS"}, {"incomplete"}),
+    "a slow layers_pattern": (
+        {"layers_to_transform": [0, 1, 2], "layers_pattern": "(.|..|...)*[A-Z]"},
+        {"pattern-slow"},
+    ),
     "enable_lora true": ({"enable_lora": True}, {"config-value"}),
     "bias any": ({"bias": "any"}, {"config-value"}),
 }
@@ -361,6 +373,16 @@ def test_a_swapped_pair_is_called_so_even_on_a_square_module(tmp_path):
 def test_a_missing_half(saved):
     (saved.folder / WEIGHTS).unlink()
     assert codes(saved) == {"adapter-weights-missing"}
+
+
+def test_whole_numbers_written_as_floats_are_whole_numbers(saved):
+    config = json.loads((saved.base / "config.json").read_text())
+    floats = {key: float(value) for key, value in config.items() if type(value) is int}
+    assert floats["head_dim"] == 10.0
+    (saved.base / "config.json").write_text(json.dumps(config | floats))
+    assert codes(saved) == set()
+    (saved.base / "config.json").write_text(json.dumps(config | {"head_dim": 10.5}))
+    assert "base-config" in codes(saved)
 
 
 @pytest.mark.parametrize("good", ["no base", "no targets"])
