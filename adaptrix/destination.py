@@ -59,12 +59,11 @@ def require_apart(path: Path, source: Collection[Path]) -> None:
             raise _overlap(path, "this is in the source's own folder")
 
 
-def require_first(path: Path, written: Mapping[Path, str]) -> None:
-    """Raises :class:`UsageError` where this run has written ``path`` already; ``written``: source by path."""
-    for other, source in written.items():
+def require_untaken(path: Path, taken: Mapping[Path, str]) -> None:
+    """Raises :class:`UsageError` where this run wants a path for something else; ``taken``: what for, by path."""
+    for other, why in taken.items():
         if same(path, other):
-            found, remedy = f"this run has just written it, from {source}", "Give each a --name of its own."
-            raise UsageError(Problem("written-twice", str(path), found, remedy=remedy))
+            raise UsageError(Problem("output-taken", str(path), why, remedy="Give each output a --name of its own."))
 
 
 def same(one: Path, other: Path) -> bool:

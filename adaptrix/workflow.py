@@ -17,7 +17,7 @@ from adaptrix import atomic
 from adaptrix.adapter import Adapter
 from adaptrix.bind import BoundAdapter, bind, nonfinite
 from adaptrix.catalog import Catalog
-from adaptrix.destination import destination, require_apart, require_first
+from adaptrix.destination import destination, require_apart, require_untaken
 from adaptrix.errors import AdaptrixError, Problem, RefusedError, UnreachableError, UsageError, errors_in
 from adaptrix.identify import Identity, by_config, by_paths, by_record
 from adaptrix.options import Options, dtype_name, require_options
@@ -138,11 +138,11 @@ class Workshop:
         report: Report,
         out: str | PathLike[str] | None,
         options: Options,
-        written: Mapping[Path, str] = MappingProxyType({}),
+        taken: Mapping[Path, str] = MappingProxyType({}),
     ) -> Conversion:
         """What :meth:`convert` does after :meth:`prepare` and :meth:`fit`; needs no network.
 
-        ``written``: the outputs of this run by path, with the source of each; none of them is replaced.
+        ``taken``: paths that are not replaced even so, with what to say of each: other outputs of the same run.
         """
         form = self._writable(options.to)
         report = report if options.allow_nonfinite else report.examined()
@@ -152,7 +152,7 @@ class Workshop:
         path = destination(out if out is None else fspath(out), plan.bound.adapter.name, form)
         assert path is not None and form.write is not None  # noqa: PT018  # there is a name, and _writable saw to it
         require_apart(path, report.bundle.files.values() if report.bundle else ())
-        require_first(path, written)
+        require_untaken(path, taken)
         with atomic.output(path, force=options.force, holds=form.writes) as work:
             form.write(plan, work)
             sizes = [tensor.nbytes for _, tensor in _read_back(form, work, path).tensors()]

@@ -177,6 +177,14 @@ def test_a_batch_never_overwrites_itself(more, place, two):
     assert os.listdir()[0].startswith("lo@ra")
 
 
+def test_a_batch_spares_its_other_sources(place, lora):
+    assert place.run("convert", lora, "--layers", "all")[0] == 0
+    before = Path("adapter.adaptrix.safetensors").read_bytes()
+    code, _, err = place.run("convert", lora, "adapter.adaptrix.safetensors", "--force")
+    assert (code, "this is a source of this run" in err) == (2, True)
+    assert Path("adapter.adaptrix.safetensors").read_bytes() == before
+
+
 def test_one_name_is_for_one_source(place, two):
     code, _, err = place.run("convert", *two, "--name", "same", "--force")
     assert (code, os.listdir()) == (2, [])

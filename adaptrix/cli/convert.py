@@ -65,6 +65,7 @@ def command(sources: tuple[str, ...], out: str | None, voice: Voice, **options: 
     out = _for_several(sources, out, wanted) if len(sources) > 1 else out
     workshop = Workshop()
     batch = _Batch(workshop, out, wanted, voice)
+    batch.spare(sources)
     for source in sources:
         batch.convert(source)
     if voice.json:
@@ -86,9 +87,13 @@ class _Batch:
 
     def __init__(self, workshop: Workshop, out: str | None, options: Options, voice: Voice) -> None:
         self._workshop, self._out, self._options, self._voice = workshop, out, options, voice
-        self._written: dict[Path, str] = {}
+        self._taken: dict[Path, str] = {}
         self.results: list[dict[str, Any]] = []
         self.code = 0
+
+    def spare(self, sources: tuple[str, ...]) -> None:
+        """Lets no output of the run take the place of one of its sources."""
+        self._taken |= {Path(source): "this is a source of this run" for source in sources}
 
     def convert(self, source: str) -> None:
         """One source; what is wrong with it is told and does not stop the others."""
@@ -96,13 +101,13 @@ class _Batch:
             self._workshop.prepare(self._out, self._options)
             report = self._workshop.fit(source, self._options.base)  # no spinner: the Hub's client draws bars
             with working(f"converting {source}", self._voice):
-                done = self._workshop.write(report, self._out, self._options, self._written)
+                done = self._workshop.write(report, self._out, self._options, self._taken)
         except AdaptrixError as error:
             self.code = max(self.code, error.exit_code)
             self.results.append({"source": source, "ok": False, "problems": [p.as_dict() for p in error.problems]})
             show_refusal(source, "not converted, ", error.problems, self._voice)
         else:
-            self._written[done.path] = source
+            self._taken[done.path] = f"this run has just written it, from {source}"
             self.results.append(_result(source, done))
             _show(done, self._voice)
 
