@@ -68,6 +68,10 @@ def _names(value: object) -> bool:
     return isinstance(value, tuple | list) and all(name and isinstance(name, str) for name in value)
 
 
+def _prefixes(value: object) -> bool:
+    return isinstance(value, tuple | list) and bool(value) and all(isinstance(prefix, str) for prefix in value)
+
+
 def _patterns(value: object) -> bool:
     return isinstance(value, tuple | list) and bool(value) and all(map(_names, value)) and all(value)
 
@@ -87,6 +91,7 @@ _RULES: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "keeps_plan": (lambda value: isinstance(value, bool), "True or False"),
     "patterns": (_patterns, 'tuples of names in a tuple, as (("*.x",),) is'),
     "model_types": (_names, "a tuple of names"),
+    "prefixes": (_prefixes, "a tuple of prefixes"),
     "dims": (lambda value: isinstance(value, Mapping), "a mapping of rules"),
     "roles": (_roles, "a mapping of roles"),
 }

@@ -109,6 +109,10 @@ HOOKS = {
     ),
     "no loader": ("def adaptrix_commands(): yield Command('x', 'X.', 'x')", "the load of x is 'x'"),
     "no summary": ("def adaptrix_commands(): yield Command('x', None, any)", "the summary of x is None"),
+    "one prefix": (
+        "def adaptrix_architectures(): yield Architecture('x', ('y',), {}, {}, 'model.')",
+        "the prefixes of x are 'model.', not a tuple of prefixes",
+    ),
     "no roles": (
         "def adaptrix_architectures(): yield Architecture('x', ('y',), {}, {'q': 'path'})",
         "the roles of x are {'q': 'path'}, not a mapping of roles",

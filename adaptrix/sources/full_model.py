@@ -1,4 +1,8 @@
-"""Telling a whole model from an adapter, without reading its weights."""
+"""Telling a whole model from an adapter, without reading its weights.
+
+Headers are read here once more than in ``formats``, which sources may not import and whose readers refuse
+what only costs a count here.
+"""
 
 from __future__ import annotations
 
