@@ -67,7 +67,7 @@ def bind(adapter: Adapter, identity: Identity) -> BoundAdapter:
             problems += error.problems
     dims = _infer(deltas, architecture, stated)
     depths = depths_of(deltas, architecture, dims, adapter)
-    problems += [*misplaced, *_moved(places, adapter)]
+    problems += [*misplaced, *_moved(places, adapter, architecture)]
     for site, delta in deltas.items():
         problems += _site_problems(site, delta, architecture.roles[site.role], dims, places[site][0])
     problems += layer_problems(deltas, architecture, dims, adapter)
@@ -111,9 +111,12 @@ def _places(adapter: Adapter, identity: Identity) -> tuple[dict[Site, tuple[Targ
     return dict(sorted(places.items(), key=lambda item: item[0].order)), problems
 
 
-def _moved(places: Mapping[Site, tuple[Target, LowRank]], adapter: Adapter) -> Iterator[Problem]:
-    """Deltas that an injection file files under another site than that of the module it names."""
-    sites = adapter.recorded.sites if adapter.recorded and adapter.recorded.known else {}
+def _moved(
+    places: Mapping[Site, tuple[Target, LowRank]], adapter: Adapter, architecture: Architecture
+) -> Iterator[Problem]:
+    """Deltas that an injection file files under another site than its own family has for the module it names."""
+    recorded = adapter.recorded
+    sites = recorded.sites if recorded is not None and recorded.family == architecture.family else {}
     for site, (target, _) in places.items():
         if (filed := sites.get(target, str(site))) != str(site):
             found = f"the file has the delta of {target} under it, which is {site}"

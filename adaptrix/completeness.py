@@ -22,7 +22,9 @@ from adaptrix.stacks import ranges
 Place = tuple[int, int | None]
 
 #: no model has more places for one module, and nobody shall make us look at more
-_MOST = 200_000
+_MOST = 1_000_000
+#: of so many the config is asked; where more are absent, the first and the last stand for all
+_LOOKED = 20_000
 _NUMBERED = re.compile(r"_\d+$")
 
 
@@ -144,8 +146,10 @@ def _missing(
     if spelling.role.optional:  # not in every layer, but whole where it is
         layers = {layer for layer, _ in owned} if spelling.by_expert else set()
         places = islice((place for place in places if place[0] in layers), _MOST)
-    absent = (place for place in places if place not in spelling.seen)
-    return [place for place in absent if adapter.targeted(_spelled(spelling.path(place), *prefixes))]
+    absent = [place for place in places if place not in spelling.seen]
+    looked = absent if len(absent) <= _LOOKED else absent[: _LOOKED // 2] + absent[-_LOOKED // 2 :]
+    promised = [place for place in looked if adapter.targeted(_spelled(spelling.path(place), *prefixes))]
+    return absent if len(promised) == len(looked) else promised
 
 
 def _spelled(path: str, home: str, own: str) -> str:
