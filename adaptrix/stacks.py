@@ -47,7 +47,8 @@ def layer_problems(
         depth = _depth(architecture.roles[name].depth, dims, adapter)
         yield from _beyond("layers", name, seen, depth, "The adapter belongs to a deeper model.")
     for name, seen in experts.items():
-        count = dims.get(architecture.roles[name].experts or "")
+        stated = architecture.roles[name].experts
+        count = dims.get(stated) if stated else None
         yield from _beyond("experts", name, seen, count, "The adapter belongs to a model of more experts.")
 
 

@@ -1,13 +1,18 @@
 """What a checkpoint lacks of what its config promises is an error by name, and nothing good is refused."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 import adaptrix
-from tests.families import tiny_config, tiny_model
+from adaptrix.bind import bind
+from adaptrix.dims import Dims
+from adaptrix.errors import errors_in
+from adaptrix.identify import Identity
+from tests.families import architecture, tiny_config, tiny_model
 from tests.peft_models import CONFIG, WEIGHTS, rewrite, round_trip, same_tensors, save, weights
 from tests.test_variants import head
 
@@ -136,6 +141,14 @@ def test_an_expert_gone(family, gone, tmp_path):
 def test_an_expert_too_many(tmp_path):
     folder, base = experts_apart(tmp_path, experts=(0, 1, 2, 9))
     assert errors(folder, base) == {"experts"}
+
+
+def test_a_family_that_does_not_count_its_experts(tmp_path):
+    folder, _ = experts_apart(tmp_path)
+    mixtral = architecture("mixtral")
+    roles = {name: replace(role, experts=None) for name, role in mixtral.roles.items()}
+    identity = Identity(replace(mixtral, roles=roles), Dims(), known=True)
+    assert errors_in(bind(adaptrix.load(folder), identity).problems) == ()
 
 
 # -- other promises --------------------------------------------------------------------------------------------------
