@@ -41,7 +41,7 @@ GONE = {
     "a regex": ("llama", {"target_modules": r".*\.(q_proj|v_proj)"}, "layers.1.self_attn.v_proj"),
     "the last layer of a regex": ("llama", {"target_modules": r".*\.(q_proj|v_proj)"}, "layers.2.self_attn.v_proj"),
     "all-linear": ("llama", {"target_modules": "all-linear"}, "layers.1.self_attn.v_proj"),
-    "all-linear of Mamba's like": ("gpt2", {"target_modules": "all-linear"}, "h.1.mlp.c_fc"),
+    "all-linear of Conv1D": ("gpt2", {"target_modules": "all-linear"}, "h.1.mlp.c_fc"),
     "full paths": ("llama", {"target_modules": [f"model.layers.{i}.mlp.up_proj" for i in range(3)]}, "layers.2"),
     "some layers": ("llama", {"target_modules": QV, "layers_to_transform": [0, 2]}, "layers.2.self_attn.q_proj"),
     "some layers of a pattern": (
