@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from adaptrix.api import load as load
     from adaptrix.architecture import Architecture as Architecture
     from adaptrix.architecture import Site as Site
+    from adaptrix.attaching import attach as attach
     from adaptrix.catalog import Catalog as Catalog
     from adaptrix.delta import LowRank as LowRank
     from adaptrix.errors import AdaptrixError as AdaptrixError
@@ -54,6 +55,7 @@ _HOMES = {
     "Source": "records",
     "UnreachableError": "errors",
     "UsageError": "errors",
+    "attach": "attaching",
     "check": "api",
     "convert": "api",
     "hookimpl": "hookspecs",
@@ -80,6 +82,7 @@ __all__ = [
     "UnreachableError",
     "UsageError",
     "__version__",
+    "attach",
     "check",
     "convert",
     "hookimpl",
@@ -91,7 +94,12 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    try:
+        value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "transformers"):
+            raise
+        raise ImportError(f'adaptrix.{name} needs {error.name}: pip install "adaptrix[torch]"') from None
     globals()[name] = value
     return value
 

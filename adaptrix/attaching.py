@@ -1,0 +1,113 @@
+"""``adaptrix.attach``: from a model and adapters to a session."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from os import PathLike, fspath
+from typing import Any
+
+from torch import nn
+
+from adaptrix.adapter import Adapter
+from adaptrix.architecture import Site
+from adaptrix.bind import BoundAdapter, bind
+from adaptrix.errors import Problem, RefusedError, UsageError, errors_in
+from adaptrix.identify import by_config
+from adaptrix.plan import Plan, make_plan, recorded_plan
+from adaptrix.runtime.build import kernels
+from adaptrix.runtime.drift import Drift
+from adaptrix.runtime.hooks import Hooks
+from adaptrix.runtime.kernel import Kernel
+from adaptrix.runtime.reach import Reached, reached, require_plain, unreachable, unserved
+from adaptrix.runtime.session import Session
+from adaptrix.runtime.users import Users
+from adaptrix.workflow import Workshop
+
+AdapterLike = Adapter | str | PathLike[str]
+
+
+def attach(
+    model: nn.Module,
+    adapters: Mapping[str, AdapterLike],
+    *,
+    layers: str | None = None,
+    max_drift: float | None = None,
+    measure: bool = False,
+) -> Session:
+    """A session of ``model`` with ``adapters`` loaded by name; none is active yet.
+
+    An adapter is a uri, a path or an :class:`Adapter`. An injection file acts as its plan says, a PEFT
+    checkpoint as peft would run it; ``layers`` (a policy, as for ``convert``) overrides both. Nothing is
+    put on the model but forward hooks, and these come off when the session ends. ``max_drift`` bounds
+    ‖d‖/‖y‖ for every token and module (see :mod:`adaptrix.runtime.drift`); ``measure`` only reports it.
+    Raises :class:`AdaptrixError` with every problem, and then the model is as it was.
+    """
+    require_plain(model)
+    loader = _Loader(model, layers)
+    users = Users()
+    built = _all(loader, adapters)
+    drift = Drift(_bound(max_drift)) if measure or max_drift is not None else None
+    session = Session(Hooks(model, loader.modules, users, drift), users, loader)
+    for name, found in built.items():
+        session.adopt(name, found)
+    return session
+
+
+def _bound(max_drift: float | None) -> float | None:
+    if max_drift is not None and not 0 <= max_drift < float("inf"):
+        raise UsageError(Problem("option", "max_drift", f"{max_drift}", "a finite number of at least 0"))
+    return max_drift
+
+
+def _all(loader: _Loader, adapters: Mapping[str, AdapterLike]) -> dict[str, Mapping[Site, Kernel]]:
+    """The kernels of every adapter; raises with the problems of all of them."""
+    built: dict[str, Mapping[Site, Kernel]] = {}
+    problems: list[Problem] = []
+    for name, adapter in adapters.items():
+        try:
+            built[name] = loader(adapter)
+        except RefusedError as error:
+            problems += error.problems
+    if problems:
+        raise RefusedError(problems)
+    return built
+
+
+class _Loader:
+    """Turns adapters into kernels for one model, and knows the modules it has found for them."""
+
+    def __init__(self, model: nn.Module, layers: str | None) -> None:
+        self._model, self._layers = model, layers
+        self._workshop = Workshop()
+        self._config = _config(model)
+        self.modules: dict[Site, Reached] = {}
+
+    def __call__(self, adapter: AdapterLike) -> Mapping[Site, Kernel]:
+        read = adapter if isinstance(adapter, Adapter) else self._workshop.read(fspath(adapter))
+        known = self._workshop.catalog.architectures
+        bound = bind(read, by_config(self._config, known, read, type(self._model).__name__))
+        if errors := errors_in(bound.problems):
+            raise RefusedError(errors)
+        plan = self._plan(bound)
+        modules = reached(self._model, bound.architecture)
+        if problems := [*unreachable(plan, modules), *unserved(plan, modules)]:
+            raise RefusedError(problems)
+        found = kernels(plan, modules)
+        self.modules |= {site: modules[site] for site in found}
+        return found
+
+    def _plan(self, bound: BoundAdapter) -> Plan:
+        recorded = bound.adapter.recorded
+        if self._layers is None and recorded is not None:
+            return recorded_plan(bound, recorded)
+        return make_plan(bound, self._layers or "all")
+
+
+def _config(model: nn.Module) -> Mapping[str, Any]:
+    """The model's config as config.json has it. Raises :class:`UsageError` for a model that has none."""
+    config = getattr(model, "config", None)
+    if config is None or not hasattr(config, "to_dict"):
+        found = "the model has no config"
+        raise UsageError(Problem("no-config", type(model).__name__, found, "a transformers model"))
+    found_config: Mapping[str, Any] = config.to_dict()
+    return found_config

@@ -1,0 +1,142 @@
+"""The hooks on a model, and how they know what is in force."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from itertools import count
+from types import MappingProxyType
+from typing import Any, NoReturn
+
+from torch import Tensor, nn
+
+from adaptrix.architecture import Site
+from adaptrix.errors import refuse
+from adaptrix.runtime.cache import AdapterCache
+from adaptrix.runtime.context import layers_of
+from adaptrix.runtime.drift import Drift
+from adaptrix.runtime.reach import Reached
+from adaptrix.runtime.selection import BASE, Selection
+from adaptrix.runtime.users import Users
+
+_SESSIONS = count(1)
+#: what this context has chosen, by session
+_CHOSEN: ContextVar[Mapping[int, Selection]] = ContextVar("adaptrix_chosen", default=MappingProxyType({}))
+
+
+class Hooks:
+    """One hook a module, one pair on the model; ``default`` is in force where a context chose nothing.
+
+    The pair on the model makes the default of the moment the choice of the whole forward pass.
+    """
+
+    def __init__(
+        self, model: nn.Module, modules: Mapping[Site, Reached], users: Users, drift: Drift | None = None
+    ) -> None:
+        self.drift = drift
+        self.default: Selection = BASE
+        self.attached = True
+        self._session = next(_SESSIONS)
+        self._modules, self._users = modules, users
+        self._calls: dict[Site, Iterator[int]] = {}
+        self._handles = ExitStack()
+        self._passes = threading.local()
+        self._watched: set[int] = set()
+        self.model = model
+        self._keep(model.register_forward_pre_hook(self._before, with_kwargs=True))
+        self._keep(model.register_forward_hook(self._after, always_call=True))
+
+    def __deepcopy__(self, memo: object) -> NoReturn:
+        raise refuse("attached", "model", "it has a session attached, which cannot be copied", remedy="Detach first.")
+
+    def cover(self, sites: Iterable[Site]) -> None:
+        """Hooks the modules of these sites that have none yet."""
+        for site in sites:
+            if site not in self._calls:
+                self._calls[site] = count()
+                self._keep(self._modules[site].module.register_forward_hook(self._hook(site)))
+
+    def watch(self, depth: int) -> None:
+        """From now on caches of this depth learn what enters that layer."""
+        found = layers_of(self.model)
+        if found is None or depth in self._watched or not depth:
+            return
+        decoder, name = found
+        layer = list(getattr(decoder, name))[depth]
+        self._watched.add(depth)
+        self._keep(layer.register_forward_pre_hook(_watcher(depth), with_kwargs=True))
+
+    def remove(self) -> None:
+        """Takes all of them off; calling it again does nothing."""
+        self.attached = False
+        self.default = BASE
+        self._handles.close()
+
+    @contextmanager
+    def choosing(self, selection: Selection) -> Iterator[None]:
+        """A selection for this context while the block runs, and its users counted."""
+        with self._users.using(selection):
+            token = _CHOSEN.set({**_CHOSEN.get(), self._session: selection})
+            try:
+                yield
+            finally:
+                _CHOSEN.reset(token)
+
+    @property
+    def current(self) -> Selection:
+        """What is in force in this context."""
+        return _CHOSEN.get().get(self._session, self.default)
+
+    @property
+    def injections(self) -> dict[Site, int]:
+        """How often each hooked module was injected so far."""
+        return {site: _next_value(counter) for site, counter in self._calls.items()}
+
+    def _hook(self, site: Site) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor | None]:
+        session, calls, drift = self._session, self._calls[site], self.drift
+
+        def inject(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+            kernel = _CHOSEN.get().get(session, self.default).kernels.get(site)
+            if kernel is None:
+                return None
+            next(calls)  # atomic, unlike an addition
+            return kernel.add(args[0], output) if drift is None else drift.add(kernel, args[0], output)
+
+        return inject
+
+    def _before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        block = ExitStack()
+        self._stack().append(block)
+        if self._session not in _CHOSEN.get():
+            block.enter_context(self.choosing(self.default))
+        cache = kwargs.get("past_key_values")
+        if isinstance(cache, AdapterCache):
+            cache.note(self.current, args[0] if args else kwargs.get("input_ids"), kwargs.get("attention_mask"))
+
+    def _after(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._stack().pop().close()
+
+    def _stack(self) -> list[ExitStack]:
+        if not hasattr(self._passes, "stack"):
+            self._passes.stack = []
+        return self._passes.stack  # type: ignore[no-any-return]  # a thread's own attribute has no type
+
+    def _keep(self, handle: Any) -> None:
+        self._handles.callback(handle.remove)
+
+
+def _watcher(depth: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+    def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        cache = kwargs.get("past_key_values", args[1] if len(args) > 1 else None)
+        if isinstance(cache, AdapterCache) and cache.depth == depth:
+            cache.entering.append(args[0].detach())
+            cache.positions.append(kwargs["position_ids"])
+
+    return keep
+
+
+def _next_value(counter: Iterator[int]) -> int:
+    """What a count would yield next, without taking it: its repr is ``count(7)``."""
+    return int(repr(counter)[6:-1])

@@ -1,0 +1,76 @@
+"""What one adapter does at one module: the numbers, ready for the hook.
+
+Every kind of delta on a weight (whatever its storage: Linear, Conv1D, quantised) comes to
+
+    y ← g ⊙ y + c + x·Aᵀ·Bᵀ
+
+with the scale and the plan's gain folded into B; g and c are absent for a plain LoRA. DoRA
+(arXiv 2402.09353, as peft computes it) is g = m / ‖W + ΔW‖ by rows, B scaled by g too, and
+c = (1 − g) ⊙ bias. On an embedding x·Aᵀ is a look-up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+#: a selection's terms at a module: (weight, kernel)
+Terms = Sequence[tuple[float, "Kernel"]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Kernel:
+    """``At`` ``[in, r]``, ``Bt`` ``[r, out]`` with the scale folded in, ``g`` and ``c`` ``[out]`` or None."""
+
+    At: Tensor
+    Bt: Tensor
+    g: Tensor | None = None
+    c: Tensor | None = None
+    embedding: bool = False
+
+    @property
+    def rank(self) -> int:
+        return self.At.shape[1]
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is x·Aᵀ·Bᵀ and nothing else."""
+        return self.g is None and self.c is None and not self.embedding
+
+    def delta(self, x: Tensor, y: Tensor) -> Tensor:
+        """What is added to the module's output ``y`` for its input ``x``, in the kernel's dtype."""
+        inner = functional.embedding(x, self.At) if self.embedding else x.to(self.At.dtype) @ self.At
+        d = inner @ self.Bt
+        if self.g is not None:
+            d = d + (self.g - 1) * y.to(d.dtype)
+        return d if self.c is None else d + self.c
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        """``y`` with the delta added; in place where no gradient needs what was there before."""
+        if not self.plain or x.dtype is not self.At.dtype or y.dtype is not self.At.dtype:
+            return (y + self.delta(x, y)).to(y.dtype)
+        inner = x.reshape(-1, x.shape[-1]) @ self.At
+        flat = y.reshape(-1, y.shape[-1])
+        if flat.requires_grad or inner.requires_grad:
+            return torch.addmm(flat, inner, self.Bt).view(y.shape)
+        return flat.addmm_(inner, self.Bt).view(y.shape)
+
+
+def combined(terms: Terms) -> Kernel:
+    """One kernel for the weighted sum of what several do, exact: ranks side by side, weights folded into B."""
+    if len(terms) == 1 and terms[0][0] == 1.0:
+        return terms[0][1]
+    first = terms[0][1]
+    gains = [weight * (kernel.g - 1) for weight, kernel in terms if kernel.g is not None]
+    constants = [weight * kernel.c for weight, kernel in terms if kernel.c is not None]
+    return replace(
+        first,
+        At=torch.cat([kernel.At for _, kernel in terms], dim=1),
+        Bt=torch.cat([weight * kernel.Bt for weight, kernel in terms]),
+        g=torch.stack(gains).sum(0) + 1 if gains else None,
+        c=torch.stack(constants).sum(0) if constants else None,
+    )

@@ -1,0 +1,113 @@
+"""Finds the modules of a live model that sites name, and says which models it will not touch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from adaptrix.adapter import Extra
+from adaptrix.architecture import Architecture, Site
+from adaptrix.errors import Problem, RefusedError
+from adaptrix.plan import Plan
+from adaptrix.runtime.tensors import as_torch
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reached:
+    """A module of the model by its own name, and the site of its whole weight."""
+
+    name: str
+    site: Site
+    module: nn.Module
+
+
+def reached(model: nn.Module, architecture: Architecture) -> dict[Site, Reached]:
+    """Every module that the architecture has a site for, by that site."""
+    found: dict[Site, Reached] = {}
+    for name, module in model.named_modules():
+        site = architecture.locate(name) if name else None
+        if site is not None:
+            found[site] = Reached(name, site, module)
+    return found
+
+
+def require_plain(model: nn.Module) -> None:
+    """Raises :class:`RefusedError` for a model that another library has already changed, or a compiled one."""
+    problems = [*_compiled(model), *_wrapped(model)]
+    if problems:
+        raise RefusedError(problems)
+
+
+def _compiled(model: nn.Module) -> Iterator[Problem]:
+    if hasattr(model, "_orig_mod"):
+        yield Problem(
+            "compiled",
+            type(model).__name__,
+            "a compiled model: its graph does not see hooks that come later",
+            "the model itself",
+            "Attach first and compile afterwards: torch.compile(model) inside `with adaptrix.attach(model, …)`.",
+        )
+
+
+def _wrapped(model: nn.Module) -> Iterator[Problem]:
+    if type(model).__module__.startswith("peft.") or any(
+        type(module).__module__.startswith("peft.") for module in model.modules()
+    ):
+        yield Problem(
+            "wrapped",
+            type(model).__name__,
+            "a model that peft has wrapped: its modules add deltas of their own",
+            "a plain transformers model",
+            "Attach to peft_model.unload(), or load the base anew.",
+        )
+
+
+def unreachable(plan: Plan, modules: Mapping[Site, Reached]) -> Iterator[Problem]:
+    """A problem for every active site that the model lacks or that a hook cannot serve."""
+    for site in plan.sites:
+        where = f"{plan.bound.adapter.name} {site}"
+        found = modules.get(whole_site(site))
+        if plan.bound.architecture.roles[site.role].orientation.startswith("experts"):
+            remedy = "Merge the adapter into its base instead."
+            yield Problem("no-hook", where, "stacked experts have no module of their own", "a module to hook", remedy)
+        elif found is None or not isinstance(getattr(found.module, "weight", None), Tensor):
+            remedy = "Attach with layers=… that leave it out, or to the model it was made for."
+            yield Problem("no-module", where, "the model has no such module", "one for every site", remedy)
+        elif found.module.weight.is_meta and not hasattr(found.module, "_hf_hook"):
+            remedy = "Load the model's weights first."
+            yield Problem("meta", where, "the module has no weights (meta device)", "a loaded model", remedy)
+
+
+def unserved(plan: Plan, modules: Mapping[Site, Reached]) -> Iterator[Problem]:
+    """A problem for every tensor that is no delta, unless the model has it already.
+
+    A hook adds to what a module does; to put a trained head or a new bias in the place of the model's own is
+    not done yet.
+    """
+    adapter = plan.bound.adapter
+    for key, extra in adapter.extras.items():
+        if extra.kind == "base_weight" and _is_the_models(key, extra, plan, modules):
+            continue
+        found = f"{extra.kind}: it would replace a tensor of the model, which attaching does not do yet"
+        yield Problem("extra", f"{adapter.name} {key}", found, "deltas only", "Load it with peft instead.")
+
+
+def _is_the_models(key: str, extra: Extra, plan: Plan, modules: Mapping[Site, Reached]) -> bool:
+    """Whether a saved base weight is the one that the model has."""
+    path, _, leaf = key.rpartition(".")
+    site = plan.bound.architecture.locate(path.removesuffix(".base_layer"))
+    reached = modules.get(site) if site else None
+    own = getattr(reached.module, leaf, None) if reached else None
+    return (
+        isinstance(own, Tensor)
+        and tuple(own.shape) == extra.tensor.shape
+        and torch.equal(own.detach().cpu(), as_torch(extra.tensor).to(own.dtype))
+    )
+
+
+def whole_site(site: Site) -> Site:
+    """The site of the whole weight that a part belongs to."""
+    return Site(site.layer, site.role)

@@ -1,0 +1,196 @@
+"""A model with adapters attached: what users switch, mix and route.
+
+Hooks are registered once and never toggled. What is in force is a value that they look up: the one that
+the current context chose (``use``, ``route``), else the session's default (``activate``). A forward pass
+of the whole model takes the default once, at its start, so that a switch by another thread never falls
+into the middle of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from adaptrix.architecture import Site
+from adaptrix.errors import Problem, UsageError
+from adaptrix.runtime.cache import AdapterCache
+from adaptrix.runtime.context import Swap, refill, require_own
+from adaptrix.runtime.hooks import Hooks
+from adaptrix.runtime.kernel import Kernel
+from adaptrix.runtime.selection import BASE, Loaded, Selection, routed, weighted
+from adaptrix.runtime.users import Users
+
+Choice = str | Mapping[str, float] | None
+#: an adapter (a uri, a path, an Adapter) -> its kernels on the session's model
+Builder = Callable[[Any], Mapping[Site, Kernel]]
+
+_REMEMBERED = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Counts since a session began. ``layers_kept``: layers of caches that swaps did not compute anew.
+
+    Drift is ‖d‖/‖y‖ a token and module; None where the session does not measure it.
+    """
+
+    injections: Mapping[str, int]
+    swaps: int
+    layers_kept: int
+    tokens_clamped: int | None
+    mean_drift: float | None
+    max_drift: float | None
+
+
+class Session:
+    """What :func:`adaptrix.attach` returns; a context manager that detaches at its end.
+
+    Thread- and asyncio-safe: ``use`` and ``route`` hold for the context that entered them, ``activate``
+    for everyone who chose nothing. Every load has a version of its own; unloading waits for its users.
+    """
+
+    def __init__(self, hooks: Hooks, users: Users, build: Builder) -> None:
+        self._hooks, self._users, self._build = hooks, users, build
+        self._loaded: dict[str, Loaded] = {}
+        self._mixes: dict[tuple[Any, ...], Selection] = {}
+        self._swaps = self._kept = 0
+
+    def activate(self, choice: Choice) -> None:
+        """Makes a choice the default of every context that has none of its own. One write."""
+        self._hooks.default = self._select(choice)
+
+    @contextmanager
+    def use(self, choice: Choice) -> Iterator[None]:
+        """A choice for this context: an adapter, a weighted sum of several, or None for the base. Nests."""
+        with self._hooks.choosing(self._select(choice)):
+            yield
+
+    @contextmanager
+    def route(self, rows: Sequence[str | None]) -> Iterator[None]:
+        """One adapter, or None for the base, for each row of the batch; beams count with their row."""
+        with self._hooks.choosing(self._route(tuple(rows))):
+            yield
+
+    def new_cache(self) -> AdapterCache:
+        """A cache to pass as ``past_key_values``: it knows the adapters it is filled under, so that using it
+        under others is an error, and :meth:`swap` can make it fit others without reading the prompt again."""
+        self._require_open()
+        depth = min((weighted([(1.0, one)]).first_layer for one in self._loaded.values()), default=0)
+        depth = int(depth) if depth < float("inf") else 0
+        self._hooks.watch(depth)
+        return AdapterCache(self._hooks.model.config, depth)
+
+    def swap(self, choice: Choice, cache: AdapterCache) -> Swap:
+        """Activates a choice and makes the cache what it would have been under it; says what that took.
+
+        Layers under the first injected one are kept, the rest computed from the hidden states that entered
+        it, for the families in :data:`adaptrix.runtime.context.FAMILIES`; others read the tokens again.
+        """
+        selection = self._select(choice)
+        with self._hooks.choosing(selection):
+            done = refill(self._hooks.model, require_own(cache), selection.first_layer)
+        cache.made_under = selection.key
+        self._swaps, self._kept = self._swaps + 1, self._kept + done.kept
+        self._hooks.default = selection
+        return done
+
+    def load(self, name: str, adapter: Any) -> None:
+        """Loads an adapter under a new name, or a new version of it under an old one.
+
+        Those in the middle of using the old version finish with it. A failed load changes nothing.
+        Raises :class:`AdaptrixError`.
+        """
+        self._require_open()
+        self.adopt(name, self._build(adapter))
+
+    def adopt(self, name: str, kernels: Mapping[Site, Kernel]) -> None:
+        """Takes kernels that were built for this model under a name."""
+        self._hooks.cover(kernels)
+        self._loaded = {**self._loaded, name: Loaded(name, self._users.version(), kernels)}
+
+    def report(self) -> Report:
+        """What was injected where, and what it did, since the session began."""
+        drift = self._hooks.drift
+        return Report(
+            injections={str(site): count for site, count in self._hooks.injections.items()},
+            swaps=self._swaps,
+            layers_kept=self._kept,
+            tokens_clamped=None if drift is None else drift.clamped,
+            mean_drift=None if drift is None else drift.mean,
+            max_drift=None if drift is None else drift.largest,
+        )
+
+    def unload(self, name: str) -> None:
+        """Forgets an adapter once nobody uses it any more; new users are refused from now on."""
+        (loaded,) = self._named([name])
+        if loaded in self._hooks.default.adapters:
+            raise UsageError(
+                Problem("in-use", name, "it is the default", "another default", "session.activate(None) first.")
+            )
+        self._loaded = {other: kept for other, kept in self._loaded.items() if other != name}
+        self._mixes = {key: mix for key, mix in self._mixes.items() if loaded not in mix.adapters}
+        self._users.drain(loaded)
+
+    def detach(self) -> None:
+        """Takes every hook off the model; calling it again does nothing."""
+        self._hooks.remove()
+        self._loaded, self._mixes = {}, {}
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The names of the adapters loaded."""
+        return tuple(self._loaded)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.detach()
+
+    def _select(self, choice: Choice) -> Selection:
+        self._require_open()
+        if choice is None:
+            return BASE
+        terms = {choice: 1.0} if isinstance(choice, str) else {name: float(w) for name, w in choice.items()}
+        loaded = self._named(terms)
+        key = tuple((one.version, weight) for one, weight in zip(loaded, terms.values(), strict=True))
+        return self._remembered(key, lambda: weighted(list(zip(terms.values(), loaded, strict=True))))
+
+    def _route(self, rows: tuple[str | None, ...]) -> Selection:
+        self._require_open()
+        if not rows:
+            raise UsageError(Problem("route", "route", "no rows", "one adapter, or None, for each row of the batch"))
+        names = list(dict.fromkeys(row for row in rows if row is not None))
+        known = dict(zip(names, self._named(names), strict=True))
+        chosen = [None if row is None else known[row] for row in rows]
+        key = tuple(None if one is None else one.version for one in chosen)
+        return self._remembered(key, lambda: routed(chosen))
+
+    def _remembered(self, key: tuple[Any, ...], make: Callable[[], Selection]) -> Selection:
+        """A selection, made once as long as its adapters are loaded; the oldest is forgotten first."""
+        found = self._mixes.get(key)
+        if found is None:
+            found = make()
+            kept = list(self._mixes.items())[-_REMEMBERED:]
+            self._mixes = {**dict(kept), key: found}
+        return found
+
+    def _named(self, names: Sequence[str] | Mapping[str, float]) -> list[Loaded]:
+        unknown = [name for name in names if name not in self._loaded]
+        if unknown:
+            there = ", ".join(self._loaded) or "none"
+            remedy = "session.load(name, uri) loads it."
+            raise UsageError(
+                Problem("unknown-adapter", name, "no adapter of this name is loaded", f"one of {there}", remedy)
+                for name in unknown
+            )
+        return [self._loaded[name] for name in names]
+
+    def _require_open(self) -> None:
+        if not self._hooks.attached:
+            raise UsageError(Problem("detached", "session", "it is detached", "", "Attach anew."))

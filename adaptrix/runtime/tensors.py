@@ -1,0 +1,23 @@
+"""Stored tensors as torch's."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from adaptrix.tensor import Tensor as Stored
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+
+
+def as_torch(tensor: Stored, device: torch.device | None = None) -> Tensor:
+    """A stored tensor on a device, in its own dtype."""
+    flat = torch.frombuffer(bytearray(tensor.tobytes()), dtype=_DTYPES[tensor.dtype])
+    return flat.reshape(tensor.shape).to(device)
