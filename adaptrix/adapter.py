@@ -74,6 +74,11 @@ class Recorded:
     overrides: Mapping[str, LowRank]
     notes: tuple[str, ...] = ()
 
+    @property
+    def verified(self) -> bool:
+        """Whether a base's config stated the dims; else they were inferred, and a base may know better."""
+        return "config" in self.dims.origins.values()
+
 
 def nothing_targeted(path: str) -> bool:  # noqa: ARG001  # it is asked like any other
     """For an adapter that nobody said anything about: whatever it lacks was never promised."""

@@ -18,17 +18,6 @@ from adaptrix.dims import Rule
 Orientation = Literal["linear", "conv1d", "embedding", "experts", "experts_transposed"]
 Layout = Literal["contiguous", "grouped"]
 
-#: how each orientation stores ΔW ``[out, in]``, for messages and for ``derive``
-ORIENTATIONS: Mapping[Orientation, str] = MappingProxyType(
-    {
-        "linear": "[out, in]",
-        "conv1d": "[in, out]",
-        "embedding": "[in, out] (rows are tokens)",
-        "experts": "[experts, out, in]",
-        "experts_transposed": "[experts, in, out]",
-    }
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Site:

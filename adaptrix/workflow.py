@@ -166,7 +166,7 @@ class Workshop:
         architectures = self.catalog.architectures
         if base is not None:
             return by_config(self.base_config(base), architectures, adapter, _config_of(base))
-        if adapter.recorded is not None or adapter.base is None:
+        if adapter.base is None or (adapter.recorded is not None and adapter.recorded.verified):
             return self._unaided(adapter)
         try:
             found = by_config(self.base_config(adapter.base), architectures, adapter, _config_of(adapter.base))

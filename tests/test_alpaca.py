@@ -81,3 +81,15 @@ def test_a_base_that_is_there_is_checked_against(convert, hub):
 
 def test_a_base_that_is_asked_for_and_missing_is_unreachable(convert):
     assert convert("--base", "other/gone").returncode == 3
+
+
+def test_an_injection_file_made_without_its_base_meets_it_later(convert, hub, tmp_path):
+    """Inferred dims are no more than that: the base, once it is there, is asked again."""
+    assert convert().returncode == 0
+    config = {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    hub.add_repo("decapoda-research/llama-7b-hf", {"config.json": json.dumps(config)})
+    command = (sys.executable, "-m", "adaptrix", "check", "alpaca-lora-7b.adaptrix.safetensors", "--json")
+    done = hub.run(hub.env(tmp_path), *command, cwd=tmp_path / "work")
+    assert done.returncode == 1
+    problems = json.loads(done.stdout)["problems"]
+    assert {problem["code"] for problem in problems if problem["severity"] == "error"} == {"shape"}

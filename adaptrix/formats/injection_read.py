@@ -4,18 +4,18 @@ checked where it is taken, and every problem is collected."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from math import isclose
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, get_args
 
-from adaptrix.adapter import Adapter, Extra, ExtraKind, Provenance, Recorded, Target
+from adaptrix.adapter import Adapter, Extra, ExtraKind, Provenance, Recorded, Target, nothing_targeted
 from adaptrix.delta import LowRank
 from adaptrix.dims import Dims
 from adaptrix.errors import Problem, errors_in, refuse
-from adaptrix.formats import injection, peft_config, peft_keys, safetensors_file
+from adaptrix.formats import injection, peft_config, peft_keys, peft_promises, safetensors_file
 from adaptrix.records import Bundle
 from adaptrix.tensor import FLOATS, Tensor
 
@@ -82,8 +82,12 @@ def _adapter(manifest: Mapping[str, Any], tensors: dict[str, Tensor], path: Path
         problems += _override_problems(found, overrides)
     base, source = _object(manifest.get("base"), "base"), _object(manifest.get("source"), "source")
     provenance = _provenance(source)
+    altered = source.get("altered") is True
+    targeted: Callable[[str], bool] = nothing_targeted
     if provenance.format == "peft":
-        problems += errors_in(peft_config.parse(provenance.config)[1])
+        config, wrong = peft_config.parse(provenance.config)
+        problems += errors_in(wrong)
+        targeted = targeted if altered or errors_in(wrong) else peft_promises.promise(config, deltas)
     return Adapter(
         name=_text(manifest.get("name"), "name"),
         deltas=MappingProxyType(deltas),
@@ -91,7 +95,8 @@ def _adapter(manifest: Mapping[str, Any], tensors: dict[str, Tensor], path: Path
         provenance=provenance,
         base=_optional_text(base.get("model"), "base model"),
         problems=tuple(problems),
-        altered=source.get("altered") is True,
+        altered=altered,
+        targeted=targeted,
         recorded=_recorded(
             base,
             _object(manifest.get("plan"), "plan"),
