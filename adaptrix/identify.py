@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from keyword import iskeyword
 from types import MappingProxyType
 from typing import Any
 
@@ -149,9 +150,15 @@ def kept_paths(paths: Iterable[str]) -> Architecture:
     for path in paths:
         pattern = _NUMBER.sub(".{layer}", path, count=1)
         name = f"modules.{pattern}"
-        stack = pattern.partition(".{layer}")[0].replace(".", "_")
+        stack = _identifier(pattern.partition(".{layer}")[0])
         roles[name] = Role(name, (pattern,), depth=stack)
     return Architecture("unknown", (), MappingProxyType({}), MappingProxyType(roles))
+
+
+def _identifier(path: str) -> str:
+    """A module path as the name of a dimension, which expressions may mention."""
+    name = re.sub(r"\W", "_", path)
+    return name if name.isidentifier() and not iskeyword(name) else f"_{name}"
 
 
 def by_record(adapter: Adapter, recorded: Recorded, architectures: Iterable[Architecture]) -> Identity:
