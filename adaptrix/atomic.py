@@ -84,6 +84,8 @@ def _check(path: Path, force: bool, holds: Collection[str]) -> None:
     if "\0" in str(path):
         raise _usage("bad-output", path, "a name cannot hold a NUL", "Choose another name.")
     old = _kind(path)
+    if old == "odd":
+        raise _usage("bad-output", path, "this is a device, a pipe or a socket", "Name a file to write.")
     if old is not None and not force:
         raise _exists(path)
     if old == "folder" and holds:
@@ -104,12 +106,14 @@ def _exists(path: Path) -> UsageError:
 
 
 def _kind(path: Path) -> str | None:
-    """``"folder"``, ``"file"`` (a symbolic link is one, whatever it points to), or None for nothing."""
+    """``"folder"``, ``"file"`` (a symbolic link is one, whatever it points to), ``"odd"``, or None for nothing."""
     try:
         mode = os.lstat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return "folder" if stat.S_ISDIR(mode) else "file"
+    if stat.S_ISDIR(mode):
+        return "folder"
+    return "file" if stat.S_ISREG(mode) or stat.S_ISLNK(mode) else "odd"
 
 
 def _publish(work: Path, path: Path, force: bool, holds: Collection[str]) -> None:

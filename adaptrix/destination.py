@@ -60,9 +60,13 @@ def require_apart(path: Path, source: Collection[Path]) -> None:
 
 
 def require_untaken(path: Path, taken: Mapping[Path, str]) -> None:
-    """Raises :class:`UsageError` where this run wants a path for something else; ``taken``: what for, by path."""
+    """Raises :class:`UsageError` where this run wants a path, or a folder around it, for something else.
+
+    ``taken``: what for, by path.
+    """
+    above = _real(path.parent)
     for other, why in taken.items():
-        if same(path, other):
+        if same(path, other) or (other.is_dir() and any(same(other, folder) for folder in (above, *above.parents))):
             raise UsageError(Problem("output-taken", str(path), why, remedy="Give each output a --name of its own."))
 
 

@@ -152,7 +152,7 @@ class Workshop:
         path = destination(out if out is None else fspath(out), plan.bound.adapter.name, form)
         assert path is not None and form.write is not None  # noqa: PT018  # there is a name, and _writable saw to it
         require_apart(path, report.bundle.files.values() if report.bundle else ())
-        require_untaken(path, taken)
+        require_untaken(path, {**taken, **_base_config_file(options.base)})
         with atomic.output(path, force=options.force, holds=form.writes) as work:
             form.write(plan, work)
             sizes = [tensor.nbytes for _, tensor in _read_back(form, work, path).tensors()]
@@ -245,6 +245,11 @@ def _would_lose(plan: Plan, options: Options) -> UsageError:
     remedy = f"A {options.to} folder has no place for that: add --prune to lose what is left out or replaced"
     remedy += ", or choose --layers all." if plan.idle else "."
     return UsageError(Problem("would-lose", f"to {options.to}", "; ".join(said), remedy=remedy))
+
+
+def _base_config_file(base: str | None) -> dict[Path, str]:
+    """The file of a base on this disk, which no output takes the place of."""
+    return {} if base is None else {Path(_config_of(base)): "this is the config of the base"}
 
 
 def _config_of(base: str) -> str:

@@ -3,6 +3,7 @@ numpy with it, comes when the command runs."""
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -108,6 +109,7 @@ def main() -> NoReturn:
     """The entry point: runs a command and ends the process with its exit code, never with a traceback."""
     # The matrices here are small: BLAS threads would only wait for one another, and cost a third of the time.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    _open_streams()
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)  # Windows has no SIGHUP
         if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # nohup asks to ignore it
@@ -119,6 +121,16 @@ def main() -> NoReturn:
         with suppress(OSError):
             stream.flush()
     os._exit(code)
+
+
+def _open_streams() -> None:
+    """Lets nothing that is printed fail: not for a closed stream, nor for a sign that the terminal lacks."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by whoever started us
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  # for as long as we run
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 class _Terminated(BaseException):
@@ -148,6 +160,11 @@ def run(args: list[str]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left: say no more
         return 0
+    except OSError as error:
+        if os.environ.get("ADAPTRIX_TRACEBACK"):
+            raise
+        where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "adaptrix"
+        return _fail(AdaptrixError(Problem("system", where, f"the system says: {error.strerror or error}")), args)
     except Exception as error:  # the last net: a fault of ours is told in a line, the traceback on demand
         if os.environ.get("ADAPTRIX_TRACEBACK"):
             raise

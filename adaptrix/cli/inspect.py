@@ -30,14 +30,14 @@ def command(source: str, base: str | None, plot: Path | None, force: bool, voice
     bound = workshop.bind(workshop.read(source), base)  # no spinner: the Hub's client draws bars
     with working(f"reading {source}", voice):
         inspection = summarise(bound)
+    if plot is not None:  # first: the reader of the table may leave before its end
+        _plot(inspection, plot, force, voice)
     if voice.json:
         print_json(inspection.as_dict())
     elif not voice.quiet:
         from adaptrix.cli.picture import show
 
         show(inspection)
-    if plot is not None:
-        _plot(inspection, plot, force, voice)
     show_problems((*workshop.catalog.problems, *inspection.problems), voice)
     return 1 if any(problem.severity == "error" for problem in inspection.problems) else 0
 

@@ -10,6 +10,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
+from adaptrix.dims import DEEPEST
 from adaptrix.errors import Problem
 from adaptrix.formats.peft_types import type_problems
 from adaptrix.patterns import Budget, Patterns, fullmatch, tails
@@ -274,7 +275,9 @@ def _is_list(value: Any, of: type) -> bool:
 
 
 def _is_ranges(value: Any) -> bool:
-    return isinstance(value, list) and all(_is_list(pair, int) and len(pair) == 2 for pair in value)
+    """Pairs [first, last + 1] of layers, in all no more than a model may have."""
+    pairs = isinstance(value, list) and all(_is_list(pair, int) and len(pair) == 2 for pair in value)
+    return pairs and all(0 <= start < stop for start, stop in value) and sum(b - a for a, b in value) <= DEEPEST
 
 
 def _is_tokens(value: Any) -> bool:

@@ -54,7 +54,8 @@ def fetch(uri: str, formats: Sequence[Format]) -> Bundle:
         files = {name: home / name for name in choice.names}
         for file in files.values():
             _require_readable(file)
-        return Bundle(os.path.join(uri, choice.folder) if choice.folder else uri, choice.label or _name(home), files)
+        where = os.path.join(uri, choice.folder) if choice.folder else uri
+        return Bundle(where, choice.label or _name(home), files, problems=tuple(_unread(home, files, formats)))
 
 
 def config(uri: str) -> Mapping[str, Any]:
@@ -169,6 +170,15 @@ def _by_file(uri: str, path: Path, formats: Sequence[Format]) -> Choice:
         if not _is_whole(uri, path, formats):
             raise
         return Choice("", (path.name,), path.stem)
+
+
+def _unread(home: Path, files: Mapping[str, Path], formats: Sequence[Format]) -> Iterator[Problem]:
+    """A note on every file that would have been read, were not a better one there."""
+    for patterns in (patterns for form in formats for patterns in form.patterns):
+        for name in patterns:
+            if not files.keys().isdisjoint(patterns) and name not in files and (home / name).is_file():
+                found = f"it is not read: {', '.join(files.keys() & set(patterns))} is there and comes first"
+                yield Problem("not-read", str(home / name), found, severity="note")
 
 
 def _is_whole(uri: str, path: Path, formats: Sequence[Format]) -> bool:
