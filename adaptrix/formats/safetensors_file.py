@@ -3,8 +3,8 @@
 The file: 8 bytes little-endian header length n, n bytes of JSON, the data. The JSON maps each tensor's
 name to ``{"dtype", "shape", "data_offsets": [begin, end]}`` (offsets into the data, row-major), and
 ``__metadata__`` to strings. The data is covered exactly once, without holes or overlaps.
-https://huggingface.co/docs/safetensors describes it; the reference's own errors name no tensor, stop
-at the first problem and tell nobody what to do, which is why its header is parsed here.
+The format's own documentation describes it; the reference's errors name no tensor, stop at the first
+problem and tell nobody what to do, which is why the header is parsed here.
 """
 
 from __future__ import annotations
