@@ -101,7 +101,12 @@ def test_every_family_and_variant_acts_as_under_peft(family, variant, tmp_path):
         assert torch.equal(logits(model), base)
         with session.use("x"):
             assert (logits(model) - wanted).abs().max() < TOLERANCE
-        assert {count for site, count in session.report().injections.items() if "vision" not in site} == {1}
+        counted = session.report().injections
+        with session.route(["x", None, "x"]):
+            mixed = logits(model)
+        for row, alone in enumerate((wanted, base, wanted)):
+            assert (mixed[row] - alone[row]).abs().max() < TOLERANCE, row
+        assert {count for site, count in counted.items() if "vision" not in site} == {1}
     assert hook_count(model) == before
     assert torch.equal(logits(model), base)
 

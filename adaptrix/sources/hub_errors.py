@@ -15,7 +15,7 @@ from adaptrix.errors import Problem, UnreachableError
 from adaptrix.sources.hub_address import Address
 
 _LOGIN = "log in with `hf auth login` or set HF_TOKEN"
-_NETWORK = "Check the network, the proxy, and HF_ENDPOINT if it is set. There is no folder {repo} here."
+_NETWORK = "Check the network, the proxy, and HF_ENDPOINT if it is set.{here}"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 #: code -> (what was found, what to do); {repo} {revision} {hub} {page} {cache} {detail} {status} are filled in
@@ -124,6 +124,7 @@ def saying(code: str, address: Address, detail: str = "", status: int = 0) -> Un
         "page": f"{constants.ENDPOINT}/{address.repo}",
         "cache": constants.HF_HUB_CACHE,
         "hint": _hint(address),
+        "here": "" if Path(address.repo).exists() else f" There is no folder {address.repo} here.",
         "detail": detail,
         "status": status,
     }
