@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from adaptrix.architecture import Architecture as Architecture
     from adaptrix.architecture import Site as Site
     from adaptrix.attaching import attach as attach
-    from adaptrix.catalog import Catalog as Catalog
     from adaptrix.delta import LowRank as LowRank
     from adaptrix.errors import AdaptrixError as AdaptrixError
     from adaptrix.errors import Problem as Problem
     from adaptrix.errors import RefusedError as RefusedError
     from adaptrix.errors import UnreachableError as UnreachableError
     from adaptrix.errors import UsageError as UsageError
-    from adaptrix.hookspecs import hookimpl as hookimpl
     from adaptrix.inspection import Inspection as Inspection
+    from adaptrix.plugins.catalog import Catalog as Catalog
+    from adaptrix.plugins.hookspecs import hookimpl as hookimpl
     from adaptrix.records import Bundle as Bundle
     from adaptrix.records import Command as Command
     from adaptrix.records import Format as Format
@@ -42,7 +42,7 @@ _HOMES = {
     "AdaptrixWarning": "api",
     "Architecture": "architecture",
     "Bundle": "records",
-    "Catalog": "catalog",
+    "Catalog": "plugins.catalog",
     "Command": "records",
     "Format": "records",
     "Generator": "records",
@@ -58,7 +58,7 @@ _HOMES = {
     "attach": "attaching",
     "check": "api",
     "convert": "api",
-    "hookimpl": "hookspecs",
+    "hookimpl": "plugins.hookspecs",
     "inspect": "api",
     "load": "api",
 }

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
+from adaptrix.architecture.dims import Dims
 from adaptrix.delta import LowRank
-from adaptrix.dims import Dims
 from adaptrix.errors import Problem, RefusedError, errors_in
 from adaptrix.tensor import Tensor
 

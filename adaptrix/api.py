@@ -9,7 +9,7 @@ from pathlib import Path
 from adaptrix.adapter import Adapter
 from adaptrix.inspection import Inspection, summarise
 from adaptrix.options import Options
-from adaptrix.redistribute import Redistribution
+from adaptrix.planning.redistribute import Redistribution
 from adaptrix.workflow import Report, Workshop
 
 Uri = str | PathLike[str]

@@ -10,10 +10,10 @@ from torch import nn
 
 from adaptrix.adapter import Adapter
 from adaptrix.architecture import Site
-from adaptrix.bind import BoundAdapter, bind
+from adaptrix.binding.bind import BoundAdapter, bind
+from adaptrix.binding.identify import by_config
 from adaptrix.errors import Problem, RefusedError, UsageError, errors_in
-from adaptrix.identify import by_config
-from adaptrix.plan import Plan, make_plan, recorded_plan
+from adaptrix.planning.plan import Plan, make_plan, recorded_plan
 from adaptrix.runtime.build import kernels
 from adaptrix.runtime.drift import Drift
 from adaptrix.runtime.hooks import Hooks

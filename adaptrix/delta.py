@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adaptrix.layout import Rows
+from adaptrix.architecture.layout import Rows
 from adaptrix.tensor import Tensor
 
 Matrix = NDArray[np.float64]

@@ -7,9 +7,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from adaptrix.adapter import Adapter, Extra
-from adaptrix.bind import BoundAdapter, summed
+from adaptrix.binding.bind import BoundAdapter, summed
+from adaptrix.binding.stacks import ranges
 from adaptrix.errors import Problem
-from adaptrix.stacks import ranges
 
 #: ‖ΔW‖_F by role and layer
 Picture = Mapping[str, Mapping[int, float]]

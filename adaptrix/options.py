@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from adaptrix.errors import Problem, UsageError
-from adaptrix.redistribute import Redistribution
+from adaptrix.planning.redistribute import Redistribution
 from adaptrix.tensor import FLOATS
 
 _NAME = re.compile(r"[\w][\w.+@-]{0,200}")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import click
 
     from adaptrix.adapter import Adapter
-    from adaptrix.plan import Plan
+    from adaptrix.planning.plan import Plan
 
 _PIECE = 4 << 20  # large, so that the thread rarely has to ask for the interpreter
 

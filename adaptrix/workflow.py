@@ -15,16 +15,16 @@ from typing import Any
 
 from adaptrix import atomic
 from adaptrix.adapter import Adapter
-from adaptrix.bind import BoundAdapter, bind, nonfinite
-from adaptrix.catalog import Catalog
+from adaptrix.binding.bind import BoundAdapter, bind, nonfinite
+from adaptrix.binding.identify import Identity, by_config, by_paths, by_record
 from adaptrix.destination import destination, require_apart, require_untaken
 from adaptrix.errors import AdaptrixError, Problem, RefusedError, UnreachableError, UsageError, errors_in
-from adaptrix.identify import Identity, by_config, by_paths, by_record
 from adaptrix.options import Options, dtype_name, require_options
-from adaptrix.plan import Plan, make_plan, powerless, recorded_plan
-from adaptrix.prune import cast, pruned
+from adaptrix.planning.plan import Plan, make_plan, powerless, recorded_plan
+from adaptrix.planning.prune import cast, pruned
+from adaptrix.planning.redistribute import reshape_plan
+from adaptrix.plugins.catalog import Catalog
 from adaptrix.records import Bundle, Format, Source
-from adaptrix.redistribute import reshape_plan
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any
 
 from adaptrix.architecture import Architecture
-from adaptrix.registry import builtin_folder, read_architecture
+from adaptrix.architecture.registry import builtin_folder, read_architecture
 
 Config = dict[str, Any]
 

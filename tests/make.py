@@ -7,10 +7,10 @@ from types import MappingProxyType
 import numpy as np
 
 from adaptrix.adapter import Adapter, Provenance, Target
-from adaptrix.bind import BoundAdapter, bind
+from adaptrix.architecture.registry import builtin_folder, read_architecture
+from adaptrix.binding.bind import BoundAdapter, bind
+from adaptrix.binding.identify import Identity, by_paths
 from adaptrix.delta import LowRank
-from adaptrix.identify import Identity, by_paths
-from adaptrix.registry import builtin_folder, read_architecture
 from adaptrix.tensor import Tensor
 
 LLAMA = read_architecture(builtin_folder() / "llama.toml")

@@ -17,7 +17,7 @@ from peft.utils import get_peft_model_state_dict
 from transformers.pytorch_utils import Conv1D
 
 import adaptrix
-from adaptrix.bind import BoundAdapter, expected_shape
+from adaptrix.binding.bind import BoundAdapter, expected_shape
 from adaptrix.formats import safetensors_file
 from adaptrix.tensor import Tensor
 from tests.families import tiny_model

@@ -10,9 +10,9 @@ from textwrap import dedent
 
 import pytest
 
-from adaptrix.catalog import Catalog
-from adaptrix.plugin import Plugin
-from adaptrix.registry import builtin_folder
+from adaptrix.architecture.registry import builtin_folder
+from adaptrix.plugins.catalog import Catalog
+from adaptrix.plugins.plugin import Plugin
 
 BUILT_IN = {file.stem for file in builtin_folder().glob("*.toml")}
 #: the beginning of a plugin; the function that follows is a hook

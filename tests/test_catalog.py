@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from adaptrix import cli
-from adaptrix.catalog import OWN_COMMANDS, Catalog
 from adaptrix.errors import RefusedError
+from adaptrix.plugins.catalog import OWN_COMMANDS, Catalog
 from tests import plugin_helpers
 from tests.plugin_helpers import BUILT_IN, HOOKED, command, entry_points, families, family, install, plugins_of
 
@@ -166,7 +166,7 @@ def test_strict_is_an_error_with_every_failure(site: Path, monkeypatch: pytest.M
 
 def test_what_adaptrix_itself_gets_wrong_is_raised(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "broken.toml").write_text("family = 3")
-    monkeypatch.setattr("adaptrix.builtins.builtin_folder", lambda: tmp_path)
+    monkeypatch.setattr("adaptrix.plugins.builtins.builtin_folder", lambda: tmp_path)
     with pytest.raises(RefusedError, match=r"broken\.toml"):
         Catalog()
 

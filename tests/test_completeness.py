@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import save_file
 
 import adaptrix
-from adaptrix.bind import bind
-from adaptrix.dims import Dims
+from adaptrix.architecture.dims import Dims
+from adaptrix.binding.bind import bind
+from adaptrix.binding.identify import Identity
 from adaptrix.errors import errors_in
-from adaptrix.identify import Identity
 from tests.families import architecture, tiny_config, tiny_model
 from tests.peft_models import CONFIG, WEIGHTS, rewrite, round_trip, same_tensors, save, weights
 from tests.test_variants import head

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adaptrix.architecture.layout import part_rows
 from adaptrix.delta import LowRank, distance, from_factors, fuse, split, stack, straightened, truncate
-from adaptrix.layout import part_rows
 from adaptrix.tensor import FileRange, Tensor
 from tests.make import low_rank
 

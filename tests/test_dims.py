@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaptrix.dims import Alternative, Dims, Rule, UnresolvedError, evaluate, names_in, parse, read_dims
+from adaptrix.architecture.dims import Alternative, Dims, Rule, UnresolvedError, evaluate, names_in, parse, read_dims
 
 
 def _rules(**rules: Any) -> dict[str, Rule]:

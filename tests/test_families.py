@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from adaptrix.registry import builtin_folder, parse_architecture
+from adaptrix.architecture.registry import builtin_folder, parse_architecture
 from adaptrix.testing import ArchitectureLaws
 from tests.families import FAMILIES, architecture, tiny_config
 

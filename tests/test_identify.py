@@ -6,10 +6,10 @@ from types import MappingProxyType
 import pytest
 
 from adaptrix.adapter import Target
-from adaptrix.bind import bind
-from adaptrix.dims import Dims
-from adaptrix.identify import Identity, kept_paths
-from adaptrix.plan import make_plan
+from adaptrix.architecture.dims import Dims
+from adaptrix.binding.bind import bind
+from adaptrix.binding.identify import Identity, kept_paths
+from adaptrix.planning.plan import make_plan
 from tests.make import adapter
 
 STACKS = ["model.layers", "7.model.layers", "a-b.c", "if", "h", "été.blocks", "x y", "1"]

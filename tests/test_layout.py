@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adaptrix.architecture import Role
+from adaptrix.architecture.dims import Dims
+from adaptrix.architecture.layout import part_rows, role_rows
 from adaptrix.delta import LowRank, fuse, split
-from adaptrix.dims import Dims
-from adaptrix.layout import part_rows, role_rows
 from adaptrix.tensor import Tensor
 
 _SIZES = st.tuples(st.integers(1, 5), st.dictionaries(st.sampled_from("qkvxyz"), st.integers(1, 4), min_size=1))

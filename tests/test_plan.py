@@ -4,9 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adaptrix.errors import RefusedError, UsageError
-from adaptrix.plan import make_plan, powerless
-from adaptrix.prune import cast, pruned
-from adaptrix.redistribute import _grouped, reshape_plan
+from adaptrix.planning.plan import make_plan, powerless
+from adaptrix.planning.prune import cast, pruned
+from adaptrix.planning.redistribute import _grouped, reshape_plan
 from tests.make import bound
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from adaptrix.catalog import Catalog
+from adaptrix.plugins.catalog import Catalog
 from tests import plugin_helpers
 from tests.plugin_helpers import BUILT_IN, HOOKED, command, entry_points, families, family, install, plugins_of
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from adaptrix.adapter import Adapter
-from adaptrix.catalog import Catalog
 from adaptrix.errors import RefusedError, UsageError
+from adaptrix.plugins.catalog import Catalog
 from adaptrix.records import Bundle
 from adaptrix.workflow import Options, Workshop
 from benchmarks import alpaca

@@ -172,7 +172,7 @@ def test_the_watch_on_imports_sees_them(site: Path) -> None:
     seen = _imported([_bare(site), *others], "--help", ADAPTRIX_PLUGINS="greet")
     assert {"pluggy", "importlib.metadata", "adaptrix_greet"} <= seen
     assert not (DEAR - {"pluggy", "importlib.metadata"}) & seen
-    assert not {"adaptrix.builtins", "adaptrix.sources", "hashlib"} & seen
+    assert not {"adaptrix.plugins.builtins", "adaptrix.sources", "hashlib"} & seen
 
 
 def test_a_list_of_commands_asks_plugins_for_nothing_else(site: Path) -> None:

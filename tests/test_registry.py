@@ -10,11 +10,10 @@ from typing import Any, get_args
 
 import pytest
 
-from adaptrix import registry
-from adaptrix.architecture import Layout, Orientation, Site
-from adaptrix.dims import read_dims
+from adaptrix.architecture import Layout, Orientation, Site, registry
+from adaptrix.architecture.dims import read_dims
+from adaptrix.architecture.registry import builtin_folder, parse_architecture, read_architecture, read_folder
 from adaptrix.errors import RefusedError
-from adaptrix.registry import builtin_folder, parse_architecture, read_architecture, read_folder
 
 _GOOD = """
 family = "sample"

@@ -69,11 +69,11 @@ def _plugin_commands(*, to_run: bool = False) -> dict[str, tuple[str, Callable[[
 
     To list them, plugins are asked for nothing else; ``to_run``: those of plugins that load whole.
     """
-    from adaptrix.installed import entry_points
+    from adaptrix.plugins.installed import entry_points
 
     if not entry_points():
         return {}
-    from adaptrix.catalog import Catalog
+    from adaptrix.plugins.catalog import Catalog
 
     catalog = Catalog.from_environment() if to_run else Catalog.from_environment(hooks=("adaptrix_commands",))
     commands = catalog.commands
@@ -81,11 +81,11 @@ def _plugin_commands(*, to_run: bool = False) -> dict[str, tuple[str, Callable[[
 
 
 def _tell_of_failed_plugins() -> None:
-    from adaptrix.installed import entry_points
+    from adaptrix.plugins.installed import entry_points
 
     if entry_points():
-        from adaptrix.catalog import Catalog
         from adaptrix.cli.common import Voice, show_problems
+        from adaptrix.plugins.catalog import Catalog
 
         show_problems(Catalog.from_environment().problems, Voice())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from adaptrix.bind import BoundAdapter
+from adaptrix.binding.bind import BoundAdapter
 from adaptrix.cli.common import Voice, base_option, print_json, show_problems, show_refusal, voice_options, working
 from adaptrix.workflow import Report, Workshop
 

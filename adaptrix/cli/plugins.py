@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from adaptrix.catalog import Catalog
 from adaptrix.cli.common import Voice, clean, print_json, voice_options
-from adaptrix.plugin import Plugin
+from adaptrix.plugins.catalog import Catalog
+from adaptrix.plugins.plugin import Plugin
 
 _LOOKS = {"loaded": "green", "failed": "red", "blocked": "yellow", "missing": "red"}
 

@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from adaptrix.architecture import Architecture, Role
+from adaptrix.architecture.dims import Alternative, names_in
 from adaptrix.derive.defaults import rules
 from adaptrix.derive.fit import Fitter
 from adaptrix.derive.naming import dim_names, role_names
@@ -22,7 +23,6 @@ from adaptrix.derive.roles import Evidence, describe
 from adaptrix.derive.stacks import Stacks
 from adaptrix.derive.survey import Family, Model, changed, family_of, quiet, variations
 from adaptrix.derive.toml import to_toml
-from adaptrix.dims import Alternative, names_in
 from adaptrix.errors import AdaptrixError, refuse
 
 __all__ = ["derive", "to_toml"]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from adaptrix.architecture.dims import Alternative, Rule
 from adaptrix.derive.fit import Fitter
 from adaptrix.derive.models import config_of
 from adaptrix.derive.survey import Family, Model, changed, guarded, numbers_in
-from adaptrix.dims import Alternative, Rule
 from adaptrix.errors import AdaptrixError
 
 

@@ -1,4 +1,4 @@
-"""Prints an architecture as the TOML that ``adaptrix.registry`` reads."""
+"""Prints an architecture as the TOML that ``adaptrix.architecture.registry`` reads."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 
 from adaptrix.architecture import Architecture, Role
-from adaptrix.dims import Alternative, Rule
+from adaptrix.architecture.dims import Alternative, Rule
 
 
 def to_toml(architecture: Architecture) -> str:

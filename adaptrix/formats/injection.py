@@ -16,7 +16,7 @@ from typing import Any
 from adaptrix.adapter import Target
 from adaptrix.delta import LowRank
 from adaptrix.formats import safetensors_file
-from adaptrix.plan import Plan
+from adaptrix.planning.plan import Plan
 from adaptrix.records import Bundle
 from adaptrix.tensor import Tensor
 

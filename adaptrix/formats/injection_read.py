@@ -12,8 +12,8 @@ from types import MappingProxyType
 from typing import Any, get_args
 
 from adaptrix.adapter import Adapter, Extra, ExtraKind, Provenance, Recorded, Target, nothing_targeted
+from adaptrix.architecture.dims import Dims
 from adaptrix.delta import LowRank
-from adaptrix.dims import Dims
 from adaptrix.errors import Problem, errors_in, refuse
 from adaptrix.formats import injection, peft_config, peft_keys, peft_promises, safetensors_file
 from adaptrix.records import Bundle

@@ -10,10 +10,10 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
-from adaptrix.dims import DEEPEST
+from adaptrix.architecture.dims import DEEPEST
+from adaptrix.architecture.patterns import Budget, Patterns, fullmatch, tails
 from adaptrix.errors import Problem
 from adaptrix.formats.peft_types import type_problems
-from adaptrix.patterns import Budget, Patterns, fullmatch, tails
 
 CONFIG_NAME = "adapter_config.json"
 ALL_LINEAR = "all-linear"

@@ -6,10 +6,10 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 
 from adaptrix.adapter import Extra, Target
+from adaptrix.architecture.patterns import suffix_match, tails
 from adaptrix.delta import LowRank
 from adaptrix.errors import Problem, RefusedError
 from adaptrix.formats.peft_config import CONFIG_NAME, HEADS, TASK_HEADS, PeftConfig
-from adaptrix.patterns import suffix_match, tails
 from adaptrix.tensor import Tensor
 
 BASE_LAYER = ".base_layer"

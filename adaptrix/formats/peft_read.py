@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from adaptrix.adapter import Adapter, Extra, ExtraKind, Provenance, Target
+from adaptrix.architecture.patterns import suffix_match
 from adaptrix.delta import LowRank
 from adaptrix.errors import Problem, RefusedError, errors_in, refuse
 from adaptrix.formats import peft_config, peft_keys, peft_promises, safetensors_file, torch_file
@@ -18,7 +19,6 @@ from adaptrix.formats.peft_config import ALL_LINEAR, CONFIG_NAME, PeftConfig
 from adaptrix.formats.peft_keys import Key
 from adaptrix.formats.peft_promises import BASE_LAYER, TOKENS, ancestors
 from adaptrix.json_file import read_object
-from adaptrix.patterns import suffix_match
 from adaptrix.records import Bundle
 from adaptrix.tensor import FLOATS, Tensor
 

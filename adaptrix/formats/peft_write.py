@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 
 from adaptrix.adapter import Target
+from adaptrix.architecture.layout import Rows, role_rows
+from adaptrix.architecture.patterns import suffix_match
 from adaptrix.delta import LowRank, fuse, straightened
 from adaptrix.formats import safetensors_file
 from adaptrix.formats.peft_config import CONFIG_NAME
 from adaptrix.formats.peft_keys import PREFIX
 from adaptrix.formats.peft_promises import BASE_LAYER
 from adaptrix.formats.peft_read import EXPERT_ORDER, WEIGHTS
-from adaptrix.layout import Rows, role_rows
-from adaptrix.patterns import suffix_match
-from adaptrix.plan import Plan
+from adaptrix.planning.plan import Plan
 from adaptrix.tensor import Tensor
 
 #: keys that say which modules get which rank and scale: spelled out anew for altered deltas

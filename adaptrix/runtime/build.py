@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from adaptrix.architecture import Role, Site
+from adaptrix.architecture.layout import role_rows
 from adaptrix.delta import LowRank
 from adaptrix.errors import Problem, RefusedError, refuse
-from adaptrix.layout import role_rows
-from adaptrix.plan import Plan
+from adaptrix.planning.plan import Plan
 from adaptrix.runtime.kernel import Kernel
 from adaptrix.runtime.reach import Reached, whole_site
 from adaptrix.runtime.tensors import as_torch

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from adaptrix.adapter import Extra
 from adaptrix.architecture import Architecture, Site
 from adaptrix.errors import Problem, RefusedError
-from adaptrix.plan import Plan
+from adaptrix.planning.plan import Plan
 from adaptrix.runtime.tensors import as_torch
 
 

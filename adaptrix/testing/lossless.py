@@ -11,13 +11,13 @@ import numpy as np
 
 from adaptrix.adapter import Adapter, Extra, Provenance, Target
 from adaptrix.architecture import Architecture, Role
-from adaptrix.bind import bind
+from adaptrix.architecture.dims import Dims
+from adaptrix.binding.bind import bind
+from adaptrix.binding.identify import Identity
 from adaptrix.delta import LowRank
-from adaptrix.dims import Dims
 from adaptrix.errors import errors_in
 from adaptrix.formats import injection, injection_read, peft_read, peft_write
-from adaptrix.identify import Identity
-from adaptrix.plan import make_plan
+from adaptrix.planning.plan import make_plan
 from adaptrix.records import Bundle
 from adaptrix.tensor import Tensor
 

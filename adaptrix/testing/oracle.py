@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from adaptrix.architecture import Architecture, Role, Site
+from adaptrix.architecture.dims import read_dims
+from adaptrix.architecture.layout import Rows, role_rows
 from adaptrix.derive.models import model_classes, need
-from adaptrix.dims import read_dims
-from adaptrix.layout import Rows, role_rows
 
 _TOKENS = 5
 

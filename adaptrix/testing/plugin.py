@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import ClassVar
 
-from adaptrix import installed
-from adaptrix.catalog import Catalog
-from adaptrix.plugin import Plugin
+from adaptrix.plugins import installed
+from adaptrix.plugins.catalog import Catalog
+from adaptrix.plugins.plugin import Plugin
 
 
 class PluginLaws:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from adaptrix import Architecture, hookimpl
-from adaptrix.registry import read_folder
+from adaptrix.architecture.registry import read_folder
 
 
 @hookimpl

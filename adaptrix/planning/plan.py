@@ -10,10 +10,10 @@ from types import MappingProxyType
 
 from adaptrix.adapter import Recorded
 from adaptrix.architecture import Site
-from adaptrix.bind import BoundAdapter, summed
+from adaptrix.binding.bind import BoundAdapter, summed
+from adaptrix.binding.stacks import ranges
 from adaptrix.delta import LowRank
 from adaptrix.errors import Problem, UsageError
-from adaptrix.stacks import ranges
 
 #: layers by stack; the stack is named by the dimension that counts it
 Layers = Mapping[str, tuple[int, ...]]

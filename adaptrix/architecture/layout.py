@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adaptrix.architecture import Role
-from adaptrix.dims import Dims
+from adaptrix.architecture.dims import Dims
 
 Rows = NDArray[np.int64]
 

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pluggy
 
-from adaptrix import __version__, hookspecs
+from adaptrix import __version__
 from adaptrix.architecture import Architecture
-from adaptrix.contribution import PluginError, answerable, guarded, record_name, require_valid
 from adaptrix.errors import Problem
+from adaptrix.plugins import hookspecs
+from adaptrix.plugins.contribution import PluginError, answerable, guarded, record_name, require_valid
 from adaptrix.records import Command, Format, Generator, Source
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def own_plugin(hooks: Collection[str]) -> Plugin:
     plugin = Plugin("adaptrix", "adaptrix", __version__)
     if set(hooks) <= {"adaptrix_commands"}:  # its own are in a table of the command line
         return plugin
-    from adaptrix import builtins
+    from adaptrix.plugins import builtins
 
     try:
         return replace(plugin, records=_contributions(builtins, plugin, hooks))

@@ -13,14 +13,14 @@ import numpy as np
 
 from adaptrix.adapter import Adapter, Target
 from adaptrix.architecture import Architecture, Role, Site
-from adaptrix.completeness import completeness_problems
+from adaptrix.architecture.dims import Dims
+from adaptrix.binding.completeness import completeness_problems
+from adaptrix.binding.experts import oriented
+from adaptrix.binding.extras import extra_problems, resized_vocabulary
+from adaptrix.binding.identify import Identity
+from adaptrix.binding.stacks import depths_of, layer_problems
 from adaptrix.delta import LowRank
-from adaptrix.dims import Dims
 from adaptrix.errors import Problem, RefusedError
-from adaptrix.experts import oriented
-from adaptrix.extras import extra_problems, resized_vocabulary
-from adaptrix.identify import Identity
-from adaptrix.stacks import depths_of, layer_problems
 from adaptrix.tensor import FLOATS
 
 Shape = tuple[int | None, int | None]

@@ -11,7 +11,7 @@ from typing import Any
 
 from adaptrix.adapter import Adapter, Recorded
 from adaptrix.architecture import Architecture, Role
-from adaptrix.dims import DEEPEST, Dims, read_dims, unusable
+from adaptrix.architecture.dims import DEEPEST, Dims, read_dims, unusable
 from adaptrix.errors import Problem
 
 _NUMBER = re.compile(r"\.(0|[1-9]\d{0,5})(?=\.|$)")

@@ -18,7 +18,7 @@ import numpy as np
 from adaptrix.architecture import Site
 from adaptrix.delta import LowRank, Matrix, distance, from_factors, stack, truncate
 from adaptrix.errors import Problem, RefusedError
-from adaptrix.plan import Plan
+from adaptrix.planning.plan import Plan
 from adaptrix.tensor import Tensor
 
 Redistribution = Literal["none", "nearest"]

@@ -11,8 +11,8 @@ from dataclasses import replace
 
 from adaptrix.adapter import Adapter
 from adaptrix.architecture import Role
+from adaptrix.architecture.dims import Dims
 from adaptrix.delta import LowRank
-from adaptrix.dims import Dims
 from adaptrix.errors import refuse
 
 _CHANGED = (0, 19, 1)

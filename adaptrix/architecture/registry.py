@@ -9,8 +9,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, get_args
 
-from adaptrix.architecture import Architecture, Layout, Orientation, Role
-from adaptrix.dims import Alternative, Rule, names_in
+from adaptrix.architecture.dims import Alternative, Rule, names_in
+from adaptrix.architecture.family import Architecture, Layout, Orientation, Role
 from adaptrix.errors import Problem, RefusedError
 
 _TOP = {"family", "model_types", "prefixes", "dims", "roles"}
@@ -23,7 +23,7 @@ def builtin_folder() -> Path:
 
     An installed wheel carries it as ``adaptrix/_registry``; a checkout has it beside the package.
     """
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     packed = package / "_registry"
     return packed if packed.is_dir() else package.parent / "registry"
 

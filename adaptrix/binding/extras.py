@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 from adaptrix.adapter import Adapter, Extra
 from adaptrix.architecture import Architecture, Role
-from adaptrix.dims import Dims
+from adaptrix.architecture.dims import Dims
 from adaptrix.errors import Problem
 
 _TOKENS = ".token_adapter.trainable_tokens_delta"

@@ -11,7 +11,7 @@ import numpy as np
 from adaptrix.architecture import Site
 from adaptrix.delta import LowRank
 from adaptrix.errors import Problem, UsageError, refuse
-from adaptrix.plan import Plan
+from adaptrix.planning.plan import Plan
 from adaptrix.tensor import Tensor
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 
 from adaptrix.adapter import Adapter
 from adaptrix.architecture import Architecture, Site
+from adaptrix.architecture.dims import DEEPEST, Dims
 from adaptrix.delta import LowRank
-from adaptrix.dims import DEEPEST, Dims
 from adaptrix.errors import Problem
 
 

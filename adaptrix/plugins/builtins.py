@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from adaptrix.architecture import Architecture
+from adaptrix.architecture.registry import builtin_folder, read_folder
 from adaptrix.formats import injection, injection_read, peft_config, peft_read, peft_write
-from adaptrix.hookspecs import hookimpl
+from adaptrix.plugins.hookspecs import hookimpl
 from adaptrix.records import Format, Source
-from adaptrix.registry import builtin_folder, read_folder
 from adaptrix.sources import hub, local
 
 

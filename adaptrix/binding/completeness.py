@@ -15,9 +15,9 @@ from itertools import islice, product
 
 from adaptrix.adapter import Adapter
 from adaptrix.architecture import Architecture, Role
-from adaptrix.dims import DEEPEST, Dims
+from adaptrix.architecture.dims import DEEPEST, Dims
+from adaptrix.binding.stacks import ranges
 from adaptrix.errors import Problem
-from adaptrix.stacks import ranges
 
 Place = tuple[int, int | None]
 

@@ -13,7 +13,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Literal
 
-from adaptrix.dims import Rule
+from adaptrix.architecture.dims import Rule
 
 Orientation = Literal["linear", "conv1d", "embedding", "experts", "experts_transposed"]
 Layout = Literal["contiguous", "grouped"]

@@ -15,11 +15,11 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from adaptrix import installed
 from adaptrix.architecture import Architecture
-from adaptrix.contribution import record_name
 from adaptrix.errors import Problem, RefusedError
-from adaptrix.plugin import HOOKS, Plugin, load, named, own_plugin
+from adaptrix.plugins import installed
+from adaptrix.plugins.contribution import record_name
+from adaptrix.plugins.plugin import HOOKS, Plugin, load, named, own_plugin
 from adaptrix.records import Command, Format, Generator, Source
 
 if TYPE_CHECKING:

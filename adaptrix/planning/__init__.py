@@ -1,0 +1,1 @@
+"""Which sites act, how strongly, and what that leaves out."""
