@@ -11,7 +11,7 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-from adaptrix.runtime.kernel import Kernel
+from adaptrix.runtime.replaced import Change, Mixed
 from adaptrix.runtime.selection import Rows
 
 
@@ -31,7 +31,7 @@ class Drift:
         """The mean drift of all tokens so far, before any bound; 0 if there were none."""
         return self._sum / self.tokens if self.tokens else 0.0
 
-    def add(self, kernel: Kernel | Rows, x: Tensor, y: Tensor) -> Tensor:
+    def add(self, kernel: Change | Rows | Mixed, x: Tensor, y: Tensor) -> Tensor:
         """``y`` with the kernel's delta added, within the limit."""
         d = kernel.delta(x, y).to(y.dtype)
         share = _norm(d) / _norm(y).clamp_min(torch.finfo(y.dtype).tiny)

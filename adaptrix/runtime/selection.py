@@ -13,15 +13,16 @@ from torch.nn import functional
 from adaptrix.architecture import Site
 from adaptrix.errors import Problem, UsageError
 from adaptrix.runtime.kernel import Kernel, combined
+from adaptrix.runtime.replaced import Change, Mixed, Replaced, kernels_of
 
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """An adapter as it was loaded once: a version of its own, and a kernel for each site."""
+    """An adapter as it was loaded once: a version of its own, and what it does at each site."""
 
     name: str
     version: int
-    kernels: Mapping[Site, Kernel]
+    kernels: Mapping[Site, Change]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,7 +68,7 @@ class Selection:
     ``key`` is equal for selections that do the same: versions and weights, or versions by row.
     """
 
-    kernels: Mapping[Site, Kernel | Rows] = field(default_factory=dict)
+    kernels: Mapping[Site, Change | Rows | Mixed] = field(default_factory=dict)
     adapters: tuple[Loaded, ...] = ()
     key: tuple[Any, ...] = ()
 
@@ -80,7 +81,7 @@ class Selection:
 BASE = Selection()
 
 
-def _layer(site: Site, kernel: Kernel | Rows) -> float:
+def _layer(site: Site, kernel: Change | Rows | Mixed) -> float:
     """Where a change enters: an embedding's reaches every layer, a head's none."""
     if site.layer is not None:
         return site.layer
@@ -91,11 +92,16 @@ def weighted(terms: Sequence[tuple[float, Loaded]]) -> Selection:
     """The selection of a weighted sum of ΔW; one adapter of weight 1 costs nothing."""
     sites = dict.fromkeys(site for _, loaded in terms for site in loaded.kernels)
     kernels = {
-        site: combined([(weight, loaded.kernels[site]) for weight, loaded in terms if site in loaded.kernels])
+        site: _sum(site, [(weight, loaded.kernels[site]) for weight, loaded in terms if site in loaded.kernels])
         for site in sites
     }
     key = ("sum", *((loaded.version, weight) for weight, loaded in terms))
     return Selection(kernels, tuple(loaded for _, loaded in terms), key)
+
+
+def _sum(site: Site, terms: Sequence[tuple[float, Change]]) -> Change:
+    """One change for a weighted sum; a module that is replaced whole has none, unless it is alone."""
+    return terms[0][1] if len(terms) == 1 and terms[0][0] == 1.0 else combined(kernels_of(site, terms))
 
 
 def routed(rows: Sequence[Loaded | None]) -> Selection:
@@ -106,12 +112,18 @@ def routed(rows: Sequence[Loaded | None]) -> Selection:
     return Selection({site: _rows(site, rows) for site in sites}, present, key)
 
 
-def _rows(site: Site, rows: Sequence[Loaded | None]) -> Rows:
-    kernels = [None if loaded is None else loaded.kernels.get(site) for loaded in rows]
+def _rows(site: Site, rows: Sequence[Loaded | None]) -> Rows | Mixed:
+    changes = [None if loaded is None else loaded.kernels.get(site) for loaded in rows]
+    kernels = [change for change in changes if not isinstance(change, Replaced)]
+    return _stacked(kernels) if len(kernels) == len(changes) else Mixed(tuple(changes))
+
+
+def _stacked(kernels: Sequence[Kernel | None]) -> Rows:
+    """Kernels by row, zeros for the base and for what a smaller rank leaves free."""
     known = [kernel for kernel in kernels if kernel is not None]
     first, rank = known[0], max(kernel.rank for kernel in known)
-    At = first.At.new_zeros(len(rows), first.At.shape[0], rank)
-    Bt = first.Bt.new_zeros(len(rows), rank, first.Bt.shape[1])
+    At = first.At.new_zeros(len(kernels), first.At.shape[0], rank)
+    Bt = first.Bt.new_zeros(len(kernels), rank, first.Bt.shape[1])
     for row, kernel in enumerate(kernels):
         if kernel is not None:
             At[row, :, : kernel.rank] = kernel.At

@@ -19,13 +19,13 @@ from adaptrix.errors import Problem, UsageError
 from adaptrix.runtime.cache import AdapterCache
 from adaptrix.runtime.context import Swap, refill, require_own
 from adaptrix.runtime.hooks import Hooks
-from adaptrix.runtime.kernel import Kernel
+from adaptrix.runtime.replaced import Change
 from adaptrix.runtime.selection import BASE, Loaded, Selection, routed, weighted
 from adaptrix.runtime.users import Users
 
 Choice = str | Mapping[str, float] | None
-#: an adapter (a uri, a path, an Adapter) -> its kernels on the session's model
-Builder = Callable[[Any], Mapping[Site, Kernel]]
+#: an adapter (a uri, a path, an Adapter) -> what it does on the session's model
+Builder = Callable[[Any], Mapping[Site, Change]]
 
 _REMEMBERED = 64
 
@@ -106,7 +106,7 @@ class Session:
         self._require_open()
         self.adopt(name, self._build(adapter))
 
-    def adopt(self, name: str, kernels: Mapping[Site, Kernel]) -> None:
+    def adopt(self, name: str, kernels: Mapping[Site, Change]) -> None:
         """Takes kernels that were built for this model under a name."""
         self._hooks.cover(kernels)
         self._loaded = {**self._loaded, name: Loaded(name, self._users.version(), kernels)}

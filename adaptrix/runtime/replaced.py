@@ -1,0 +1,96 @@
+"""A module whose own tensors an adapter replaces: a trained head, an embedding saved whole, a norm.
+
+y ← f'(x), f' being the module's own arithmetic on the adapter's tensors; what the module itself answered is
+dropped. No difference W' − W is ever made, so the result is that of the replaced module to the bit.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from adaptrix.architecture import Site
+from adaptrix.errors import Problem, UsageError
+from adaptrix.runtime.kernel import Kernel
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Replaced:
+    """``module``: a twin of the model's, with the adapter's tensors and no hooks; nothing else refers to it."""
+
+    module: nn.Module
+
+    @property
+    def embedding(self) -> bool:
+        """Whether it changes what enters every layer."""
+        return isinstance(self.module, nn.Embedding)
+
+    def delta(self, x: Tensor, y: Tensor) -> Tensor:
+        """What is added to ``y`` to come to the replaced module's answer."""
+        return self.add(x, y) - y
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        """The replaced module's answer to ``x``, in the dtype of ``y``."""
+        answer: Tensor = type(self.module).forward(self.module, x)  # an instance's own forward is the original's
+        return answer.to(y.dtype)
+
+
+#: what an adapter does at one module
+Change = Kernel | Replaced
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Mixed:
+    """The changes of a batch's rows, one a row, None for the base, where some row replaces the module."""
+
+    changes: tuple[Change | None, ...]
+
+    @property
+    def embedding(self) -> bool:
+        """Whether it changes what enters every layer."""
+        return any(change.embedding for change in self.changes if change is not None)
+
+    def delta(self, x: Tensor, y: Tensor) -> Tensor:
+        """What is added to ``y`` ``[batch, …, out]``. Beams of a row lie together, so they share its change."""
+        return self.add(x, y) - y
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        """``y`` with each row changed. Raises :class:`UsageError` for a batch of another length."""
+        count = len(self.changes)
+        if x.shape[0] % count:
+            found = f"{count} adapters for a batch of {x.shape[0]}"
+            remedy = "Beams and returned sequences count with their row."
+            raise UsageError(Problem("route", "route", found, "one adapter a row", remedy))
+        pairs = zip(x.chunk(count), y.chunk(count), strict=True)
+        rows = [b if c is None else (b + c.delta(a, b)).to(y.dtype) if isinstance(c, Kernel) else c.add(a, b)
+                for c, (a, b) in zip(self.changes, pairs, strict=True)]  # fmt: skip
+        return torch.cat(rows)
+
+
+def twin(module: nn.Module, tensors: Mapping[str, Tensor]) -> Replaced:
+    """A module's replacement: the same but for some of its parameters."""
+    other = copy.copy(module)
+    fixed = {name: nn.Parameter(tensor, requires_grad=False) for name, tensor in tensors.items()}
+    other._parameters = {**module._parameters, **fixed}
+    return Replaced(other)
+
+
+def kernels_of(site: Site, terms: Sequence[tuple[float, Change]]) -> list[tuple[float, Kernel]]:
+    """The terms of a weighted sum at a module. Raises :class:`UsageError` where one replaces the module."""
+    if any(isinstance(change, Replaced) for _, change in terms):
+        found = "an adapter replaces this module whole, which has no weighted sum"
+        remedy = "Use that adapter alone with weight 1, or give it rows of its own with session.route."
+        raise UsageError(Problem("replaced", str(site), found, "adapters that only add to the module", remedy))
+    return [(weight, change) for weight, change in terms if isinstance(change, Kernel)]
+
+
+def numbers(change: Change) -> Iterator[Tensor]:
+    """The tensors of a change that come from its adapter, or are made with it."""
+    if isinstance(change, Replaced):
+        yield from (tensor for tensor in change.module._parameters.values() if tensor is not None)
+    else:
+        yield from (tensor for tensor in (change.At, change.Bt, change.g, change.c) if tensor is not None)
