@@ -151,18 +151,40 @@ def stack(deltas: Sequence[LowRank]) -> tuple[Matrix, Matrix]:
     return A, B
 
 
-def truncate(A: Matrix, B: Matrix, rank: int) -> tuple[Matrix, Matrix]:
-    """The best factors of at most ``rank`` for B·A in the Frobenius norm (Eckart–Young).
+@dataclass(frozen=True, slots=True, eq=False)
+class Spectrum:
+    """The singular value decomposition of B·A: ``values`` from the largest on, at most as many as its rank.
 
-    QR of B and of Aᵀ, SVD of the small core Rb·Raᵀ; the singular values are shared evenly between the
-    two factors, so that neither is badly scaled for a small dtype.
+    The vectors are kept as the Q of each factor and the small matrix that turns it, so that only those asked
+    for are ever made.
     """
+
+    values: NDArray[np.float64]
+    left: tuple[Matrix, Matrix]
+    right: tuple[Matrix, Matrix]
+
+    def factors(self, rank: int) -> tuple[Matrix, Matrix]:
+        """(A, B) of the best approximation of at most ``rank`` in the Frobenius norm (Eckart–Young).
+
+        The singular values are shared evenly between the two, so that neither is badly scaled for a small dtype.
+        """
+        keep = min(rank, len(self.values))
+        root = np.sqrt(self.values[:keep])
+        (Qb, U), (Qa, Vt) = self.left, self.right
+        return (root[:, None] * Vt[:keep]) @ Qa.T, Qb @ (U[:, :keep] * root)
+
+
+def spectrum(A: Matrix, B: Matrix) -> Spectrum:
+    """The singular values and vectors of B·A, from the QR of B and of Aᵀ and the SVD of the small core Rb·Raᵀ."""
     Qb, Rb = np.linalg.qr(B)
     Qa, Ra = np.linalg.qr(A.T)
     U, s, Vt = np.linalg.svd(Rb @ Ra.T)
-    keep = min(rank, len(s))
-    root = np.sqrt(s[:keep])
-    return (root[:, None] * Vt[:keep]) @ Qa.T, Qb @ (U[:, :keep] * root)
+    return Spectrum(s, (Qb, U), (Qa, Vt))
+
+
+def truncate(A: Matrix, B: Matrix, rank: int) -> tuple[Matrix, Matrix]:
+    """The best factors of at most ``rank`` for B·A in the Frobenius norm."""
+    return spectrum(A, B).factors(rank)
 
 
 def distance(delta: LowRank, A: Matrix, B: Matrix) -> float:

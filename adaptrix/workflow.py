@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from os import PathLike, fspath
@@ -149,14 +149,28 @@ class Workshop:
         if not report.ok or report.bound is None:
             raise RefusedError(errors_in(report.problems))
         plan = _plan(report.bound, options, form)
+        done = self.publish(plan, out, options, [report.bundle] if report.bundle else [], taken)
+        return replace(done, problems=(*report.problems, *done.problems))
+
+    def publish(
+        self,
+        plan: Plan,
+        out: str | PathLike[str] | None,
+        options: Options,
+        sources: Iterable[Bundle] = (),
+        taken: Mapping[Path, str] = MappingProxyType({}),
+    ) -> Conversion:
+        """Writes a plan as it is to where the options say, apart from the files of its ``sources``."""
+        form = self._writable(options.to)
         path = destination(out if out is None else fspath(out), plan.bound.adapter.name, form)
         assert path is not None and form.write is not None  # noqa: PT018  # there is a name, and _writable saw to it
-        require_apart(path, report.bundle.files.values() if report.bundle else ())
+        for bundle in sources:
+            require_apart(path, bundle.files.values())
         require_untaken(path, {**taken, **_base_config_file(options.base)})
         with atomic.output(path, force=options.force, holds=form.writes) as work:
             form.write(plan, work)
             sizes = [tensor.nbytes for _, tensor in _read_back(form, work, path).tensors()]
-        return Conversion(path, plan, (*report.problems, *plan.notes, *powerless(plan)), len(sizes), sum(sizes))
+        return Conversion(path, plan, (*plan.notes, *powerless(plan)), len(sizes), sum(sizes))
 
     def base_config(self, base: str) -> Mapping[str, Any]:
         """The config.json of a base model."""
