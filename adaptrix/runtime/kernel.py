@@ -12,7 +12,7 @@ c = (1 − g) ⊙ bias. On an embedding x·Aᵀ is a look-up.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -31,15 +31,16 @@ class Kernel:
     g: Tensor | None = None
     c: Tensor | None = None
     embedding: bool = False
+    #: the dtype of a kernel that is x·Aᵀ·Bᵀ and nothing else; None for any other
+    plain: torch.dtype | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        bare = self.g is None and self.c is None and not self.embedding
+        object.__setattr__(self, "plain", self.At.dtype if bare else None)
 
     @property
     def rank(self) -> int:
         return self.At.shape[1]
-
-    @property
-    def plain(self) -> bool:
-        """Whether it is x·Aᵀ·Bᵀ and nothing else."""
-        return self.g is None and self.c is None and not self.embedding
 
     def delta(self, x: Tensor, y: Tensor) -> Tensor:
         """What is added to the module's output ``y`` for its input ``x``, in the kernel's dtype."""
@@ -51,13 +52,13 @@ class Kernel:
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
         """``y`` with the delta added; in place where no gradient needs what was there before."""
-        if not self.plain or x.dtype is not self.At.dtype or y.dtype is not self.At.dtype:
+        if x.dtype is not self.plain or y.dtype is not self.plain or not y.is_contiguous():
             return (y + self.delta(x, y)).to(y.dtype)
-        inner = x.reshape(-1, x.shape[-1]) @ self.At
-        flat = y.reshape(-1, y.shape[-1])
-        if flat.requires_grad or inner.requires_grad:
-            return torch.addmm(flat, inner, self.Bt).view(y.shape)
-        return flat.addmm_(inner, self.Bt).view(y.shape)
+        inner = torch.mm(x.flatten(0, -2), self.At)
+        if torch.is_grad_enabled() and (y.requires_grad or inner.requires_grad):
+            return torch.addmm(y.flatten(0, -2), inner, self.Bt).view(y.shape)
+        y.flatten(0, -2).addmm_(inner, self.Bt)
+        return y
 
 
 def combined(terms: Terms) -> Kernel:
