@@ -190,9 +190,14 @@ def truncate(A: Matrix, B: Matrix, rank: int) -> tuple[Matrix, Matrix]:
 def distance(delta: LowRank, A: Matrix, B: Matrix) -> float:
     """‖ΔW − B·A‖_F / ‖B·A‖_F, from the factors alone; 0 where both are zero."""
     A1, B1 = stack([delta])
-    wanted = _norm(A, B)
-    gap = _norm(np.concatenate([A1, A]), np.concatenate([B1, -B], axis=1))
+    wanted = norm(A, B)
+    gap = norm(np.concatenate([A1, A]), np.concatenate([B1, -B], axis=1))
     return gap / wanted if wanted else gap
+
+
+def norm(A: Matrix, B: Matrix) -> float:
+    """‖B·A‖_F through the QR of both factors: no cancellation, unlike the Gram matrices."""
+    return float(np.linalg.norm(np.linalg.qr(B)[1] @ np.linalg.qr(A.T)[1].T))
 
 
 def _energy(a: NDArray[Any], b: NDArray[Any]) -> float:
@@ -212,11 +217,6 @@ def _product(one: NDArray[Any], other: NDArray[Any]) -> Matrix:
         mate = part if other is one else other[:, start : start + _SLICE].astype(np.float64)
         total += part @ mate.T
     return total
-
-
-def _norm(A: Matrix, B: Matrix) -> float:
-    """‖B·A‖_F through the QR of both factors: no cancellation, unlike the Gram matrices."""
-    return float(np.linalg.norm(np.linalg.qr(B)[1] @ np.linalg.qr(A.T)[1].T))
 
 
 def _only(pairs: list[tuple[Matrix, Matrix]]) -> tuple[Matrix, Matrix]:
