@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from adaptrix.runtime.replaced import Change, Mixed
-from adaptrix.runtime.selection import Rows
+from adaptrix.runtime.rows import Rows
 
 
 class Drift:

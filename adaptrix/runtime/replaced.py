@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from adaptrix.architecture import Site
 from adaptrix.errors import Problem, UsageError
 from adaptrix.runtime.kernel import Kernel
+from adaptrix.runtime.rows import rows_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,11 +61,7 @@ class Mixed:
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
         """``y`` with each row changed. Raises :class:`UsageError` for a batch of another length."""
-        count = len(self.changes)
-        if x.shape[0] % count:
-            found = f"{count} adapters for a batch of {x.shape[0]}"
-            remedy = "Beams and returned sequences count with their row."
-            raise UsageError(Problem("route", "route", found, "one adapter a row", remedy))
+        count = rows_of(x, len(self.changes))
         pairs = zip(x.chunk(count), y.chunk(count), strict=True)
         rows = [b if c is None else (b + c.delta(a, b)).to(y.dtype) if isinstance(c, Kernel) else c.add(a, b)
                 for c, (a, b) in zip(self.changes, pairs, strict=True)]  # fmt: skip
