@@ -10,10 +10,12 @@ from itertools import count
 from types import MappingProxyType
 from typing import Any, NoReturn
 
+import torch
 from torch import Tensor, nn
 
 from adaptrix.architecture import Site
 from adaptrix.errors import refuse
+from adaptrix.runtime import recompute
 from adaptrix.runtime.cache import AdapterCache
 from adaptrix.runtime.context import layers_of
 from adaptrix.runtime.drift import Drift
@@ -45,6 +47,7 @@ class Hooks:
         self._passes = threading.local()
         self._watched: set[int] = set()
         self.model = model
+        self._recomputable = recompute.recomputable(model)
         self._keep(model.register_forward_pre_hook(self._before, with_kwargs=True))
         self._keep(model.register_forward_hook(self._after, always_call=True))
 
@@ -86,7 +89,10 @@ class Hooks:
 
     @property
     def current(self) -> Selection:
-        """What is in force in this context."""
+        """What is in force in this context, or was in the forward pass of what is recomputed here."""
+        if recompute.in_backward():
+            then: Mapping[int, Selection] = recompute.recomputed()
+            return then.get(self._session, BASE)
         return _CHOSEN.get().get(self._session, self.default)
 
     @property
@@ -98,7 +104,8 @@ class Hooks:
         session, calls, drift = self._session, self._calls[site], self.drift
 
         def inject(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-            kernel = _CHOSEN.get().get(session, self.default).kernels.get(site)
+            chosen = self.current if torch.is_grad_enabled() else _CHOSEN.get().get(session, self.default)
+            kernel = chosen.kernels.get(site)
             if kernel is None:
                 return None
             next(calls)  # atomic, unlike an addition
@@ -109,8 +116,10 @@ class Hooks:
     def _before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         block = ExitStack()
         self._stack().append(block)
-        if self._session not in _CHOSEN.get():
-            block.enter_context(self.choosing(self.default))
+        if self._session not in _CHOSEN.get() or recompute.in_backward():
+            block.enter_context(self.choosing(self.current))
+        if recompute.checkpointing(self._recomputable):
+            block.enter_context(recompute.noting(_CHOSEN.get, lambda: self.attached))
         cache = kwargs.get("past_key_values")
         if isinstance(cache, AdapterCache):
             cache.note(self.current, args[0] if args else kwargs.get("input_ids"), kwargs.get("attention_mask"))

@@ -1,0 +1,73 @@
+"""Which adapters a layer is recomputed under.
+
+Gradient checkpointing runs layers a second time in the middle of the backward pass: when the forward pass is
+long over, after other adapters were activated, in a thread of autograd's. What a recomputation starts from are
+tensors that its forward pass has saved. They are saved with the choice in force beside them, so that the
+choice comes back with them; where none comes back, a recomputation is refused, never guessed.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adaptrix.errors import refuse
+
+_UNPACKED = threading.local()
+
+
+def recomputable(model: nn.Module) -> list[nn.Module]:
+    """The modules that transformers can tell to be recomputed."""
+    return [module for module in model.modules() if hasattr(module, "gradient_checkpointing")]
+
+
+def checkpointing(layers: Iterable[nn.Module]) -> bool:
+    """Whether a forward pass now would have layers that are recomputed."""
+    return torch.is_grad_enabled() and any(layer.gradient_checkpointing and layer.training for layer in layers)
+
+
+def in_backward() -> bool:
+    """Whether this runs inside a backward pass, as nothing but a recomputation does."""
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def noting(chosen: Callable[[], Mapping[int, Any]], attached: Callable[[], bool]) -> Any:
+    """A block in which tensors are saved for the backward pass with what is then ``chosen``.
+
+    Hooks on saved tensors that are there already go on doing what they do (offloading, other sessions).
+    """
+    top = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    outer_pack, outer_unpack = (_itself, _itself) if top is None else top
+
+    def pack(tensor: Tensor) -> tuple[Mapping[int, Any], Any]:
+        return chosen(), outer_pack(tensor)
+
+    def unpack(packed: tuple[Mapping[int, Any], Any]) -> Tensor:
+        if not attached():
+            found = "the session was detached before the backward pass, which runs layers again"
+            raise refuse("detached", "gradient checkpointing", found, remedy="Detach after loss.backward().")
+        _UNPACKED.task, _UNPACKED.chosen = torch._C._current_graph_task_id(), packed[0]
+        return outer_unpack(packed[1])
+
+    return torch.autograd.graph.saved_tensors_hooks(pack, unpack)
+
+
+def recomputed() -> Mapping[int, Any]:
+    """What was chosen in the forward pass of the layer that now runs again, by session.
+
+    Raises :class:`RefusedError` where a checkpoint was not taken inside a forward pass of the model.
+    """
+    if getattr(_UNPACKED, "task", None) != torch._C._current_graph_task_id():
+        found = "the model, or a part of it, runs again in a backward pass, and under which adapters is not known"
+        remedy = "Call the model itself, with model.gradient_checkpointing_enable()."
+        raise refuse("recomputed", "checkpoint", found, "gradient checkpointing of the model's own", remedy)
+    chosen: Mapping[int, Any] = _UNPACKED.chosen
+    return chosen
+
+
+def _itself(value: Any) -> Any:
+    return value
