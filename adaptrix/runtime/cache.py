@@ -2,80 +2,123 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from adaptrix.errors import Problem, UsageError
+from adaptrix.runtime.history import Chunk, chunk_of, joined, trimmed
 from adaptrix.runtime.selection import Selection
 
 
 class AdapterCache(DynamicCache):
     """A :class:`~transformers.DynamicCache` with what entered the first injected layer beside it.
 
-    ``depth``: that layer. ``entering``: the hidden states ``[batch, tokens, hidden]`` that entered it,
-    one tensor a forward pass; ``positions`` and ``tokens`` likewise (the ids that the model was given).
-    ``mask``: the newest attention mask. ``made_under``: the key of the selection in force, None while empty.
+    That is one hidden state a token, ``hidden / (2 · layers · kv_heads · head_dim)`` of the bytes of the keys and
+    values: 1/64 for a Llama of 32 layers, 1/16 where it has a key head for four query heads.
+
+    ``depth``: the lowest layer that an adapter changes; all of them for one that changes none. ``owner``: the
+    number of its session. ``made_under``: the key of the selection in force, None while empty. ``chunks``: what it
+    was filled with; ``mask``: the newest attention mask.
     """
 
-    def __init__(self, config: Any, depth: int) -> None:
+    def __init__(self, config: Any, depth: int, owner: int) -> None:
         super().__init__(config=config)
-        self.depth = depth
+        self.config, self.depth, self.owner = config, depth, owner
         self.made_under: tuple[Any, ...] | None = None
-        self.entering: list[Tensor] = []
-        self.positions: list[Tensor] = []
-        self.tokens: list[Tensor] = []
+        self.chunks: list[Chunk] = []
         self.mask: Tensor | None = None
 
-    def note(self, selection: Selection, tokens: Tensor | None, mask: Tensor | None) -> None:
+    def note(self, owner: int, selection: Selection, given: Mapping[str, Any]) -> None:
         """Takes down what a forward pass is about to add. Raises :class:`UsageError` under other adapters."""
-        if self.made_under not in (None, selection.key):
-            found = "the cache was filled under other adapters than those in force"
-            remedy = "session.swap(choice, cache) makes it fit."
-            raise UsageError(Problem("stale-cache", "past_key_values", found, "the same adapters", remedy))
-        self.made_under = selection.key
-        if selection.first_layer < self.depth:
+        past = self.get_seq_length()
+        self._require_fit(owner, selection, past)
+        chunk = chunk_of(given, past)
+        self._drop_unfinished(past)
+        if not past and selection.first_layer < self.depth:
             self.depth = 0  # what enters the layer depends on the adapter, so nothing below it can be kept
-        if tokens is not None:
-            self.tokens.append(tokens)
-        self.mask = mask
+        self.made_under = selection.key
+        if chunk is not None:
+            self.chunks.append(chunk)
+        self.mask = given.get("attention_mask")
+
+    def enter(self, hidden: Tensor) -> None:
+        """Takes down what enters the layer at ``depth``, in the pass noted last."""
+        if self.chunks and self.chunks[-1].entering is None:
+            self.chunks[-1] = replace(self.chunks[-1], entering=hidden.detach())
+
+    def filled(self) -> Chunk:
+        """All that it was filled with. Raises :class:`UsageError` where that is not known."""
+        lengths = {layer.get_seq_length() for layer in self.layers if isinstance(layer, DynamicLayer)}
+        length = self.get_seq_length()
+        self._drop_unfinished(length)
+        remedy = "Make a new cache and give the model the whole prompt."
+        if len(lengths) > 1:
+            found = "its layers hold unlike numbers of tokens: a forward pass broke off"
+            raise UsageError(Problem("cache", "swap", found, "as many in each", remedy))
+        if sum(chunk.size for chunk in self.chunks) != length:
+            found = "it was filled by passes that the session did not see"
+            raise UsageError(Problem("cache", "swap", found, "calls of the session's model alone", remedy))
+        return joined(self.chunks)
+
+    def become(self, **state: Any) -> None:
+        """Changes attributes all at once: an interrupt comes before or after, never between."""
+        vars(self).update(state)
+
+    def fork(self) -> AdapterCache:
+        """Another cache of the same content. They share tensors, none of which is ever changed in place."""
+        other = copy.copy(self)
+        other.become(layers=[copy.copy(layer) for layer in self.layers], chunks=list(self.chunks))
+        return other
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Follows a beam search."""
         super().reorder_cache(beam_idx)
-        self._each(lambda chunk: chunk.index_select(0, beam_idx.to(chunk.device)))
+        self._each(lambda tensor: tensor.index_select(0, beam_idx.to(tensor.device)))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeats every row."""
         super().batch_repeat_interleave(repeats)
-        self._each(lambda chunk: chunk.repeat_interleave(repeats, dim=0))
+        self._each(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keeps some rows."""
         super().batch_select_indices(indices)
-        self._each(lambda chunk: chunk[indices])
+        self._each(lambda tensor: tensor[indices])
 
     def crop(self, *args: Any, **kwargs: Any) -> None:
         """Forgets the last tokens, here as in the keys and values."""
         super().crop(*args, **kwargs)
         length = self.get_seq_length()
-        for chunks in (self.entering, self.positions, self.tokens):
-            if chunks:
-                chunks[:] = [torch.cat(chunks, dim=1)[:, :length]]
-        self.mask = None if self.mask is None else self.mask[:, :length]
+        self._drop_unfinished(length)
+        self.mask = self.mask[:, :length] if isinstance(self.mask, Tensor) else self.mask
+        self.made_under = self.made_under if length else None
 
     def reset(self) -> None:
         """Empties it."""
         super().reset()  # type: ignore[no-untyped-call]  # transformers has no types there
-        self.made_under, self.mask = None, None
-        for chunks in (self.entering, self.positions, self.tokens):
-            chunks.clear()
+        self.become(made_under=None, mask=None, chunks=[])
+
+    def _drop_unfinished(self, length: int) -> None:
+        """Forgets what was noted past the end: of tokens that were cropped, or of a pass that failed."""
+        self.chunks = trimmed(self.chunks, sum(chunk.size for chunk in self.chunks) - length)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> None:
-        for chunks in (self.entering, self.tokens):
-            chunks[:] = [change(chunk) for chunk in chunks]
-        self.positions[:] = [change(chunk) if len(chunk) > 1 else chunk for chunk in self.positions]
-        self.mask = None if self.mask is None else change(self.mask)
+        self.chunks = [chunk.changed(change) for chunk in self.chunks]
+        self.mask = change(self.mask) if isinstance(self.mask, Tensor) else self.mask
+
+    def _require_fit(self, owner: int, selection: Selection, past: int) -> None:
+        if owner != self.owner:
+            remedy = "Make one with this session's new_cache()."
+            found = "a cache of another session, whose adapters this one does not know"
+            raise UsageError(Problem("foreign-cache", "past_key_values", found, "a cache of this session", remedy))
+        if past and self.made_under not in (None, selection.key):
+            found = "the cache was filled under other adapters than those in force"
+            remedy = "session.swap(choice, cache) makes it fit."
+            raise UsageError(Problem("stale-cache", "past_key_values", found, "the same adapters", remedy))

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
+from inspect import signature
 from itertools import count
 from types import MappingProxyType
 from typing import Any, NoReturn
@@ -17,7 +18,7 @@ from adaptrix.architecture import Site
 from adaptrix.errors import refuse
 from adaptrix.runtime import recompute
 from adaptrix.runtime.cache import AdapterCache
-from adaptrix.runtime.context import layers_of
+from adaptrix.runtime.context import depth_of, layers_of, require_own
 from adaptrix.runtime.drift import Drift
 from adaptrix.runtime.reach import Reached
 from adaptrix.runtime.selection import BASE, Selection
@@ -47,6 +48,7 @@ class Hooks:
         self._passes = threading.local()
         self._watched: set[int] = set()
         self.model = model
+        self._inputs = tuple(signature(model.forward).parameters)
         self._recomputable = recompute.recomputable(model)
         self._keep(model.register_forward_pre_hook(self._before, with_kwargs=True))
         self._keep(model.register_forward_hook(self._after, always_call=True))
@@ -61,15 +63,28 @@ class Hooks:
                 self._calls[site] = count()
                 self._keep(self._modules[site].module.register_forward_hook(self._hook(site)))
 
-    def watch(self, depth: int) -> None:
+    def new_cache(self, first_layer: float) -> AdapterCache:
+        """An empty cache for adapters that change no layer under ``first_layer``."""
+        config: Any = self.model.config
+        if getattr(config, "is_encoder_decoder", False) or getattr(config, "add_cross_attention", False):
+            found = "a model with cross-attention, whose keys and values come from elsewhere"
+            raise refuse("cache", type(self.model).__name__, found, "a decoder alone", "Use transformers' own caches.")
+        depth = depth_of(self.model, first_layer)
+        self._watch(depth)
+        return AdapterCache(config, depth, self._session)
+
+    def own(self, cache: object) -> AdapterCache:
+        """The cache, if it is one of these. Raises :class:`UsageError`."""
+        return require_own(cache, self._session)
+
+    def _watch(self, depth: int) -> None:
         """From now on caches of this depth learn what enters that layer."""
         found = layers_of(self.model)
-        if found is None or depth in self._watched or not depth:
+        layers = list(getattr(*found)) if found else []
+        if depth in self._watched or not 0 < depth < len(layers):
             return
-        decoder, name = found
-        layer = list(getattr(decoder, name))[depth]
         self._watched.add(depth)
-        self._keep(layer.register_forward_pre_hook(_watcher(depth), with_kwargs=True))
+        self._keep(layers[depth].register_forward_pre_hook(_watcher(depth), with_kwargs=True))
 
     def remove(self) -> None:
         """Takes all of them off; calling it again does nothing."""
@@ -120,9 +135,10 @@ class Hooks:
             block.enter_context(self.choosing(self.current))
         if recompute.checkpointing(self._recomputable):
             block.enter_context(recompute.noting(_CHOSEN.get, lambda: self.attached))
-        cache = kwargs.get("past_key_values")
+        given = {**dict(zip(self._inputs, args, strict=False)), **kwargs}
+        cache = given.get("past_key_values")
         if isinstance(cache, AdapterCache):
-            cache.note(self.current, args[0] if args else kwargs.get("input_ids"), kwargs.get("attention_mask"))
+            cache.note(self._session, self.current, given)
 
     def _after(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._stack().pop().close()
@@ -140,8 +156,7 @@ def _watcher(depth: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]
     def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         cache = kwargs.get("past_key_values", args[1] if len(args) > 1 else None)
         if isinstance(cache, AdapterCache) and cache.depth == depth:
-            cache.entering.append(args[0].detach())
-            cache.positions.append(kwargs["position_ids"])
+            cache.enter(args[0])
 
     return keep
 

@@ -17,7 +17,7 @@ from typing import Any, Self
 from adaptrix.architecture import Site
 from adaptrix.errors import Problem, UsageError
 from adaptrix.runtime.cache import AdapterCache
-from adaptrix.runtime.context import Swap, refill, require_own
+from adaptrix.runtime.context import Swap, refill
 from adaptrix.runtime.hooks import Hooks
 from adaptrix.runtime.replaced import Change
 from adaptrix.runtime.selection import BASE, Loaded, Selection, routed, weighted
@@ -78,10 +78,8 @@ class Session:
         """A cache to pass as ``past_key_values``: it knows the adapters it is filled under, so that using it
         under others is an error, and :meth:`swap` can make it fit others without reading the prompt again."""
         self._require_open()
-        depth = min((weighted([(1.0, one)]).first_layer for one in self._loaded.values()), default=0)
-        depth = int(depth) if depth < float("inf") else 0
-        self._hooks.watch(depth)
-        return AdapterCache(self._hooks.model.config, depth)
+        loaded = self._loaded.values()
+        return self._hooks.new_cache(min((weighted([(1.0, one)]).first_layer for one in loaded), default=float("inf")))
 
     def swap(self, choice: Choice, cache: AdapterCache) -> Swap:
         """Activates a choice and makes the cache what it would have been under it; says what that took.
@@ -91,8 +89,7 @@ class Session:
         """
         selection = self._select(choice)
         with self._hooks.choosing(selection):
-            done = refill(self._hooks.model, require_own(cache), selection.first_layer)
-        cache.made_under = selection.key
+            done = refill(self._hooks.model, self._hooks.own(cache), selection, self.new_cache)
         self._swaps, self._kept = self._swaps + 1, self._kept + done.kept
         self._hooks.default = selection
         return done
