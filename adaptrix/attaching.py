@@ -14,11 +14,12 @@ from adaptrix.binding.bind import BoundAdapter, bind
 from adaptrix.binding.identify import by_config
 from adaptrix.errors import Problem, RefusedError, UsageError, errors_in
 from adaptrix.planning.plan import Plan, make_plan, recorded_plan
-from adaptrix.runtime.build import kernels
+from adaptrix.runtime.build import kernels, require_finite
 from adaptrix.runtime.drift import Drift
+from adaptrix.runtime.extras import places, with_extras
 from adaptrix.runtime.hooks import Hooks
-from adaptrix.runtime.kernel import Kernel
-from adaptrix.runtime.reach import Reached, reached, require_plain, unreachable, unserved
+from adaptrix.runtime.reach import Reached, reached, require_plain, unreachable
+from adaptrix.runtime.replaced import Change
 from adaptrix.runtime.session import Session
 from adaptrix.runtime.users import Users
 from adaptrix.workflow import Workshop
@@ -59,9 +60,9 @@ def _bound(max_drift: float | None) -> float | None:
     return max_drift
 
 
-def _all(loader: _Loader, adapters: Mapping[str, AdapterLike]) -> dict[str, Mapping[Site, Kernel]]:
+def _all(loader: _Loader, adapters: Mapping[str, AdapterLike]) -> dict[str, Mapping[Site, Change]]:
     """The kernels of every adapter; raises with the problems of all of them."""
-    built: dict[str, Mapping[Site, Kernel]] = {}
+    built: dict[str, Mapping[Site, Change]] = {}
     problems: list[Problem] = []
     for name, adapter in adapters.items():
         try:
@@ -74,7 +75,7 @@ def _all(loader: _Loader, adapters: Mapping[str, AdapterLike]) -> dict[str, Mapp
 
 
 class _Loader:
-    """Turns adapters into kernels for one model, and knows the modules it has found for them."""
+    """Turns adapters into changes of one model, and knows the modules it has found for them."""
 
     def __init__(self, model: nn.Module, layers: str | None) -> None:
         self._model, self._layers = model, layers
@@ -82,7 +83,7 @@ class _Loader:
         self._config = _config(model)
         self.modules: dict[Site, Reached] = {}
 
-    def __call__(self, adapter: AdapterLike) -> Mapping[Site, Kernel]:
+    def __call__(self, adapter: AdapterLike) -> Mapping[Site, Change]:
         read = adapter if isinstance(adapter, Adapter) else self._workshop.read(fspath(adapter))
         known = self._workshop.catalog.architectures
         bound = bind(read, by_config(self._config, known, read, type(self._model).__name__))
@@ -90,9 +91,12 @@ class _Loader:
             raise RefusedError(errors)
         plan = self._plan(bound)
         modules = reached(self._model, bound.architecture)
-        if problems := [*unreachable(plan, modules), *unserved(plan, modules)]:
+        extras, problems = places(plan, self._model, modules)
+        if problems := [*unreachable(plan, modules), *problems]:
             raise RefusedError(problems)
-        found = kernels(plan, modules)
+        found = with_extras(kernels(plan, modules), extras)
+        require_finite(found, plan)
+        modules |= {place.reached.site: place.reached for place in extras}
         self.modules |= {site: modules[site] for site in found}
         return found
 

@@ -14,6 +14,7 @@ from adaptrix.errors import Problem, RefusedError, refuse
 from adaptrix.planning.plan import Plan
 from adaptrix.runtime.kernel import Kernel
 from adaptrix.runtime.reach import Reached, whole_site
+from adaptrix.runtime.replaced import Change, numbers
 from adaptrix.runtime.tensors import as_torch
 
 
@@ -21,14 +22,12 @@ def kernels(plan: Plan, modules: Mapping[Site, Reached], dtype: torch.dtype | No
     """The kernels of a plan by the site of the whole weight, on each module's own device.
 
     ``dtype``: that of the arithmetic, by default that of the module's weight (fp32 for a quantised one).
-    Raises :class:`RefusedError`, also for NaN and Inf.
+    Raises :class:`RefusedError` for what cannot be computed; the numbers are left to :func:`require_finite`.
     """
     groups: dict[Site, list[Site]] = {}
     for site in plan.sites:
         groups.setdefault(whole_site(site), []).append(site)
-    built = {whole: _kernel(plan, sites, modules[whole], dtype) for whole, sites in groups.items()}
-    _require_finite(built, plan)
-    return built
+    return {whole: _kernel(plan, sites, modules[whole], dtype) for whole, sites in groups.items()}
 
 
 def _kernel(plan: Plan, sites: list[Site], reached: Reached, dtype: torch.dtype | None) -> Kernel:
@@ -110,8 +109,9 @@ def _home(module: nn.Module) -> tuple[torch.device, torch.dtype]:
     return weight.device, weight.dtype if floats else torch.float32
 
 
-def _require_finite(built: Mapping[Site, Kernel], plan: Plan) -> None:
-    bad = [site for site, k in built.items() if not bool(torch.isfinite(k.At).all() and torch.isfinite(k.Bt).all())]
+def require_finite(built: Mapping[Site, Change], plan: Plan) -> None:
+    """Raises :class:`RefusedError` for every module where what acts is not finite."""
+    bad = [site for site, kernel in built.items() if not all(bool(t.isfinite().all()) for t in numbers(kernel))]
     if bad:
         raise RefusedError(
             Problem("nonfinite", f"{plan.bound.adapter.name} {site}", "NaN or Inf among its numbers", "finite numbers")

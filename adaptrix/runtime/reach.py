@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
-from adaptrix.adapter import Extra
 from adaptrix.architecture import Architecture, Site
 from adaptrix.errors import Problem, RefusedError
 from adaptrix.planning.plan import Plan
-from adaptrix.runtime.tensors import as_torch
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,33 +76,6 @@ def unreachable(plan: Plan, modules: Mapping[Site, Reached]) -> Iterator[Problem
         elif found.module.weight.is_meta and not hasattr(found.module, "_hf_hook"):
             remedy = "Load the model's weights first."
             yield Problem("meta", where, "the module has no weights (meta device)", "a loaded model", remedy)
-
-
-def unserved(plan: Plan, modules: Mapping[Site, Reached]) -> Iterator[Problem]:
-    """A problem for every tensor that is no delta, unless the model has it already.
-
-    A hook adds to what a module does; to put a trained head or a new bias in the place of the model's own is
-    not done yet.
-    """
-    adapter = plan.bound.adapter
-    for key, extra in adapter.extras.items():
-        if extra.kind == "base_weight" and _is_the_models(key, extra, plan, modules):
-            continue
-        found = f"{extra.kind}: it would replace a tensor of the model, which attaching does not do yet"
-        yield Problem("extra", f"{adapter.name} {key}", found, "deltas only", "Load it with peft instead.")
-
-
-def _is_the_models(key: str, extra: Extra, plan: Plan, modules: Mapping[Site, Reached]) -> bool:
-    """Whether a saved base weight is the one that the model has."""
-    path, _, leaf = key.rpartition(".")
-    site = plan.bound.architecture.locate(path.removesuffix(".base_layer"))
-    reached = modules.get(site) if site else None
-    own = getattr(reached.module, leaf, None) if reached else None
-    return (
-        isinstance(own, Tensor)
-        and tuple(own.shape) == extra.tensor.shape
-        and torch.equal(own.detach().cpu(), as_torch(extra.tensor).to(own.dtype))
-    )
 
 
 def whole_site(site: Site) -> Site:
