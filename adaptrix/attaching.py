@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from os import PathLike, fspath
+from os import PathLike
 from typing import Any
 
 from torch import nn
@@ -12,9 +13,10 @@ from adaptrix.adapter import Adapter
 from adaptrix.architecture import Site
 from adaptrix.binding.bind import BoundAdapter, bind
 from adaptrix.binding.identify import by_config
-from adaptrix.errors import Problem, RefusedError, UsageError, errors_in
+from adaptrix.errors import AdaptrixError, Problem, RefusedError, UsageError, errors_in
 from adaptrix.planning.plan import Plan, make_plan, recorded_plan
 from adaptrix.runtime.build import kernels, require_finite
+from adaptrix.runtime.choices import require_name
 from adaptrix.runtime.drift import Drift
 from adaptrix.runtime.extras import places, with_extras
 from adaptrix.runtime.hooks import Hooks
@@ -44,7 +46,8 @@ def attach(
     Raises :class:`AdaptrixError` with every problem, and then the model is as it was.
     """
     require_plain(model)
-    loader = _Loader(model, layers)
+    _require_named(adapters)
+    loader = _Loader(model, _policy(layers))
     users = Users()
     built = _all(loader, adapters)
     drift = Drift(_bound(max_drift)) if measure or max_drift is not None else None
@@ -54,23 +57,40 @@ def attach(
     return session
 
 
-def _bound(max_drift: float | None) -> float | None:
-    if max_drift is not None and not 0 <= max_drift < float("inf"):
-        raise UsageError(Problem("option", "max_drift", f"{max_drift}", "a finite number of at least 0"))
-    return max_drift
+def _bound(max_drift: object) -> float | None:
+    if max_drift is None or (isinstance(max_drift, (int, float)) and 0 <= max_drift < float("inf")):
+        return max_drift
+    remedy = "None measures and bounds nothing; measure=True only measures."
+    raise UsageError(Problem("option", "max_drift", repr(max_drift)[:60], "a finite number of at least 0", remedy))
+
+
+def _policy(layers: object) -> str | None:
+    if layers is None or isinstance(layers, str):
+        return layers
+    remedy = 'Layers 1 and 5 to 8 are layers="1,5-8".'
+    raise UsageError(Problem("option", "layers", repr(layers)[:60], "a policy, which is a string", remedy))
+
+
+def _require_named(adapters: object) -> None:
+    """Raises :class:`UsageError` unless every adapter comes with a name of its own."""
+    if not isinstance(adapters, Mapping):
+        found, remedy = f"a {type(adapters).__name__}", 'adaptrix.attach(model, {"math": "./math-lora"})'
+        raise UsageError(Problem("adapters", "adapters", found, "a mapping from names to adapters", remedy))
+    for name in adapters:
+        require_name(name)
 
 
 def _all(loader: _Loader, adapters: Mapping[str, AdapterLike]) -> dict[str, Mapping[Site, Change]]:
-    """The kernels of every adapter; raises with the problems of all of them."""
+    """The kernels of every adapter; raises with the problems of all of them, as the first error's kind."""
     built: dict[str, Mapping[Site, Change]] = {}
-    problems: list[Problem] = []
+    errors: list[AdaptrixError] = []
     for name, adapter in adapters.items():
         try:
             built[name] = loader(adapter)
-        except RefusedError as error:
-            problems += error.problems
-    if problems:
-        raise RefusedError(problems)
+        except AdaptrixError as error:
+            errors.append(error)
+    if errors:
+        raise type(errors[0])(dict.fromkeys(problem for error in errors for problem in error.problems))
     return built
 
 
@@ -84,7 +104,7 @@ class _Loader:
         self.modules: dict[Site, Reached] = {}
 
     def __call__(self, adapter: AdapterLike) -> Mapping[Site, Change]:
-        read = adapter if isinstance(adapter, Adapter) else self._workshop.read(fspath(adapter))
+        read = adapter if isinstance(adapter, Adapter) else self._workshop.read(_uri(adapter))
         known = self._workshop.catalog.architectures
         bound = bind(read, by_config(self._config, known, read, type(self._model).__name__))
         if errors := errors_in(bound.problems):
@@ -107,11 +127,21 @@ class _Loader:
         return make_plan(bound, self._layers or "all")
 
 
+def _uri(adapter: object) -> str:
+    """A uri or a path as text. Raises :class:`UsageError` for what is neither."""
+    if isinstance(adapter, (str, PathLike)):
+        return os.fsdecode(adapter)
+    remedy = "adaptrix.load(path) and generators return an Adapter."
+    raise UsageError(
+        Problem("adapter", "adapter", f"a {type(adapter).__name__}", "a uri, a path or an Adapter", remedy)
+    )
+
+
 def _config(model: nn.Module) -> Mapping[str, Any]:
     """The model's config as config.json has it. Raises :class:`UsageError` for a model that has none."""
     config = getattr(model, "config", None)
     if config is None or not hasattr(config, "to_dict"):
-        found = "the model has no config"
-        raise UsageError(Problem("no-config", type(model).__name__, found, "a transformers model"))
+        found, remedy = "the model has no config", "Of a wrapper, such as DataParallel, pass the model inside."
+        raise UsageError(Problem("no-config", type(model).__name__, found, "a transformers model", remedy))
     found_config: Mapping[str, Any] = config.to_dict()
     return found_config

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from adaptrix.architecture import Architecture, Site
-from adaptrix.errors import Problem, RefusedError
+from adaptrix.errors import Problem, RefusedError, UsageError
 from adaptrix.planning.plan import Plan
 
 
@@ -31,20 +31,24 @@ def reached(model: nn.Module, architecture: Architecture) -> dict[Site, Reached]
     return found
 
 
-def require_plain(model: nn.Module) -> None:
-    """Raises :class:`RefusedError` for a model that another library has already changed, or a compiled one."""
+def require_plain(model: object) -> None:
+    """Raises :class:`RefusedError` for a model that another library has already changed, or a compiled one, and
+    :class:`UsageError` for what is no model."""
+    if not isinstance(model, nn.Module):
+        remedy = "adaptrix.attach(model, {name: adapter}); of a pipeline, its .model."
+        raise UsageError(Problem("model", "model", f"a {type(model).__name__}", "a transformers model", remedy))
     problems = [*_compiled(model), *_wrapped(model)]
     if problems:
         raise RefusedError(problems)
 
 
 def _compiled(model: nn.Module) -> Iterator[Problem]:
-    if hasattr(model, "_orig_mod"):
+    if any(hasattr(module, "_orig_mod") or module._compiled_call_impl for module in model.modules()):
         yield Problem(
             "compiled",
             type(model).__name__,
-            "a compiled model: its graph does not see hooks that come later",
-            "the model itself",
+            "compiled, whole or in part: its graph does not see hooks that come later",
+            "the model as it was before",
             "Attach first and compile afterwards: torch.compile(model) inside `with adaptrix.attach(model, …)`.",
         )
 
@@ -67,6 +71,8 @@ def unreachable(plan: Plan, modules: Mapping[Site, Reached]) -> Iterator[Problem
     for site in plan.sites:
         where = f"{plan.bound.adapter.name} {site}"
         found = modules.get(whole_site(site))
+        if not plan.delta(site).rank:
+            yield Problem("rank", where, "a delta of rank 0", "a rank of at least 1", "Leave the module out.")
         if plan.bound.architecture.roles[site.role].orientation.startswith("experts"):
             remedy = "Merge the adapter into its base instead."
             yield Problem("no-hook", where, "stacked experts have no module of their own", "a module to hook", remedy)
