@@ -62,7 +62,7 @@ class Chunk:
 def chunk_of(given: Mapping[str, Any], past: int) -> Chunk | None:
     """What a pass with these inputs adds to a cache of ``past`` tokens; None where it has no tokens at all.
 
-    Raises :class:`UsageError` for a mask that is too short for both: transformers would hide the newest tokens.
+    Raises :class:`UsageError` for tokens that are there already.
     """
     shown = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
     if not isinstance(shown, Tensor) or shown.dim() < 2:
@@ -77,6 +77,7 @@ def chunk_of(given: Mapping[str, Any], past: int) -> Chunk | None:
         mask = mask[:, past : past + size]
     if positions is not None:
         positions = positions.expand(rows, size)
+        _require_onward(positions, mask, past)
     return Chunk(size, given.get("input_ids"), positions, mask, strange=frozenset(strange))
 
 
@@ -86,10 +87,22 @@ def _flat(value: object) -> bool:
 
 
 def _require_width(width: int, past: int, size: int) -> None:
+    """Raises :class:`UsageError` for a mask too short for past and input: it would hide the newest tokens."""
     if width < past + size:
         found = f"it covers {width} tokens, and the cache holds {past} already while the input brings {size}"
-        remedy = "Give the model only what the cache lacks: a next token, or the last one after cache.crop(-1)."
-        raise UsageError(Problem("mask", "attention_mask", found, f"{past + size} tokens", remedy))
+        raise _twice("attention_mask", found, f"{past + size} tokens")
+
+
+def _require_onward(positions: Tensor, mask: Tensor | None, past: int) -> None:
+    """Raises :class:`UsageError` for a text that begins anew after ``past`` tokens, as ``generate`` reads a prompt
+    again that is in the cache to its end."""
+    if past and mask is None and positions.shape[1] > 1 and bool((positions[:, 0] == 0).any()):
+        raise _twice("position_ids", f"they begin at 0, and the cache holds {past} tokens already", f"from {past} on")
+
+
+def _twice(where: str, found: str, expected: str) -> UsageError:
+    remedy = "Give the model only what the cache lacks: a next token, or the last one after cache.crop(-1)."
+    return UsageError(Problem("input", where, found, expected, remedy))
 
 
 def trimmed(chunks: Sequence[Chunk], surplus: int) -> list[Chunk]:

@@ -17,13 +17,16 @@ from typing import Any, Self
 from adaptrix.architecture import Site
 from adaptrix.errors import Problem, UsageError
 from adaptrix.runtime.cache import AdapterCache
+from adaptrix.runtime.choices import require_name, rows_of_names, weights_of
 from adaptrix.runtime.context import Swap, refill
 from adaptrix.runtime.hooks import Hooks
 from adaptrix.runtime.replaced import Change
 from adaptrix.runtime.selection import BASE, Loaded, Selection, routed, weighted
+from adaptrix.runtime.sharing import Prefill, prefill
 from adaptrix.runtime.users import Users
 
 Choice = str | Mapping[str, float] | None
+Rows = Sequence[str | None]
 #: an adapter (a uri, a path, an Adapter) -> what it does on the session's model
 Builder = Callable[[Any], Mapping[Site, Change]]
 
@@ -32,7 +35,7 @@ _REMEMBERED = 64
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Counts since a session began. ``layers_kept``: layers of caches that swaps did not compute anew.
+    """Counts since a session began. ``layers_kept``: layers of caches that swaps and shared prefills did not run.
 
     Drift is ‖d‖/‖y‖ a token and module; None where the session does not measure it.
     """
@@ -71,7 +74,7 @@ class Session:
     @contextmanager
     def route(self, rows: Sequence[str | None]) -> Iterator[None]:
         """One adapter, or None for the base, for each row of the batch; beams count with their row."""
-        with self._hooks.choosing(self._route(tuple(rows))):
+        with self._hooks.choosing(self._route(rows)):
             yield
 
     def new_cache(self) -> AdapterCache:
@@ -81,17 +84,39 @@ class Session:
         loaded = self._loaded.values()
         return self._hooks.new_cache(min((weighted([(1.0, one)]).first_layer for one in loaded), default=float("inf")))
 
-    def swap(self, choice: Choice, cache: AdapterCache) -> Swap:
-        """Activates a choice and makes the cache what it would have been under it; says what that took.
+    def swap(self, choice: Choice | Rows, cache: AdapterCache) -> Swap:
+        """Activates a choice and makes the cache what it would have been under it; says what that took, and why.
 
         Layers under the first injected one are kept, the rest computed from the hidden states that entered
-        it, for the families in :data:`adaptrix.runtime.context.FAMILIES`; others read the tokens again.
+        it, for the families in :data:`adaptrix.runtime.context.FAMILIES`; others read the tokens again, as after
+        loading an adapter that starts at a lower layer than those known to ``new_cache``. Rows of adapters, as for
+        :meth:`route`, are for a batch. What was filled in a way that cannot be repeated, and another cache than
+        one of this session, is refused by name; then, and after an interrupt, cache and default are as they were.
         """
-        selection = self._select(choice)
+        selection = self._chosen(choice)
         with self._hooks.choosing(selection):
             done = refill(self._hooks.model, self._hooks.own(cache), selection, self.new_cache)
         self._swaps, self._kept = self._swaps + 1, self._kept + done.kept
         self._hooks.default = selection
+        return done
+
+    def prefill_shared(self, inputs: Mapping[str, Any], choices: Sequence[Choice | Rows]) -> list[Prefill]:
+        """A prompt read under several choices at once: for each, in order, its cache and the next token's logits.
+
+        ``inputs``: what a tokenizer gives, padded on the left if at all. Layers under the lowest one that any of the
+        choices changes are run once, for the families that :meth:`swap` knows; others run whole for each choice, and
+        each result says so. The caches are independent, and go on under their choice::
+
+            for name, done in zip(names, session.prefill_shared(inputs, names)):
+                tokens = torch.cat([inputs["input_ids"], done.logits.argmax(-1, keepdim=True)], dim=1)
+                with session.use(name):
+                    model.generate(tokens, past_key_values=done.cache)
+        """
+        selections = [self._chosen(choice) for choice in choices]
+        if not selections:
+            raise UsageError(Problem("choices", "prefill_shared", "no choices", "at least one; None is the base"))
+        done = prefill(self._hooks, inputs, selections)
+        self._kept += sum(one.kept for one in done)
         return done
 
     def load(self, name: str, adapter: Any) -> None:
@@ -101,6 +126,7 @@ class Session:
         Raises :class:`AdaptrixError`.
         """
         self._require_open()
+        require_name(name)
         self.adopt(name, self._build(adapter))
 
     def adopt(self, name: str, kernels: Mapping[Site, Change]) -> None:
@@ -122,7 +148,7 @@ class Session:
 
     def unload(self, name: str) -> None:
         """Forgets an adapter once nobody uses it any more; new users are refused from now on."""
-        (loaded,) = self._named([name])
+        (loaded,) = self._named([require_name(name)])
         if loaded in self._hooks.default.adapters:
             raise UsageError(
                 Problem("in-use", name, "it is the default", "another default", "session.activate(None) first.")
@@ -149,22 +175,25 @@ class Session:
     ) -> None:
         self.detach()
 
+    def _chosen(self, choice: Choice | Rows) -> Selection:
+        rows = isinstance(choice, Sequence) and not isinstance(choice, str)
+        return self._route(choice) if rows else self._select(choice)  # type: ignore[arg-type]  # as told apart
+
     def _select(self, choice: Choice) -> Selection:
         self._require_open()
         if choice is None:
             return BASE
-        terms = {choice: 1.0} if isinstance(choice, str) else {name: float(w) for name, w in choice.items()}
+        terms = weights_of(choice)
         loaded = self._named(terms)
         key = tuple((one.version, weight) for one, weight in zip(loaded, terms.values(), strict=True))
         return self._remembered(key, lambda: weighted(list(zip(terms.values(), loaded, strict=True))))
 
-    def _route(self, rows: tuple[str | None, ...]) -> Selection:
+    def _route(self, rows: object) -> Selection:
         self._require_open()
-        if not rows:
-            raise UsageError(Problem("route", "route", "no rows", "one adapter, or None, for each row of the batch"))
-        names = list(dict.fromkeys(row for row in rows if row is not None))
+        chosen_names = rows_of_names(rows)
+        names = list(dict.fromkeys(name for name in chosen_names if name is not None))
         known = dict(zip(names, self._named(names), strict=True))
-        chosen = [None if row is None else known[row] for row in rows]
+        chosen = [None if name is None else known[name] for name in chosen_names]
         key = tuple(None if one is None else one.version for one in chosen)
         return self._remembered(key, lambda: routed(chosen))
 
