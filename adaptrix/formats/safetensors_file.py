@@ -10,7 +10,7 @@ problem and tell nobody what to do, which is why the header is parsed here.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from math import prod
 from pathlib import Path
@@ -203,7 +203,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     ordered = sorted(tensors.items(), key=lambda item: (_RANK.get(item[1].dtype, 0), item[0]))
     refuse_if_any(_write_faults(ordered, path), path)
     with open(path, "xb") as file:
-        file.write(_encode(ordered, metadata))
+        file.write(encode(ordered, metadata))
         for piece in _merged(tensor.data for _, tensor in ordered):
             file.writelines((piece,) if isinstance(piece, bytes) else piece.chunks())
 
@@ -217,7 +217,7 @@ def _write_faults(ordered: list[tuple[str, Tensor]], path: Path) -> Iterator[Pro
             yield Problem(code, tensor_at(path, name), found, expected)
 
 
-def _encode(ordered: list[tuple[str, Tensor]], metadata: Mapping[str, str]) -> bytes:
+def encode(ordered: Sequence[tuple[str, Tensor]], metadata: Mapping[str, str]) -> bytes:
     """The length and the header, padded with spaces so that the data is aligned to 8 bytes."""
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     position = 0

@@ -1,0 +1,98 @@
+"""``adaptrix merge``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import click
+
+from adaptrix.cli.common import Voice, clean, print_json, show_problems, voice_options
+from adaptrix.errors import errors_in
+from adaptrix.merging import merger
+from adaptrix.merging.merger import Merge, MergeOptions
+from adaptrix.text import amount
+from adaptrix.workflow import Workshop
+
+_LAYERS = """all, middle, spread:K, energy:K, or 8-23,28. [default: the plan of an injection file; all of a PEFT
+    checkpoint]"""
+
+
+@click.command()
+@click.argument("source", metavar="SRC")
+@click.option("--base", metavar="MODEL", required=True, help="The whole base: a folder or OWNER/NAME, weights and all.")
+@click.option("-o", "--out", type=click.Path(), help="Folder to write. [default: NAME-merged here]")
+@click.option("--layers", metavar="POLICY", help=_LAYERS)
+@click.option("--dtype", metavar="DTYPE", help="Round the whole model to bf16, fp16, fp32 or fp64.")
+@click.option("--force", is_flag=True, help="Replace a merged model, never the base or the adapter.")
+@click.option("--allow-nonfinite", is_flag=True, help="Let NaN and Inf through.")
+@voice_options
+def command(source: str, base: str, out: str | None, voice: Voice, **options: Any) -> int:
+    """Write a base with an adapter merged into it, as a folder that transformers loads.
+
+    \b
+    SRC is an adapter: a folder, a file, or OWNER/NAME[@REVISION] on the Hub:
+      adaptrix merge ./my-lora --base ./llama -o ./llama-mine
+
+    The base's shards are written again, a tensor at a time: what the adapter does not change byte for byte,
+    what it changes in fp32 and rounded once. To undo a merge, keep the base: subtracting gives other numbers.
+    Needs adaptrix[torch].
+    """
+    wanted = MergeOptions(**options)
+    workshop = Workshop()
+    merger.prepare(out, wanted)
+    made = merger.draft(workshop, source, base, wanted)  # no spinner: the Hub's client draws bars
+    done = merger.write(made, out, wanted, _display(f"merging {source}", voice))
+    if voice.json:
+        print_json(_result(source, base, done))
+    else:
+        _show(done, voice)
+    show_problems((*workshop.catalog.problems, *done.problems), voice)
+    return 1 if errors_in(done.problems) else 0
+
+
+def _display(what: str, voice: Voice) -> merger.Display:
+    """A bar on a terminal, nothing elsewhere."""
+    if voice.quiet or voice.json or not sys.stderr.isatty():
+        return merger.quiet
+    return lambda total: _bar(what, total)
+
+
+def _bar(what: str, total: int) -> AbstractContextManager[Callable[[int], object]]:
+    @contextmanager
+    def shown() -> Iterator[Callable[[int], object]]:
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task(clean(what), total=total)
+            yield lambda count: progress.advance(task, count)
+
+    return shown()
+
+
+def _result(source: str, base: str, done: Merge) -> dict[str, Any]:
+    plan = done.plan
+    return {
+        "source": source,
+        "base": base,
+        "ok": not errors_in(done.problems),
+        "path": str(done.path),
+        "changed": done.changed,
+        "tensors": done.tensors,
+        "bytes": done.nbytes,
+        "architecture": plan.bound.architecture.family,
+        "plan": {"policy": plan.policy, "layers": {stack: list(layers) for stack, layers in plan.layers.items()}},
+        "problems": [problem.as_dict() for problem in done.problems],
+    }
+
+
+def _show(done: Merge, voice: Voice) -> None:
+    if voice.quiet:
+        return
+    held = f"{done.changed} of {done.tensors} tensors changed, {amount(done.nbytes)}"
+    click.echo(f"{click.style(str(done.path), bold=True)}  {held}, {done.plan.bound.architecture.family}")
+    click.echo(f"  {done.plan.describe()}")

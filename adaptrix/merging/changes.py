@@ -1,0 +1,180 @@
+"""From a plan to what happens to each tensor of a base, or every reason why it cannot be done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from adaptrix.adapter import Extra
+from adaptrix.architecture import Site
+from adaptrix.architecture.patterns import suffix_match
+from adaptrix.delta import LowRank
+from adaptrix.errors import Problem
+from adaptrix.merging.change import Change, Term
+from adaptrix.merging.places import Places
+from adaptrix.merging.tied import HEAD
+from adaptrix.planning.plan import Plan
+from adaptrix.tensor import FLOATS, Tensor
+
+_TOKENS = ".token_adapter.trainable_tokens_delta"
+_OTHER_BASE = "The base is not the one that the adapter was trained on, or another version of it."
+
+
+class Drafting:
+    """The changes as they are gathered, and the problems."""
+
+    def __init__(self, plan: Plan, places: Places, *, tied: bool) -> None:
+        self.plan, self.places, self.tied = plan, places, tied
+        self.changes: dict[str, Change] = {}
+        self.problems: list[Problem] = []
+
+    def run(self) -> None:
+        """Gathers everything: what replaces tensors first, for deltas are added to that."""
+        self.problems += _unmergeable(self.plan)
+        for key, extra in self.plan.bound.adapter.extras.items():
+            self._extra(key, extra)
+        for site in self.plan.sites:
+            self._delta(site, self.plan.delta(site))
+        for name, change in self.changes.items():
+            self.problems += _misfits(name, change, self.places.tensors[name])
+
+    def _extra(self, key: str, extra: Extra) -> None:
+        path = key.removesuffix(_TOKENS) if key.endswith(_TOKENS) else key.rpartition(".")[0]
+        site = self.plan.bound.architecture.locate(path.removesuffix(".base_layer"))
+        if site is not None and not self.plan.active(site):
+            found = f"it is outside the plan {self.plan.policy} and is left out"
+            self._note("left-out", key, found, "Merge with --layers all to have it.", "warning")
+            return
+        if extra.kind == "token_delta":
+            self._tokens(f"{path}.weight", key, extra.tensor)
+        else:
+            self._replace(key.replace(".base_layer.", "."), key, extra.tensor)
+
+    def _replace(self, plain: str, key: str, tensor: Tensor) -> None:
+        names = self.places.named(plain)
+        if not names and not self._is_tied_head(plain):
+            remedy = (
+                "Load the base with the class the adapter was trained with, save_pretrained() it, and merge into that."
+            )
+            self._note("no-tensor", key, "the base has no tensor for it to replace", remedy)
+        for name in names:
+            self._change(name, instead=tensor)
+
+    def _tokens(self, plain: str, key: str, tensor: Tensor) -> None:
+        indices = _indices(self.plan.bound.adapter.provenance.config.get("trainable_token_indices"), plain)
+        names = self.places.named(plain)
+        if indices is None or len(indices) != tensor.shape[0]:
+            self._note(
+                "tokens", key, "which tokens these rows are for is not known", "Restore trainable_token_indices."
+            )
+        elif not names:
+            self._note("no-tensor", key, "the base has no such embedding", _OTHER_BASE)
+        else:
+            for name in names:
+                self._change(name, tokens=indices, rows=tensor)
+
+    def _delta(self, site: Site, delta: LowRank) -> None:
+        gain = 1.0 if site.layer is None else self.plan.gains.get(site.layer, 1.0)
+        found = list(self.places.terms(site, delta, gain))
+        where = f"{site} ({self.plan.bound.targets[site]})"
+        if not found and not self._is_tied_head(f"{self.plan.bound.targets[site]}.weight"):
+            self._note("no-tensor", where, "the base's files have no weight for it", _OTHER_BASE)
+        for name, term in found:
+            self._add(name, term, bias=False)
+        if delta.bias is not None:
+            biases = list(self.places.biases(site, delta, gain))
+            if not biases:
+                remedy = "peft merges no such adapter either: keep it attached, or save the base with biases of zero."
+                self._note("no-bias", where, "it brings a bias and the base's module has none", remedy)
+            for name, term in biases:
+                self._add(name, term, bias=True)
+
+    def _add(self, name: str, term: Term, *, bias: bool) -> None:
+        role = self.plan.bound.architecture.roles[term.site.role]
+        known = bool(self.plan.bound.architecture.dims)
+        turned = role.orientation in ("conv1d", "embedding", "experts_transposed") or (not known and self._fan_in(term))
+        before = self.changes.get(name, Change())
+        self._change(name, terms=(*before.terms, term), turned=turned, bias=bias)
+
+    def _fan_in(self, term: Term) -> bool:
+        """Whether a module of an unknown family is stored ``[in, out]``, as far as the adapter knows."""
+        return term.delta.embedding or bool(self.plan.bound.adapter.provenance.config.get("fan_in_fan_out"))
+
+    def _change(self, name: str, **what: object) -> None:
+        self.changes[name] = replace(self.changes.get(name, Change()), **what)  # type: ignore[arg-type]  # Change's own fields
+
+    def _is_tied_head(self, plain: str) -> bool:
+        """Whether a key is that of a head which the base's files leave out: :mod:`adaptrix.merging.tied` sees to it."""
+        site = self.plan.bound.architecture.locate(plain.rpartition(".")[0])
+        return self.tied and site == HEAD and not self.places.weights("head")
+
+    def _note(self, code: str, where: str, found: str, remedy: str, severity: str = "error") -> None:
+        self.problems.append(
+            Problem(code, where, found, remedy=remedy, severity="warning" if severity == "warning" else "error")
+        )
+
+
+def _indices(wanted: object, plain: str) -> tuple[int, ...] | None:
+    """The tokens that were trained of an embedding: a list for the model's only one, or a table by name."""
+    if isinstance(wanted, dict):
+        wanted = next((rows for name, rows in wanted.items() if suffix_match(name, plain.rpartition(".")[0])), None)
+    return tuple(wanted) if isinstance(wanted, list) else None
+
+
+def _unmergeable(plan: Plan) -> Iterator[Problem]:
+    """What a config asks for that no weight can do."""
+    config: Mapping[str, object] = plan.bound.adapter.provenance.config
+    name = plan.bound.adapter.name
+    if config.get("alora_invocation_tokens"):
+        found = "an aLoRA acts only after certain tokens, which no merged weight can do"
+        yield Problem("alora", name, found, remedy="Keep it attached.")
+    if config.get("arrow_config"):
+        yield Problem("arrow", name, "a router of adapters chooses token by token, which no merged weight can do")
+    if config.get("layer_replication"):
+        remedy = "Expand the base first: load it with peft and this adapter, unload(), and save it."
+        yield Problem(
+            "replication", name, "its config repeats layers, and the base's files hold each once", remedy=remedy
+        )
+
+
+def _misfits(name: str, change: Change, own: Tensor) -> Iterator[Problem]:
+    """What speaks against a change: shapes, dtypes, and DoRA where its norm has no meaning."""
+    stored = change.instead or own
+    if own.dtype not in FLOATS or stored.dtype not in FLOATS:
+        remedy = "Merge into the base before it was quantised."
+        yield Problem("quantised", name, f"its numbers are {own.dtype}", "floats", remedy)
+        return
+    if change.instead is not None and stored.shape[1:] != own.shape[1:]:
+        yield Problem("shape", name, f"shape {list(stored.shape)} in the adapter", f"{list(own.shape)}", _OTHER_BASE)
+    if change.rows is not None and (len(stored.shape) != 2 or change.rows.shape[1:] != stored.shape[1:]):
+        yield Problem(
+            "shape", name, f"trained tokens of shape {list(change.rows.shape)}", f"rows of {list(stored.shape)}"
+        )
+    if change.tokens and not all(0 <= token < stored.shape[0] for token in change.tokens):
+        found = f"token {max(change.tokens)} was trained and the base has {stored.shape[0]}"
+        yield Problem("tokens", name, found, remedy="Resize the base's embeddings first, as was done for training.")
+    yield from (problem for term in change.terms for problem in _misfit(name, change, term, stored.shape))
+    if change.dora and (
+        len(change.terms) > 1 or any(term.put is not None or term.delta.experts for term in change.terms)
+    ):
+        yield Problem(
+            "part", name, "DoRA on parts of a fused weight, whose norm is that of the whole", "DoRA on all of it"
+        )
+
+
+def _misfit(name: str, change: Change, term: Term, shape: tuple[int, ...]) -> Iterator[Problem]:
+    """A problem where a term has not the shape of its weight."""
+    if change.bias:
+        fits, wanted = len(shape) == 1 and (term.put is not None or shape[0] == term.out), f"[{term.out}]"
+    else:
+        out, inp = (shape[-1:-3:-1] if change.turned else shape[-2:]) if len(shape) > 1 else (0, 0)
+        stacked = term.delta.experts is not None and term.source is None
+        depth = len(shape) == (3 if stacked or term.expert is not None else 2)
+        depth = depth and (not stacked or shape[0] == term.delta.experts)
+        fits = depth and inp == term.delta.shape[1] and (term.put is not None or out == term.out)
+        wanted = f"{term.out} × {term.delta.shape[1]}"
+    rows = shape[-1] if change.turned or change.bias else shape[-2] if len(shape) > 1 else 0
+    if not fits or (term.put is not None and int(term.put.max()) >= rows):
+        yield Problem(
+            "shape", name, f"shape {list(shape)} in the base", f"{wanted}, as ΔW of {term.site} has", _OTHER_BASE
+        )

@@ -1,0 +1,104 @@
+"""Where in a base's files the weight of a site lies, whatever layout the files have.
+
+A fused weight may be stored whole or as its parts, experts stacked or each on its own, and the names may begin
+with any of the family's prefixes. What a delta means for each tensor follows from that alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from adaptrix.architecture import Architecture, Role, Site
+from adaptrix.architecture.dims import Dims
+from adaptrix.architecture.layout import role_rows
+from adaptrix.delta import LowRank, straightened
+from adaptrix.merging.change import Term
+from adaptrix.tensor import Tensor
+
+
+class Places:
+    """The tensors of a base by site, ``weight`` and ``bias`` apart."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], architecture: Architecture, dims: Dims) -> None:
+        self.tensors, self._architecture, self._dims = tensors, architecture, dims
+        self._weights: dict[Site, list[str]] = {}
+        self._biases: dict[Site, list[str]] = {}
+        for name in tensors:
+            path, _, leaf = name.rpartition(".")
+            found = self._biases if leaf == "bias" else self._weights
+            site = architecture.locate(path if leaf in ("weight", "bias") else name)  # experts are bare parameters
+            if site is not None:
+                found.setdefault(site, []).append(name)
+        self._apart: dict[tuple[int | None, str], list[Site]] = {}
+        for site in self._weights:
+            self._apart.setdefault((site.layer, site.role), []).append(site)
+
+    def weights(self, role: str) -> list[str]:
+        """The names of a role outside the layers."""
+        return self._weights.get(Site(None, role), [])
+
+    def biases_of(self, role: str) -> list[str]:
+        """The names of the biases of a role outside the layers."""
+        return self._biases.get(Site(None, role), [])
+
+    @property
+    def roles(self) -> Mapping[str, Role]:
+        return self._architecture.roles
+
+    def named(self, key: str) -> list[str]:
+        """The tensors that a checkpoint's key means: by its own name, or under another of the family's prefixes."""
+        prefixes = self._architecture.prefixes
+        spelled = {key, *(new + key.removeprefix(old) for old in prefixes if key.startswith(old) for new in prefixes)}
+        found = [name for name in self.tensors if name in spelled]
+        if found:
+            return found
+        path, _, leaf = key.rpartition(".")
+        site = self._architecture.locate(path)
+        by_site = {"weight": self._weights, "bias": self._biases}.get(leaf, {})
+        return by_site.get(site, []) if site else []
+
+    def terms(self, site: Site, delta: LowRank, gain: float) -> Iterator[tuple[str, Term]]:
+        """Every tensor that a site's delta changes, with what is added to it; nothing where the base lacks any."""
+        term = Term(site, straightened(delta), gain)
+        whole = Site(site.layer, site.role)
+        role = self._architecture.roles[site.role]
+        if site in self._weights:
+            yield from ((name, term) for name in self._weights[site])
+        elif whole in self._weights:
+            placed = self._within(term, role)
+            yield from ((name, placed) for name in self._weights[whole] if placed is not None)
+        else:
+            yield from self._split(term, role)
+
+    def biases(self, site: Site, delta: LowRank, gain: float) -> Iterator[tuple[str, Term]]:
+        """Likewise for the bias that a delta brings along."""
+        term: Term | None = Term(site, delta, gain)
+        names = self._biases.get(site)
+        if names is None:
+            names = self._biases.get(Site(site.layer, site.role), [])
+            term = self._within(Term(site, delta, gain), self._architecture.roles[site.role])
+        if term is not None:
+            yield from ((name, term) for name in names)
+
+    def _within(self, term: Term, role: Role) -> Term | None:
+        """The delta of a part or of one expert, within the weight that holds all; None where its rows are not known."""
+        rows = None if term.site.part is None else (role_rows(role, self._dims) or {}).get(term.site.part)
+        if term.site.part is not None and rows is None:
+            return None
+        return replace(term, put=rows, expert=term.site.expert)
+
+    def _split(self, term: Term, role: Role) -> Iterator[tuple[str, Term]]:
+        """The delta of a whole weight, for the parts and experts that the base keeps apart; all of them or none."""
+        rows = role_rows(role, self._dims) if role.parts else None
+        parts = [term.site.part] if term.site.part is not None or rows is None else list(rows)
+        stacked = term.delta.experts
+        experts = [term.site.expert] if stacked is None else list(range(stacked))
+        sites = [Site(term.site.layer, role.name, part, expert) for part in parts for expert in experts]
+        if not all(site in self._weights for site in sites):
+            return
+        for site in sites:
+            taken = None if rows is None or site.part == term.site.part else rows[site.part or ""]
+            source = None if stacked is None else site.expert
+            for name in self._weights[site]:
+                yield name, replace(term, taken=taken, source=source)

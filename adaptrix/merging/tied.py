@@ -1,0 +1,142 @@
+"""Embeddings and heads that share one tensor, and vocabularies that grew.
+
+Attached, an adapter on the embedding leaves the head alone. Merged into a tensor that is both, it would change
+the head too: that is another model, and refused, unless the adapter makes the same change to both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from adaptrix.adapter import Extra
+from adaptrix.architecture import Site
+from adaptrix.delta import LowRank
+from adaptrix.errors import Problem
+from adaptrix.merging.change import Change
+from adaptrix.merging.places import Places
+from adaptrix.planning.plan import Plan
+from adaptrix.tensor import Tensor
+
+EMBED, HEAD = Site(None, "embed"), Site(None, "head")
+_NO_HEAD = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice")
+_UNTIE = (
+    "Untie the base first: load it with tie_word_embeddings=False, copy the embedding's weight into the head's,"
+    " save_pretrained() it, and merge into that; or leave the embedding out with --layers."
+)
+
+
+def is_tied(config: Mapping[str, Any], places: Places) -> bool:
+    """Whether the head reads the embedding's tensor.
+
+    Where the config does not say, its default is the model's own affair: files without a head say it, and so do
+    two tensors of equal bytes.
+    """
+    names = config.get("architectures") or [""]
+    if "head" not in places.roles or any(part in str(names[0]) for part in _NO_HEAD):
+        return False
+    text = config.get("text_config")
+    stated = [
+        part["tie_word_embeddings"]
+        for part in (config, text)
+        if isinstance(part, dict) and "tie_word_embeddings" in part
+    ]
+    embeds, heads = places.weights("embed"), places.weights("head")
+    if stated:
+        return bool(stated[0])
+    return not heads or any(equal(places.tensors[a], places.tensors[b]) for a in embeds for b in heads)
+
+
+def tied_changes(places: Places, changes: Mapping[str, Change]) -> dict[str, Change]:
+    """The changes, where embedding and head are one: what is done to one tensor is done to its copy."""
+    found = dict(changes)
+    names = [*places.weights("embed"), *places.weights("head")]
+    changed = next((changes[name] for name in names if name in changes), None)
+    if changed is not None:
+        found |= dict.fromkeys(names, changed)
+    return found
+
+
+def tied_problems(plan: Plan, places: Places) -> Iterator[Problem]:
+    """A problem where an adapter changes one of the two and not the other, or each in its own way."""
+    own = next((places.tensors[name] for name in places.weights("embed")), None)
+    embed, head = (plan.delta(site) if site in plan.sites else None for site in (EMBED, HEAD))
+    name = plan.bound.adapter.name
+    if not _same_delta(embed, head):
+        one = "the embedding" if head is None else "the head" if embed is None else "both, each in its own way,"
+        found = f"it changes {one} and the base ties them: merged, the change would be to both"
+        yield Problem("tied", f"{name} {EMBED if embed else HEAD}", found, remedy=_UNTIE)
+    saved = {site: _saved(plan, site, own) for site in (EMBED, HEAD)}
+    one_saved, other_saved = saved[EMBED], saved[HEAD]
+    if (one_saved is None) != (other_saved is None) or (
+        one_saved and other_saved and not equal(one_saved, other_saved)
+    ):
+        only = "the embedding" if other_saved is None else "the head" if one_saved is None else "both, each anew,"
+        found = f"it has {only} saved whole and the base ties them: merged, it would replace both"
+        yield Problem("tied", f"{name} {EMBED if one_saved else HEAD}", found, remedy=_UNTIE)
+
+
+def _same_delta(embed: LowRank | None, head: LowRank | None) -> bool:
+    """Whether ΔW of the head is the transpose of that of the embedding, factor by factor."""
+    if embed is None or head is None:
+        return embed is head
+    if embed.magnitude or head.magnitude or embed.bias or head.bias or embed.scale != head.scale:
+        return False
+    crossed = ((embed.A, head.B), (embed.B, head.A))
+    return all(np.array_equal(one.float32().T, other.float32()) for one, other in crossed)
+
+
+def _saved(plan: Plan, site: Site, own: Tensor | None) -> Tensor | None:
+    """The weight saved whole of a site, unless it is the base's own."""
+    for key, extra in plan.bound.adapter.extras.items():
+        if (
+            _is_weight_of(key, extra, plan, site)
+            and plan.active(site)
+            and (own is None or not equal(extra.tensor, own))
+        ):
+            return extra.tensor
+    return None
+
+
+def _is_weight_of(key: str, extra: Extra, plan: Plan, site: Site) -> bool:
+    path, _, leaf = key.rpartition(".")
+    whole = extra.kind in ("module", "base_weight") and leaf == "weight"
+    return whole and plan.bound.architecture.locate(path.removesuffix(".base_layer")) == site
+
+
+def equal(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same numbers once the finer is rounded as the other is; a piece at a time."""
+    if one.shape != other.shape:
+        return False
+    dtype = min((one.dtype, other.dtype), key=lambda name: {"F64": 3, "F32": 2}.get(name, 1))
+    step = max(1, (1 << 22) // max(1, one.size // max(1, one.shape[0])))
+    pieces = ((one.rows(a, min(a + step, one.shape[0])), other.rows(a, min(a + step, one.shape[0])))
+              for a in range(0, one.shape[0], step))  # fmt: skip
+    return all(np.array_equal(a.cast(dtype).float32(), b.cast(dtype).float32()) for a, b in pieces)
+
+
+def vocabulary(plan: Plan, places: Places, changes: Mapping[str, Change]) -> tuple[int | None, list[Problem]]:
+    """The rows that embedding and head have in the merged model if they are others than before.
+
+    Every tensor that counts tokens has to come along, else the model could not be loaded.
+    """
+    names = [*places.weights("embed"), *places.weights("head"), *places.biases_of("head")]
+    after = {name: _rows(name, changes, places) for name in names}
+    before = {name: places.tensors[name].shape[0] for name in names}
+    grown = {name for name in names if after[name] != before[name]}
+    if not grown:
+        return None, []
+    sizes = sorted({after[name] for name in names})
+    if len(sizes) == 1:
+        return sizes[0], []
+    kept = next(name for name in names if after[name] != after[min(grown)])
+    found = f"the adapter resized {min(grown)} to {after[min(grown)]} tokens, and {kept} has {after[kept]}"
+    remedy = "Save the adapter with its embedding and its head (save_embedding_layers=True), or resize the base first."
+    return None, [Problem("vocab", plan.bound.adapter.name, found, "one size for both", remedy)]
+
+
+def _rows(name: str, changes: Mapping[str, Change], places: Places) -> int:
+    change = changes.get(name)
+    return (change.instead if change and change.instead else places.tensors[name]).shape[0]
