@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from adaptrix.adapter import Adapter as Adapter
     from adaptrix.api import AdaptrixWarning as AdaptrixWarning
     from adaptrix.api import check as check
+    from adaptrix.api import combine as combine
     from adaptrix.api import convert as convert
     from adaptrix.api import inspect as inspect
     from adaptrix.api import load as load
@@ -57,6 +58,7 @@ _HOMES = {
     "UsageError": "errors",
     "attach": "attaching",
     "check": "api",
+    "combine": "api",
     "convert": "api",
     "hookimpl": "plugins.hookspecs",
     "inspect": "api",
@@ -84,6 +86,7 @@ __all__ = [
     "__version__",
     "attach",
     "check",
+    "combine",
     "convert",
     "hookimpl",
     "inspect",

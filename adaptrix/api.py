@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable, Sequence
 from os import PathLike, fspath
 from pathlib import Path
 
 from adaptrix.adapter import Adapter
+from adaptrix.algebra.combination import combine_adapters
+from adaptrix.algebra.outcome import Outcome
+from adaptrix.algebra.recipe import Recipe
+from adaptrix.errors import Problem, UsageError
 from adaptrix.inspection import Inspection, summarise
 from adaptrix.options import Options
 from adaptrix.planning.redistribute import Redistribution
@@ -86,7 +91,52 @@ def convert(
         allow_nonfinite=allow_nonfinite,
     )
     done = Workshop().convert(fspath(uri), out, options)
-    for problem in done.problems:
-        if problem.severity == "warning":
-            warnings.warn(str(problem), AdaptrixWarning, stacklevel=2)
+    _warn(done.problems)
     return done.path
+
+
+def combine(
+    adapters: Sequence[Adapter | Uri],
+    weights: Sequence[float] | None = None,
+    out: Uri | None = None,
+    to: str = "injection",
+    base: Uri | None = None,
+    *,
+    method: str = "cat",
+    rank: int | None = None,
+    density: float | None = None,
+    seed: int = 0,
+    drop_extras: bool = False,
+    dtype: str | None = None,
+    name: str | None = None,
+    force: bool = False,
+) -> Outcome:
+    """Writes one adapter for the weighted sum of several adapters' ΔW; ``error`` of what it returns is its error.
+
+    ``weights``: one each, by default equal shares of 1. ``method``: ``cat`` (ranks side by side: exact), ``svd`` (the
+    best of ``rank``, by default the largest of the adapters' own), ``linear``, ``ties``, ``dare`` or ``dare-ties`` (as
+    peft adds factors; the last three keep the share ``density`` of the numbers, 0.5 by default, and what DARE drops
+    depends on ``seed``). An injection file counts as its plan has it act. Trained heads, biases and tokens are
+    refused unless ``drop_extras``. The rest is as in :func:`convert`; every delta of the result acts. Raises
+    :class:`AdaptrixError` with every problem, and then leaves nothing behind.
+    """
+    if isinstance(adapters, str | PathLike | Adapter):
+        raise UsageError(Problem("option", "adapters", "one adapter", "a list of them", "As in [first, second]."))
+    recipe = Recipe(None if weights is None else tuple(weights), method, rank, density, seed, drop_extras)
+    subjects = [adapter if isinstance(adapter, Adapter) else fspath(adapter) for adapter in adapters]
+    options = _output(to, base, dtype, name, force=force)
+    done = combine_adapters(Workshop(), subjects, recipe, out, options)
+    _warn(done.problems)
+    return done
+
+
+def _output(to: str, base: Uri | None, dtype: str | None, name: str | None, *, force: bool) -> Options:
+    """Options of a result whose every delta acts."""
+    return Options(to=to, base=None if base is None else fspath(base), dtype=dtype, name=name, force=force)
+
+
+def _warn(problems: Iterable[Problem]) -> None:
+    """Issues the warnings among some problems, as of the caller of a public function."""
+    for problem in problems:
+        if problem.severity == "warning":
+            warnings.warn(str(problem), AdaptrixWarning, stacklevel=3)

@@ -21,6 +21,7 @@ _COMMANDS = {
     "convert": "Write adapters as injection files, or back as PEFT folders.",
     "inspect": "Show what is in an adapter, and where its weight lies.",
     "check": "Say everything that is wrong with an adapter, alone and on a base.",
+    "combine": "Make one adapter of several: the weighted sum of their ΔW.",
     "architectures": "List, show and derive model families.",
     "plugins": "List plugins, what they contribute, and what failed.",
     "completion": "Print a shell's completion script.",

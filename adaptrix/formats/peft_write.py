@@ -30,7 +30,7 @@ from adaptrix.tensor import Tensor
 _DERIVED = """r lora_alpha use_rslora rank_pattern alpha_pattern target_modules target_parameters exclude_modules
     layers_to_transform layers_pattern enable_lora merge_weights init_lora_weights use_dora lora_bias"""
 #: the first peft that writes stacked experts as they are written here
-_STACKED_SINCE = "0.19.1"
+STACKED_SINCE = "0.19.1"
 
 
 def write(plan: Plan, path: Path) -> None:
@@ -39,7 +39,7 @@ def write(plan: Plan, path: Path) -> None:
     raw = plan.bound.adapter.provenance.config
     config = _described(plan, modules) if _rewritten(plan) else dict(raw)
     if any(delta.transposed for delta in plan.bound.deltas.values()):
-        config["peft_version"] = _STACKED_SINCE
+        config["peft_version"] = STACKED_SINCE
     path.mkdir()
     text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)
     (path / CONFIG_NAME).write_text(text + "\n", "utf-8")

@@ -1,0 +1,215 @@
+"""Several adapters of one base as one: the weighted sum of their ΔW, or what a method has in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from os import PathLike
+from types import MappingProxyType
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+
+from adaptrix.adapter import Adapter, Extra, Provenance
+from adaptrix.algebra.alignment import Alignment, Row, align
+from adaptrix.algebra.factors import Loss, assembled, loss, scaled, total
+from adaptrix.algebra.methods import (
+    SPARSE,
+    Merged,
+    Term,
+    concatenated,
+    mixed,
+    truncated,
+    weighted_sum,
+)
+from adaptrix.algebra.operands import Operand, gather
+from adaptrix.algebra.outcome import Outcome, published, worst
+from adaptrix.algebra.recipe import Recipe, require_recipe, require_sums
+from adaptrix.architecture import Site
+from adaptrix.binding.bind import bind
+from adaptrix.delta import LowRank
+from adaptrix.errors import Problem, RefusedError
+from adaptrix.formats.peft_write import STACKED_SINCE
+from adaptrix.options import Options, dtype_name
+from adaptrix.tensor import Tensor
+from adaptrix.workflow import Workshop
+
+#: keys that speak of what is not in a combination
+_DROPPED = ("modules_to_save", "trainable_token_indices", "bias", "target_parameters")
+
+
+def combine_adapters(
+    workshop: Workshop,
+    subjects: Sequence[Adapter | str],
+    recipe: Recipe,
+    out: str | PathLike[str] | None,
+    options: Options,
+) -> Outcome:
+    """Writes one adapter for the weighted sum of several, with the error of every site.
+
+    Raises :class:`UsageError` for a recipe that makes no sense, :class:`RefusedError` for adapters that are of no one
+    model, that are no sums (DoRA), or that bring along what cannot be added.
+    """
+    require_recipe(recipe, subjects)
+    workshop.prepare(out, options)
+    operands = gather(workshop, subjects, options.base)
+    aligned = align(operands)
+    require_sums(operands, aligned, recipe)
+    weights = recipe.shares(len(operands))
+    merged = _merged(aligned, weights, recipe)
+    dtype = _dtype(aligned, merged, options.dtype)
+    deltas = {site: _delta(aligned.rows[site], weights, found, dtype) for site, found in merged.items()}
+    with np.errstate(all="ignore"):  # what has no room in the dtype is refused below
+        losses = {site: _loss(aligned.rows[site], weights, merged[site], deltas[site]) for site in deltas}
+    adapter = _adapter(operands, aligned, _with_biases(deltas), recipe, options.name)
+    notes = [*_notes(recipe, operands, deltas, losses), *_bases(operands)]
+    return published(workshop, bind(adapter, aligned.identity), losses, notes, out, options, operands)
+
+
+def _terms(row: Row, weights: Sequence[float]) -> list[list[Term]]:
+    """The terms of a site's sum, for each expert."""
+    held = [(weight, delta) for weight, delta in zip(weights, row, strict=True) if delta is not None]
+    by_adapter = [[Term(weight * delta.scale, A, B) for A, B in delta.factors()] for weight, delta in held]
+    return [list(terms) for terms in zip(*by_adapter, strict=True)]
+
+
+def _merged(aligned: Alignment, weights: Sequence[float], recipe: Recipe) -> dict[Site, list[Merged]]:
+    """What the method makes of every site, for each expert."""
+    found, problems = {}, []
+    for site, row in aligned.rows.items():
+        try:
+            found[site] = [_one(terms, recipe, site) for terms in _terms(row, weights)]
+        except np.linalg.LinAlgError:  # the SVD of what is not finite
+            problems.append(Problem("overflow", str(site), "its numbers are too large to be added up", "finite sums"))
+    if problems:
+        raise RefusedError(problems)
+    return found
+
+
+def _one(terms: Sequence[Term], recipe: Recipe, site: Site) -> Merged:
+    if recipe.method in SPARSE:  # what is dropped depends on the site alone, not on what else there is
+        rng = np.random.default_rng([recipe.seed, crc32(str(site).encode())])
+        return SPARSE[recipe.method](terms, recipe.density or 0.5, rng)
+    if recipe.method == "svd":
+        return truncated(terms, recipe.rank)
+    return concatenated(terms) if recipe.method == "cat" else mixed(terms, weighted_sum)
+
+
+def _dtype(aligned: Alignment, merged: Mapping[Site, Sequence[Merged]], asked: str | None) -> str:
+    """The dtype asked for; the adapters' own where their numbers stay as they are, else F32 or more."""
+    if asked is not None:
+        return dtype_name(asked)
+    held = {t.dtype for row in aligned.rows.values() for delta in row if delta is not None for t in (delta.A, delta.B)}
+    if len(held) == 1 and all(one.untouched for found in merged.values() for one in found):
+        return held.pop()
+    return "F64" if "F64" in held else "F32"
+
+
+def _delta(row: Row, weights: Sequence[float], found: Sequence[Merged], dtype: str) -> LowRank:
+    like = next(delta for delta in row if delta is not None)
+    delta = assembled([(one.A, one.B) for one in found], dtype, like, found[0].scale)
+    biases = [
+        weight * one.scale / delta.scale * one.bias.float64()
+        for weight, one in zip(weights, row, strict=True)
+        if one is not None and one.bias is not None
+    ]
+    return replace(delta, bias=Tensor.of(np.sum(biases, axis=0)).cast(dtype)) if biases else delta
+
+
+def _with_biases(deltas: Mapping[Site, LowRank]) -> dict[Site, LowRank]:
+    """The deltas with a bias each if any of them has one, zero where there is none: peft has all or none."""
+    if all(delta.bias is None for delta in deltas.values()):
+        return dict(deltas)
+    filled = {site: Tensor.of(np.zeros(delta.shape[0])).cast(delta.A.dtype) for site, delta in deltas.items()}
+    return {site: replace(delta, bias=delta.bias or filled[site]) for site, delta in deltas.items()}
+
+
+def _loss(row: Row, weights: Sequence[float], found: Sequence[Merged], delta: LowRank) -> Loss:
+    """What a method knows of its own loss, where rounding adds nothing to speak of; else what is measured."""
+    known = [one.loss for one in found if one.loss is not None]
+    if len(known) == len(found) and delta.A.dtype in ("F32", "F64"):
+        return total(known)
+    if all(one.untouched for one in found) and _holds(delta.A.dtype, row):
+        return Loss(delta.energy(), 0.0)
+    sums = [concatenated(terms) for terms in _terms(row, weights)]
+    return loss([(one.A, one.scale * one.B) for one in sums], scaled(delta))
+
+
+def _holds(dtype: str, row: Row) -> bool:
+    """Whether a dtype has room for every number of some deltas as it is."""
+    held = {tensor.dtype for delta in row if delta is not None for tensor in (delta.A, delta.B)}
+    return held == {dtype} or dtype == "F64" or (dtype == "F32" and "F64" not in held)
+
+
+def _adapter(
+    operands: Sequence[Operand],
+    aligned: Alignment,
+    deltas: Mapping[Site, LowRank],
+    recipe: Recipe,
+    name: str | None,
+) -> Adapter:
+    """The combination, as an adapter with a story of its own."""
+    adapters = [operand.bound.adapter for operand in operands]
+    extras: dict[str, Extra] = {}
+    for adapter in () if recipe.drop_extras else adapters:
+        extras |= adapter.extras
+    return Adapter(
+        name=name or "+".join(adapter.name for adapter in adapters)[:200],
+        deltas=MappingProxyType({aligned.targets[site]: delta for site, delta in deltas.items()}),
+        extras=MappingProxyType(extras),
+        provenance=_provenance(adapters, recipe),
+        base=next((adapter.base for adapter in adapters if adapter.base is not None), None),
+        altered=True,
+    )
+
+
+def _provenance(adapters: Sequence[Adapter], recipe: Recipe) -> Provenance:
+    """The recipe, the digests of all files, and what the configs agree on."""
+    weights = recipe.shares(len(adapters))
+    said = [f"{weight:g} {adapter.name.replace('/', ' ')}" for weight, adapter in zip(weights, adapters, strict=True)]
+    files = {
+        f"{number} {name}": digest
+        for number, adapter in enumerate(adapters, 1)
+        for name, digest in adapter.provenance.files.items()
+    }
+    peft = all(adapter.provenance.format == "peft" for adapter in adapters)
+    config = _agreed([adapter.provenance.config for adapter in adapters], recipe) if peft else {}
+    return Provenance(
+        uri=f"combine --method {recipe.method}: {' + '.join(said)}",
+        format="peft" if peft else "combine",
+        files=MappingProxyType(files),
+        config=MappingProxyType(config),
+    )
+
+
+def _agreed(configs: Sequence[Mapping[str, Any]], recipe: Recipe) -> dict[str, Any]:
+    """The keys on which all configs agree, without those that speak of what is left out."""
+    gone: Collection[str] = (*_DROPPED, "task_type") if recipe.drop_extras else _DROPPED
+    first = {key: value for key, value in configs[0].items() if key not in gone}
+    agreed = {key: value for key, value in first.items() if all(config.get(key) == value for config in configs)}
+    parameters = sorted({name for config in configs for name in config.get("target_parameters") or ()})
+    stacked = {"target_parameters": parameters, "peft_version": STACKED_SINCE}  # as the factors lie in an alignment
+    return agreed | (stacked if parameters else {})
+
+
+def _notes(
+    recipe: Recipe, operands: Sequence[Operand], deltas: Mapping[Site, LowRank], losses: Mapping[Site, Loss]
+) -> Iterator[Problem]:
+    weights = recipe.shares(len(operands))
+    said = " + ".join(f"{weight:g} × {operand.name}" for weight, operand in zip(weights, operands, strict=True))
+    ranks = sorted({delta.rank for delta in deltas.values()})
+    span = f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
+    site = worst(losses)
+    error = f"relative error of ΔW {total(losses.values()).error:.2e}, at most {losses[site].error:.2e} ({site})"
+    yield Problem("combined", recipe.method, f"{said}; rank {span}; {error}", severity="note")
+    extras = sum(len(operand.bound.adapter.extras) for operand in operands)
+    if recipe.drop_extras and extras:
+        yield Problem("dropped", "--drop-extras", f"{extras} tensors that are no deltas are left out", severity="note")
+
+
+def _bases(operands: Sequence[Operand]) -> Iterator[Problem]:
+    bases = sorted({operand.bound.adapter.base for operand in operands if operand.bound.adapter.base is not None})
+    if len(bases) > 1:
+        found = f"the adapters name different bases: {', '.join(bases)}"
+        yield Problem("bases", "adapters", found, remedy="A sum means little unless they are one.", severity="warning")

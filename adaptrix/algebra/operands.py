@@ -1,0 +1,62 @@
+"""Adapters to reckon with: read, checked on their base, and with nothing in them but what acts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from adaptrix.adapter import Adapter
+from adaptrix.binding.bind import BoundAdapter
+from adaptrix.errors import Problem, RefusedError, Severity, errors_in
+from adaptrix.planning.plan import recorded_plan
+from adaptrix.planning.prune import pruned
+from adaptrix.records import Bundle
+from adaptrix.workflow import Workshop
+
+
+@dataclass(frozen=True)
+class Operand:
+    """An adapter as it acts: an injection file's plan, its gains and its overrides are in force.
+
+    ``name`` is what the caller called it; ``problems``: all that was said of it, none of it an error.
+    """
+
+    name: str
+    bound: BoundAdapter
+    bundle: Bundle | None = field(default=None, repr=False)
+    problems: tuple[Problem, ...] = ()
+
+
+def gather(workshop: Workshop, subjects: Sequence[Adapter | str], base: str | None) -> tuple[Operand, ...]:
+    """The operands of a computation. Raises :class:`RefusedError` with every problem of every one of them."""
+    found, errors = [], list[Problem]()
+    for subject in subjects:
+        report = workshop.fit(subject, base).examined()
+        problems = tuple(_placed(report.problems, report.subject, len(subjects)))
+        if report.bound is None or not report.ok:
+            errors += errors_in(problems)
+        else:
+            bound, notes = _acting(report.bound, report.subject)
+            found.append(Operand(report.subject, bound, report.bundle, (*problems, *notes)))
+    if errors:
+        raise RefusedError(errors)
+    return tuple(found)
+
+
+def _placed(problems: Iterable[Problem], name: str, count: int) -> Iterable[Problem]:
+    """Problems that say whose they are, where there are several adapters."""
+    for problem in problems:
+        told = count == 1 or name in problem.where
+        yield problem if told else replace(problem, where=f"{name}, {problem.where}" if problem.where else name)
+
+
+def _acting(bound: BoundAdapter, name: str) -> tuple[BoundAdapter, tuple[Problem, ...]]:
+    """What of an adapter acts, and a word on what does not."""
+    if bound.adapter.recorded is None:
+        return bound, ()
+    plan = recorded_plan(bound, bound.adapter.recorded)
+    if plan.complete:
+        return bound, ()
+    found, remedy = f"it is taken as it acts: {plan.describe()}", "Convert it with --layers all to take all of it."
+    severity: Severity = "warning" if plan.idle else "note"
+    return pruned(plan).bound, (Problem("acting", name, found, remedy=remedy, severity=severity),)

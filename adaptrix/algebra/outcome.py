@@ -1,0 +1,97 @@
+"""What a computation with adapters came to: where it was written, and what it lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import isfinite
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from adaptrix.algebra.factors import Loss, total
+from adaptrix.algebra.operands import Operand
+from adaptrix.architecture import Site
+from adaptrix.binding.bind import BoundAdapter
+from adaptrix.errors import Problem, RefusedError, errors_in
+from adaptrix.options import Options
+from adaptrix.planning.plan import make_plan
+from adaptrix.workflow import Conversion, Workshop
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A result that was written. ``losses``: by site, what was wanted and what is missing of it.
+
+    ``notes`` say what was done and what it cost; ``problems`` are all that was said, and hold the notes.
+    """
+
+    conversion: Conversion
+    losses: Mapping[Site, Loss]
+    notes: tuple[Problem, ...]
+    problems: tuple[Problem, ...]
+
+    @property
+    def path(self) -> Path:
+        """The file or folder written."""
+        return self.conversion.path
+
+    @property
+    def error(self) -> float:
+        """‖wanted − got‖ / ‖wanted‖ over all sites together."""
+        return total(self.losses.values()).error
+
+    @property
+    def kept(self) -> float:
+        """The share of ‖ΔW‖² that is kept, over all sites together."""
+        return total(self.losses.values()).kept
+
+    @property
+    def ranks(self) -> Mapping[Site, int]:
+        return {site: delta.rank for site, delta in self.conversion.plan.bound.deltas.items()}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything as JSON would have it."""
+        ranks = self.ranks
+        return {
+            "ok": True,
+            "path": str(self.path),
+            "tensors": self.conversion.tensors,
+            "bytes": self.conversion.nbytes,
+            "architecture": self.conversion.plan.bound.architecture.family,
+            "error": self.error,
+            "kept": self.kept,
+            "sites": {str(s): {"rank": ranks[s], "error": x.error, "kept": x.kept} for s, x in self.losses.items()},
+            "problems": [problem.as_dict() for problem in self.problems],
+        }
+
+
+def worst(losses: Mapping[Site, Loss]) -> Site:
+    """The site of the largest relative error, the first of several."""
+    return max(losses, key=lambda site: losses[site].error)
+
+
+def published(
+    workshop: Workshop,
+    bound: BoundAdapter,
+    losses: Mapping[Site, Loss],
+    notes: Sequence[Problem],
+    out: str | PathLike[str] | None,
+    options: Options,
+    operands: Sequence[Operand] = (),
+) -> Outcome:
+    """Writes an adapter whose every delta acts. Raises :class:`RefusedError` where the result is none."""
+    if errors := [*errors_in(bound.problems), *_overflows(bound)]:
+        raise RefusedError(errors)
+    plan = replace(make_plan(bound, "all"), notes=tuple(notes))
+    bundles = [operand.bundle for operand in operands if operand.bundle is not None]
+    done = workshop.publish(plan, out, options, bundles)
+    said = [problem for operand in operands for problem in operand.problems]
+    return Outcome(done, losses, tuple(notes), (*said, *done.problems))
+
+
+def _overflows(bound: BoundAdapter) -> Iterator[Problem]:
+    for site, energy in bound.energies.items():
+        if not isfinite(energy):
+            found = f"its numbers have no room in {bound.deltas[site].A.dtype}"
+            yield Problem("overflow", str(site), found, "finite numbers", "Choose a wider --dtype, such as F32.")

@@ -1,0 +1,113 @@
+"""What can be asked of a combination, and which adapters have none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from numbers import Real
+from typing import Any
+
+from adaptrix.algebra.alignment import Alignment
+from adaptrix.algebra.methods import FACTORWISE, METHODS, SPARSE
+from adaptrix.algebra.operands import Operand
+from adaptrix.errors import Problem, RefusedError, UsageError
+
+#: keys of a config that say under what condition a delta acts: the sum of two such has none
+_CONDITIONS = ("layer_replication", "alora_invocation_tokens", "arrow_config")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How adapters become one.
+
+    ``weights``: one each; None gives each an equal share. ``rank``: of ``svd``; the largest of the adapters' own by
+    default. ``density``: the share of numbers that ``ties`` and ``dare`` keep, 0.5 by default. ``seed``: of what
+    ``dare`` drops. ``drop_extras``: leave out trained heads, biases and tokens, which are no deltas.
+    """
+
+    weights: tuple[float, ...] | None = None
+    method: str = "cat"
+    rank: int | None = None
+    density: float | None = None
+    seed: int = 0
+    drop_extras: bool = False
+
+    def shares(self, count: int) -> tuple[float, ...]:
+        return self.weights if self.weights is not None else (1.0 / count,) * count
+
+
+def require_recipe(recipe: Recipe, subjects: Sequence[Any]) -> None:
+    """Raises :class:`UsageError` with all that makes no sense of a recipe."""
+    count, weights, sparse = len(subjects), recipe.weights, recipe.method in SPARSE
+    problems = []
+    if not count:
+        problems.append(Problem("option", "adapters", "none", "at least one"))
+    if weights is not None and len(weights) != count:
+        found = f"{len(weights)} weights for {count} adapters"
+        problems.append(Problem("weights", "weights", found, "one each", "As in --weights 0.7,0.3."))
+    if bad := [w for w in weights or () if not isinstance(w, Real) or not isfinite(w) or not w]:
+        remedy = "An adapter of weight 0 adds nothing: leave it out."
+        problems.append(Problem("weights", "weights", ", ".join(map(str, bad)), "finite numbers other than 0", remedy))
+    if recipe.method not in METHODS:
+        problems.append(Problem("option", "method", repr(recipe.method)[:80], f"one of {', '.join(METHODS)}"))
+    if recipe.rank is not None and (recipe.method != "svd" or recipe.rank < 1):
+        found = f"{recipe.rank} with {recipe.method}"
+        problems.append(Problem("option", "rank", found, "a whole number of at least 1 with --method svd"))
+    if recipe.density is not None and not (sparse and 0 < recipe.density <= 1):
+        found, expected = f"{recipe.density} with {recipe.method}", f"above 0, at most 1, with {' or '.join(SPARSE)}"
+        problems.append(Problem("option", "density", found, expected))
+    if recipe.seed < 0:
+        problems.append(Problem("option", "seed", f"{recipe.seed}", "a whole number of at least 0"))
+    if problems:
+        raise UsageError(problems)
+
+
+def require_sums(operands: Sequence[Operand], aligned: Alignment, recipe: Recipe) -> None:
+    """Raises :class:`RefusedError` with every delta and every extra that cannot be added up."""
+    problems = [*_dora_problems(operands), *_condition_problems(operands)]
+    if not recipe.drop_extras:
+        problems += _extra_problems(operands, aligned)
+    if recipe.method in FACTORWISE:
+        problems += _rank_problems(aligned, recipe.method)
+    if problems:
+        raise RefusedError(problems)
+
+
+def _dora_problems(operands: Sequence[Operand]) -> Iterator[Problem]:
+    for operand in operands:
+        sites = [site for site, delta in operand.bound.deltas.items() if delta.magnitude is not None]
+        if sites:
+            found = f"{len(sites)} deltas are DoRA, which divides by the norm of the base's weight: no sum of low ranks"
+            remedy = "Merge each into the base with `adaptrix merge`, and `adaptrix extract` a LoRA from the result."
+            yield Problem("dora", f"{operand.name}, {sites[0]}", found, "plain LoRA", remedy)
+
+
+def _condition_problems(operands: Sequence[Operand]) -> Iterator[Problem]:
+    configs = [operand.bound.adapter.provenance.config for operand in operands]
+    for key in _CONDITIONS:
+        values = [config.get(key) or None for config in configs]
+        if any(value != values[0] for value in values):
+            found = f"{key} is {str(values)[:200]}"
+            yield Problem("conditions", "adapters", found, "one condition for all, for it holds for the sum as a whole")
+
+
+def _extra_problems(operands: Sequence[Operand], aligned: Alignment) -> Iterator[Problem]:
+    """What replaces a tensor of the base cannot be added up without it; the base's own can be carried along."""
+    remedy = "--drop-extras leaves them out; `adaptrix convert` keeps them with their adapter."
+    held: dict[str, bytes] = {}
+    for operand in operands:
+        for key, extra in operand.bound.adapter.extras.items():
+            same = held.setdefault(key, extra.tensor.tobytes()) == extra.tensor.tobytes()
+            if extra.kind != "base_weight" or aligned.respelled or not same:
+                found = "it is no delta but a tensor that replaces the base's"
+                yield Problem("extra", f"{operand.name}, {key}", found, "deltas alone", remedy)
+
+
+def _rank_problems(aligned: Alignment, method: str) -> Iterator[Problem]:
+    ranks = {site: sorted({delta.rank for delta in row if delta is not None}) for site, row in aligned.rows.items()}
+    odd = [site for site, found in ranks.items() if len(found) > 1]
+    if odd:
+        found = f"ranks {' and '.join(map(str, ranks[odd[0]]))}, and so at {len(odd)} of {len(ranks)} sites"
+        remedy = "Use --method cat or svd, or bring them to one rank with `adaptrix resize`."
+        yield Problem("ranks", str(odd[0]), found, f"one rank, for {method} adds factors number by number", remedy)
