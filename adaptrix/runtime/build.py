@@ -113,7 +113,6 @@ def require_finite(built: Mapping[Site, Change], plan: Plan) -> None:
     """Raises :class:`RefusedError` for every module where what acts is not finite."""
     bad = [site for site, kernel in built.items() if not all(bool(t.isfinite().all()) for t in numbers(kernel))]
     if bad:
-        raise RefusedError(
-            Problem("nonfinite", f"{plan.bound.adapter.name} {site}", "NaN or Inf among its numbers", "finite numbers")
-            for site in bad
-        )
+        name, found = plan.bound.adapter.name, "NaN or Inf among its numbers, in the dtype of the module"
+        remedy = "It is damaged, or too large for that dtype: load the model in fp32 or bf16."
+        raise RefusedError(Problem("nonfinite", f"{name} {site}", found, "finite numbers", remedy) for site in bad)

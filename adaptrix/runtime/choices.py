@@ -13,7 +13,7 @@ _ROW = "one adapter, or None for the base, for each row of the batch"
 
 def weights_of(choice: object) -> dict[str, float]:
     """A choice other than the base, as weights by name. Raises :class:`UsageError` with all that is wrong."""
-    if isinstance(choice, str):
+    if isinstance(choice, str) and choice:
         return {choice: 1.0}
     if not isinstance(choice, Mapping):
         remedy = "session.load(name, adapter) gives an adapter a name; session.route takes a list, a name a row."

@@ -148,6 +148,7 @@ class Session:
 
     def unload(self, name: str) -> None:
         """Forgets an adapter once nobody uses it any more; new users are refused from now on."""
+        self._require_open()
         (loaded,) = self._named([require_name(name)])
         if loaded in self._hooks.default.adapters:
             raise UsageError(
