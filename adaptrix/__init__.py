@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from adaptrix.api import convert as convert
     from adaptrix.api import inspect as inspect
     from adaptrix.api import load as load
+    from adaptrix.api import merge as merge
     from adaptrix.architecture import Architecture as Architecture
     from adaptrix.architecture import Site as Site
     from adaptrix.attaching import attach as attach
@@ -63,6 +64,7 @@ _HOMES = {
     "hookimpl": "plugins.hookspecs",
     "inspect": "api",
     "load": "api",
+    "merge": "api",
 }
 __all__ = [
     "Adapter",
@@ -91,6 +93,7 @@ __all__ = [
     "hookimpl",
     "inspect",
     "load",
+    "merge",
 ]
 
 

@@ -13,6 +13,8 @@ from adaptrix.algebra.outcome import Outcome
 from adaptrix.algebra.recipe import Recipe
 from adaptrix.errors import Problem, UsageError
 from adaptrix.inspection import Inspection, summarise
+from adaptrix.merging import merger
+from adaptrix.merging.merger import MergeOptions
 from adaptrix.options import Options
 from adaptrix.planning.redistribute import Redistribution
 from adaptrix.workflow import Report, Workshop
@@ -140,3 +142,31 @@ def _warn(problems: Iterable[Problem]) -> None:
     for problem in problems:
         if problem.severity == "warning":
             warnings.warn(str(problem), AdaptrixWarning, stacklevel=3)
+
+
+def merge(
+    uri: Uri,
+    base: Uri,
+    out: Uri | None = None,
+    layers: str | None = None,
+    *,
+    dtype: str | None = None,
+    force: bool = False,
+    allow_nonfinite: bool = False,
+) -> Path:
+    """Writes ``base`` with the adapter at ``uri`` merged into it, and returns the folder. Needs ``adaptrix[torch]``.
+
+    ``base``: the whole model, a folder or ``owner/name``. ``out``: the folder to write, by default ``<name>-merged``
+    in the current one. Shards, tokenizer and config are the base's; a tensor that the adapter does not change is
+    the same bytes, the others are added in fp32 and rounded once, to the base's dtype or to ``dtype``. ``layers``:
+    as for :func:`convert`; None is what :func:`attach` does. Problems of severity ``warning`` are issued as
+    :class:`AdaptrixWarning`. Raises :class:`AdaptrixError` with every problem, and then leaves nothing behind.
+    """
+    options = MergeOptions(layers=layers, dtype=dtype, force=force, allow_nonfinite=allow_nonfinite)
+    target = None if out is None else fspath(out)
+    merger.prepare(target, options)
+    done = merger.write(merger.draft(Workshop(), fspath(uri), fspath(base), options), target, options)
+    for problem in done.problems:
+        if problem.severity == "warning":
+            warnings.warn(str(problem), AdaptrixWarning, stacklevel=2)
+    return done.path

@@ -19,6 +19,7 @@ from adaptrix.errors import AdaptrixError, Problem, UsageError
 
 _COMMANDS = {
     "convert": "Write adapters as injection files, or back as PEFT folders.",
+    "merge": "Write a base with an adapter merged into it.",
     "inspect": "Show what is in an adapter, and where its weight lies.",
     "check": "Say everything that is wrong with an adapter, alone and on a base.",
     "combine": "Make one adapter of several: the weighted sum of their ΔW.",
