@@ -55,7 +55,7 @@ def inspect(uri: Adapter | Uri, base: Uri | None = None) -> Inspection:
 
 
 def convert(
-    uri: Uri,
+    uri: Adapter | Uri,
     out: Uri | None = None,
     to: str = "injection",
     base: Uri | None = None,
@@ -69,7 +69,7 @@ def convert(
     force: bool = False,
     allow_nonfinite: bool = False,
 ) -> Path:
-    """Writes the adapter at ``uri`` as an injection file or a PEFT folder and returns its path.
+    """Writes an adapter, or the one at ``uri``, as an injection file or a PEFT folder and returns its path.
 
     ``out``: the file or folder to write, or with a ``/`` at its end the folder to write it in; by default
     the adapter's name in the current folder, ``<name>.adaptrix.safetensors`` or ``<name>-peft``.
@@ -92,7 +92,7 @@ def convert(
         force=force,
         allow_nonfinite=allow_nonfinite,
     )
-    done = Workshop().convert(fspath(uri), out, options)
+    done = Workshop().convert(uri if isinstance(uri, Adapter) else fspath(uri), out, options)
     _warn(done.problems)
     return done.path
 

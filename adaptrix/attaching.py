@@ -52,8 +52,8 @@ def attach(
     built = _all(loader, adapters)
     drift = Drift(_bound(max_drift)) if measure or max_drift is not None else None
     session = Session(Hooks(model, loader.modules, users, drift), users, loader)
-    for name, found in built.items():
-        session.adopt(name, found)
+    for name, (found, plan) in built.items():
+        session.adopt(name, found, plan)
     return session
 
 
@@ -80,9 +80,9 @@ def _require_named(adapters: object) -> None:
         require_name(name)
 
 
-def _all(loader: _Loader, adapters: Mapping[str, AdapterLike]) -> dict[str, Mapping[Site, Change]]:
-    """The kernels of every adapter; raises with the problems of all of them, as the first error's kind."""
-    built: dict[str, Mapping[Site, Change]] = {}
+def _all(loader: _Loader, adapters: Mapping[str, AdapterLike]) -> dict[str, tuple[Mapping[Site, Change], Plan]]:
+    """What every adapter does, and its plan; raises with the problems of all of them, as the first error's kind."""
+    built: dict[str, tuple[Mapping[Site, Change], Plan]] = {}
     errors: list[AdaptrixError] = []
     for name, adapter in adapters.items():
         try:
@@ -103,7 +103,7 @@ class _Loader:
         self._config = _config(model)
         self.modules: dict[Site, Reached] = {}
 
-    def __call__(self, adapter: AdapterLike) -> Mapping[Site, Change]:
+    def __call__(self, adapter: AdapterLike) -> tuple[Mapping[Site, Change], Plan]:
         read = adapter if isinstance(adapter, Adapter) else self._workshop.read(_uri(adapter))
         known = self._workshop.catalog.architectures
         bound = bind(read, by_config(self._config, known, read, type(self._model).__name__))
@@ -118,7 +118,7 @@ class _Loader:
         require_finite(found, plan)
         modules |= {place.reached.site: place.reached for place in extras}
         self.modules |= {site: modules[site] for site in found}
-        return found
+        return found, plan
 
     def _plan(self, bound: BoundAdapter) -> Plan:
         recorded = bound.adapter.recorded

@@ -128,7 +128,7 @@ class Workshop:
         if path is not None:
             atomic.require_free(path, force=options.force, holds=form.writes)
 
-    def convert(self, uri: str, out: str | PathLike[str] | None, options: Options) -> Conversion:
+    def convert(self, uri: Adapter | str, out: str | PathLike[str] | None, options: Options) -> Conversion:
         """Reads, checks, plans and writes; raises :class:`AdaptrixError` and then leaves nothing behind."""
         self.prepare(out, options)
         return self.write(self.fit(uri, options.base), out, options)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from adaptrix.architecture import Site
 from adaptrix.errors import Problem, UsageError
 from adaptrix.runtime.kernel import Kernel
+from adaptrix.runtime.learned import Learned
 from adaptrix.runtime.rows import rows_of
 
 
@@ -46,9 +47,10 @@ Change = Kernel | Replaced
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Mixed:
-    """The changes of a batch's rows, one a row, None for the base, where some row replaces the module."""
+    """The changes of a batch's rows, one a row, None for the base, where some row is in training or
+    replaces the module."""
 
-    changes: tuple[Change | None, ...]
+    changes: tuple[Change | Learned | None, ...]
 
     @property
     def embedding(self) -> bool:
@@ -76,13 +78,13 @@ def twin(module: nn.Module, tensors: Mapping[str, Tensor]) -> Replaced:
     return Replaced(other)
 
 
-def kernels_of(site: Site, terms: Sequence[tuple[float, Change]]) -> list[tuple[float, Kernel]]:
+def adding_only(site: Site, terms: Sequence[tuple[float, Change | Learned]]) -> list[tuple[float, Kernel | Learned]]:
     """The terms of a weighted sum at a module. Raises :class:`UsageError` where one replaces the module."""
     if any(isinstance(change, Replaced) for _, change in terms):
         found = "an adapter replaces this module whole, which has no weighted sum"
         remedy = "Use that adapter alone with weight 1, or give it rows of its own with session.route."
         raise UsageError(Problem("replaced", str(site), found, "adapters that only add to the module", remedy))
-    return [(weight, change) for weight, change in terms if isinstance(change, Kernel)]
+    return [(weight, change) for weight, change in terms if not isinstance(change, Replaced)]
 
 
 def numbers(change: Change) -> Iterator[Tensor]:

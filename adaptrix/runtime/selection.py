@@ -7,18 +7,24 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from adaptrix.architecture import Site
-from adaptrix.runtime.kernel import combined
-from adaptrix.runtime.replaced import Change, Mixed, Replaced, kernels_of
+from adaptrix.planning.plan import Plan
+from adaptrix.runtime.kernel import Kernel, combined
+from adaptrix.runtime.learned import Learned, Sum
+from adaptrix.runtime.replaced import Change, Mixed, adding_only
 from adaptrix.runtime.rows import Rows, side_by_side
+
+#: what a hook applies at one module
+Injected = Change | Learned | Sum | Rows | Mixed
 
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """An adapter as it was loaded once: a version of its own, and what it does at each site."""
+    """An adapter as it was loaded once: a version of its own, what it does at each site, and the plan of it."""
 
     name: str
     version: int
-    kernels: Mapping[Site, Change]
+    kernels: Mapping[Site, Change | Learned]
+    plan: Plan | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +34,7 @@ class Selection:
     ``key`` is equal for selections that do the same: versions and weights, or versions by row.
     """
 
-    kernels: Mapping[Site, Change | Rows | Mixed] = field(default_factory=dict)
+    kernels: Mapping[Site, Injected] = field(default_factory=dict)
     adapters: tuple[Loaded, ...] = ()
     key: tuple[Any, ...] = ()
 
@@ -41,7 +47,7 @@ class Selection:
 BASE = Selection()
 
 
-def _layer(site: Site, kernel: Change | Rows | Mixed) -> float:
+def _layer(site: Site, kernel: Injected) -> float:
     """Where a change enters: an embedding's reaches every layer, a head's none."""
     if site.layer is not None:
         return site.layer
@@ -59,9 +65,13 @@ def weighted(terms: Sequence[tuple[float, Loaded]]) -> Selection:
     return Selection(kernels, tuple(loaded for _, loaded in terms), key)
 
 
-def _sum(site: Site, terms: Sequence[tuple[float, Change]]) -> Change:
+def _sum(site: Site, terms: Sequence[tuple[float, Change | Learned]]) -> Change | Learned | Sum:
     """One change for a weighted sum; a module that is replaced whole has none, unless it is alone."""
-    return terms[0][1] if len(terms) == 1 and terms[0][0] == 1.0 else combined(kernels_of(site, terms))
+    if len(terms) == 1 and terms[0][0] == 1.0:
+        return terms[0][1]
+    adding = adding_only(site, terms)
+    kernels = [(weight, change) for weight, change in adding if isinstance(change, Kernel)]
+    return combined(kernels) if len(kernels) == len(adding) else Sum(tuple(adding))
 
 
 def routed(rows: Sequence[Loaded | None]) -> Selection:
@@ -74,5 +84,5 @@ def routed(rows: Sequence[Loaded | None]) -> Selection:
 
 def _rows(site: Site, rows: Sequence[Loaded | None]) -> Rows | Mixed:
     changes = [None if loaded is None else loaded.kernels.get(site) for loaded in rows]
-    kernels = [change for change in changes if not isinstance(change, Replaced)]
+    kernels = [change for change in changes if change is None or isinstance(change, Kernel)]
     return side_by_side(kernels) if len(kernels) == len(changes) else Mixed(tuple(changes))

@@ -10,25 +10,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
 
+from torch import nn
+
+from adaptrix.adapter import Adapter
 from adaptrix.architecture import Site
 from adaptrix.errors import Problem, UsageError
+from adaptrix.planning.plan import Plan
 from adaptrix.runtime.cache import AdapterCache
 from adaptrix.runtime.choices import require_name, rows_of_names, weights_of
 from adaptrix.runtime.context import Swap, refill
 from adaptrix.runtime.hooks import Hooks
+from adaptrix.runtime.learned import Learned
 from adaptrix.runtime.replaced import Change
 from adaptrix.runtime.selection import BASE, Loaded, Selection, routed, weighted
 from adaptrix.runtime.sharing import Prefill, prefill
+from adaptrix.runtime.training import adapter_now, learned
 from adaptrix.runtime.users import Users
 
 Choice = str | Mapping[str, float] | None
 Rows = Sequence[str | None]
-#: an adapter (a uri, a path, an Adapter) -> what it does on the session's model
-Builder = Callable[[Any], Mapping[Site, Change]]
+#: an adapter (a uri, a path, an Adapter) -> what it does on the session's model, and its plan
+Builder = Callable[[Any], tuple[Mapping[Site, Change], Plan]]
 
 _REMEMBERED = 64
 
@@ -127,12 +133,32 @@ class Session:
         """
         self._require_open()
         require_name(name)
-        self.adopt(name, self._build(adapter))
+        self.adopt(name, *self._build(adapter))
 
-    def adopt(self, name: str, kernels: Mapping[Site, Change]) -> None:
-        """Takes kernels that were built for this model under a name."""
+    def adopt(self, name: str, kernels: Mapping[Site, Change], plan: Plan | None = None) -> None:
+        """Takes kernels that were built for this model, by a plan or out of thin air, under a name."""
         self._hooks.cover(kernels)
-        self._loaded = {**self._loaded, name: Loaded(name, self._users.version(), kernels)}
+        self._loaded = {**self._loaded, name: Loaded(name, self._users.version(), kernels, plan)}
+
+    def parameters(self, name: str) -> list[nn.Parameter]:
+        """The numbers of an adapter, to be learned: for each delta A, B, and bias and magnitude where it has them.
+
+        The same ones at every call. From the first call on the adapter acts as they say, in fp32, and gradients
+        reach them, in mixes and in rows of their own as well; the base is frozen until ``detach``. The config's
+        ``lora_dropout`` holds for modules in training mode. A cache does not know that they have changed. Raises
+        :class:`RefusedError` for adapters with more than deltas, :class:`UsageError` while the adapter is in use:
+        ask for them before ``activate`` and ``use``.
+        """
+        (loaded,) = self._named([require_name(name)])
+        if not any(isinstance(change, Learned) for change in loaded.kernels.values()):
+            loaded = self._in_training(loaded)
+        changes = loaded.kernels.values()
+        return [leaf for change in changes if isinstance(change, Learned) for leaf in change.leaves()]
+
+    def adapter(self, name: str) -> Adapter:
+        """An adapter as it is now, its leaves' numbers in it: for ``adaptrix.convert``, or to be loaded again."""
+        (loaded,) = self._named([require_name(name)])
+        return adapter_now(self._planned(loaded), loaded.kernels)
 
     def report(self) -> Report:
         """What was injected where, and what it did, since the session began."""
@@ -150,12 +176,9 @@ class Session:
         """Forgets an adapter once nobody uses it any more; new users are refused from now on."""
         self._require_open()
         (loaded,) = self._named([require_name(name)])
-        if loaded in self._hooks.default.adapters:
-            raise UsageError(
-                Problem("in-use", name, "it is the default", "another default", "session.activate(None) first.")
-            )
+        self._require_not_default(loaded)
         self._loaded = {other: kept for other, kept in self._loaded.items() if other != name}
-        self._mixes = {key: mix for key, mix in self._mixes.items() if loaded not in mix.adapters}
+        self._forget(loaded)
         self._users.drain(loaded)
 
     def detach(self) -> None:
@@ -206,6 +229,33 @@ class Session:
             kept = list(self._mixes.items())[-_REMEMBERED:]
             self._mixes = {**dict(kept), key: found}
         return found
+
+    def _in_training(self, loaded: Loaded) -> Loaded:
+        """The adapter with leaves for its numbers, in the place of what it was."""
+        self._require_not_default(loaded)
+        if self._users.busy(loaded):
+            remedy = "Ask for its parameters before session.use."
+            raise UsageError(Problem("in-use", loaded.name, "somebody uses it", "an adapter at rest", remedy))
+        plan = self._planned(loaded)
+        training = replace(loaded, kernels=learned(plan, self._hooks.modules))
+        self._hooks.begin_training()
+        self._loaded = {**self._loaded, loaded.name: training}
+        self._forget(loaded)
+        return training
+
+    def _forget(self, loaded: Loaded) -> None:
+        self._mixes = {key: mix for key, mix in self._mixes.items() if loaded not in mix.adapters}
+
+    def _require_not_default(self, loaded: Loaded) -> None:
+        if loaded in self._hooks.default.adapters:
+            remedy = "session.activate(None) first."
+            raise UsageError(Problem("in-use", loaded.name, "it is the default", "another default", remedy))
+
+    def _planned(self, loaded: Loaded) -> Plan:
+        if loaded.plan is None:
+            found = "its kernels were given as they are"
+            raise UsageError(Problem("no-plan", loaded.name, found, "an adapter that was loaded"))
+        return loaded.plan
 
     def _named(self, names: Sequence[str] | Mapping[str, float]) -> list[Loaded]:
         unknown = [name for name in names if name not in self._loaded]

@@ -38,6 +38,11 @@ class Users:
                 self._counts.subtract(versions)
                 self._changed.notify_all()
 
+    def busy(self, loaded: Loaded) -> bool:
+        """Whether somebody uses this version."""
+        with self._changed:
+            return self._counts[loaded.version] > 0
+
     def drain(self, loaded: Loaded) -> None:
         """Returns when nobody uses this version any more."""
         with self._changed:

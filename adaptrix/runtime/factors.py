@@ -1,0 +1,115 @@
+"""From a delta's numbers to a kernel: once for an adapter that stays as it is, at every pass for one in training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from adaptrix.architecture import Site
+from adaptrix.architecture.layout import role_rows
+from adaptrix.errors import refuse
+from adaptrix.planning.plan import Plan
+from adaptrix.runtime.kernel import Kernel
+from adaptrix.runtime.reach import Reached
+from adaptrix.runtime.tensors import as_torch
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Factors:
+    """One delta as its checkpoint has it: ``A`` ``[r, in]``, ``B`` ``[out, r]``, ``bias`` and ``magnitude`` ``[out]``.
+
+    ``scale``: what ΔW = scale · B·A is multiplied by, the plan's gain included. ``rows``: for a part of a fused
+    weight, where its rows lie among the ``height`` of the whole one.
+    """
+
+    A: Tensor
+    B: Tensor
+    bias: Tensor | None
+    magnitude: Tensor | None
+    scale: float
+    rows: Tensor | None
+    height: int
+
+    @property
+    def whole(self) -> Tensor:
+        """B times scale, with the rows of the whole weight, zero but for its own."""
+        B = self.B * self.scale
+        return B if self.rows is None else B.new_zeros(self.height, B.shape[1]).index_copy(0, self.rows, B)
+
+
+def factors(plan: Plan, site: Site, device: torch.device, dtype: torch.dtype = torch.float32) -> Factors:
+    """The numbers of the delta that a plan has at a site. Raises :class:`RefusedError` for a part of unknown rows."""
+    delta = plan.delta(site)
+    gain = 1.0 if site.layer is None else plan.gains.get(site.layer, 1.0)
+    A, B, bias, magnitude = (
+        None if tensor is None else as_torch(tensor, device).to(dtype)
+        for tensor in (delta.A, delta.B, delta.bias, delta.magnitude)
+    )
+    assert A is not None and B is not None  # noqa: PT018  # a delta has both
+    rows, height = _rows(plan, site, device)
+    return Factors(A, B, bias, magnitude, delta.scale * gain, rows, height)
+
+
+def kernel_of(parts: Sequence[Factors], reached: Reached, dtype: torch.dtype, *, embedding: bool) -> Kernel:
+    """The kernel of the deltas on one module, side by side where they are those of its parts; rounded once.
+
+    Differentiable in the factors; DoRA's norm is a constant, as its paper (arXiv 2402.09353, section 4.3) has it.
+    Raises :class:`RefusedError` for DoRA on parts of a weight, or on one that cannot be read.
+    """
+    first = parts[0]
+    At = _joined([part.A for part in parts], 0).T
+    Bt = _joined([part.whole for part in parts], 1).T
+    g, c = None, None if first.bias is None else first.bias * first.scale
+    if any(part.magnitude is not None for part in parts):
+        g, c = _normed(parts, At, Bt, reached)
+        Bt = Bt * g
+    Bt = Bt * output_scale(reached.module)
+    g, c = (None if vector is None else vector.to(dtype) for vector in (g, c))
+    return Kernel(At.to(dtype), Bt.to(dtype), g, c, embedding)
+
+
+def weight_of(reached: Reached) -> Tensor:
+    """The module's weight as ``[out, in]`` in fp32. Raises :class:`RefusedError` for one that cannot be read."""
+    weight = reached.module.weight
+    plain = isinstance(weight, Tensor) and weight.is_floating_point() and type(weight) in (Tensor, nn.Parameter)
+    if not isinstance(weight, Tensor) or not plain:
+        remedy = "Load the base without quantisation, or merge the adapter into it."
+        raise refuse("quantised", reached.name, "DoRA on a quantised weight", "a weight in floats", remedy)
+    turned = isinstance(reached.module, nn.Embedding) or type(reached.module).__name__ == "Conv1D"
+    whole: Tensor = (weight.T if turned else weight).detach().float()
+    return whole
+
+
+def output_scale(module: nn.Module) -> float:
+    """What an embedding multiplies its rows by on their way out (Gemma 3), which ΔW must be too."""
+    scale = getattr(module, "embed_scale", 1.0)
+    return float(scale) if isinstance(module, nn.Embedding) else 1.0
+
+
+def _rows(plan: Plan, site: Site, device: torch.device) -> tuple[Tensor | None, int]:
+    if site.part is None:
+        return None, 0
+    rows = role_rows(plan.bound.architecture.roles[site.role], plan.bound.dims)
+    if rows is None or site.part not in rows:
+        found = "where this part lies in its weight is not known"
+        raise refuse("part", str(site), found, "an architecture that says so")
+    return torch.from_numpy(rows[site.part]).to(device), sum(map(len, rows.values()))
+
+
+def _joined(tensors: Sequence[Tensor], dim: int) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim)
+
+
+def _normed(parts: Sequence[Factors], At: Tensor, Bt: Tensor, reached: Reached) -> tuple[Tensor, Tensor | None]:
+    """DoRA's g = m / ‖W + ΔW‖ by rows of ``[out, in]``, and the constant (1 − g) ⊙ bias that goes with it."""
+    magnitude = parts[0].magnitude
+    if magnitude is None or len(parts) > 1:
+        raise refuse("part", reached.name, "DoRA on parts of a fused weight", "DoRA on the whole weight")
+    with torch.no_grad():
+        norm = torch.linalg.vector_norm(weight_of(reached) + (At @ Bt).T, dim=1)
+    g = magnitude / norm
+    bias = getattr(reached.module, "bias", None)
+    return g, None if bias is None else (1 - g) * bias.detach().to(g.dtype)

@@ -1,0 +1,98 @@
+"""Adapters in training: from their numbers to leaves of autograd, and back.
+
+The leaves are A ``[r, in]``, B ``[out, r]``, ``lora_bias`` and magnitude ``[out]`` as peft has them, the scale
+left out, in fp32 over a base of half precision: an optimiser takes the same steps here as there. Extras (trained
+heads, biases) have no leaves, so adapters with such are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
+
+import torch
+from torch import Tensor, nn
+
+from adaptrix.adapter import Adapter
+from adaptrix.architecture import Site
+from adaptrix.delta import LowRank
+from adaptrix.errors import Problem, RefusedError, UsageError
+from adaptrix.planning.plan import Plan
+from adaptrix.runtime.build import by_module, home
+from adaptrix.runtime.factors import Factors, factors
+from adaptrix.runtime.learned import Learned
+from adaptrix.runtime.reach import Reached
+from adaptrix.tensor import Tensor as Stored
+
+
+def learned(plan: Plan, modules: Mapping[Site, Reached]) -> dict[Site, Learned]:
+    """What a plan does, by the site of the whole weight, with leaves for its numbers; they are the same yet.
+
+    Raises :class:`RefusedError` for extras, :class:`UsageError` for a dropout that is no share.
+    """
+    _require_deltas_only(plan)
+    dropout = _dropout(plan)
+    return {whole: _learned(plan, sites, modules[whole], dropout) for whole, sites in by_module(plan).items()}
+
+
+def adapter_now(plan: Plan, changes: Mapping[Site, object]) -> Adapter:
+    """The adapter of a plan with the numbers that its leaves have now; what has no leaves is as it was."""
+    trained = (change for change in changes.values() if isinstance(change, Learned))
+    now = {site: _stored(plan.delta(site), part) for change in trained for site, part in change.parts.items()}
+    adapter, targets = plan.bound.adapter, plan.bound.targets
+    own = {targets[site]: delta for site, delta in now.items() if site not in plan.overrides}
+    adapter = replace(adapter, deltas=MappingProxyType({**adapter.deltas, **own}))
+    if adapter.recorded is None:
+        return adapter
+    planned = {str(site): delta for site, delta in now.items() if site in plan.overrides}
+    overrides = MappingProxyType({**adapter.recorded.overrides, **planned})
+    return replace(adapter, recorded=replace(adapter.recorded, overrides=overrides))
+
+
+def _learned(plan: Plan, sites: list[Site], reached: Reached, dropout: float) -> Learned:
+    device, own = home(reached.module)
+    dtype = torch.float64 if own is torch.float64 else torch.float32
+    parts = {site: _leaves(factors(plan, site, device, dtype)) for site in sites}
+    return Learned(parts, reached, dtype, dropout, plan.delta(sites[0]).embedding)
+
+
+def _leaves(part: Factors) -> Factors:
+    bias = None if part.bias is None else nn.Parameter(part.bias)
+    magnitude = None if part.magnitude is None else nn.Parameter(part.magnitude)
+    return replace(part, A=nn.Parameter(part.A), B=nn.Parameter(part.B), bias=bias, magnitude=magnitude)
+
+
+def _stored(delta: LowRank, part: Factors) -> LowRank:
+    """A delta with the numbers of its leaves."""
+    return replace(
+        delta,
+        A=_array(part.A),
+        B=_array(part.B),
+        bias=None if part.bias is None else _array(part.bias),
+        magnitude=None if part.magnitude is None else _array(part.magnitude),
+    )
+
+
+def _array(leaf: Tensor) -> Stored:
+    return Stored.of(leaf.detach().cpu().numpy())
+
+
+def _dropout(plan: Plan) -> float:
+    adapter = plan.bound.adapter
+    found = adapter.provenance.config.get("lora_dropout") or 0.0
+    if not isinstance(found, (int, float)) or not 0 <= found <= 1:
+        raise UsageError(Problem("dropout", adapter.name, f"its lora_dropout is {found!r}", "a share from 0 to 1"))
+    return float(found)
+
+
+def _require_deltas_only(plan: Plan) -> None:
+    adapter = plan.bound.adapter
+    remedy = "Train it with peft, or attach one without it."
+    problems = [
+        Problem("extra", f"{adapter.name} {key}", "it is no delta, and only deltas are trained here", "deltas", remedy)
+        for key, extra in adapter.extras.items()
+        if extra.kind != "base_weight"
+    ]
+    if problems:
+        raise RefusedError(problems)
