@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from adaptrix.api import check as check
     from adaptrix.api import combine as combine
     from adaptrix.api import convert as convert
+    from adaptrix.api import diff as diff
     from adaptrix.api import inspect as inspect
     from adaptrix.api import load as load
     from adaptrix.api import merge as merge
+    from adaptrix.api import resize as resize
     from adaptrix.architecture import Architecture as Architecture
     from adaptrix.architecture import Site as Site
     from adaptrix.attaching import attach as attach
@@ -61,9 +63,11 @@ _HOMES = {
     "check": "api",
     "combine": "api",
     "convert": "api",
+    "diff": "api",
     "hookimpl": "plugins.hookspecs",
     "inspect": "api",
     "load": "api",
+    "resize": "api",
     "merge": "api",
 }
 __all__ = [
@@ -90,10 +94,12 @@ __all__ = [
     "check",
     "combine",
     "convert",
+    "diff",
     "hookimpl",
     "inspect",
     "load",
     "merge",
+    "resize",
 ]
 
 

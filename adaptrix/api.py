@@ -9,6 +9,8 @@ from pathlib import Path
 
 from adaptrix.adapter import Adapter
 from adaptrix.algebra.combination import combine_adapters
+from adaptrix.algebra.comparison import Comparison, compare_adapters
+from adaptrix.algebra.compression import Size, resize_adapter
 from adaptrix.algebra.outcome import Outcome
 from adaptrix.algebra.recipe import Recipe
 from adaptrix.errors import Problem, UsageError
@@ -40,8 +42,7 @@ def check(adapter: Adapter | Uri, base: Uri | None = None, *, allow_nonfinite: b
     What is wrong with files, of the adapter or of the base, is in the report. Raises :class:`UsageError` for a
     path or name that is none, :class:`UnreachableError` where the adapter or ``base`` cannot be reached.
     """
-    subject = adapter if isinstance(adapter, Adapter) else fspath(adapter)
-    return Workshop().check(subject, None if base is None else fspath(base), allow_nonfinite=allow_nonfinite)
+    return Workshop().check(_subject(adapter), None if base is None else fspath(base), allow_nonfinite=allow_nonfinite)
 
 
 def inspect(uri: Adapter | Uri, base: Uri | None = None) -> Inspection:
@@ -125,11 +126,47 @@ def combine(
     if isinstance(adapters, str | PathLike | Adapter):
         raise UsageError(Problem("option", "adapters", "one adapter", "a list of them", "As in [first, second]."))
     recipe = Recipe(None if weights is None else tuple(weights), method, rank, density, seed, drop_extras)
-    subjects = [adapter if isinstance(adapter, Adapter) else fspath(adapter) for adapter in adapters]
+    subjects = [_subject(adapter) for adapter in adapters]
     options = _output(to, base, dtype, name, force=force)
     done = combine_adapters(Workshop(), subjects, recipe, out, options)
     _warn(done.problems)
     return done
+
+
+def resize(
+    adapter: Adapter | Uri,
+    rank: int | None = None,
+    out: Uri | None = None,
+    to: str = "injection",
+    base: Uri | None = None,
+    *,
+    energy: float | None = None,
+    dtype: str | None = None,
+    name: str | None = None,
+    force: bool = False,
+) -> Outcome:
+    """Writes an adapter at another ``rank``, or at the smallest ranks that keep a share ``energy`` of each ‖ΔW‖².
+
+    A smaller rank is the best one in the Frobenius norm, and ``error`` of what is returned says what it costs; a
+    larger one changes nothing. Extras are kept as they are. The rest is as in :func:`combine`.
+    """
+    options = _output(to, base, dtype, name, force=force)
+    done = resize_adapter(Workshop(), _subject(adapter), Size(rank, energy), out, options)
+    _warn(done.problems)
+    return done
+
+
+def diff(first: Adapter | Uri, second: Adapter | Uri, base: Uri | None = None) -> Comparison:
+    """How alike two adapters are, site by site: the cosine, the ratio of the norms and the distance of their ΔW.
+
+    Raises :class:`AdaptrixError` for adapters that are of no one model.
+    """
+    where = None if base is None else fspath(base)
+    return compare_adapters(Workshop(), _subject(first), _subject(second), where)
+
+
+def _subject(adapter: Adapter | Uri) -> Adapter | str:
+    return adapter if isinstance(adapter, Adapter) else fspath(adapter)
 
 
 def _output(to: str, base: Uri | None, dtype: str | None, name: str | None, *, force: bool) -> Options:

@@ -39,7 +39,8 @@ class Recipe:
 
 def require_recipe(recipe: Recipe, subjects: Sequence[Any]) -> None:
     """Raises :class:`UsageError` with all that makes no sense of a recipe."""
-    count, weights, sparse = len(subjects), recipe.weights, recipe.method in SPARSE
+    count, sparse = len(subjects), recipe.method in SPARSE
+    weights: Sequence[Any] | None = recipe.weights  # whatever the caller gave
     problems = []
     if not count:
         problems.append(Problem("option", "adapters", "none", "at least one"))

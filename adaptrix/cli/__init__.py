@@ -23,6 +23,8 @@ _COMMANDS = {
     "inspect": "Show what is in an adapter, and where its weight lies.",
     "check": "Say everything that is wrong with an adapter, alone and on a base.",
     "combine": "Make one adapter of several: the weighted sum of their ΔW.",
+    "resize": "Bring an adapter to another rank.",
+    "diff": "Say how alike two adapters are, by role and layer.",
     "architectures": "List, show and derive model families.",
     "plugins": "List plugins, what they contribute, and what failed.",
     "completion": "Print a shell's completion script.",

@@ -1,0 +1,152 @@
+"""How alike two adapters are: the angle and the lengths of their ΔW, from r×r products alone.
+
+⟨ΔW₁, ΔW₂⟩ = tr((B₁ᵀB₂)(A₂A₁ᵀ)): no ΔW is built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import nan, sqrt
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from adaptrix.adapter import Adapter
+from adaptrix.algebra.alignment import Alignment, Row, align
+from adaptrix.algebra.operands import Operand, gather
+from adaptrix.architecture import Site
+from adaptrix.delta import LowRank
+from adaptrix.errors import Problem
+from adaptrix.workflow import Workshop
+
+
+@dataclass(frozen=True, slots=True)
+class Likeness:
+    """⟨X, Y⟩, ‖X‖² and ‖Y‖² of two adapters' ΔW at a place; they add up over places."""
+
+    inner: float = 0.0
+    first: float = 0.0
+    second: float = 0.0
+
+    def __add__(self, other: Likeness) -> Likeness:
+        return Likeness(self.inner + other.inner, self.first + other.first, self.second + other.second)
+
+    @property
+    def cosine(self) -> float:
+        """The cosine of the angle between them; NaN where one of them is zero."""
+        lengths = sqrt(self.first) * sqrt(self.second)
+        return max(-1.0, min(1.0, self.inner / lengths)) if lengths else nan
+
+    @property
+    def ratio(self) -> float:
+        """‖Y‖ / ‖X‖; NaN where X is zero."""
+        return sqrt(self.second / self.first) if self.first else nan
+
+    @property
+    def distance(self) -> float:
+        """‖X − Y‖ / ‖X‖, to about 1e-8; NaN where X is zero."""
+        return sqrt(max(0.0, self.first + self.second - 2 * self.inner) / self.first) if self.first else nan
+
+    def as_dict(self) -> dict[str, float]:
+        return {"cosine": self.cosine, "ratio": self.ratio, "distance": self.distance}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two adapters side by side. ``sites``: every site that either has, the other's ΔW being zero where it has none.
+
+    ``problems``: what is not in the figures, and what reading the two has found.
+    """
+
+    names: tuple[str, str]
+    alignment: Alignment
+    sites: Mapping[Site, Likeness]
+    problems: tuple[Problem, ...] = ()
+
+    @cached_property
+    def total(self) -> Likeness:
+        """The likeness of the two as a whole."""
+        return sum(self.sites.values(), Likeness())
+
+    def only(self, which: int) -> tuple[Site, ...]:
+        """The sites that only the first (0) or the second (1) has."""
+        return tuple(site for site, row in self.alignment.rows.items() if row[1 - which] is None)
+
+    @cached_property
+    def roles(self) -> Mapping[str, Likeness]:
+        """By role and part, in the family's own order."""
+        place = {role: i for i, role in enumerate(self.alignment.identity.architecture.roles)}
+        ordered = sorted(self.sites, key=lambda site: (place[site.role], site.order))
+        return _grouped((label(site), self.sites[site]) for site in ordered)
+
+    @cached_property
+    def cells(self) -> Mapping[int, Mapping[str, Likeness]]:
+        """By layer, and in it by role and part; the experts of a layer are taken together."""
+        layers = sorted({site.layer for site in self.sites if site.layer is not None})
+        return {n: _grouped((label(s), found) for s, found in self.sites.items() if s.layer == n) for n in layers}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything as JSON would have it."""
+        return {
+            "ok": True,
+            "adapters": list(self.names),
+            "architecture": self.alignment.identity.architecture.family,
+            "total": self.total.as_dict(),
+            "roles": {role: found.as_dict() for role, found in self.roles.items()},
+            "sites": {str(site): found.as_dict() for site, found in self.sites.items()},
+            "only": {name: [str(site) for site in self.only(i)] for i, name in enumerate(("first", "second"))},
+            "problems": [problem.as_dict() for problem in self.problems],
+        }
+
+
+def compare_adapters(
+    workshop: Workshop, first: Adapter | str, second: Adapter | str, base: str | None = None
+) -> Comparison:
+    """The likeness of two adapters by site. Raises :class:`RefusedError` for adapters that are of no one model."""
+    operands = gather(workshop, [first, second], base)
+    aligned = align(operands)
+    sites = MappingProxyType({site: _likeness(row) for site, row in aligned.rows.items()})
+    problems = [problem for operand in operands for problem in (*operand.problems, *_left_out(operand))]
+    return Comparison((operands[0].name, operands[1].name), aligned, sites, tuple(problems))
+
+
+def label(site: Site) -> str:
+    """A role and its part."""
+    return site.role if site.part is None else f"{site.role}.{site.part}"
+
+
+def _grouped(found: Iterable[tuple[str, Likeness]]) -> dict[str, Likeness]:
+    groups: dict[str, Likeness] = {}
+    for name, likeness in found:
+        groups[name] = groups.get(name, Likeness()) + likeness
+    return groups
+
+
+def _likeness(row: Row) -> Likeness:
+    one, other = row
+    inner = _inner(one, other) if one is not None and other is not None else 0.0
+    return Likeness(inner, _inner(one, one) if one else 0.0, _inner(other, other) if other else 0.0)
+
+
+def _inner(one: LowRank, other: LowRank) -> float:
+    """⟨ΔW₁, ΔW₂⟩ over all experts."""
+    pairs = zip(one.factors(), other.factors(), strict=True)
+    return one.scale * other.scale * sum(float(np.vdot(B1.T @ B2, A1 @ A2.T)) for (A1, B1), (A2, B2) in pairs)
+
+
+def _left_out(operand: Operand) -> Iterator[Problem]:
+    """What of an adapter is in no figure."""
+    adapter = operand.bound.adapter
+    magnitudes = sum(delta.magnitude is not None for delta in adapter.deltas.values())
+    biases = sum(delta.bias is not None for delta in adapter.deltas.values())
+    counts = {
+        "magnitudes of DoRA": magnitudes,
+        "biases of B": biases,
+        "tensors that are no deltas": len(adapter.extras),
+    }
+    said = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    if said:
+        yield Problem("not-compared", operand.name, f"{said} are not compared, only B·A", severity="warning")

@@ -1,0 +1,90 @@
+"""``adaptrix diff``."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import click
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from adaptrix.algebra.comparison import Comparison, Likeness, compare_adapters, label
+from adaptrix.cli.common import Voice, base_option, clean, print_json, show_problems, voice_options, working
+from adaptrix.text import some
+from adaptrix.workflow import Workshop
+
+_ROWS = 60  # of a table; --json has them all
+_COLUMNS = 8
+
+
+@click.command()
+@click.argument("first", metavar="A")
+@click.argument("second", metavar="B")
+@base_option
+@voice_options
+def command(first: str, second: str, base: str | None, voice: Voice) -> int:
+    """Say how alike two adapters are, by role and layer.
+
+    The cosine of the angle between their ΔW, how much longer that of B is, and how far apart they are. No ΔW is
+    built. Where only one has a delta, the other's is zero.
+    """
+    workshop = Workshop()
+    with working("comparing", voice):
+        comparison = compare_adapters(workshop, first, second, base)
+    if voice.json:
+        print_json(comparison.as_dict())
+    elif not voice.quiet:
+        _show(comparison)
+    show_problems((*workshop.catalog.problems, *comparison.problems), voice)
+    return 0
+
+
+def _show(comparison: Comparison) -> None:
+    console = Console(highlight=False)
+    console.print(_roles(comparison))
+    if comparison.cells:
+        console.print(Text("\ncosine, and ‖B‖/‖A‖, by layer and role", style="bold"))
+        console.print(_cells(comparison))
+    for which, name in enumerate(comparison.names):
+        if sites := comparison.only(which):
+            console.print(Text(f"only in {clean(name)}: {some(map(str, sites), 4)}"))
+
+
+def _roles(comparison: Comparison) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("role")
+    for column in ("both", "only A", "only B", "cosine", "‖B‖/‖A‖", "‖A−B‖/‖A‖"):
+        table.add_column(column, justify="right")
+    counts = [Counter(label(site) for site in sites) for sites in (comparison.sites, *map(comparison.only, (0, 1)))]
+    for role, found in list(comparison.roles.items())[:_ROWS]:
+        table.add_row(clean(role), *_numbers([count[role] for count in counts], found))
+    table.add_row("all", *_numbers([count.total() for count in counts], comparison.total), style="bold")
+    return table
+
+
+def _numbers(counts: list[int], found: Likeness) -> list[str]:
+    every, *only = counts
+    return [str(every - sum(only)), *map(str, only), *map(_number, (found.cosine, found.ratio, found.distance))]
+
+
+def _number(value: float) -> str:
+    return "–" if value != value else f"{value:.4f}"
+
+
+def _cells(comparison: Comparison) -> Group:
+    """One row a layer, one column a role."""
+    roles = [role for role in comparison.roles if any(role in row for row in comparison.cells.values())]
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for column in ("layer", *roles[:_COLUMNS]):
+        table.add_column(clean(column), justify="right", no_wrap=True)
+    for layer, row in list(comparison.cells.items())[:_ROWS]:
+        table.add_row(str(layer), *(_cell(row.get(role)) for role in roles[:_COLUMNS]))
+    cut = len(comparison.cells) > _ROWS or len(roles) > _COLUMNS
+    return Group(table, Text("… and more: --json has all", style="dim")) if cut else Group(table)
+
+
+def _cell(found: Likeness | None) -> str:
+    if found is None:
+        return "·"
+    return f"{found.cosine:+.2f} ×{found.ratio:.2f}" if found.first and found.second else "–"

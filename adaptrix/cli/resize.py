@@ -1,0 +1,36 @@
+"""``adaptrix resize``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from adaptrix.algebra.compression import Size, resize_adapter
+from adaptrix.cli.common import Voice, base_option, voice_options, working
+from adaptrix.cli.outcome import output_options, show_outcome
+from adaptrix.options import Options
+from adaptrix.workflow import Workshop
+
+
+@click.command()
+@click.argument("source", metavar="SRC")
+@click.option("--rank", type=int, metavar="R", help="Rank of every delta.")
+@click.option("--energy", type=float, metavar="E", help="Smallest ranks that keep this share of each ‖ΔW‖².")
+@base_option
+@output_options
+@voice_options
+def command(source: str, rank: int | None, energy: float | None, out: str | None, voice: Voice, **options: Any) -> int:
+    """Bring an adapter to another rank.
+
+    \b
+      adaptrix resize ./my-lora --rank 4
+      adaptrix resize ./my-lora --energy 0.99 --to peft -o smaller
+
+    To a smaller rank by QR and SVD: the best there is, and its error is printed. To a larger one by zeros: exact.
+    """
+    workshop = Workshop()
+    with working(f"resizing {source}", voice):
+        done = resize_adapter(workshop, source, Size(rank, energy), out, Options(**options))
+    show_outcome(done, voice, workshop)
+    return 0
