@@ -8,27 +8,20 @@ piece's product is that of the whole weight: each number is a sum over the rank,
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import frexp
 
 import torch
 from torch import Tensor
 
 from adaptrix.errors import refuse
 from adaptrix.merging.change import Change, Term
-from adaptrix.merging.reading import Reader, reading
+from adaptrix.merging.reading import TORCH, Reader, reading
 from adaptrix.runtime.tensors import as_torch
 from adaptrix.tensor import Tensor as Stored
 
 #: numbers a piece: what is done to them is done in a core's own cache
-PIECE = 1 << 18
-TORCH = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-}
+PIECE = 1 << 17
 _NARROW = (torch.float16, torch.float8_e4m3fn, torch.float8_e5m2)
 
 
@@ -60,17 +53,18 @@ class _Rounding:
     """Rounds pieces, into one buffer."""
 
     def __init__(self, dtype: torch.dtype, where: str) -> None:
-        self._room, self._where = torch.empty(0, dtype=dtype), where
+        self._dtype, self._where = dtype, where
+        self._room, self._bytes = torch.empty(0, dtype=dtype), memoryview(b"")
 
     def __call__(self, x: Tensor) -> memoryview:
-        if self._room.numel() < x.numel():
-            self._room = torch.empty(x.numel(), dtype=self._room.dtype)
-        room = self._room[: x.numel()]
-        room.copy_(x.reshape(-1))
+        if self._room.shape != x.shape:
+            self._room = torch.empty(x.shape, dtype=self._dtype)
+            self._bytes = self._room.view(-1).view(torch.uint8).numpy().data
+        room = self._room.copy_(x)
         if room.dtype in _NARROW and not bool(torch.isfinite(room.float()).all()):
             found, remedy = f"a merged number is beyond what {room.dtype} holds", "Merge with --dtype bf16 or fp32."
             raise refuse("overflow", self._where, found, remedy=remedy)
-        return room.view(torch.uint8).numpy().data
+        return self._bytes
 
 
 def _vector(source: Stored, change: Change, wide: torch.dtype) -> Iterator[Tensor]:
@@ -102,22 +96,24 @@ def _matrix(
 ) -> Iterator[Tensor]:
     """The pieces of one stored matrix ``[rows, columns]``."""
     rows, columns = source.shape
-    out = columns if change.turned else rows
-    factors = _factors(terms, out, expert, wide) if terms else None
+    factors = _factors(terms, columns if change.turned else rows, expert, wide) if terms else None
     whole = change.turned and factors is not None and factors.magnitude is not None  # each norm runs through all rows
-    step = max(1, rows if whole else PIECE // max(1, columns))
-    room = torch.empty(min(step, rows), columns, dtype=wide)
-    with reading(source) as reader:
+    part = max(1, PIECE // max(1, columns))
+    step = rows if whole else min(part, rows)
+    room = torch.empty(step, columns, dtype=wide)
+    with reading(source, min(part, rows), wide) as read:
         for start in range(0, rows, step):
-            stop = min(start + step, rows)
-            x = room[: stop - start]
+            x = room if start + step <= rows else room[: rows - start]
+            stop = start + len(x)
             if factors is None:
-                x.copy_(reader(start, stop, TORCH[source.dtype]))
+                x.copy_(read(start, stop))
             else:
                 _product(factors, start, stop, turned=change.turned, out=x)
-                _add(x, reader, start, TORCH[source.dtype])
-                _normed(x, factors, start, stop, turned=change.turned)
-            _put_tokens(x, change, start)
+                _add(x, read, start, part)
+                if factors.magnitude is not None:
+                    _norm(x, factors.magnitude, start, stop, turned=change.turned)
+            if change.rows is not None:
+                _put_tokens(x, change, change.rows, start)
             yield x
 
 
@@ -131,30 +127,28 @@ def _product(factors: _Factors, start: int, stop: int, *, turned: bool, out: Ten
         out.mul_(factors.scale)
 
 
-def _add(x: Tensor, reader: Reader, start: int, dtype: torch.dtype) -> None:
-    """W to ΔW, in pieces again where x is the whole weight: no second copy of it is made."""
-    step = max(1, PIECE // max(1, x.shape[1]))
-    for row in range(0, x.shape[0], step):
-        part = x[row : row + step]
-        part.add_(reader(start + row, start + row + len(part), dtype).to(x.dtype))
+def _add(x: Tensor, read: Reader, start: int, part: int) -> None:
+    """W to ΔW, in parts where x is the whole weight: no second copy of it is made."""
+    if len(x) <= part:
+        x.add_(read(start, start + len(x)))
+        return
+    for row in range(0, len(x), part):
+        there = x[row : row + part]
+        there.add_(read(start + row, start + row + len(there)))
 
 
-def _normed(x: Tensor, factors: _Factors, start: int, stop: int, *, turned: bool) -> None:
+def _norm(x: Tensor, magnitude: Tensor, start: int, stop: int, *, turned: bool) -> None:
     """DoRA's magnitudes in place of the norms of the rows of ``[out, in]``."""
-    if factors.magnitude is None:
-        return
     if turned:
-        x.mul_(factors.magnitude / torch.linalg.norm(x.T, dim=1))
+        x.mul_(magnitude / torch.linalg.norm(x.T, dim=1))
     else:
-        x.mul_((factors.magnitude[start:stop] / torch.linalg.norm(x, dim=1))[:, None])
+        x.mul_((magnitude[start:stop] / torch.linalg.norm(x, dim=1))[:, None])
 
 
-def _put_tokens(x: Tensor, change: Change, start: int) -> None:
+def _put_tokens(x: Tensor, change: Change, rows: Stored, start: int) -> None:
     """Rows that were trained on their own, in the place of those that are there."""
-    if change.rows is None:
-        return
     here = [(number, token - start) for number, token in enumerate(change.tokens) if 0 <= token - start < len(x)]
-    trained = as_torch(change.rows).to(x.dtype) if here else x
+    trained = as_torch(rows).to(x.dtype) if here else x
     for number, row in here:
         x[row] = trained[number]
 
@@ -167,11 +161,18 @@ def _factors(terms: Sequence[Term], out: int, expert: int | None, wide: torch.dt
         magnitude = None if delta.magnitude is None else as_torch(delta.magnitude).to(wide)
         if magnitude is not None and terms[0].taken is not None:
             magnitude = magnitude[torch.from_numpy(terms[0].taken)]
-        return _Factors(A, B, terms[0].scale, magnitude)
+        return _scaled(_Factors(A, B, terms[0].scale, magnitude))
     alike = len({term.scale for term in terms}) == 1
     Bs = [B if alike else B * term.scale for term, (_, B) in zip(terms, pairs, strict=True)]
     A = torch.cat([A for A, _ in pairs])
-    return _Factors(A, torch.cat(Bs, dim=1), terms[0].scale if alike else 1.0)
+    return _scaled(_Factors(A, torch.cat(Bs, dim=1), terms[0].scale if alike else 1.0))
+
+
+def _scaled(factors: _Factors) -> _Factors:
+    """A scale that is a power of two in B: it rounds nothing there, and the product needs no pass of its own."""
+    if frexp(factors.scale)[0] != 0.5:
+        return factors
+    return replace(factors, B=factors.B * factors.scale, scale=1.0)
 
 
 def _pair(term: Term, out: int, expert: int | None, wide: torch.dtype) -> tuple[Tensor, Tensor]:

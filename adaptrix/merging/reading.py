@@ -12,32 +12,45 @@ from adaptrix.errors import refuse
 from adaptrix.tensor import DTYPES, FileRange
 from adaptrix.tensor import Tensor as Stored
 
+TORCH = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+
 
 class Reader:
-    """Rows of a matrix ``[rows, columns]``; what one reading returned is void at the next."""
+    """Rows of a matrix ``[rows, columns]``, ``most`` at a time, in the dtype ``wide``.
 
-    def __init__(self, stored: Stored) -> None:
+    What one reading returned is void at the next.
+    """
+
+    def __init__(self, stored: Stored, most: int, wide: torch.dtype) -> None:
         self._stored = stored
         self._width = DTYPES[stored.dtype][0] * stored.shape[1]
-        self._room = bytearray()
+        self._raw = torch.empty(most, stored.shape[1], dtype=TORCH[stored.dtype])
+        self._wide = torch.empty(most, stored.shape[1], dtype=wide)
+        self._bytes = self._raw.view(-1).view(torch.uint8).numpy().data
         path = stored.data.path if isinstance(stored.data, FileRange) else None
         self._file = None if path is None else open(path, "rb", buffering=0)  # noqa: SIM115  # reading() closes it
 
-    def __call__(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
-        """Rows from ``start`` to ``stop`` as torch's. Raises :class:`RefusedError` for a file that shrank."""
-        size = (stop - start) * self._width
-        if len(self._room) < size:
-            self._room = bytearray(size)
-        view = memoryview(self._room)[:size]
-        if self._file is None:
-            assert isinstance(self._stored.data, bytes)
-            view[:] = self._stored.data[start * self._width : stop * self._width]
-        else:
-            self._fill(view, start * self._width)
-        return torch.frombuffer(view, dtype=dtype).view(stop - start, -1)
+    def __call__(self, start: int, stop: int) -> Tensor:
+        """Rows from ``start`` to ``stop``. Raises :class:`RefusedError` for a file that shrank."""
+        count = stop - start
+        if count == len(self._raw):
+            self._fill(self._bytes, start * self._width)
+            return self._wide.copy_(self._raw)
+        self._fill(self._bytes[: count * self._width], start * self._width)
+        return self._wide[:count].copy_(self._raw[:count])
 
     def _fill(self, view: memoryview, offset: int) -> None:
-        assert self._file is not None
+        if self._file is None:
+            assert isinstance(self._stored.data, bytes)
+            view[:] = self._stored.data[offset : offset + len(view)]
+            return
         assert isinstance(self._stored.data, FileRange)
         self._file.seek(self._stored.data.offset + offset)
         done = 0
@@ -55,9 +68,9 @@ class Reader:
 
 
 @contextmanager
-def reading(stored: Stored) -> Iterator[Reader]:
+def reading(stored: Stored, most: int, wide: torch.dtype) -> Iterator[Reader]:
     """A reader of a matrix, closed at the end."""
-    reader = Reader(stored)
+    reader = Reader(stored, most, wide)
     try:
         yield reader
     finally:
