@@ -158,6 +158,8 @@ def test_what_is_no_prompt_is_refused(tmp_path):
     with attach(model, upper("llama", tmp_path, model)) as session:
         with pytest.raises(UsageError, match="no choices"):
             session.prefill_shared(given, [])
+        with pytest.raises(UsageError, match="a list"):
+            session.prefill_shared(given, "ab")
         with pytest.raises(UsageError, match="tokenizer"):
             session.prefill_shared({}, ["a"])
         with pytest.raises(UsageError, match="left"):

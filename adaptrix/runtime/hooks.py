@@ -115,12 +115,29 @@ class Hooks:
     @contextmanager
     def choosing(self, selection: Selection) -> Iterator[None]:
         """A selection for this context while the block runs, and its users counted."""
+        self.settle()
+        with self._choosing(selection):
+            yield
+
+    def settle(self) -> None:
+        """Ends the forward passes of this thread that were interrupted.
+
+        Torch runs no hook after a KeyboardInterrupt: what they had chosen would stay chosen, and its users counted.
+        """
+        while self._stack():
+            self._stack().pop().close()
+
+    @contextmanager
+    def _choosing(self, selection: Selection) -> Iterator[None]:
         with self._users.using(selection):
-            token = _CHOSEN.set({**_CHOSEN.get(), self._session: selection})
+            before = _CHOSEN.get()
+            chosen = {**before, self._session: selection}
+            _CHOSEN.set(chosen)
             try:
                 yield
             finally:
-                _CHOSEN.reset(token)
+                if _CHOSEN.get() is chosen:  # not so where an interrupted pass is ended in another context
+                    _CHOSEN.set(before)
 
     @property
     def current(self) -> Selection:
@@ -149,10 +166,11 @@ class Hooks:
         return inject
 
     def _before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.settle()
         block = ExitStack()
         self._stack().append(block)
         if self._session not in _CHOSEN.get() or recompute.in_backward():
-            block.enter_context(self.choosing(self.current))
+            block.enter_context(self._choosing(self.current))
         if recompute.checkpointing(self._recomputable):
             block.enter_context(recompute.noting(_CHOSEN.get, lambda: self.attached))
         given = {**dict(zip(self._inputs, args, strict=False)), **kwargs}
@@ -161,7 +179,7 @@ class Hooks:
             cache.note(self._session, self.current, given)
 
     def _after(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self._stack().pop().close()
+        self.settle()
 
     def _require_gradient(self, _: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         if recompute.checkpointing(self._recomputable):

@@ -118,9 +118,11 @@ class Session:
                 with session.use(name):
                     model.generate(tokens, past_key_values=done.cache)
         """
+        if isinstance(choices, str) or not choices:
+            found = f"one name, {choices!r}" if choices else "no choices"
+            expected = "a list of at least one choice"
+            raise UsageError(Problem("choices", "prefill_shared", found, expected, "None is the base."))
         selections = [self._chosen(choice) for choice in choices]
-        if not selections:
-            raise UsageError(Problem("choices", "prefill_shared", "no choices", "at least one; None is the base"))
         done = prefill(self._hooks, inputs, selections)
         self._kept += sum(one.kept for one in done)
         return done
@@ -179,6 +181,7 @@ class Session:
         self._require_not_default(loaded)
         self._loaded = {other: kept for other, kept in self._loaded.items() if other != name}
         self._forget(loaded)
+        self._hooks.settle()
         self._users.drain(loaded)
 
     def detach(self) -> None:
