@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from adaptrix.api import combine as combine
     from adaptrix.api import convert as convert
     from adaptrix.api import diff as diff
+    from adaptrix.api import extract as extract
     from adaptrix.api import inspect as inspect
     from adaptrix.api import load as load
     from adaptrix.api import merge as merge
@@ -64,6 +65,7 @@ _HOMES = {
     "combine": "api",
     "convert": "api",
     "diff": "api",
+    "extract": "api",
     "hookimpl": "plugins.hookspecs",
     "inspect": "api",
     "load": "api",
@@ -95,6 +97,7 @@ __all__ = [
     "combine",
     "convert",
     "diff",
+    "extract",
     "hookimpl",
     "inspect",
     "load",

@@ -11,6 +11,8 @@ from adaptrix.adapter import Adapter
 from adaptrix.algebra.combination import combine_adapters
 from adaptrix.algebra.comparison import Comparison, compare_adapters
 from adaptrix.algebra.compression import Size, resize_adapter
+from adaptrix.algebra.decomposition import Solver
+from adaptrix.algebra.extraction import Extraction, extract_adapter
 from adaptrix.algebra.outcome import Outcome
 from adaptrix.algebra.recipe import Recipe
 from adaptrix.errors import Problem, UsageError
@@ -163,6 +165,35 @@ def diff(first: Adapter | Uri, second: Adapter | Uri, base: Uri | None = None) -
     """
     where = None if base is None else fspath(base)
     return compare_adapters(Workshop(), _subject(first), _subject(second), where)
+
+
+def extract(
+    finetuned: Uri,
+    base: Uri,
+    rank: int = 16,
+    out: Uri | None = None,
+    to: str = "injection",
+    *,
+    svd: Solver = "auto",
+    seed: int = 0,
+    save: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+    dtype: str | None = None,
+    name: str | None = None,
+    force: bool = False,
+) -> Outcome:
+    """Writes the LoRA of a ``rank`` that turns ``base`` into ``finetuned``, two models with their weights.
+
+    ``kept`` of what is returned, and of each of its ``losses``, is the share of ‖ΔW‖² that is kept. ``svd``:
+    ``exact``, ``randomised`` (with ``seed``) or what suits the sizes. Tensors that differ and are no weights of linear
+    layers are refused unless a pattern of ``save`` (kept whole) or ``ignore`` (left out) names them. The rest is as
+    in :func:`combine`.
+    """
+    extraction = Extraction(rank, svd, seed, tuple(save), tuple(ignore))
+    options = _output(to, None, dtype, name, force=force)
+    done = extract_adapter(Workshop(), fspath(finetuned), fspath(base), extraction, out, options)
+    _warn(done.problems)
+    return done
 
 
 def _subject(adapter: Adapter | Uri) -> Adapter | str:

@@ -23,7 +23,7 @@ from adaptrix.algebra.methods import (
     truncated,
     weighted_sum,
 )
-from adaptrix.algebra.operands import Operand, gather
+from adaptrix.algebra.operands import Operand, bundles_of, gather, said_of
 from adaptrix.algebra.outcome import Outcome, published, worst
 from adaptrix.algebra.recipe import Recipe, require_recipe, require_sums
 from adaptrix.architecture import Site
@@ -64,7 +64,8 @@ def combine_adapters(
         losses = {site: _loss(aligned.rows[site], weights, merged[site], deltas[site]) for site in deltas}
     adapter = _adapter(operands, aligned, _with_biases(deltas), recipe, options.name)
     notes = [*_notes(recipe, operands, deltas, losses), *_bases(operands)]
-    return published(workshop, bind(adapter, aligned.identity), losses, notes, out, options, operands)
+    bound = bind(adapter, aligned.identity)
+    return published(workshop, bound, losses, notes, out, options, bundles_of(operands), said_of(operands))
 
 
 def _terms(row: Row, weights: Sequence[float]) -> list[list[Term]]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from adaptrix.adapter import Adapter
 from adaptrix.algebra.factors import Loss, assembled, loss, scaled, total
-from adaptrix.algebra.operands import gather
+from adaptrix.algebra.operands import bundles_of, gather
 from adaptrix.algebra.outcome import Outcome, published, worst
 from adaptrix.architecture import Site
 from adaptrix.binding.bind import BoundAdapter
@@ -63,7 +63,8 @@ def resize_adapter(
         raise RefusedError(problems)
     changed = {site for site, delta in deltas.items() if delta is not bound.deltas[site]}
     resized = _rebound(bound, deltas, options.name or f"{bound.adapter.name}-{_suffix(size)}", altered=bool(changed))
-    return published(workshop, resized, losses, list(_notes(bound, deltas, losses, size)), out, options, [operand])
+    notes = list(_notes(bound, deltas, losses, size))
+    return published(workshop, resized, losses, notes, out, options, bundles_of([operand]), operand.problems)
 
 
 def _require_size(size: Size) -> None:

@@ -60,3 +60,13 @@ def _acting(bound: BoundAdapter, name: str) -> tuple[BoundAdapter, tuple[Problem
     found, remedy = f"it is taken as it acts: {plan.describe()}", "Convert it with --layers all to take all of it."
     severity: Severity = "warning" if plan.idle else "note"
     return pruned(plan).bound, (Problem("acting", name, found, remedy=remedy, severity=severity),)
+
+
+def bundles_of(operands: Iterable[Operand]) -> list[Bundle]:
+    """The files of those that were read from files."""
+    return [operand.bundle for operand in operands if operand.bundle is not None]
+
+
+def said_of(operands: Iterable[Operand]) -> list[Problem]:
+    """All that was said of them."""
+    return [problem for operand in operands for problem in operand.problems]

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from adaptrix.algebra.factors import Loss, total
-from adaptrix.algebra.operands import Operand
 from adaptrix.architecture import Site
 from adaptrix.binding.bind import BoundAdapter
 from adaptrix.errors import Problem, RefusedError, errors_in
 from adaptrix.options import Options
 from adaptrix.planning.plan import make_plan
+from adaptrix.records import Bundle
 from adaptrix.workflow import Conversion, Workshop
 
 
@@ -78,15 +78,17 @@ def published(
     notes: Sequence[Problem],
     out: str | PathLike[str] | None,
     options: Options,
-    operands: Sequence[Operand] = (),
+    sources: Sequence[Bundle],
+    said: Sequence[Problem] = (),
 ) -> Outcome:
-    """Writes an adapter whose every delta acts. Raises :class:`RefusedError` where the result is none."""
+    """Writes an adapter whose every delta acts, apart from the files of its ``sources``; ``said``: of reading them.
+
+    Raises :class:`RefusedError` where the result is none.
+    """
     if errors := [*errors_in(bound.problems), *_overflows(bound)]:
         raise RefusedError(errors)
     plan = replace(make_plan(bound, "all"), notes=tuple(notes))
-    bundles = [operand.bundle for operand in operands if operand.bundle is not None]
-    done = workshop.publish(plan, out, options, bundles)
-    said = [problem for operand in operands for problem in operand.problems]
+    done = workshop.publish(plan, out, options, sources)
     return Outcome(done, losses, tuple(notes), (*said, *done.problems))
 
 

@@ -25,6 +25,7 @@ _COMMANDS = {
     "combine": "Make one adapter of several: the weighted sum of their ΔW.",
     "resize": "Bring an adapter to another rank.",
     "diff": "Say how alike two adapters are, by role and layer.",
+    "extract": "Take a LoRA out of a full fine-tune.",
     "architectures": "List, show and derive model families.",
     "plugins": "List plugins, what they contribute, and what failed.",
     "completion": "Print a shell's completion script.",

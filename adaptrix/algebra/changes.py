@@ -1,0 +1,186 @@
+"""What a full fine-tune has changed of its base: weights that a LoRA can stand for, and all the others."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import numpy as np
+
+from adaptrix.adapter import Extra
+from adaptrix.algebra.decomposition import Single
+from adaptrix.architecture import Architecture, Role, Site
+from adaptrix.errors import Problem, RefusedError
+from adaptrix.merging.base import Base
+from adaptrix.tensor import FLOATS, Tensor
+from adaptrix.text import some
+
+_NUMBER = re.compile(r"\.\d+(?=\.|$)")
+_PLAIN = ("linear", "conv1d")
+#: what a causal language model is called: one whose head may be its embedding
+_CAUSAL = re.compile(r"ForCausalLM|LMHead")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Change:
+    """A tensor of both models: ``name`` under the family's own prefix. ``before`` is None where the base has none."""
+
+    name: str
+    before: Tensor | None
+    after: Tensor
+
+    @property
+    def path(self) -> str:
+        """The module's."""
+        return self.name.rpartition(".")[0]
+
+    def size(self) -> float:
+        """‖after − before‖ / ‖before‖; Inf where there was nothing."""
+        if self.before is None or self.before.dtype not in FLOATS or self.after.dtype not in FLOATS:
+            return float("inf")
+        before, after = self.before.float64(), self.after.float64()
+        length = float(np.linalg.norm(before))
+        return float(np.linalg.norm(after - before)) / length if length else float("inf")
+
+
+@dataclass(frozen=True)
+class Changes:
+    """``targets``: by site, the weights of linear layers that differ; ``others``: whatever else does."""
+
+    targets: Mapping[Site, Change]
+    others: Sequence[Change]
+    notes: tuple[Problem, ...] = ()
+
+
+def changes(base: Base, tuned: Base, architecture: Architecture) -> Changes:
+    """What differs. Raises :class:`RefusedError` for shapes that do, and for weights that the fine-tune lacks."""
+    before, after = _by_name(base, architecture), _by_name(tuned, architecture)
+    targets: dict[Site, Change] = {}
+    others, problems = [], list[Problem]()
+    for name, tensor in after.items():
+        change = Change(name, before.get(name), tensor)
+        if change.before is not None and change.before.shape != tensor.shape:
+            found, expected = f"shape {list(tensor.shape)}", f"{list(change.before.shape)} as in {base.name}"
+            remedy = "The fine-tune is of another model, or its vocabulary was resized: trim it to the base's."
+            problems.append(Problem("shape", f"{tuned.name}, {name}", found, expected, remedy))
+        elif not _same(change):
+            site = target_site(name, tensor, architecture) if change.before is not None else None
+            if site is None:
+                others.append(change)
+            else:
+                targets[site] = change
+    missing = sorted(before.keys() - after.keys())
+    lost = [name for name in missing if target_site(name, before[name], architecture) is not None]
+    problems += [Problem("missing", f"{tuned.name}, {name}", "the base has it, the fine-tune has not") for name in lost]
+    if problems:
+        raise RefusedError(problems)
+    return Changes(targets, others, tuple(_unmatched(sorted(set(missing) - set(lost)), tuned)))
+
+
+def target_site(name: str, tensor: Tensor, architecture: Architecture) -> Site | None:
+    """The site of a weight that peft puts a LoRA on: a matrix of a linear layer in the stack."""
+    path, _, leaf = name.rpartition(".")
+    site = architecture.locate(path) if leaf == "weight" and len(tensor.shape) == 2 else None
+    if site is None or site.layer is None or site.part is not None or site.expert is not None:
+        return None
+    plain = architecture.roles[site.role].orientation in _PLAIN and tensor.dtype in FLOATS
+    return site if plain else None
+
+
+def difference(change: Change, role: Role) -> Single:
+    """ΔW ``[out, in]`` of a changed target, in fp32."""
+    assert change.before is not None  # a target has a base
+    found = change.after.float32() - change.before.float32()
+    return found.T if role.orientation == "conv1d" else found
+
+
+def kept_whole(
+    found: Changes, tuned: Base, architecture: Architecture, save: Sequence[str], ignore: Sequence[str]
+) -> tuple[dict[str, Extra], list[Change]]:
+    """What of the other changes goes along with the LoRA, by key, and what is left out on purpose.
+
+    A changed bias of a layer that has a delta takes those of all such layers along, for peft trains all or none.
+    Anything else is a module saved whole. Raises :class:`RefusedError` for changes that nobody decided on.
+    """
+    wanted = [change for change in found.others if _named(change, save)]
+    ignored = [change for change in found.others if change not in wanted and _named(change, ignore)]
+    rest = [change for change in found.others if change not in wanted and change not in ignored]
+    if rest:
+        raise RefusedError(_undecided(rest))
+    after = _by_name(tuned, architecture)
+    adapted = {change.path for change in found.targets.values()}
+    extras: dict[str, Extra] = {}
+    for change in wanted:
+        if change.path in adapted:
+            biases = (f"{path}.bias" for path in sorted(adapted))
+            extras |= {key: Extra("bias", after[key]) for key in biases if key in after}
+        else:
+            whole = {key: tensor for key, tensor in after.items() if key.rpartition(".")[0] == change.path}
+            extras |= {key: Extra("module", tensor) for key, tensor in whole.items()}
+    return extras | _tied_head(extras, after, tuned, architecture), ignored
+
+
+def _tied_head(
+    extras: Mapping[str, Extra], after: Mapping[str, Tensor], tuned: Base, architecture: Architecture
+) -> dict[str, Extra]:
+    """The head of a causal model that shares its weight with an embedding which is saved: peft would part them."""
+    embed, head = architecture.roles.get("embed"), architecture.roles.get("head")
+    causal = any(_CAUSAL.search(str(name)) for name in tuned.config.get("architectures") or ())
+    if embed is None or head is None or not causal:
+        return {}
+    key, own = f"{embed.paths[0]}.weight", f"{head.paths[0]}.weight"
+    return {own: extras[key]} if key in extras and own not in after else {}
+
+
+def _by_name(model: Base, architecture: Architecture) -> Mapping[str, Tensor]:
+    """A model's tensors by name; those of a headless one, which lack the family's prefix, by the names under it."""
+    tensors = model.tensors()
+    prefixes = tuple(filter(None, architecture.prefixes))
+    if not prefixes or any(name.startswith(prefixes) for name in tensors):
+        return tensors
+    return {_home(name, architecture): tensor for name, tensor in tensors.items()}
+
+
+def _home(name: str, architecture: Architecture) -> str:
+    """A headless model's name of a tensor as the causal model has it."""
+    path, _, leaf = name.rpartition(".")
+    site = architecture.locate(path)
+    outside = site is not None and site.layer is None  # lm_head and score are beside the prefix, not under it
+    return f"{architecture.path(site)}.{leaf}" if site is not None and outside else architecture.prefixes[0] + name
+
+
+def _same(change: Change) -> bool:
+    """Whether the numbers are the same; compared piece by piece where the dtypes are."""
+    before, after = change.before, change.after
+    if before is None:
+        return False
+    if before.dtype == after.dtype:
+        return all(one == other for one, other in zip(before.chunks(), after.chunks(), strict=True))
+    if before.dtype not in FLOATS or after.dtype not in FLOATS:
+        return False
+    return bool(np.array_equal(before.float64(), after.float64()))
+
+
+def _named(change: Change, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(change.name, pattern) for pattern in patterns)
+
+
+def _undecided(rest: Sequence[Change]) -> Iterator[Problem]:
+    """One problem for each kind of change that is no LoRA, with the words that decide on it."""
+    kinds: dict[str, list[Change]] = {}
+    for change in rest:
+        kinds.setdefault(_NUMBER.sub(".*", change.name), []).append(change)
+    for pattern, group in kinds.items():
+        largest = max(change.size() for change in group)
+        by = f"by up to {largest:.2g} of their norm" if largest < float("inf") else "or are new"
+        found = f"{len(group)} tensors differ {by}, and no LoRA stands for them"
+        remedy = f"--save '{pattern}' keeps them whole, --ignore '{pattern}' leaves them out; '*' is all."
+        yield Problem("no-lora", pattern, found, "a decision", remedy)
+
+
+def _unmatched(names: Sequence[str], tuned: Base) -> Iterator[Problem]:
+    if names:
+        found = f"the fine-tune lacks {len(names)} tensors of the base that no LoRA changes: {some(names, 3)}"
+        yield Problem("unmatched", tuned.name, found, severity="note")

@@ -1,0 +1,162 @@
+"""A LoRA out of a full fine-tune: the best factors of a rank for the difference of every linear layer's weight."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from adaptrix.adapter import Adapter, Extra, Provenance, Target
+from adaptrix.algebra.changes import Change, Changes, changes, difference, kept_whole
+from adaptrix.algebra.decomposition import SOLVERS, Solver, best_pair, residual
+from adaptrix.algebra.factors import Loss, total
+from adaptrix.algebra.outcome import Outcome, published
+from adaptrix.architecture import Site
+from adaptrix.binding.bind import bind
+from adaptrix.binding.identify import Identity, by_config
+from adaptrix.delta import LowRank, from_factors
+from adaptrix.errors import Problem, RefusedError, UsageError, errors_in, refuse
+from adaptrix.merging.base import Base
+from adaptrix.merging.fetch import fetch_base
+from adaptrix.options import Options, dtype_name
+from adaptrix.records import Bundle
+from adaptrix.workflow import Workshop
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """How a LoRA is taken out. ``save`` and ``ignore``: patterns of tensor names, for changes that are no LoRA's."""
+
+    rank: int = 16
+    solver: Solver = "auto"
+    seed: int = 0
+    save: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+
+
+def extract_adapter(
+    workshop: Workshop,
+    tuned: str,
+    base: str,
+    extraction: Extraction,
+    out: str | PathLike[str] | None,
+    options: Options,
+) -> Outcome:
+    """Writes the LoRA that turns ``base`` into ``tuned``, as nearly as its rank allows; ``losses`` say how nearly.
+
+    Only one weight is held at a time. Raises :class:`RefusedError` for models that are not of one family and size,
+    and for changes that are no LoRA and that nobody has decided on.
+    """
+    _require_sense(extraction)
+    workshop.prepare(out, options)
+    models = fetch_base(base, workshop), fetch_base(tuned, workshop)
+    identity = _identity(workshop, *models)
+    found = changes(*models, identity.architecture)
+    if not found.targets:
+        raise refuse("unchanged", tuned, "no weight of a linear layer differs from the base's", "a fine-tune of it")
+    extras, ignored = kept_whole(found, models[1], identity.architecture, extraction.save, extraction.ignore)
+    _require_finite(found, extras)
+    deltas, losses = _deltas(found, identity, extraction, dtype_name(options.dtype or "F32"))
+    adapter = Adapter(
+        name=options.name or f"{tuned.rstrip('/').rpartition('/')[2]}-lora",
+        deltas=MappingProxyType({_target(found.targets[site]): delta for site, delta in deltas.items()}),
+        extras=MappingProxyType(extras),
+        provenance=_provenance(models, extraction, extras),
+        base=base,
+        altered=True,
+    )
+    notes = [*_notes(deltas, losses, extras, ignored), *found.notes]
+    sources = [Bundle(model.name, model.name, {file.name: file for file in model.files()}) for model in models]
+    return published(workshop, bind(adapter, identity), losses, notes, out, options, sources)
+
+
+def _require_sense(extraction: Extraction) -> None:
+    problems = []
+    if extraction.rank < 1:
+        problems.append(Problem("option", "rank", f"{extraction.rank}", "a whole number of at least 1"))
+    if extraction.solver not in SOLVERS:
+        problems.append(Problem("option", "svd", repr(extraction.solver)[:80], f"one of {', '.join(SOLVERS)}"))
+    if extraction.seed < 0:
+        problems.append(Problem("option", "seed", f"{extraction.seed}", "a whole number of at least 0"))
+    if problems:
+        raise UsageError(problems)
+
+
+def _identity(workshop: Workshop, base: Base, tuned: Base) -> Identity:
+    """The family of both models."""
+    nothing = Adapter("", {}, {}, Provenance("", ""))
+    before, after = (
+        by_config(model.config, workshop.catalog.architectures, nothing, f"{model.name}/config.json")
+        for model in (base, tuned)
+    )
+    if errors := errors_in((*before.problems, *after.problems)):
+        raise RefusedError(errors)
+    for model, found in ((base, before), (tuned, after)):
+        if not found.known:
+            what = f"no architecture claims model_type {model.config.get('model_type')!r}: which weights are linear?"
+            remedy = "`adaptrix architectures derive MODEL` prints a file for it."
+            raise refuse("unknown-family", model.name, what, "a known family", remedy)
+    families = before.architecture.family, after.architecture.family
+    if families[0] != families[1]:
+        raise refuse("families", tuned.name, f"it is {families[1]}", f"{families[0]}, as {base.name} is")
+    return before
+
+
+def _require_finite(found: Changes, extras: Mapping[str, Extra]) -> None:
+    """Raises :class:`RefusedError` with every tensor that is to be used and has NaN or Inf."""
+    used = {c.name: t for c in found.targets.values() for t in (c.before, c.after) if t is not None and t.nonfinite()}
+    used |= {key: extra.tensor for key, extra in extras.items() if extra.tensor.nonfinite()}
+    if used:
+        raise RefusedError(Problem("nonfinite", name, "it holds NaN or Inf", "finite numbers") for name in used)
+
+
+def _deltas(
+    found: Changes, identity: Identity, extraction: Extraction, dtype: str
+) -> tuple[dict[Site, LowRank], dict[Site, Loss]]:
+    """The factors of every changed weight, in order, and what is lost with them, rounding included."""
+    deltas, losses = {}, {}
+    for site in sorted(found.targets, key=lambda site: site.order):
+        X = difference(found.targets[site], identity.architecture.roles[site.role])
+        delta = from_factors(*best_pair(X, extraction.rank, extraction.solver, extraction.seed), dtype)
+        with np.errstate(all="ignore"):  # what has no room in the dtype is refused when the adapter is written
+            losses[site] = residual(X, (delta.A.float64(), delta.B.float64()))
+        deltas[site] = delta
+    return deltas, losses
+
+
+def _target(change: Change) -> Target:
+    return Target(change.path)
+
+
+def _provenance(models: tuple[Base, Base], extraction: Extraction, extras: Mapping[str, Extra]) -> Provenance:
+    """The question that was asked, and a config that promises what is kept whole."""
+    names = [model.name.rstrip("/").rpartition("/")[2] for model in models]
+    commits = [f"@{model.commit}" if model.commit else "" for model in models]
+    modules = sorted({key.rpartition(".")[0] for key, extra in extras.items() if extra.kind == "module"})
+    config: dict[str, Any] = {"peft_type": "LORA"}
+    if modules:
+        config["modules_to_save"] = modules
+    if any(extra.kind == "bias" for extra in extras.values()):
+        config["bias"] = "lora_only"
+    said = f"extract --rank {extraction.rank}: {names[1]}{commits[1]} - {names[0]}{commits[0]}"
+    return Provenance(uri=said, format="peft", config=MappingProxyType(config))
+
+
+def _notes(
+    deltas: Mapping[Site, LowRank], losses: Mapping[Site, Loss], extras: Mapping[str, Extra], ignored: Sequence[Change]
+) -> Iterator[Problem]:
+    ranks = sorted({delta.rank for delta in deltas.values()})
+    span = f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
+    least = min(losses, key=lambda site: losses[site].kept)
+    whole = f"{total(losses.values()).kept:.2%} of ‖ΔW‖² kept, at least {losses[least].kept:.2%} ({least})"
+    yield Problem("extracted", "rank", f"{len(deltas)} weights differ; rank {span}; {whole}", severity="note")
+    if extras:
+        yield Problem("saved", "--save", f"{len(extras)} tensors are kept whole", severity="note")
+    if ignored:
+        largest = max(change.size() for change in ignored)
+        found = f"{len(ignored)} tensors that differ by up to {largest:.2g} of their norm are left out"
+        yield Problem("ignored", "--ignore", found, severity="note")
