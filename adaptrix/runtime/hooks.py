@@ -50,7 +50,6 @@ class Hooks:
         self.model = model
         self._inputs = tuple(signature(model.forward).parameters)
         self._recomputable = recompute.recomputable(model)
-        self._training = False
         self._keep(model.register_forward_pre_hook(self._before, with_kwargs=True))
         self._keep(model.register_forward_hook(self._after, always_call=True))
 
@@ -93,19 +92,11 @@ class Hooks:
         self.default = BASE
         self._handles.close()
 
-    def begin_training(self) -> None:
-        """Freezes the base until the end of the session, and gives checkpoints an input to differentiate by.
-
-        Without the latter torch's reentrant checkpoints would give the leaves of frozen layers no gradient.
-        """
-        if self._training:
-            return
-        self._training = True
+    def freeze(self) -> None:
+        """Gives no parameter of the base a gradient until the session ends."""
         for parameter in self.model.parameters():
             if parameter.requires_grad:
                 self._handles.callback(parameter.requires_grad_(False).requires_grad_, True)
-        find: Any = self.model.get_input_embeddings
-        self._keep(find().register_forward_hook(self._require_gradient))
 
     @property
     def modules(self) -> Mapping[Site, Reached]:
@@ -180,10 +171,6 @@ class Hooks:
 
     def _after(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self.settle()
-
-    def _require_gradient(self, _: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        if recompute.checkpointing(self._recomputable):
-            output.requires_grad_()
 
     def _stack(self) -> list[ExitStack]:
         if not hasattr(self._passes, "stack"):

@@ -241,7 +241,7 @@ class Session:
             raise UsageError(Problem("in-use", loaded.name, "somebody uses it", "an adapter at rest", remedy))
         plan = self._planned(loaded)
         training = replace(loaded, kernels=learned(plan, self._hooks.modules))
-        self._hooks.begin_training()
+        self._hooks.freeze()
         self._loaded = {**self._loaded, loaded.name: training}
         self._forget(loaded)
         return training
