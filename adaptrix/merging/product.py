@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from math import frexp
 
 import torch
@@ -22,6 +23,8 @@ from adaptrix.tensor import Tensor as Stored
 
 #: numbers a piece: what is done to them is done in a core's own cache
 PIECE = 1 << 17
+#: rows a piece at least: libraries multiply very few rows in another order, and the last bit tells
+ROWS = 64
 _NARROW = (torch.float16, torch.float8_e4m3fn, torch.float8_e5m2)
 
 
@@ -98,13 +101,12 @@ def _matrix(
     rows, columns = source.shape
     factors = _factors(terms, columns if change.turned else rows, expert, wide) if terms else None
     whole = change.turned and factors is not None and factors.magnitude is not None  # each norm runs through all rows
-    part = max(1, PIECE // max(1, columns))
-    step = rows if whole else min(part, rows)
-    room = torch.empty(step, columns, dtype=wide)
-    with reading(source, min(part, rows), wide) as read:
-        for start in range(0, rows, step):
-            x = room if start + step <= rows else room[: rows - start]
-            stop = start + len(x)
+    count = max(1, rows // max(ROWS, PIECE // max(1, columns)))
+    part = -(-rows // count)
+    room = torch.empty(rows if whole else part, columns, dtype=wide)
+    with reading(source, part, wide) as read:
+        for start, stop in [(0, rows)] if whole else pairwise(rows * piece // count for piece in range(count + 1)):
+            x = room if stop - start == len(room) else room[: stop - start]
             if factors is None:
                 x.copy_(read(start, stop))
             else:
