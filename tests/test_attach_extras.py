@@ -130,6 +130,32 @@ def test_tied_weights_that_peft_ties_again(tmp_path):
     assert_as_under_peft(model, tmp_path, adapted)
 
 
+def with_its_embeddings(model, folder):
+    """An adapter whose base had other embeddings, saved with these though no config names them."""
+    other = copy.deepcopy(model)
+    trained(other.get_input_embeddings(), 3)
+    adapted = peft.get_peft_model(other, peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        adapted.save_pretrained(folder, save_embedding_layers=True)
+        return peft.PeftModel.from_pretrained(copy.deepcopy(model), folder).eval()
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_embeddings_that_peft_saved_unasked(tie, tmp_path):
+    model = tied(tie=tie)
+    assert_as_under_peft(model, tmp_path, with_its_embeddings(model, tmp_path))
+
+
+def test_one_weight_of_two_modules_says_whose_it_replaces(tmp_path):
+    model = tied(tie=True)
+    with_its_embeddings(model, tmp_path)
+    rewrite(tmp_path, lambda tensors: {name: t for name, t in tensors.items() if "lm_head" not in name})
+    with pytest.raises(RefusedError, match=r"embed_tokens\.weight and lm_head\.weight") as caught:
+        attach(model, {"x": tmp_path})
+    assert [problem.code for problem in caught.value.problems] == ["tied"]
+
+
 @pytest.mark.parametrize(
     ("family", "saves"), [("gemma3_text", ["embed_tokens"]), ("llama", ["norm"]), ("gpt2", ["ln_2", "c_proj"])]
 )
@@ -208,12 +234,13 @@ def test_a_replaced_head_is_exact_in_half_precision(tmp_path):
     assert torch.equal(found, adapted.base_model.model.score(hidden))
 
 
-def test_drift_bounds_a_replaced_head_as_any_module(tmp_path):
+@pytest.mark.parametrize(("limit", "wanted"), [(0.0, "base"), (1e6, "adapted")])
+def test_drift_bounds_a_replaced_head_as_any_module(limit, wanted, tmp_path):
     model = classifier("llama")
-    saved(model, tmp_path, target_modules=["q_proj"], modules_to_save=["score"])
-    base = logits(model)
-    with attach(model, {"x": tmp_path}, max_drift=0.0) as session, session.use("x"):
-        assert torch.equal(logits(model), base)
+    adapted = saved(model, tmp_path, target_modules=["q_proj"], modules_to_save=["score"])
+    answers = {"base": logits(model), "adapted": logits(adapted)}
+    with attach(model, {"x": tmp_path}, max_drift=limit) as session, session.use("x"):
+        assert near(logits(model), answers[wanted])
 
 
 def tokens(model, folder):
@@ -235,6 +262,11 @@ def many_parts(model, folder):
     saved(model, folder, target_modules=["query"], bias="all")
 
 
+def two_inputs(model, folder):
+    """OPT's positions come from a mask and the length of a cache."""
+    saved(model, folder, target_modules=["q_proj"], modules_to_save=["embed_positions"])
+
+
 def another_class(model, folder):
     saved(classifier("llama"), folder, target_modules=["q_proj"], modules_to_save=["score"])
 
@@ -252,11 +284,13 @@ def not_finite(model, folder):
         (another_base, "extra", "the base's own weight"),
         (another_class, "no-module", "no such parameter"),
         (many_parts, "extra", "one input and one output"),
+        (two_inputs, "extra", "one input and one output"),
         (not_finite, "nonfinite", "NaN"),
     ],
 )
 def test_what_no_hook_can_serve_is_refused_by_name(make, code, said, tmp_path):
-    model = trained(tiny_model("roberta")).eval() if make is many_parts else tied(tie=False)
+    others = {many_parts: "roberta", two_inputs: "opt"}
+    model = trained(tiny_model(others[make])).eval() if make in others else tied(tie=False)
     base, hooks = logits(model), hook_count(model)
     make(model, tmp_path)
     with pytest.raises(RefusedError, match=said) as caught:
