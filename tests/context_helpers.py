@@ -82,3 +82,34 @@ def apart(one, other, mask=None):
     if mask is not None:
         found = [gap[:, :, mask.bool().all(0)[-gap.shape[2] :]] for gap in found]
     return float(max(gap.max() for gap in found))
+
+
+def read(model, cache, given, sizes=None):
+    """Fills a cache with a prompt, in chunks of these sizes."""
+    given, start = placed(given), 0
+    for size in sizes or [given["input_ids"].shape[1]]:
+        end = start + size
+        piece = {name: given[name][:, start:end] for name in ("input_ids", "position_ids")}
+        model(**piece, attention_mask=given["attention_mask"][:, :end], past_key_values=cache, use_cache=True)
+        start = end
+    return cache
+
+
+def stands(model, cache, choice, given):
+    """Holds a cache to a fresh prefill under what is in force, and to what comes next."""
+    fresh, _ = filled(model, given)
+    assert apart(cache, fresh, given["attention_mask"]) < TOLERANCE, choice
+    assert (nexts(model, cache.fork(), given) - nexts(model, fresh, given)).abs().max() < TOLERANCE, choice
+
+
+def state(session, cache):
+    """What a swap that fails may not change: every object of the cache, what is in force, and the counts."""
+    report = session.report()
+    numbers = [thing for layer in cache.layers for thing in (layer, layer.keys, layer.values)]
+    kept = (cache.made_under, cache.depth, id(cache.mask), len(cache.chunks), report.swaps, report.layers_kept)
+    return numbers, kept, session._hooks.default, session._hooks.current
+
+
+def same(before, after):
+    """Whether two states are one."""
+    return before[1:] == after[1:] and all(a is b for a, b in zip(before[0], after[0], strict=True))

@@ -7,17 +7,9 @@ import pytest
 import torch
 
 from adaptrix.attaching import attach
-from tests.context_helpers import apart, filled, on_layers, placed, prompt, tiny, upper
+from tests.context_helpers import apart, filled, on_layers, placed, prompt, same, state, tiny, upper
 
 ERRORS = [RuntimeError, KeyboardInterrupt, asyncio.CancelledError]
-
-
-def state(session, cache):
-    """What a swap that fails may not change."""
-    report = session.report()
-    numbers = [(layer, layer.keys, layer.values) for layer in cache.layers]
-    kept = (cache.made_under, cache.depth, id(cache.mask), len(cache.chunks), report.swaps, report.layers_kept)
-    return numbers, kept, session._hooks.default, session._hooks.current
 
 
 def raiser(error):
@@ -25,11 +17,6 @@ def raiser(error):
         raise error
 
     return hook
-
-
-def same(before, after):
-    pairs = zip(before[0], after[0], strict=True)
-    return before[1:] == after[1:] and all(a is b for x, y in pairs for a, b in zip(x, y, strict=True))
 
 
 @torch.no_grad()
