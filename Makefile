@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 
-.PHONY: demo test test-slow lint wheel bench constraints clean
+.PHONY: demo test test-slow test-quantised lint wheel bench constraints clean
 .DELETE_ON_ERROR:
 
 # Plugins are installed like anyone's, from their own pyproject.
@@ -23,6 +23,11 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -n 2 -m slow
+
+# Apart, because they are large, and because transformers and peft import them wherever they are installed.
+test-quantised: $(STAMP)
+	$(BIN)/python -m pip install -q --no-deps --upgrade --target $(VENV)/quantised -c constraints.txt bitsandbytes torchao
+	PYTHONPATH=$(VENV)/quantised $(BIN)/python -m pytest tests/test_attach_quantised.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

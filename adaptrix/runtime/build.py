@@ -22,7 +22,16 @@ def kernels(plan: Plan, modules: Mapping[Site, Reached], dtype: torch.dtype | No
     ``dtype``: that of the arithmetic, by default that of the module's weight (fp32 for a quantised one).
     Raises :class:`RefusedError` for what cannot be computed; the numbers are left to :func:`require_finite`.
     """
-    return {whole: _kernel(plan, sites, modules[whole], dtype) for whole, sites in by_module(plan).items()}
+    built: dict[Site, Kernel] = {}
+    problems: list[Problem] = []
+    for whole, sites in by_module(plan).items():
+        try:
+            built[whole] = _kernel(plan, sites, modules[whole], dtype)
+        except RefusedError as error:
+            problems += error.problems
+    if problems:
+        raise RefusedError(problems)
+    return built
 
 
 def by_module(plan: Plan) -> dict[Site, list[Site]]:
