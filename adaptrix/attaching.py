@@ -23,6 +23,7 @@ from adaptrix.runtime.hooks import Hooks
 from adaptrix.runtime.reach import Reached, reached, require_plain, unreachable
 from adaptrix.runtime.replaced import Change
 from adaptrix.runtime.session import Session
+from adaptrix.runtime.slots import Slots, largest_rank
 from adaptrix.runtime.users import Users
 from adaptrix.workflow import Workshop
 
@@ -36,6 +37,8 @@ def attach(
     layers: str | None = None,
     max_drift: float | None = None,
     measure: bool = False,
+    slots: int | None = None,
+    max_rank: int | None = None,
 ) -> Session:
     """A session of ``model`` with ``adapters`` loaded by name; none is active yet.
 
@@ -43,6 +46,8 @@ def attach(
     checkpoint as peft would run it; ``layers`` (a policy, as for ``convert``) overrides both. Nothing is
     put on the model but forward hooks, and these come off when the session ends. ``max_drift`` bounds
     ‖d‖/‖y‖ for every token and module (see :mod:`adaptrix.runtime.drift`); ``measure`` only reports it.
+    ``slots``: that many adapters at a time lie on the model's device, in buffers whose addresses never change, and the
+    rest wait in memory; ``max_rank`` is the largest rank they hold, by default that of ``adapters``.
     Raises :class:`AdaptrixError` with every problem, and then the model is as it was.
     """
     require_plain(model)
@@ -51,10 +56,21 @@ def attach(
     users = Users()
     built = _all(loader, adapters)
     drift = Drift(_bound(max_drift)) if measure or max_drift is not None else None
-    session = Session(Hooks(model, loader.modules, users, drift), users, loader)
+    room = None
+    if slots is not None:
+        room = _room(slots, max_rank, {name: found for name, (found, _) in built.items()}, users)
+    session = Session(Hooks(model, loader.modules, users, drift, room), users, loader, room)
     for name, (found, plan) in built.items():
         session.adopt(name, found, plan)
     return session
+
+
+def _room(count: int, max_rank: int | None, adapters: Mapping[str, Mapping[Site, Change]], users: Users) -> Slots:
+    """Slots for these adapters. Raises with every one that they cannot hold."""
+    room = Slots(count, largest_rank(adapters.values()) if max_rank is None else max_rank, users)
+    if problems := [problem for name, changes in adapters.items() for problem in room.problems(name, changes)]:
+        raise RefusedError(problems)
+    return room
 
 
 def _bound(max_drift: object) -> float | None:

@@ -431,3 +431,32 @@ def test_experts_in_one_tensor_are_refused_by_name(tmp_path):
 def test_unknown_names_are_named(session, choice):
     with pytest.raises(UsageError, match="one of a, b"), session.use(choice):
         pass
+
+
+def test_an_interrupted_pass_leaves_no_choice_and_no_user_behind(tmp_path):
+    """Ctrl-C ends a forward pass past every hook that comes after it."""
+    model = tiny_model("llama").eval()
+    for seed, name in enumerate("ab"):
+        saved(model, tmp_path / name, seed=seed, target_modules=["q_proj"])
+    with attach(model, {name: tmp_path / name for name in "ab"}) as session:
+        session.activate("b")
+        expected = model(**inputs(model)).logits
+        session.activate("a")
+
+        def interrupt(*_):
+            raise KeyboardInterrupt
+
+        handle = model.model.layers[1].register_forward_pre_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            model(**inputs(model))
+        handle.remove()
+        session.activate("b")
+        assert torch.equal(model(**inputs(model)).logits, expected)
+        session.unload("a")
+        handle = model.model.layers[1].register_forward_pre_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            model(**inputs(model))
+        handle.remove()
+        session.activate(None)
+        session.unload("b")
+        assert session.adapters == ()

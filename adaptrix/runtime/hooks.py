@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from inspect import signature
 from itertools import count
+from threading import Lock
 from types import MappingProxyType
 from typing import Any, NoReturn
 
@@ -20,13 +20,19 @@ from adaptrix.runtime import recompute
 from adaptrix.runtime.cache import AdapterCache
 from adaptrix.runtime.context import depth_of, layers_of, require_own
 from adaptrix.runtime.drift import Drift
+from adaptrix.runtime.lanes import Lanes, compile_forward, outside_graphs
+from adaptrix.runtime.passes import Pass
 from adaptrix.runtime.reach import Reached
 from adaptrix.runtime.selection import BASE, Selection
+from adaptrix.runtime.slots import Slots
 from adaptrix.runtime.users import Users
 
 _SESSIONS = count(1)
 #: what this context has chosen, by session
 _CHOSEN: ContextVar[Mapping[int, Selection]] = ContextVar("adaptrix_chosen", default=MappingProxyType({}))
+
+
+Hook = Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor | None]
 
 
 class Hooks:
@@ -36,32 +42,40 @@ class Hooks:
     """
 
     def __init__(
-        self, model: nn.Module, modules: Mapping[Site, Reached], users: Users, drift: Drift | None = None
+        self,
+        model: nn.Module,
+        modules: Mapping[Site, Reached],
+        users: Users,
+        drift: Drift | None = None,
+        slots: Slots | None = None,
     ) -> None:
-        self.drift = drift
+        self.drift, self._slots = drift, slots
         self.default: Selection = BASE
         self.attached = True
         self._session = next(_SESSIONS)
         self._modules, self._users = modules, users
         self._calls: dict[Site, Iterator[int]] = {}
         self._handles = ExitStack()
-        self._passes = threading.local()
+        self._pass = Pass()
+        self._lock = Lock()
+        self._lanes: Lanes | None = None
         self._watched: set[int] = set()
         self.model = model
         self._inputs = tuple(signature(model.forward).parameters)
         self._recomputable = recompute.recomputable(model)
         self._keep(model.register_forward_pre_hook(self._before, with_kwargs=True))
-        self._keep(model.register_forward_hook(self._after, always_call=True))
+        self._keep(model.register_forward_hook(self._pass_ends, always_call=True))
 
     def __deepcopy__(self, memo: object) -> NoReturn:
         raise refuse("attached", "model", "it has a session attached, which cannot be copied", remedy="Detach first.")
 
     def cover(self, sites: Iterable[Site]) -> None:
         """Hooks the modules of these sites that have none yet."""
-        for site in sites:
-            if site not in self._calls:
-                self._calls[site] = count()
-                self._keep(self._modules[site].module.register_forward_hook(self._hook(site)))
+        with self._lock:
+            for site in sites:
+                if site not in self._calls:
+                    self._calls[site] = count()
+                    self._keep(self._modules[site].module.register_forward_hook(self._hook(site)))
 
     def new_cache(self, first_layer: float) -> AdapterCache:
         """An empty cache for adapters that change no layer under ``first_layer``."""
@@ -105,30 +119,21 @@ class Hooks:
 
     @contextmanager
     def choosing(self, selection: Selection) -> Iterator[None]:
-        """A selection for this context while the block runs, and its users counted."""
-        self.settle()
-        with self._choosing(selection):
+        """A selection, which is counted as in use, for this context while the block runs."""
+        token = _CHOSEN.set({**_CHOSEN.get(), self._session: selection})
+        try:
             yield
+        finally:
+            _CHOSEN.reset(token)
+
+    def compile(self, **options: Any) -> None:
+        """Compiles the model's forward pass until the hooks come off."""
+        self._lanes = Lanes(next(self.model.parameters()).device)
+        self._handles.callback(compile_forward(self.model, self._lanes, lambda: self.current, **options))
 
     def settle(self) -> None:
-        """Ends the forward passes of this thread that were interrupted.
-
-        Torch runs no hook after a KeyboardInterrupt: what they had chosen would stay chosen, and its users counted.
-        """
-        while self._stack():
-            self._stack().pop().close()
-
-    @contextmanager
-    def _choosing(self, selection: Selection) -> Iterator[None]:
-        with self._users.using(selection):
-            before = _CHOSEN.get()
-            chosen = {**before, self._session: selection}
-            _CHOSEN.set(chosen)
-            try:
-                yield
-            finally:
-                if _CHOSEN.get() is chosen:  # not so where an interrupted pass is ended in another context
-                    _CHOSEN.set(before)
+        """Ends what an interrupted forward pass of this thread has left behind."""
+        self._pass.end()
 
     @property
     def current(self) -> Selection:
@@ -136,18 +141,26 @@ class Hooks:
         if recompute.in_backward():
             then: Mapping[int, Selection] = recompute.recomputed()
             return then.get(self._session, BASE)
-        return _CHOSEN.get().get(self._session, self.default)
+        return _CHOSEN.get().get(self._session) or self._pass.selection or self.default
 
     @property
     def injections(self) -> dict[Site, int]:
         """How often each hooked module was injected so far."""
         return {site: _next_value(counter) for site, counter in self._calls.items()}
 
-    def _hook(self, site: Site) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor | None]:
-        session, calls, drift = self._session, self._calls[site], self.drift
+    def _hook(self, site: Site) -> Hook:
+        session, calls, drift, passing = self._session, self._calls[site], self.drift, self._pass
+        bank = None if self._slots is None else self._slots.banks[site]
 
-        def inject(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-            chosen = self.current if torch.is_grad_enabled() else _CHOSEN.get().get(session, self.default)
+        def inject(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+            if torch.compiler.is_compiling():
+                if bank is None or self._lanes is None:
+                    return _apart(inject, module, args, output)
+                return bank.add(args[0], output, self._lanes.slots)
+            if torch.is_grad_enabled():
+                chosen = self.current
+            else:
+                chosen = _CHOSEN.get().get(session) or passing.selection or self.default
             kernel = chosen.kernels.get(site)
             if kernel is None:
                 return None
@@ -156,29 +169,32 @@ class Hooks:
 
         return inject
 
+    @outside_graphs
     def _before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.settle()
-        block = ExitStack()
-        self._stack().append(block)
-        if self._session not in _CHOSEN.get() or recompute.in_backward():
-            block.enter_context(self._choosing(self.current))
+        block = self._pass.begin()
+        if self._session not in _CHOSEN.get():
+            self._pass.take(block.enter_context(self._users.using(lambda: self.default)))
+        current = self.current
         if recompute.checkpointing(self._recomputable):
-            block.enter_context(recompute.noting(_CHOSEN.get, lambda: self.attached))
+            chosen = {**_CHOSEN.get(), self._session: current}
+            block.enter_context(recompute.noting(lambda: chosen, lambda: self.attached))
         given = {**dict(zip(self._inputs, args, strict=False)), **kwargs}
         cache = given.get("past_key_values")
         if isinstance(cache, AdapterCache):
-            cache.note(self._session, self.current, given)
+            cache.note(self._session, current, given)
 
-    def _after(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self.settle()
-
-    def _stack(self) -> list[ExitStack]:
-        if not hasattr(self._passes, "stack"):
-            self._passes.stack = []
-        return self._passes.stack  # type: ignore[no-any-return]  # a thread's own attribute has no type
+    @outside_graphs
+    def _pass_ends(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._pass.end()
 
     def _keep(self, handle: Any) -> None:
         self._handles.callback(handle.remove)
+
+
+@outside_graphs
+def _apart(hook: Hook, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+    """A hook outside a graph that somebody else compiles: what is in force is not the graph's to know."""
+    return hook(module, args, output)
 
 
 def _watcher(depth: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:

@@ -42,6 +42,11 @@ class Kernel:
     def rank(self) -> int:
         return self.At.shape[1]
 
+    def to(self, device: torch.device) -> Kernel:
+        """The same on another device."""
+        g, c = (None if vector is None else vector.to(device) for vector in (self.g, self.c))
+        return replace(self, At=self.At.to(device), Bt=self.Bt.to(device), g=g, c=c)
+
     def delta(self, x: Tensor, y: Tensor) -> Tensor:
         """What is added to the module's output ``y`` for its input ``x``, in the kernel's dtype."""
         inner = functional.embedding(x, self.At) if self.embedding else x.to(self.At.dtype) @ self.At

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,16 +27,31 @@ class Loaded:
     plan: Plan | None = None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Resident:
+    """What lies in a slot: an adapter, or a weighted sum of several."""
+
+    slot: int
+    kernels: Mapping[Site, Kernel]
+
+
 @dataclass(frozen=True, eq=False)
 class Selection:
     """The kernels in force by site, and the adapters they are made of; the base has none.
 
-    ``key`` is equal for selections that do the same: versions and weights, or versions by row.
+    ``key`` is equal for selections that do the same: versions and weights, or versions by row. ``seats``: where a
+    session has slots, those of the rows of a batch, or one for all; None for the base.
     """
 
     kernels: Mapping[Site, Injected] = field(default_factory=dict)
     adapters: tuple[Loaded, ...] = ()
     key: tuple[Any, ...] = ()
+    seats: tuple[Resident | None, ...] = ()
+
+    @property
+    def uses(self) -> tuple[Hashable, ...]:
+        """What must stay while it is in force."""
+        return (*(loaded.version for loaded in self.adapters), *(seat for seat in self.seats if seat is not None))
 
     @property
     def first_layer(self) -> float:

@@ -9,8 +9,9 @@ into the middle of it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -26,32 +27,18 @@ from adaptrix.runtime.context import Swap, refill
 from adaptrix.runtime.hooks import Hooks
 from adaptrix.runtime.learned import Learned
 from adaptrix.runtime.replaced import Change
-from adaptrix.runtime.selection import BASE, Loaded, Selection, routed, weighted
+from adaptrix.runtime.report import Report
+from adaptrix.runtime.selection import BASE, Loaded, Selection, weighted
+from adaptrix.runtime.selector import Selector
 from adaptrix.runtime.sharing import Prefill, prefill
+from adaptrix.runtime.slots import Slots
 from adaptrix.runtime.training import adapter_now, learned
-from adaptrix.runtime.users import Users
+from adaptrix.runtime.users import DEFAULT, Users
 
 Choice = str | Mapping[str, float] | None
 Rows = Sequence[str | None]
 #: an adapter (a uri, a path, an Adapter) -> what it does on the session's model, and its plan
 Builder = Callable[[Any], tuple[Mapping[Site, Change], Plan]]
-
-_REMEMBERED = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """Counts since a session began. ``layers_kept``: layers of caches that swaps and shared prefills did not run.
-
-    Drift is ‖d‖/‖y‖ a token and module; None where the session does not measure it.
-    """
-
-    injections: Mapping[str, int]
-    swaps: int
-    layers_kept: int
-    tokens_clamped: int | None
-    mean_drift: float | None
-    max_drift: float | None
 
 
 class Session:
@@ -61,26 +48,27 @@ class Session:
     for everyone who chose nothing. Every load has a version of its own; unloading waits for its users.
     """
 
-    def __init__(self, hooks: Hooks, users: Users, build: Builder) -> None:
-        self._hooks, self._users, self._build = hooks, users, build
+    def __init__(self, hooks: Hooks, users: Users, build: Builder, slots: Slots | None = None) -> None:
+        self._hooks, self._users, self._build, self._slots = hooks, users, build, slots
+        self._selector = Selector(slots)
         self._loaded: dict[str, Loaded] = {}
-        self._mixes: dict[tuple[Any, ...], Selection] = {}
         self._swaps = self._kept = 0
 
     def activate(self, choice: Choice) -> None:
         """Makes a choice the default of every context that has none of its own. One write."""
-        self._hooks.default = self._select(choice)
+        with self._users.changed:
+            self._make_default(self._select(choice))
 
     @contextmanager
     def use(self, choice: Choice) -> Iterator[None]:
         """A choice for this context: an adapter, a weighted sum of several, or None for the base. Nests."""
-        with self._hooks.choosing(self._select(choice)):
+        with self._users.using(lambda: self._select(choice)) as selection, self._hooks.choosing(selection):
             yield
 
     @contextmanager
     def route(self, rows: Sequence[str | None]) -> Iterator[None]:
         """One adapter, or None for the base, for each row of the batch; beams count with their row."""
-        with self._hooks.choosing(self._route(rows)):
+        with self._users.using(lambda: self._route(rows)) as selection, self._hooks.choosing(selection):
             yield
 
     def new_cache(self) -> AdapterCache:
@@ -99,11 +87,11 @@ class Session:
         :meth:`route`, are for a batch. What was filled in a way that cannot be repeated, and another cache than
         one of this session, is refused by name; then, and after an interrupt, cache and default are as they were.
         """
-        selection = self._chosen(choice)
-        with self._hooks.choosing(selection):
-            done = refill(self._hooks.model, self._hooks.own(cache), selection, self.new_cache)
+        with self._users.using(lambda: self._chosen(choice)) as selection:
+            with self._hooks.choosing(selection):
+                done = refill(self._hooks.model, self._hooks.own(cache), selection, self.new_cache)
+            self._make_default(selection)
         self._swaps, self._kept = self._swaps + 1, self._kept + done.kept
-        self._hooks.default = selection
         return done
 
     def prefill_shared(self, inputs: Mapping[str, Any], choices: Sequence[Choice | Rows]) -> list[Prefill]:
@@ -122,8 +110,9 @@ class Session:
             found = f"one name, {choices!r}" if choices else "no choices"
             expected = "a list of at least one choice"
             raise UsageError(Problem("choices", "prefill_shared", found, expected, "None is the base."))
-        selections = [self._chosen(choice) for choice in choices]
-        done = prefill(self._hooks, inputs, selections)
+        with ExitStack() as held:
+            using = [self._users.using(partial(self._chosen, choice)) for choice in choices]
+            done = prefill(self._hooks, inputs, [held.enter_context(one) for one in using])
         self._kept += sum(one.kept for one in done)
         return done
 
@@ -139,6 +128,8 @@ class Session:
 
     def adopt(self, name: str, kernels: Mapping[Site, Change], plan: Plan | None = None) -> None:
         """Takes kernels that were built for this model, by a plan or out of thin air, under a name."""
+        if self._slots is not None:
+            kernels = self._slots.admit(name, kernels)
         self._hooks.cover(kernels)
         self._loaded = {**self._loaded, name: Loaded(name, self._users.version(), kernels, plan)}
 
@@ -172,7 +163,23 @@ class Session:
             tokens_clamped=None if drift is None else drift.clamped,
             mean_drift=None if drift is None else drift.mean,
             max_drift=None if drift is None else drift.largest,
+            paged=None if self._slots is None else self._slots.paged,
         )
+
+    def compile(self, **options: Any) -> None:
+        """Compiles the model's forward pass (``torch.compile(…, **options)``) until the session is detached.
+
+        One graph for whatever is in force, which it reads from a tensor; it has to be in slots for that. Passes
+        wait for one another, whatever thread or task they are of, and are not counted in :meth:`report`. A session
+        without slots works in a model that was compiled after it was attached, with a break in the graph at
+        every module that it changes. Raises :class:`UsageError`.
+        """
+        self._require_open()
+        if self._slots is None or self._hooks.drift is not None:
+            found = "a session without slots" if self._slots is None else "a session that measures drift"
+            remedy = "adaptrix.attach(model, …, slots=8), without max_drift and measure"
+            raise UsageError(Problem("compile", "session.compile", found, "adapters in slots, and no drift", remedy))
+        self._hooks.compile(**options)
 
     def unload(self, name: str) -> None:
         """Forgets an adapter once nobody uses it any more; new users are refused from now on."""
@@ -180,14 +187,16 @@ class Session:
         (loaded,) = self._named([require_name(name)])
         self._require_not_default(loaded)
         self._loaded = {other: kept for other, kept in self._loaded.items() if other != name}
-        self._forget(loaded)
         self._hooks.settle()
         self._users.drain(loaded)
+        self._forget(loaded)
 
     def detach(self) -> None:
         """Takes every hook off the model; calling it again does nothing."""
+        if self._hooks.attached:
+            self._make_default(BASE)
         self._hooks.remove()
-        self._loaded, self._mixes = {}, {}
+        self._loaded, self._selector = {}, Selector()
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -210,31 +219,27 @@ class Session:
         self._require_open()
         if choice is None:
             return BASE
-        terms = weights_of(choice)
-        loaded = self._named(terms)
-        key = tuple((one.version, weight) for one, weight in zip(loaded, terms.values(), strict=True))
-        return self._remembered(key, lambda: weighted(list(zip(terms.values(), loaded, strict=True))))
+        weights = weights_of(choice)
+        return self._selector.weighted(list(zip(weights.values(), self._named(weights), strict=True)))
 
     def _route(self, rows: object) -> Selection:
         self._require_open()
-        chosen_names = rows_of_names(rows)
-        names = list(dict.fromkeys(name for name in chosen_names if name is not None))
+        by_row = rows_of_names(rows)
+        names = list(dict.fromkeys(name for name in by_row if name is not None))
         known = dict(zip(names, self._named(names), strict=True))
-        chosen = [None if name is None else known[name] for name in chosen_names]
-        key = tuple(None if one is None else one.version for one in chosen)
-        return self._remembered(key, lambda: routed(chosen))
+        return self._selector.routed([None if name is None else known[name] for name in by_row])
 
-    def _remembered(self, key: tuple[Any, ...], make: Callable[[], Selection]) -> Selection:
-        """A selection, made once as long as its adapters are loaded; the oldest is forgotten first."""
-        found = self._mixes.get(key)
-        if found is None:
-            found = make()
-            kept = list(self._mixes.items())[-_REMEMBERED:]
-            self._mixes = {**dict(kept), key: found}
-        return found
+    def _make_default(self, selection: Selection) -> None:
+        with self._users.changed:
+            self._users.add(selection, DEFAULT)
+            self._users.remove(self._hooks.default, DEFAULT)
+            self._hooks.default = selection
 
     def _in_training(self, loaded: Loaded) -> Loaded:
         """The adapter with leaves for its numbers, in the place of what it was."""
+        if self._slots is not None:
+            found, remedy = "it lies in a slot, which has no leaves", "Train it in a session without slots."
+            raise UsageError(Problem("slots", loaded.name, found, "an adapter outside slots", remedy))
         self._require_not_default(loaded)
         if self._users.busy(loaded):
             remedy = "Ask for its parameters before session.use."
@@ -247,7 +252,8 @@ class Session:
         return training
 
     def _forget(self, loaded: Loaded) -> None:
-        self._mixes = {key: mix for key, mix in self._mixes.items() if loaded not in mix.adapters}
+        with self._users.changed:
+            self._selector.forget(loaded)
 
     def _require_not_default(self, loaded: Loaded) -> None:
         if loaded in self._hooks.default.adapters:

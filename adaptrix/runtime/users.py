@@ -1,24 +1,31 @@
-"""Who is using which adapter, so that unloading one waits for them."""
+"""Who is using what: adapters by their version, and the slots that they lie in.
+
+Unloading an adapter waits for its users, and nothing that is in use is paged out. What is chosen is counted
+under the lock that it was found under, so that nothing can vanish in between.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from itertools import count
-from threading import Condition
+from threading import Condition, RLock, get_ident
 
 from adaptrix.runtime.selection import Loaded, Selection
 
 _VERSIONS = count(1)
+#: the owner of what is in force where nobody chose anything
+DEFAULT = 0
 
 
 class Users:
-    """Counts of users by version, under one lock; versions are never used twice in a process."""
+    """Counts of users by what they use and by thread; versions are never used twice in a process."""
 
     def __init__(self) -> None:
-        self._counts: Counter[int] = Counter()
-        self._changed = Condition()
+        self._owners: defaultdict[Hashable, Counter[int]] = defaultdict(Counter)
+        #: the lock of the counts and of all that depends on them; notified when something is free again
+        self.changed = Condition(RLock())
 
     @staticmethod
     def version() -> int:
@@ -26,25 +33,44 @@ class Users:
         return next(_VERSIONS)
 
     @contextmanager
-    def using(self, selection: Selection) -> Iterator[None]:
-        """A user of a selection's adapters while the block runs."""
-        versions = [loaded.version for loaded in selection.adapters]
-        with self._changed:
-            self._counts.update(versions)
+    def using(self, find: Callable[[], Selection]) -> Iterator[Selection]:
+        """A user of what ``find`` finds while the block runs."""
+        owner = get_ident()
+        with self.changed:
+            selection = find()
+            self.add(selection, owner)
         try:
-            yield
+            yield selection
         finally:
-            with self._changed:
-                self._counts.subtract(versions)
-                self._changed.notify_all()
+            with self.changed:
+                self.remove(selection, owner)
+
+    def add(self, selection: Selection, owner: int) -> None:
+        """Counts a user; the lock is held."""
+        for item in selection.uses:
+            self._owners[item][owner] += 1
+
+    def remove(self, selection: Selection, owner: int) -> None:
+        """Counts it no more; the lock is held."""
+        for item in selection.uses:
+            owners = self._owners[item]
+            owners[owner] -= 1
+            if owners[owner] == 0:
+                del owners[owner]
+            if not owners:
+                del self._owners[item]
+        self.changed.notify_all()
+
+    def of(self, item: Hashable) -> set[int]:
+        """The threads that use something, :data:`DEFAULT` among them; the lock is held."""
+        return set(self._owners.get(item, ()))
 
     def busy(self, loaded: Loaded) -> bool:
         """Whether somebody uses this version."""
-        with self._changed:
-            return self._counts[loaded.version] > 0
+        with self.changed:
+            return loaded.version in self._owners
 
     def drain(self, loaded: Loaded) -> None:
         """Returns when nobody uses this version any more."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._counts[loaded.version] <= 0)
-            del self._counts[loaded.version]
+        with self.changed:
+            self.changed.wait_for(lambda: loaded.version not in self._owners)

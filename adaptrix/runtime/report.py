@@ -1,0 +1,23 @@
+"""What a session did, in numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Counts since a session began. ``layers_kept``: layers of caches that swaps and shared prefills did not run.
+
+    Drift is ‖d‖/‖y‖ a token and module; None where the session does not measure it. ``paged``: how often an adapter was
+    put into a slot; None without slots.
+    """
+
+    injections: Mapping[str, int]
+    swaps: int
+    layers_kept: int
+    tokens_clamped: int | None
+    mean_drift: float | None
+    max_drift: float | None
+    paged: int | None

@@ -1,0 +1,176 @@
+"""Room for a fixed number of adapters: buffers whose addresses never change, and who lies in which slot.
+
+For every module that adapters change there is a bank, all slots' factors in two tensors, so that a compiled
+graph needs to know nothing but the numbers of the slots. Slot 0 is the base's and stays zero. More adapters than slots
+take turns: the one that was wanted longest ago, and that nobody uses, makes room. A slot is zeroed when it is left.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from threading import get_ident
+
+import torch
+from torch import Tensor
+
+from adaptrix.architecture import Site
+from adaptrix.errors import Problem, RefusedError, UsageError
+from adaptrix.runtime.kernel import Kernel
+from adaptrix.runtime.replaced import Change
+from adaptrix.runtime.selection import Resident
+from adaptrix.runtime.users import DEFAULT, Users
+
+#: ranks that banks come in; a smaller one is filled up with zeros
+BUCKETS = (4, 8, 16, 32, 64, 128, 256)
+
+Kernels = Mapping[Site, Kernel]
+#: an adapter's version and weight, for each of a sum
+Key = tuple[tuple[int, float], ...]
+#: what to seat, and how to come by its kernels
+Wanted = Mapping[Key, Callable[[], Kernels]]
+
+
+def bucket(rank: int) -> int:
+    """The rank of the buffers that hold this rank."""
+    return next((size for size in BUCKETS if size >= rank), rank)
+
+
+class Bank:
+    """A module's slots: ``At`` ``[slots, in, R]``, ``Bt`` ``[slots, R, out]``; g − 1 and c ``[slots, out]``."""
+
+    def __init__(self, model: Kernel, slots: int, rank: int) -> None:
+        with torch.inference_mode(False):
+            self.At = model.At.new_zeros(slots, model.At.shape[0], rank)
+            self.Bt = model.Bt.new_zeros(slots, rank, model.Bt.shape[1])
+            self.g1 = model.Bt.new_zeros(slots, model.Bt.shape[1])
+            self.c = torch.zeros_like(self.g1)
+        self.embedding = model.embedding
+
+    def put(self, slot: int, kernel: Kernel) -> Kernel:
+        """Copies a kernel into a slot, which is zero; the same kernel as it lies there."""
+        At, Bt = self.At[slot, :, : kernel.rank], self.Bt[slot, : kernel.rank]
+        At.copy_(kernel.At)
+        Bt.copy_(kernel.Bt)
+        g = None if kernel.g is None else self.g1[slot].copy_(kernel.g - 1) + 1
+        c = None if kernel.c is None else self.c[slot].copy_(kernel.c)
+        return Kernel(At, Bt, g, c, self.embedding)
+
+    def clear(self, slot: int) -> None:
+        for buffer in (self.At, self.Bt, self.g1, self.c):
+            buffer[slot].zero_()
+
+    def add(self, x: Tensor, y: Tensor, slots: Tensor) -> Tensor:
+        """``y`` with the deltas of the ``slots`` ``[rows]`` of a batch's rows; what a compiled graph does."""
+        rows = slots.shape[0]
+        wide = y.reshape(rows, -1, y.shape[-1])
+        if self.embedding:
+            inner = self.At[slots.unsqueeze(-1), x.reshape(rows, -1)]
+        else:
+            inner = torch.bmm(x.reshape(rows, -1, x.shape[-1]).to(self.At.dtype), self.At[slots])
+        d = torch.bmm(inner, self.Bt[slots]) + self.g1[slots].unsqueeze(1) * wide + self.c[slots].unsqueeze(1)
+        return y + d.view(y.shape).to(y.dtype)
+
+
+class Slots:
+    """``count`` slots beside the base's. Whoever calls holds the lock of the users."""
+
+    def __init__(self, count: int, max_rank: int, users: Users) -> None:
+        if count < 1 or max_rank < 1:
+            found = f"slots={count}, max_rank={max_rank}"
+            raise UsageError(Problem("option", "slots", found, "at least one slot, of a rank of at least 1"))
+        self._count, self._rank, self._users = count, bucket(max_rank), users
+        self._seated: OrderedDict[Key, Resident] = OrderedDict()
+        self._free = list(range(count, 0, -1))
+        self.banks: dict[Site, Bank] = {}
+        self.paged = 0
+
+    def problems(self, name: str, changes: Mapping[Site, Change]) -> Iterator[Problem]:
+        """What keeps an adapter from lying in a slot."""
+        for site, change in changes.items():
+            where = f"{name} {site}"
+            if not isinstance(change, Kernel):
+                remedy = "Attach it without slots."
+                yield Problem("slots", where, "the module is replaced whole", "low-rank changes in slots", remedy)
+            elif change.rank > self._rank:
+                expected = f"at most {self._rank}, as the slots have it"
+                yield Problem("rank", where, f"rank {change.rank}", expected, f"attach(…, max_rank={change.rank})")
+
+    def admit(self, name: str, changes: Mapping[Site, Change]) -> Kernels:
+        """An adapter's kernels in the machine's memory, where they wait for a slot; banks for them if there are none.
+
+        Raises :class:`RefusedError` for an adapter that no slot can hold.
+        """
+        if problems := list(self.problems(name, changes)):
+            raise RefusedError(problems)
+        kernels = {site: change for site, change in changes.items() if isinstance(change, Kernel)}
+        for site, kernel in kernels.items():
+            if site not in self.banks:
+                self.banks[site] = Bank(kernel, self._count + 1, self._rank)
+        return {site: kernel.to(torch.device("cpu")) for site, kernel in kernels.items()}
+
+    def seat(self, wanted: Wanted) -> list[Resident]:
+        """A slot for each of these; waits where all are used by other threads.
+
+        Raises :class:`UsageError` for more than there are slots, and where this thread itself keeps them.
+        """
+        while not self._make_room(wanted):
+            self._require_patience(wanted)
+            self._users.changed.wait()
+        for key, make in wanted.items():
+            if key not in self._seated:
+                kernels = make()
+                self._require_fit(kernels)
+                self._seated[key] = self._put(self._free.pop(), kernels)
+            self._seated.move_to_end(key)
+        return [self._seated[key] for key in wanted]
+
+    def forget(self, version: int) -> None:
+        """Zeroes the slots of an adapter, and of the sums that it is in."""
+        for key in [key for key in self._seated if any(version == one for one, _ in key)]:
+            self._leave(key)
+
+    def _require_fit(self, kernels: Kernels) -> None:
+        """A sum has the ranks of all its adapters."""
+        if problems := list(self.problems("the sum at", kernels)):
+            raise UsageError(problems)
+
+    def _make_room(self, wanted: Wanted) -> bool:
+        """Whether there are enough free slots for what is not seated yet, once those nobody wants are left."""
+        missing = sum(key not in self._seated for key in wanted)
+        idle = [key for key, one in self._seated.items() if key not in wanted and not self._users.of(one)]
+        if missing > len(self._free) + len(idle):
+            return False
+        for key in idle[: max(0, missing - len(self._free))]:
+            self._leave(key)
+        return True
+
+    def _require_patience(self, wanted: Wanted) -> None:
+        """Waiting must end: only for others, and never while this thread keeps a slot that others may wait for."""
+        owners = set().union(*(self._users.of(one) for one in self._seated.values()))
+        mine = get_ident() in owners
+        if len(wanted) > self._count or mine or owners <= {DEFAULT}:
+            found = f"{len(wanted)} wanted at once, {self._count} slots" + (", some in use around this" if mine else "")
+            remedy = f"attach(…, slots={max(len(wanted), self._count) + 1}), or leave an outer use() first."
+            raise UsageError(Problem("slots", "slots", found, "a slot for each adapter in use", remedy))
+
+    def _put(self, slot: int, kernels: Kernels) -> Resident:
+        self.paged += 1
+        with torch.no_grad():
+            return Resident(slot, {site: self.banks[site].put(slot, kernel) for site, kernel in kernels.items()})
+
+    def _leave(self, key: Key) -> None:
+        left = self._seated.pop(key)
+        with torch.no_grad():
+            for site in left.kernels:
+                self.banks[site].clear(left.slot)
+        self._free.append(left.slot)
+
+
+def largest_rank(adapters: Iterable[Mapping[Site, Change]]) -> int:
+    """The largest rank of several adapters. Raises :class:`UsageError` where there is none to go by."""
+    ranks = [change.rank for changes in adapters for change in changes.values() if isinstance(change, Kernel)]
+    if not ranks:
+        remedy = "attach(…, slots=8, max_rank=64)"
+        raise UsageError(Problem("option", "max_rank", "no adapter to take it from", "the largest rank", remedy))
+    return max(ranks)
