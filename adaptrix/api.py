@@ -219,6 +219,7 @@ def merge(
     layers: str | None = None,
     *,
     dtype: str | None = None,
+    verify: bool = False,
     force: bool = False,
     allow_nonfinite: bool = False,
 ) -> Path:
@@ -227,10 +228,12 @@ def merge(
     ``base``: the whole model, a folder or ``owner/name``. ``out``: the folder to write, by default ``<name>-merged``
     in the current one. Shards, tokenizer and config are the base's; a tensor that the adapter does not change is
     the same bytes, the others are added in fp32 and rounded once, to the base's dtype or to ``dtype``. ``layers``:
-    as for :func:`convert`; None is what :func:`attach` does. Problems of severity ``warning`` are issued as
-    :class:`AdaptrixWarning`. Raises :class:`AdaptrixError` with every problem, and then leaves nothing behind.
+    as for :func:`convert`; None is what :func:`attach` does. ``verify`` compares logits with those of the base with
+    the adapter attached, and writes nothing where rounding does not explain the difference. Problems of severity
+    ``warning`` are issued as :class:`AdaptrixWarning`. Raises :class:`AdaptrixError` with every problem, and then
+    leaves nothing behind.
     """
-    options = MergeOptions(layers=layers, dtype=dtype, force=force, allow_nonfinite=allow_nonfinite)
+    options = MergeOptions(layers, dtype, force, allow_nonfinite, verify)
     target = None if out is None else fspath(out)
     merger.prepare(target, options)
     done = merger.write(merger.draft(Workshop(), fspath(uri), fspath(base), options), target, options)

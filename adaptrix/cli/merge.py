@@ -26,6 +26,9 @@ _LAYERS = """all, middle, spread:K, energy:K, or 8-23,28. [default: the plan of 
 @click.option("-o", "--out", type=click.Path(), help="Folder to write. [default: NAME-merged here]")
 @click.option("--layers", metavar="POLICY", help=_LAYERS)
 @click.option("--dtype", metavar="DTYPE", help="Round the whole model to bf16, fp16, fp32 or fp64.")
+@click.option(
+    "--verify", is_flag=True, help="Compare its logits with the attached adapter's; write it only if they agree."
+)
 @click.option("--force", is_flag=True, help="Replace a merged model, never the base or the adapter.")
 @click.option("--allow-nonfinite", is_flag=True, help="Let NaN and Inf through.")
 @voice_options
@@ -86,6 +89,7 @@ def _result(source: str, base: str, done: Merge) -> dict[str, Any]:
         "bytes": done.nbytes,
         "architecture": plan.bound.architecture.family,
         "plan": {"policy": plan.policy, "layers": {stack: list(layers) for stack, layers in plan.layers.items()}},
+        "agreement": done.agreement and done.agreement.as_dict(),
         "problems": [problem.as_dict() for problem in done.problems],
     }
 
@@ -96,3 +100,5 @@ def _show(done: Merge, voice: Voice) -> None:
     held = f"{done.changed} of {done.tensors} tensors changed, {amount(done.nbytes)}"
     click.echo(f"{click.style(str(done.path), bold=True)}  {held}, {done.plan.bound.architecture.family}")
     click.echo(f"  {done.plan.describe()}")
+    if done.agreement:
+        click.echo(f"  {click.style('verified', fg='green')}: {done.agreement}")

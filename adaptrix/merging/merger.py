@@ -7,12 +7,14 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from adaptrix import atomic
 from adaptrix.destination import require_apart, require_folder
 from adaptrix.errors import Problem, RefusedError, UsageError, errors_in
+from adaptrix.merging.agreement import Agreement
 from adaptrix.merging.base import INDEX, TOKENIZER, Base, matching
 from adaptrix.merging.change import Change
 from adaptrix.merging.changes import Drafting
@@ -29,8 +31,8 @@ from adaptrix.workflow import Report, Workshop
 
 #: opens a progress display for so many bytes; what it yields is told of each piece
 Display = Callable[[int], AbstractContextManager[Callable[[int], object]]]
-#: looks at what was written, and says what it found; raises where that is no good
-Check = Callable[[Path], tuple[Problem, ...]]
+#: looks at what was written before it is there for all to see; raises where it is no good
+Check = Callable[[Path], Agreement]
 _DTYPES = ("F64", "F32", "F16", "BF16")
 
 
@@ -39,13 +41,15 @@ class MergeOptions:
     """What can be asked of a merge; the command line's options by the same names.
 
     ``layers``: a policy; None is all of a PEFT checkpoint, and an injection file's own plan, as attaching does it.
-    ``dtype``: that of the result, by default each tensor's own.
+    ``dtype``: that of the result, by default each tensor's own. ``verify``: the merged model is held to its base with
+    the adapter attached, and is not written where they are not one.
     """
 
     layers: str | None = None
     dtype: str | None = None
     force: bool = False
     allow_nonfinite: bool = False
+    verify: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class Merge:
     tensors: int
     nbytes: int
     problems: tuple[Problem, ...]
+    agreement: Agreement | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,16 +88,18 @@ def prepare(out: str | None, options: MergeOptions) -> None:
         raise UsageError(Problem("option", "dtype", f"{options.dtype!r}", f"one of {', '.join(_DTYPES)}"))
     if out is not None and not out.endswith("/"):
         atomic.require_free(Path(out), force=options.force)
-    require_torch()
+    require("torch", *(["transformers"] if options.verify else []))
 
 
-def require_torch() -> None:
-    """Raises :class:`UsageError` where torch is not installed."""
-    try:
-        import torch  # noqa: F401
-    except ImportError:
-        remedy = 'Run: pip install "adaptrix[torch]"'
-        raise UsageError(Problem("missing-extra", "merge", "torch is not installed", remedy=remedy)) from None
+def require(*modules: str) -> None:
+    """Raises :class:`UsageError` for a module that is not installed."""
+    for module in modules:
+        try:
+            import_module(module)
+        except ImportError:
+            remedy = 'Run: pip install "adaptrix[torch]"'
+            problem = Problem("missing-extra", "merge", f"{module} is not installed", remedy=remedy)
+            raise UsageError(problem) from None
 
 
 def draft(workshop: Workshop, uri: str, base: str, options: MergeOptions) -> Draft:
@@ -138,9 +145,7 @@ def _quantised(base: Base) -> Iterator[Problem]:
         yield Problem("quantised", base.name, "the base is quantised", "weights in floats", remedy)
 
 
-def write(
-    made: Draft, out: str | None, options: MergeOptions, display: Display = quiet, check: Check | None = None
-) -> Merge:
+def write(made: Draft, out: str | None, options: MergeOptions, display: Display = quiet) -> Merge:
     """Writes the merged model; raises :class:`AdaptrixError` and then leaves nothing behind."""
     path = _destination(out, made.plan.bound.adapter.name)
     for files in (made.bundle.files.values() if made.bundle else (), made.base.files()):
@@ -148,6 +153,8 @@ def write(
     tokenizer = _own_tokenizer(made) if made.vocabulary is not None else {}
     carried = {**made.base.carried(), **tokenizer}
     names = {*carried, *made.base.shards, RECORD, *([INDEX] if made.base.index else [])}
+    atomic.require_free(path, force=options.force, holds=names)
+    check = _check(made, options)
     with atomic.output(path, force=options.force, holds=names) as work:
         work.mkdir()
         total = write_model(made, work, options.dtype, display)
@@ -155,9 +162,17 @@ def write(
             if name != "config.json":
                 shutil.copyfile(file, work / name)
         (work / RECORD).write_text(_json(record(made.plan, made.base, options.dtype)))
-        found = check(work) if check else ()
-    said = (*made.problems, *_tokenizer_note(made, tokenizer), *found)
-    return Merge(path, made.plan, len(made.changes), len(made.base.tensors()), total, said)
+        agreement = check(work) if check else None
+    said = (*made.problems, *_tokenizer_note(made, tokenizer))
+    return Merge(path, made.plan, len(made.changes), len(made.base.tensors()), total, said, agreement)
+
+
+def _check(made: Draft, options: MergeOptions) -> Check | None:
+    if not options.verify:
+        return None
+    from adaptrix.merging.verify import verifier
+
+    return verifier(made, options.dtype, options.layers)
 
 
 def _destination(out: str | None, name: str) -> Path:

@@ -1,0 +1,131 @@
+"""Holds a merged model to its base with the adapter attached: the logits of both on the same tokens.
+
+Both are run in fp32, one after the other, so that what is seen is what rounding the merged weights has cost, and
+nothing else. The tokens are random and seeded: they say whether two models are one, not how good either is.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adaptrix.attaching import attach
+from adaptrix.errors import Problem, RefusedError, refuse
+from adaptrix.merging.agreement import Agreement
+from adaptrix.merging.merger import Check, Draft
+from adaptrix.options import dtype_name
+
+#: largest difference of a logit that rounding explains, in standard deviations of the logits, by dtype of the weights
+TOLERANCE = {"F64": 1e-3, "F32": 1e-3, "F16": 5e-2, "BF16": 0.3}
+_ROWS, _TOKENS, _SEED = 2, 48, 0
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """What a base answers with an adapter attached, and without it."""
+
+    attached: Tensor
+    plain: Tensor
+    inputs: Mapping[str, Tensor]
+
+    def agreement(self, folder: Path) -> Agreement:
+        """How the model in a folder compares."""
+        with _model(folder) as model:
+            merged = _logits(model, self.inputs)
+        probabilities, own = self.attached.double().log_softmax(-1), merged.double().log_softmax(-1)
+        return Agreement(
+            largest=float((merged - self.attached).abs().max()),
+            spread=float(self.attached.std()),
+            top1=float((merged.argmax(-1) == self.attached.argmax(-1)).float().mean()),
+            kl=float((probabilities.exp() * (probabilities - own)).sum(-1).mean()),
+            effect=float((self.attached - self.plain).abs().max()),
+            tokens=merged.shape[:-1].numel(),
+        )
+
+
+def reference(made: Draft, folder: Path, layers: str | None) -> Reference:
+    """What the base in ``folder`` answers. Raises :class:`RefusedError` for an adapter that cannot be attached."""
+    with _model(folder) as model:
+        inputs = _inputs(model)
+        plain = _logits(model, inputs)
+        try:
+            session = attach(model, {"merged": made.plan.bound.adapter}, layers=layers)
+        except RefusedError as error:
+            found, remedy = "it cannot be attached to its base to be compared with", "Merge without --verify."
+            why = Problem("not-verifiable", made.plan.bound.adapter.name, found, remedy=remedy)
+            raise RefusedError((why, *error.problems)) from None
+        with session:
+            session.activate("merged")
+            return Reference(_logits(model, inputs), plain, inputs)
+
+
+def verifier(made: Draft, dtype: str | None, layers: str | None) -> Check:
+    """What judges a merged model; the base answers now, so that one that cannot be compared is not written."""
+    answers = reference(made, made.base.folder, layers)
+    tolerance = _tolerance(made, dtype)
+
+    def check(folder: Path) -> Agreement:
+        found = answers.agreement(folder)
+        if not found.relative <= tolerance:  # nor NaN
+            text, wanted = f"merged, the model is another one: {found}", f"at most {tolerance:g} of their spread"
+            raise refuse("not-verified", made.plan.bound.adapter.name, text, wanted, _REMEDY)
+        return found
+
+    return check
+
+
+def _tolerance(made: Draft, dtype: str | None) -> float:
+    """The largest of those of the dtypes that the merged weights are rounded to."""
+    tensors = made.base.tensors()
+    rounded = {dtype_name(dtype)} if dtype else {tensors[name].dtype for name in made.changes}
+    return max((TOLERANCE.get(name, TOLERANCE["BF16"]) for name in rounded), default=TOLERANCE["F32"])
+
+
+_REMEDY = "Nothing was written. Does the config name the class of the model that the adapter was trained on?"
+
+
+@contextmanager
+def _model(folder: Path) -> Iterator[Any]:
+    """The model of a folder, in fp32, by the class that its config names; gone at the end."""
+    import transformers
+    from transformers.utils import logging
+
+    config = transformers.AutoConfig.from_pretrained(folder)
+    named = (config.architectures or [""])[0]
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers has no types there
+    try:
+        yield getattr(transformers, named, transformers.AutoModel).from_pretrained(folder, dtype=torch.float32).eval()
+    finally:
+        gc.collect()
+        if shown:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]  # likewise
+
+
+def _inputs(model: Any) -> dict[str, Tensor]:
+    """Seeded tokens, as many as the model has positions for."""
+    config = model.config.get_text_config()
+    limit = getattr(config, "max_position_embeddings", None) or _TOKENS
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    generator = torch.Generator().manual_seed(_SEED)
+    shape = (_ROWS, max(1, min(_TOKENS, limit - 4)))  # some families count positions from their padding on
+    inputs = {"input_ids": torch.randint(vocabulary, shape, generator=generator)}
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = torch.randint(vocabulary, shape, generator=generator)
+    return inputs
+
+
+@torch.no_grad()
+def _logits(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+    """The answer ``[…, classes]``; hidden states of a model without a head."""
+    answer = model(**inputs)
+    found = next(answer[key] for key in ("logits", "start_logits", "last_hidden_state") if key in answer)
+    logits: Tensor = found.float()
+    return logits
