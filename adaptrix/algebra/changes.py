@@ -11,13 +11,16 @@ import numpy as np
 
 from adaptrix.adapter import Extra
 from adaptrix.algebra.decomposition import Single
+from adaptrix.algebra.factors import identical
 from adaptrix.architecture import Architecture, Role, Site
+from adaptrix.delta import Matrix
 from adaptrix.errors import Problem, RefusedError
 from adaptrix.merging.base import Base
 from adaptrix.tensor import FLOATS, Tensor
 from adaptrix.text import some
 
 _NUMBER = re.compile(r"\.\d+(?=\.|$)")
+_PIECE = 1 << 20  # numbers
 _PLAIN = ("linear", "conv1d")
 #: what a causal language model is called: one whose head may be its embedding
 _CAUSAL = re.compile(r"ForCausalLM|LMHead")
@@ -40,9 +43,9 @@ class Change:
         """‖after − before‖ / ‖before‖; Inf where there was nothing."""
         if self.before is None or self.before.dtype not in FLOATS or self.after.dtype not in FLOATS:
             return float("inf")
-        before, after = self.before.float64(), self.after.float64()
-        length = float(np.linalg.norm(before))
-        return float(np.linalg.norm(after - before)) / length if length else float("inf")
+        squares = [(float(np.vdot(b, b)), float(np.vdot(a - b, a - b))) for b, a in _pieces(self.before, self.after)]
+        length, gap = (sum(found) for found in zip(*squares, strict=True))
+        return float(np.sqrt(gap / length)) if length else float("inf")
 
 
 @dataclass(frozen=True)
@@ -152,15 +155,23 @@ def _home(name: str, architecture: Architecture) -> str:
 
 
 def _same(change: Change) -> bool:
-    """Whether the numbers are the same; compared piece by piece where the dtypes are."""
+    """Whether the numbers are the same, whatever their dtypes."""
     before, after = change.before, change.after
-    if before is None:
+    if before is None or before.shape != after.shape:
         return False
     if before.dtype == after.dtype:
-        return all(one == other for one, other in zip(before.chunks(), after.chunks(), strict=True))
+        return identical(before, after)
     if before.dtype not in FLOATS or after.dtype not in FLOATS:
         return False
-    return bool(np.array_equal(before.float64(), after.float64()))
+    return all(np.array_equal(one, other) for one, other in _pieces(before, after))
+
+
+def _pieces(one: Tensor, other: Tensor) -> Iterator[tuple[Matrix, Matrix]]:
+    """Two tensors of one shape in fp64, a few of their numbers at a time."""
+    flat = one.reshape(one.size), other.reshape(other.size)
+    for start in range(0, one.size, _PIECE):
+        first, second = (tensor.rows(start, min(start + _PIECE, one.size)).float64() for tensor in flat)
+        yield first, second
 
 
 def _named(change: Change, patterns: Sequence[str]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from os import PathLike
 from types import MappingProxyType
@@ -13,7 +14,7 @@ import numpy as np
 
 from adaptrix.adapter import Adapter, Extra, Provenance
 from adaptrix.algebra.alignment import Alignment, Row, align
-from adaptrix.algebra.factors import Loss, assembled, loss, scaled, total
+from adaptrix.algebra.factors import Loss, assembled, compared, measured, rounding, scaled, total
 from adaptrix.algebra.methods import (
     SPARSE,
     Merged,
@@ -23,7 +24,7 @@ from adaptrix.algebra.methods import (
     truncated,
     weighted_sum,
 )
-from adaptrix.algebra.operands import Operand, bundles_of, gather, said_of
+from adaptrix.algebra.operands import NOT_SHOWN, Operand, bundles_of, gather, said_of
 from adaptrix.algebra.outcome import Outcome, published, worst
 from adaptrix.algebra.recipe import Recipe, require_recipe, require_sums
 from adaptrix.architecture import Site
@@ -45,8 +46,11 @@ def combine_adapters(
     recipe: Recipe,
     out: str | PathLike[str] | None,
     options: Options,
+    busy: AbstractContextManager[Any] = NOT_SHOWN,
 ) -> Outcome:
     """Writes one adapter for the weighted sum of several, with the error of every site.
+
+    ``busy`` is entered when all is fetched.
 
     Raises :class:`UsageError` for a recipe that makes no sense, :class:`RefusedError` for adapters that are of no one
     model, that are no sums (DoRA), or that bring along what cannot be added.
@@ -54,6 +58,17 @@ def combine_adapters(
     require_recipe(recipe, subjects)
     workshop.prepare(out, options)
     operands = gather(workshop, subjects, options.base)
+    with busy:
+        return _combined(workshop, operands, recipe, out, options)
+
+
+def _combined(
+    workshop: Workshop,
+    operands: Sequence[Operand],
+    recipe: Recipe,
+    out: str | PathLike[str] | None,
+    options: Options,
+) -> Outcome:
     aligned = align(operands)
     require_sums(operands, aligned, recipe)
     weights = recipe.shares(len(operands))
@@ -128,19 +143,15 @@ def _with_biases(deltas: Mapping[Site, LowRank]) -> dict[Site, LowRank]:
 
 def _loss(row: Row, weights: Sequence[float], found: Sequence[Merged], delta: LowRank) -> Loss:
     """What a method knows of its own loss, where rounding adds nothing to speak of; else what is measured."""
+    if all(one.exact for one in found):
+        whole = rounding([(one.A, one.B) for one in found], delta.factors())
+        return Loss(delta.scale**2 * whole.wanted, delta.scale**2 * whole.lost)
     known = [one.loss for one in found if one.loss is not None]
-    if len(known) == len(found) and delta.A.dtype in ("F32", "F64"):
+    if known and delta.A.dtype in ("F32", "F64"):
         return total(known)
-    if all(one.untouched for one in found) and _holds(delta.A.dtype, row):
-        return Loss(delta.energy(), 0.0)
     sums = [concatenated(terms) for terms in _terms(row, weights)]
-    return loss([(one.A, one.scale * one.B) for one in sums], scaled(delta))
-
-
-def _holds(dtype: str, row: Row) -> bool:
-    """Whether a dtype has room for every number of some deltas as it is."""
-    held = {tensor.dtype for delta in row if delta is not None for tensor in (delta.A, delta.B)}
-    return held == {dtype} or dtype == "F64" or (dtype == "F32" and "F64" not in held)
+    measure = measured if known else compared  # only what is nearly exact needs the slower one
+    return measure([(one.A, one.scale * one.B) for one in sums], scaled(delta))
 
 
 def _adapter(

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from math import nan, sqrt
@@ -16,7 +17,7 @@ import numpy as np
 
 from adaptrix.adapter import Adapter
 from adaptrix.algebra.alignment import Alignment, Row, align
-from adaptrix.algebra.operands import Operand, gather
+from adaptrix.algebra.operands import NOT_SHOWN, Operand, gather
 from adaptrix.architecture import Site
 from adaptrix.delta import LowRank
 from adaptrix.errors import Problem
@@ -103,12 +104,20 @@ class Comparison:
 
 
 def compare_adapters(
-    workshop: Workshop, first: Adapter | str, second: Adapter | str, base: str | None = None
+    workshop: Workshop,
+    first: Adapter | str,
+    second: Adapter | str,
+    base: str | None = None,
+    busy: AbstractContextManager[Any] = NOT_SHOWN,
 ) -> Comparison:
-    """The likeness of two adapters by site. Raises :class:`RefusedError` for adapters that are of no one model."""
+    """The likeness of two adapters by site; ``busy`` is entered when all is fetched.
+
+    Raises :class:`RefusedError` for adapters that are of no one model.
+    """
     operands = gather(workshop, [first, second], base)
-    aligned = align(operands)
-    sites = MappingProxyType({site: _likeness(row) for site, row in aligned.rows.items()})
+    with busy:
+        aligned = align(operands)
+        sites = MappingProxyType({site: _likeness(row) for site, row in aligned.rows.items()})
     problems = [problem for operand in operands for problem in (*operand.problems, *_left_out(operand))]
     return Comparison((operands[0].name, operands[1].name), aligned, sites, tuple(problems))
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from os import PathLike
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
 from adaptrix.adapter import Adapter
-from adaptrix.algebra.factors import Loss, assembled, loss, scaled, total
-from adaptrix.algebra.operands import bundles_of, gather
+from adaptrix.algebra.factors import Loss, assembled, measured, scaled, total
+from adaptrix.algebra.operands import NOT_SHOWN, Operand, bundles_of, gather
 from adaptrix.algebra.outcome import Outcome, published, worst
 from adaptrix.architecture import Site
 from adaptrix.binding.bind import BoundAdapter
@@ -37,17 +39,29 @@ class Size:
 
 
 def resize_adapter(
-    workshop: Workshop, subject: Adapter | str, size: Size, out: str | PathLike[str] | None, options: Options
+    workshop: Workshop,
+    subject: Adapter | str,
+    size: Size,
+    out: str | PathLike[str] | None,
+    options: Options,
+    busy: AbstractContextManager[Any] = NOT_SHOWN,
 ) -> Outcome:
     """Writes an adapter at another rank, with the relative error of every site.
 
-    A delta of the rank already is left as it is, to the byte. What is cut away is the least in the Frobenius norm; a
-    larger rank changes nothing, and its new rows and columns are zero. Raises :class:`RefusedError` where a DoRA would
-    have to be cut, for what that does depends on the base.
+    ``busy`` is entered when all is fetched. A delta of the rank already is left as it is, to the byte. What is cut
+    away is the least in the Frobenius norm; a larger rank changes nothing, and its new rows and columns are zero.
+    Raises :class:`RefusedError` where a DoRA would have to be cut, for what that does depends on the base.
     """
     _require_size(size)
     workshop.prepare(out, options)
     (operand,) = gather(workshop, [subject], options.base)
+    with busy:
+        return _written(workshop, operand, size, out, options)
+
+
+def _written(
+    workshop: Workshop, operand: Operand, size: Size, out: str | PathLike[str] | None, options: Options
+) -> Outcome:
     bound = operand.bound
     dtype = dtype_name(options.dtype) if options.dtype is not None else None
     deltas: dict[Site, LowRank] = {}
@@ -88,7 +102,7 @@ def _resized(delta: LowRank, size: Size, dtype: str, site: Site) -> tuple[LowRan
     if exact and rank == delta.rank:
         return delta, Loss(delta.energy(), 0.0)
     found = _padded(delta, rank, dtype) if rank >= delta.rank else _cut(delta, spectra, rank, dtype, site)
-    return found, Loss(delta.energy(), 0.0) if exact else loss(pairs, scaled(found))
+    return found, Loss(delta.energy(), 0.0) if exact else measured(pairs, scaled(found))
 
 
 def _cut(delta: LowRank, spectra: list[Spectrum], rank: int, dtype: str, site: Site) -> LowRank:

@@ -18,7 +18,8 @@ _OVERSAMPLED = 10  # Halko et al. call for 5 to 10
 _ROUNDS = 12
 _SMALL = 20  # a subspace this many times smaller than the matrix is found faster at random than by LAPACK
 _GAIN = 1e-5  # of ‖X‖²: what a further round has to bring
-_BLOCK = 1024  # rows or columns of which there is an fp64 copy
+_BLOCK = 1024  # columns of which there is an fp64 copy
+_ROWS = 64
 
 
 def best_pair(X: Single, rank: int, solver: Solver = "auto", seed: int = 0) -> Pair:
@@ -37,15 +38,14 @@ def best_pair(X: Single, rank: int, solver: Solver = "auto", seed: int = 0) -> P
     return _balanced(*_projected(X, min(rank, side)))
 
 
-def residual(X: Single, pair: Pair) -> Loss:
-    """‖X‖² and ‖X − B·A‖², measured a block of rows at a time."""
-    A, B = pair
+def residual(X: Single, A: Single, B: Single) -> Loss:
+    """‖X‖² and ‖X − B·A‖², measured a few rows at a time: fp32 in the cache, fp64 from block to block."""
     wanted = lost = 0.0
-    for start in range(0, len(X), _BLOCK):
-        rows = X[start : start + _BLOCK].astype(np.float64)
+    for start in range(0, len(X), _ROWS):
+        rows = np.ascontiguousarray(X[start : start + _ROWS])
         wanted += float(np.vdot(rows, rows))
-        rows -= B[start : start + _BLOCK] @ A
-        lost += float(np.vdot(rows, rows))
+        gap = rows - B[start : start + _ROWS] @ A
+        lost += float(np.vdot(gap, gap))
     return Loss(wanted, lost)
 
 

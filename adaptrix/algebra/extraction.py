@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from os import PathLike
 from types import MappingProxyType
@@ -14,7 +15,8 @@ from adaptrix.adapter import Adapter, Extra, Provenance, Target
 from adaptrix.algebra.changes import Change, Changes, changes, difference, kept_whole
 from adaptrix.algebra.decomposition import SOLVERS, Solver, best_pair, residual
 from adaptrix.algebra.factors import Loss, total
-from adaptrix.algebra.outcome import Outcome, published
+from adaptrix.algebra.operands import NOT_SHOWN
+from adaptrix.algebra.outcome import Outcome, published, require_room
 from adaptrix.architecture import Site
 from adaptrix.binding.bind import bind
 from adaptrix.binding.identify import Identity, by_config
@@ -45,28 +47,46 @@ def extract_adapter(
     extraction: Extraction,
     out: str | PathLike[str] | None,
     options: Options,
+    busy: AbstractContextManager[Any] = NOT_SHOWN,
 ) -> Outcome:
     """Writes the LoRA that turns ``base`` into ``tuned``, as nearly as its rank allows; ``losses`` say how nearly.
 
-    Only one weight is held at a time. Raises :class:`RefusedError` for models that are not of one family and size,
-    and for changes that are no LoRA and that nobody has decided on.
+    ``busy`` is entered when all is fetched. Only one weight is held at a time. Raises :class:`RefusedError` for models
+    that are not of one family and size, and for changes that are no LoRA and that nobody has decided on.
     """
     _require_sense(extraction)
     workshop.prepare(out, options)
+    name = options.name or f"{tuned.rstrip('/').rpartition('/')[2]}-lora"
+    require_room(workshop, name, out, options)
     models = fetch_base(base, workshop), fetch_base(tuned, workshop)
-    identity = _identity(workshop, *models)
-    found = changes(*models, identity.architecture)
+    with busy:
+        return _extracted(workshop, models, extraction, name, out, options)
+
+
+def _extracted(
+    workshop: Workshop,
+    models: tuple[Base, Base],
+    extraction: Extraction,
+    name: str,
+    out: str | PathLike[str] | None,
+    options: Options,
+) -> Outcome:
+    base, tuned = models
+    identity = _identity(workshop, base, tuned)
+    found = changes(base, tuned, identity.architecture)
     if not found.targets:
-        raise refuse("unchanged", tuned, "no weight of a linear layer differs from the base's", "a fine-tune of it")
-    extras, ignored = kept_whole(found, models[1], identity.architecture, extraction.save, extraction.ignore)
+        raise refuse(
+            "unchanged", tuned.name, "no weight of a linear layer differs from the base's", "a fine-tune of it"
+        )
+    extras, ignored = kept_whole(found, tuned, identity.architecture, extraction.save, extraction.ignore)
     _require_finite(found, extras)
     deltas, losses = _deltas(found, identity, extraction, dtype_name(options.dtype or "F32"))
     adapter = Adapter(
-        name=options.name or f"{tuned.rstrip('/').rpartition('/')[2]}-lora",
+        name=name,
         deltas=MappingProxyType({_target(found.targets[site]): delta for site, delta in deltas.items()}),
         extras=MappingProxyType(extras),
         provenance=_provenance(models, extraction, extras),
-        base=base,
+        base=base.name,
         altered=True,
     )
     notes = [*_notes(deltas, losses, extras, ignored), *found.notes]
@@ -123,7 +143,7 @@ def _deltas(
         X = difference(found.targets[site], identity.architecture.roles[site.role])
         delta = from_factors(*best_pair(X, extraction.rank, extraction.solver, extraction.seed), dtype)
         with np.errstate(all="ignore"):  # what has no room in the dtype is refused when the adapter is written
-            losses[site] = residual(X, (delta.A.float64(), delta.B.float64()))
+            losses[site] = residual(X, delta.A.float32(), delta.B.float32())
         deltas[site] = delta
     return deltas, losses
 

@@ -35,12 +35,14 @@ class Term:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Merged:
-    """scale · B·A. ``loss`` where the method knows it; ``untouched``: every number is one of a term's own."""
+    """scale · B·A. ``loss`` where the method knows it, ``exact`` where it has none but rounding; ``untouched``: every
+    number is one of a term's own, but for a sign."""
 
     scale: float
     A: Matrix
     B: Matrix
     loss: Loss | None = None
+    exact: bool = False
     untouched: bool = False
 
 
@@ -55,7 +57,7 @@ def concatenated(terms: Sequence[Term]) -> Merged:
     A = np.concatenate([root * term.A for root, term in zip(roots, terms, strict=True)])
     B = np.concatenate([copysign(root, term.c) * term.B for root, term in zip(roots, terms, strict=True)], axis=1)
     untouched = all(root == 1.0 for root in roots)
-    return Merged(scale, A, B, untouched=untouched)
+    return Merged(scale, A, B, exact=True, untouched=untouched)
 
 
 def truncated(terms: Sequence[Term], rank: int | None = None) -> Merged:

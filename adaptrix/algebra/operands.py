@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from adaptrix.adapter import Adapter
 from adaptrix.binding.bind import BoundAdapter
@@ -12,6 +14,9 @@ from adaptrix.planning.plan import recorded_plan
 from adaptrix.planning.prune import pruned
 from adaptrix.records import Bundle
 from adaptrix.workflow import Workshop
+
+#: for who shows nobody that work is going on
+NOT_SHOWN: AbstractContextManager[Any] = nullcontext()
 
 
 @dataclass(frozen=True)

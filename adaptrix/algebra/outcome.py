@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
+from adaptrix import atomic
 from adaptrix.algebra.factors import Loss, total
 from adaptrix.architecture import Site
 from adaptrix.binding.bind import BoundAdapter
+from adaptrix.destination import destination
 from adaptrix.errors import Problem, RefusedError, errors_in
 from adaptrix.options import Options
 from adaptrix.planning.plan import make_plan
@@ -64,6 +66,13 @@ class Outcome:
             "sites": {str(s): {"rank": ranks[s], "error": x.error, "kept": x.kept} for s, x in self.losses.items()},
             "problems": [problem.as_dict() for problem in self.problems],
         }
+
+
+def require_room(workshop: Workshop, name: str, out: str | PathLike[str] | None, options: Options) -> None:
+    """Raises :class:`UsageError` where the output is there already, for whom much work comes before."""
+    form = next(form for form in workshop.catalog.formats if form.name == options.to)
+    if (path := destination(out if out is None else fspath(out), name, form)) is not None:
+        atomic.require_free(path, force=options.force, holds=form.writes)
 
 
 def worst(losses: Mapping[Site, Loss]) -> Site:

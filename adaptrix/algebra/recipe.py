@@ -9,9 +9,11 @@ from numbers import Real
 from typing import Any
 
 from adaptrix.algebra.alignment import Alignment
+from adaptrix.algebra.factors import identical
 from adaptrix.algebra.methods import FACTORWISE, METHODS, SPARSE
 from adaptrix.algebra.operands import Operand
 from adaptrix.errors import Problem, RefusedError, UsageError
+from adaptrix.tensor import Tensor
 
 #: keys of a config that say under what condition a delta acts: the sum of two such has none
 _CONDITIONS = ("layer_replication", "alora_invocation_tokens", "arrow_config")
@@ -96,10 +98,10 @@ def _condition_problems(operands: Sequence[Operand]) -> Iterator[Problem]:
 def _extra_problems(operands: Sequence[Operand], aligned: Alignment) -> Iterator[Problem]:
     """What replaces a tensor of the base cannot be added up without it; the base's own can be carried along."""
     remedy = "--drop-extras leaves them out; `adaptrix convert` keeps them with their adapter."
-    held: dict[str, bytes] = {}
+    held: dict[str, Tensor] = {}
     for operand in operands:
         for key, extra in operand.bound.adapter.extras.items():
-            same = held.setdefault(key, extra.tensor.tobytes()) == extra.tensor.tobytes()
+            same = identical(held.setdefault(key, extra.tensor), extra.tensor)
             if extra.kind != "base_weight" or aligned.respelled or not same:
                 found = "it is no delta but a tensor that replaces the base's"
                 yield Problem("extra", f"{operand.name}, {key}", found, "deltas alone", remedy)

@@ -53,8 +53,8 @@ def command(
     """
     recipe = Recipe(_numbers(weights), method, rank, density, seed, drop_extras)
     workshop = Workshop()
-    with working("combining", voice):
-        done = combine_adapters(workshop, sources, recipe, out, Options(**options))
+    busy = working("combining", voice)
+    done = combine_adapters(workshop, sources, recipe, out, Options(**options), busy)
     show_outcome(done, voice, workshop)
     return 0
 

@@ -30,8 +30,7 @@ def command(first: str, second: str, base: str | None, voice: Voice) -> int:
     built. Where only one has a delta, the other's is zero.
     """
     workshop = Workshop()
-    with working("comparing", voice):
-        comparison = compare_adapters(workshop, first, second, base)
+    comparison = compare_adapters(workshop, first, second, base, working("comparing", voice))
     if voice.json:
         print_json(comparison.as_dict())
     elif not voice.quiet:

@@ -58,9 +58,9 @@ def command(
     keeps is printed. Changes of anything else (norms, biases, embeddings) are listed, and you decide.
     """
     workshop = Workshop()
-    with working(f"comparing {tuned} with {base}", voice):
-        extraction = Extraction(rank, solver, seed, save, ignore)
-        done = extract_adapter(workshop, tuned, base, extraction, out, Options(**options))
+    extraction = Extraction(rank, solver, seed, save, ignore)
+    busy = working(f"comparing {tuned} with {base}", voice)
+    done = extract_adapter(workshop, tuned, base, extraction, out, Options(**options), busy)
     show_outcome(done, voice, workshop)
     if not voice.json and not voice.quiet:
         _show_energies(done, voice)

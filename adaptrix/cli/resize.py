@@ -30,7 +30,7 @@ def command(source: str, rank: int | None, energy: float | None, out: str | None
     To a smaller rank by QR and SVD: the best there is, and its error is printed. To a larger one by zeros: exact.
     """
     workshop = Workshop()
-    with working(f"resizing {source}", voice):
-        done = resize_adapter(workshop, source, Size(rank, energy), out, Options(**options))
+    busy = working(f"resizing {source}", voice)
+    done = resize_adapter(workshop, source, Size(rank, energy), out, Options(**options), busy)
     show_outcome(done, voice, workshop)
     return 0
