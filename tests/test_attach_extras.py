@@ -115,6 +115,14 @@ def test_a_trained_head_takes_the_place_of_the_models(family, saves, tmp_path):
     assert any(site.startswith("classifier") for site in sites)
 
 
+def test_a_trained_head_among_trained_biases(tmp_path):
+    """peft then saves the head's bias three times: the trained one, the same again, and the original's."""
+    model = trained(classifier("bert")).eval()
+    keys = {"bias": "all", "modules_to_save": ["classifier"], "task_type": "SEQ_CLS"}
+    adapted = saved(model, tmp_path, target_modules=["query", "value"], **keys)
+    assert_as_under_peft(model, tmp_path, adapted)
+
+
 @pytest.mark.parametrize("saves", [["embed_tokens"], ["lm_head"], ["embed_tokens", "lm_head"]])
 @pytest.mark.parametrize("tie", [True, False])
 def test_embeddings_and_heads_saved_whole(tie, saves, tmp_path):

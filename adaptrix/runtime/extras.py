@@ -84,6 +84,8 @@ def _place(
     where = f"{plan.bound.adapter.name} {key}"
     if extra.kind == "token_delta":
         raise refuse("extra", where, "trained rows of an embedding, which attaching does not do", "deltas", _MERGE)
+    if _is_echo(key, plan):
+        return None
     path, _, leaf = key.rpartition(".")
     reached = _reach(path.removesuffix(".base_layer"), plan, names, modules)
     own = None if reached is None else reached.module._parameters.get(leaf)
@@ -97,6 +99,13 @@ def _place(
     if torch.equal(own.detach(), tensor):
         return None
     return Place(reached, leaf, own, tensor, leaf == "bias" and extra.kind == "bias" and _adds_last(reached.module))
+
+
+def _is_echo(key: str, plan: Plan) -> bool:
+    """Whether a tensor is there under its module's own name too: under ``bias="all"`` peft saves the biases of a
+    module saved whole three times, those of the original too, and reads one."""
+    plain = key.replace(".modules_to_save.", ".").replace(".original_module.", ".")
+    return plain != key and plain in plan.bound.adapter.extras
 
 
 def _reach(path: str, plan: Plan, names: Mapping[str, nn.Module], modules: Mapping[Site, Reached]) -> Reached | None:
