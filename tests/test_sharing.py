@@ -107,17 +107,19 @@ def test_a_shared_cache_generates_and_swaps(family, tmp_path):
 
 
 @torch.no_grad()
-def test_the_prompt_given_twice_is_refused_and_not_read_twice(tmp_path):
+@pytest.mark.parametrize("padded", [False, True])
+def test_the_prompt_given_twice_is_refused_and_not_read_twice(padded, tmp_path):
     model = tiny("llama")
-    given = prompt()
+    given = prompt(padded=padded)
+    options = {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
     with attach(model, upper("llama", tmp_path, model)) as session:
         (one,) = session.prefill_shared(given, ["a"])
         with session.use("a"), pytest.raises(UsageError, match="crop"):
-            model.generate(**given, past_key_values=one.cache, max_new_tokens=2)
+            model.generate(**given, past_key_values=one.cache, **options)
         one.cache.crop(-1)
         with session.use("a"):
-            found = model.generate(**given, past_key_values=one.cache, max_new_tokens=2, do_sample=False)
-            assert torch.equal(found, model.generate(**given, max_new_tokens=2, do_sample=False))
+            found = model.generate(**given, past_key_values=one.cache, **options)
+            assert torch.equal(found, model.generate(**given, **options))
 
 
 @torch.no_grad()

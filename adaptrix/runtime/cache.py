@@ -24,8 +24,8 @@ class AdapterCache(DynamicCache):
     values: 1/64 for a Llama of 32 layers, 1/16 where it has a key head for four query heads.
 
     ``depth``: the lowest layer that an adapter changes; all of them for one that changes none. ``owner``: the
-    number of its session. ``made_under``: the key of the selection in force, None while empty. ``chunks``: what it
-    was filled with; ``mask``: the newest attention mask.
+    number of its session. ``made_under``: the key of the selection that it was filled under, if it holds anything.
+    ``chunks``: what it was filled with; ``mask``: the newest attention mask.
     """
 
     def __init__(self, config: Any, depth: int, owner: int) -> None:
@@ -98,7 +98,6 @@ class AdapterCache(DynamicCache):
         length = self.get_seq_length()
         self._drop_unfinished(length)
         self.mask = self.mask[:, :length] if isinstance(self.mask, Tensor) else self.mask
-        self.made_under = self.made_under if length else None
 
     def reset(self) -> None:
         """Empties it."""
