@@ -10,9 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import adaptrix
+from adaptrix.adapter import Target
 from adaptrix.algebra.compression import Size, resize_adapter
+from adaptrix.delta import LowRank, straightened
 from adaptrix.errors import RefusedError, UsageError
 from adaptrix.options import Options
+from adaptrix.tensor import Tensor
 from adaptrix.workflow import Workshop
 from tests.command_line import placed
 from tests.make import adapter
@@ -70,6 +73,25 @@ def test_extras_and_the_bias_of_a_small_adapter_answer_as_before(tmp_path):
         done = adaptrix.resize(wide.path, 5, tmp_path / name / "out", "peft", saved.base)
         assert done.error < 1e-6
         torch.testing.assert_close(logits(load(done.path, saved.build)), saved.logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rank", [2, 6])
+def test_stacked_experts_that_describe_the_transpose(rank, tmp_path):
+    """As peft before 0.19 wrote them."""
+    rng = np.random.default_rng(0)
+    A, B = (Tensor.of(rng.standard_normal(shape)) for shape in ((3 * 4, 24), (40, 4 * 3)))
+    delta = LowRank(A, B, 5.0, experts=3, transposed=True)
+    made = replace(adapter(1), deltas={Target("model.layers.0.mlp.experts.down_proj"): delta})
+    done = run(made, tmp_path, Size(rank))
+    (found,) = done.conversion.plan.bound.deltas.values()
+    assert found.shape == (24, 40)
+    np.testing.assert_allclose(found.dense(), best(delta.dense(), rank), atol=1e-9)
+    straight = replace(made, deltas={target: straightened(found) for target in made.deltas})
+    both = adaptrix.combine([made, straight], (1, 1), tmp_path / "both.adaptrix.safetensors")
+    (summed,) = both.conversion.plan.bound.deltas.values()
+    np.testing.assert_allclose(summed.dense(), delta.dense() + found.dense(), atol=1e-9)
+    again = adaptrix.load(both.path)
+    np.testing.assert_allclose(next(iter(again.deltas.values())).dense(), summed.dense(), atol=1e-12)
 
 
 def run(subject, folder, size, to="out", **options):
