@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +79,33 @@ def config(uri: str) -> Mapping[str, Any]:
             raise
         file = cached.folder / path
     return read_object(file, str(address.at(path)))
+
+
+def folder(uri: str, patterns: Sequence[str]) -> tuple[Path, str]:
+    """A folder in the client's cache with the files of a model whose names match, fetched if they are not there
+    yet, and their commit. Raises as :func:`fetch` does.
+
+    Where the Hub is out of reach, what the cache has is returned, and it may lack some: the caller looks.
+    """
+    address = _address(uri)
+    try:
+        repo = _look_up(address)
+    except UnreachableError as error:
+        cached = _cached(address)
+        if cached is None or error.problems[0].code in _FINAL or not _matching(cached, patterns):
+            raise
+        return cached.folder / address.inner, cached.commit
+    paths = _matching(repo, patterns)
+    if not paths:
+        raise saying("hub-file-missing", address, " or ".join(patterns[:2]))
+    files, commit = _download(repo, paths)
+    return next(iter(files.values())).parent, commit
+
+
+def _matching(repo: _Repo, patterns: Sequence[str]) -> list[str]:
+    base = f"{repo.address.inner}/" if repo.address.inner else ""
+    names = [path.removeprefix(base) for path in repo.files if path.startswith(base)]
+    return [base + name for name in names if "/" not in name and any(fnmatchcase(name, p) for p in patterns)]
 
 
 def quiet() -> None:
