@@ -22,6 +22,7 @@ from tests.context_helpers import (
     upper,
 )
 from tests.families import tiny_model
+from tests.test_attach import saved
 
 
 def refused(session, choice, cache, match, kind=UsageError):
@@ -71,6 +72,20 @@ def test_masks_that_contradict_one_another_are_refused(tmp_path):
         model(**first, past_key_values=late, use_cache=True)
         model(**last, attention_mask=given["attention_mask"], past_key_values=late, use_cache=True)
         assert refused(session, "a", late, "contradict")
+
+
+@torch.no_grad()
+def test_padding_whose_positions_only_some_passes_had_is_refused_where_they_are_counted_otherwise(tmp_path):
+    """What a family counts by itself is known of those alone whose upper layers run alone."""
+    model = tiny_model("opt")
+    saved(model, tmp_path / "a", target_modules=["q_proj"])
+    given = placed(prompt(padded=True))
+    last = {"input_ids": given["input_ids"][:, 5:], "position_ids": given["position_ids"][:, 5:]}
+    with attach(model, {"a": tmp_path / "a"}) as session:
+        cache = session.new_cache()
+        model(input_ids=given["input_ids"][:, :5], attention_mask=given["attention_mask"][:, :5], past_key_values=cache)
+        model(**last, attention_mask=given["attention_mask"], past_key_values=cache)
+        assert refused(session, "a", cache, "given to some passes")
 
 
 @torch.no_grad()
