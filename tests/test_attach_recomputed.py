@@ -1,6 +1,7 @@
 """Gradient checkpointing on a live model: what is recomputed is under the adapters of its forward pass."""
 
 import threading
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -91,18 +92,24 @@ def test_one_backward_pass_of_several_forward_passes(reentrant, llama, pair):
         assert torch.allclose(gradient(session), wanted, rtol=1e-5, atol=1e-9)
 
 
-def test_two_sessions_are_recomputed_each_under_its_own(llama, pair):
+@pytest.mark.parametrize("how", ["use", "activate"])
+def test_two_sessions_are_recomputed_each_under_its_own(how, llama, pair):
     llama.train()
     embedded = torch.randn(3, 5, llama.config.hidden_size)
     with attach(llama, {"a": pair["a"]}) as one, attach(llama, {"b": pair["b"]}) as other:
 
         def choose():
             one.activate("a")
-            return other.use("b")
+            other.activate("b")
+            return other.use("b") if how == "use" else nullcontext()
+
+        def meanwhile():
+            one.activate(None)
+            other.activate(None)
 
         wanted = input_gradient(llama, choose, embedded=embedded)
         llama.gradient_checkpointing_enable()
-        got = input_gradient(llama, choose, embedded=embedded, meanwhile=lambda: one.activate(None))
+        got = input_gradient(llama, choose, embedded=embedded, meanwhile=meanwhile)
     assert torch.equal(got, wanted)
 
 

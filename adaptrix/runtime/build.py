@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from adaptrix.architecture import Site
 from adaptrix.errors import Problem, RefusedError
 from adaptrix.planning.plan import Plan
-from adaptrix.runtime.factors import factors, kernel_of
+from adaptrix.runtime.factors import device_of, factors, kernel_of
 from adaptrix.runtime.kernel import Kernel
 from adaptrix.runtime.reach import Reached, whole_site
 from adaptrix.runtime.replaced import Change, numbers
@@ -43,11 +43,11 @@ def by_module(plan: Plan) -> dict[Site, list[Site]]:
 
 
 def home(module: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """The device and the float dtype of a module's weight; fp32 where it is quantised."""
+    """Where a module computes, and the float dtype of its weight; fp32 where it is quantised."""
     weight = module.weight
     assert isinstance(weight, Tensor)
     floats = weight.is_floating_point() and weight.itemsize > 1
-    return weight.device, weight.dtype if floats else torch.float32
+    return device_of(module), weight.dtype if floats else torch.float32
 
 
 def _kernel(plan: Plan, sites: list[Site], reached: Reached, dtype: torch.dtype | None) -> Kernel:

@@ -21,6 +21,7 @@ from adaptrix.architecture import Site
 from adaptrix.binding.identify import kept_paths
 from adaptrix.errors import Problem, RefusedError, refuse
 from adaptrix.planning.plan import Plan
+from adaptrix.runtime.factors import offloaded, present
 from adaptrix.runtime.kernel import Kernel
 from adaptrix.runtime.reach import Reached, whole_site
 from adaptrix.runtime.replaced import Change, twin
@@ -94,10 +95,15 @@ def _place(
         raise refuse("no-module", where, "the model has no such parameter", "one for every tensor saved", remedy)
     if not _acts(plan, reached):
         return None
-    _require_like(own, extra, where)
-    tensor = as_torch(extra.tensor, own.device).to(own.dtype)
-    if torch.equal(own.detach(), tensor):
-        return None
+    with present(reached.module):
+        own = reached.module.get_parameter(leaf)  # in this block only where the module is offloaded
+        _require_like(own, extra, where)
+        tensor = as_torch(extra.tensor, own.device).to(own.dtype)
+        if torch.equal(own.detach(), tensor):
+            return None
+    if offloaded(reached.module):
+        remedy = "Attach to a model whose device_map offloads other modules."
+        raise refuse("offloaded", where, "it replaces a tensor of an offloaded module", "a module in memory", remedy)
     return Place(reached, leaf, own, tensor, leaf == "bias" and extra.kind == "bias" and _adds_last(reached.module))
 
 

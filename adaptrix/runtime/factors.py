@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -89,6 +91,31 @@ def output_scale(module: nn.Module) -> float:
     return float(scale) if isinstance(module, nn.Embedding) else 1.0
 
 
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module computes: where its parameters lie, or are brought to by accelerate when they are offloaded."""
+    if offloaded(module):
+        hook: Any = module._hf_hook
+        return torch.device(hook.execution_device)
+    return next(module.parameters()).device
+
+
+def offloaded(module: nn.Module) -> bool:
+    """Whether accelerate has put a module's parameters elsewhere until it runs."""
+    return hasattr(module, "_hf_hook") and next(module.parameters()).is_meta
+
+
+@contextmanager
+def present(module: nn.Module) -> Iterator[None]:
+    """A block in which a module that is offloaded has its weights."""
+    if offloaded(module):
+        from accelerate.utils import align_module_device  # who offloads has it
+
+        with align_module_device(module):
+            yield
+    else:
+        yield
+
+
 def _rows(plan: Plan, site: Site, device: torch.device) -> tuple[Tensor | None, int]:
     if site.part is None:
         return None, 0
@@ -108,8 +135,9 @@ def _normed(parts: Sequence[Factors], At: Tensor, Bt: Tensor, reached: Reached) 
     magnitude = parts[0].magnitude
     if magnitude is None or len(parts) > 1:
         raise refuse("part", reached.name, "DoRA on parts of a fused weight", "DoRA on the whole weight")
-    with torch.no_grad():
+    with torch.no_grad(), present(reached.module):
         norm = torch.linalg.vector_norm(weight_of(reached) + (At @ Bt).T, dim=1)
+        bias = getattr(reached.module, "bias", None)
+        bias = None if bias is None else bias.to(norm.dtype)
     g = magnitude / norm
-    bias = getattr(reached.module, "bias", None)
-    return g, None if bias is None else (1 - g) * bias.detach().to(g.dtype)
+    return g, None if bias is None else (1 - g) * bias

@@ -20,6 +20,7 @@ from adaptrix.runtime import recompute
 from adaptrix.runtime.cache import AdapterCache
 from adaptrix.runtime.context import depth_of, layers_of, require_own
 from adaptrix.runtime.drift import Drift
+from adaptrix.runtime.factors import device_of
 from adaptrix.runtime.lanes import Lanes, compile_forward, outside_graphs
 from adaptrix.runtime.passes import Pass
 from adaptrix.runtime.reach import Reached
@@ -55,6 +56,7 @@ class Hooks:
         self._session = next(_SESSIONS)
         self._modules, self._users = modules, users
         self._calls: dict[Site, Iterator[int]] = {}
+        self._homes: dict[Site, torch.device] = {}
         self._handles = ExitStack()
         self._pass = Pass()
         self._lock = Lock()
@@ -73,6 +75,7 @@ class Hooks:
         """Hooks the modules of these sites that have none yet."""
         with self._lock:
             for site in sites:
+                self._homes[site] = device_of(self._modules[site].module)
                 if site not in self._calls:
                     self._calls[site] = count()
                     self._keep(self._modules[site].module.register_forward_hook(self._hook(site)))
@@ -165,9 +168,19 @@ class Hooks:
             if kernel is None:
                 return None
             next(calls)  # atomic, unlike an addition
-            return kernel.add(args[0], output) if drift is None else drift.add(kernel, args[0], output)
+            try:
+                return kernel.add(args[0], output) if drift is None else drift.add(kernel, args[0], output)
+            except RuntimeError:
+                self._require_at_home(site, output)
+                raise
 
         return inject
+
+    def _require_at_home(self, site: Site, output: Tensor) -> None:
+        """Raises :class:`RefusedError` if a module has moved to another device since its adapters were loaded."""
+        if output.device != self._homes[site]:
+            found = f"the module is on {output.device} now, and its adapters are on {self._homes[site]}"
+            raise refuse("moved", str(site), found, "one device", "Attach anew after the model was moved.")
 
     @outside_graphs
     def _before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -177,7 +190,7 @@ class Hooks:
         current = self.current
         if recompute.checkpointing(self._recomputable):
             chosen = {**_CHOSEN.get(), self._session: current}
-            block.enter_context(recompute.noting(lambda: chosen, lambda: self.attached))
+            block.enter_context(recompute.noting(chosen, lambda: self.attached))
         given = {**dict(zip(self._inputs, args, strict=False)), **kwargs}
         cache = given.get("past_key_values")
         if isinstance(cache, AdapterCache):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from adaptrix.architecture import Site
-from adaptrix.runtime.factors import Factors, kernel_of, weight_of
+from adaptrix.runtime.factors import Factors, kernel_of, present, weight_of
 from adaptrix.runtime.kernel import Kernel
 from adaptrix.runtime.reach import Reached
 
@@ -37,7 +37,9 @@ class Learned:
         x = functional.dropout(x.to(self.dtype), self.dropout)
         if kernel.g is None:
             return kernel.delta(x, y)
-        return replace(kernel, c=None).delta(x, functional.linear(x, weight_of(self.reached).to(self.dtype)))
+        with present(self.reached.module):
+            weight = weight_of(self.reached).to(self.dtype)
+        return replace(kernel, c=None).delta(x, functional.linear(x, weight))
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
         """``y`` with the delta added."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -35,25 +36,38 @@ def in_backward() -> bool:
     return torch.is_grad_enabled() and not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
-def noting(chosen: Callable[[], Mapping[int, Any]], attached: Callable[[], bool]) -> Any:
-    """A block in which tensors are saved for the backward pass with what is then ``chosen``.
+def noting(chosen: Mapping[int, Any], attached: Callable[[], bool]) -> Any:
+    """A block in which tensors are saved for the backward pass with what is chosen, by session.
 
-    Hooks on saved tensors that are there already go on doing what they do (offloading, other sessions).
+    Hooks on saved tensors that are there already go on doing what they do: offloading, or noting for another session.
     """
-    top = torch._C._autograd._top_saved_tensors_default_hooks(False)
-    outer_pack, outer_unpack = (_itself, _itself) if top is None else top
+    top: Any = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    pack, unpack = top or (_itself, _itself)
+    other = getattr(unpack, "__self__", None)
+    before = other.chosen if isinstance(other, _Noting) else {}
+    noted = _Noting({**before, **chosen}, attached, pack, unpack)
+    return torch.autograd.graph.saved_tensors_hooks(noted.pack, noted.unpack)
 
-    def pack(tensor: Tensor) -> tuple[Mapping[int, Any], Any]:
-        return chosen(), outer_pack(tensor)
 
-    def unpack(packed: tuple[Mapping[int, Any], Any]) -> Tensor:
-        if not attached():
+@dataclass(frozen=True, slots=True)
+class _Noting:
+    """Hooks on saved tensors, over those that were there."""
+
+    chosen: Mapping[int, Any]
+    attached: Callable[[], bool]
+    pack_further: Callable[[Tensor], Any]
+    unpack_first: Callable[[Any], Tensor]
+
+    def pack(self, tensor: Tensor) -> Any:
+        return self.pack_further(tensor)
+
+    def unpack(self, packed: Any) -> Tensor:
+        if not self.attached():
             found = "the session was detached before the backward pass, which runs layers again"
             raise refuse("detached", "gradient checkpointing", found, remedy="Detach after loss.backward().")
-        _UNPACKED.task, _UNPACKED.chosen = torch._C._current_graph_task_id(), packed[0]
-        return outer_unpack(packed[1])
-
-    return torch.autograd.graph.saved_tensors_hooks(pack, unpack)
+        tensor = self.unpack_first(packed)
+        _UNPACKED.task, _UNPACKED.chosen = torch._C._current_graph_task_id(), self.chosen
+        return tensor
 
 
 def recomputed() -> Mapping[int, Any]:
