@@ -1,7 +1,9 @@
 #!/bin/sh
 # The main job on a checkpoint that ships with the repository: check, look, convert, and back again.
+# Then a tiny model with three adapters, that talk, and take turns in the middle of a sentence.
 set -eu
-data=$(cd "$(dirname "$0")/../tests/data/demo" && pwd)
+examples=$(cd "$(dirname "$0")" && pwd)
+data=$examples/../tests/data/demo
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work"
@@ -14,3 +16,5 @@ say adaptrix convert "$data/adapter" --base "$data/base" --name demo
 say adaptrix convert demo.adaptrix.safetensors --to peft -o demo-peft
 say cmp "$data/adapter/adapter_model.safetensors" demo-peft/adapter_model.safetensors
 echo "Every tensor came back byte for byte."
+
+say python "$examples/04_swap_mid_sentence.py"

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -5,6 +6,15 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("[0-9]*.py"))
+#: what an example must have said
+SAID = {
+    "04_swap_mid_sentence": (
+        r"(?s)→ telegram: swap 0*[1-9.][\d.]* ms, prompt read anew [\d.]+ ms; 4 of 8 layers kept\n.* STOP",
+        r"→ fairy-tale: swap 0*[1-9.][\d.]* ms, prompt read anew [\d.]+ ms; 4 of 8 layers kept\n",
+        r"\bth' ",
+        r"as if by magic|and the stars sang",
+    )
+}
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
@@ -13,6 +23,8 @@ def test_it_runs(path, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout
     assert list(tmp_path.iterdir()) == []
+    for pattern in SAID.get(path.stem, ()):
+        assert re.search(pattern, done.stdout), pattern
 
 
 def test_there_are_some():
