@@ -23,8 +23,9 @@ from adaptrix.options import Options
 from adaptrix.tensor import Tensor
 from adaptrix.workflow import Workshop
 from tests.command_line import placed
+from tests.families import FAMILIES, tiny_model
 from tests.make import adapter, low_rank
-from tests.peft_models import CONFIG, deltas, load, logits, rewrite, save, trained
+from tests.peft_models import CONFIG, deltas, everything, load, logits, rewrite, save, trained
 
 TARGETS = {
     "llama": (["q_proj", "k_proj", "down_proj"], ["q_proj", "v_proj", "down_proj"]),
@@ -84,6 +85,20 @@ def test_cat_is_the_weighted_sum_of_the_deltas(family, tmp_path):
     assert error(found, wanted) < 1e-6
     assert done.error < 1e-7
     assert set(done.ranks.values()) > {5}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_by_way_of_an_injection_file(family, tmp_path):
+    """All linear layers and experts, with mixed ranks and alphas; no base is named."""
+    keys = everything(family, tiny_model(family))
+    a = save(tmp_path / "a", family, **keys)
+    b = save(tmp_path / "b", family, **{**keys, "r": 4, "rank_pattern": {}, "alpha_pattern": {}})
+    done = adaptrix.combine([a.folder, b.folder], (0.7, -0.3), tmp_path / "x.adaptrix.safetensors")
+    back = adaptrix.convert(done.path, tmp_path / "back", to="peft")
+    assert error(deltas(load(back, a.build)), weighted((a, b), (0.7, -0.3))) < 1e-6
+    whole = adaptrix.combine([a.folder, b.folder], (0.7, -0.3), tmp_path / "y", "peft", method="svd", rank=16)
+    assert error(deltas(load(whole.path, a.build)), weighted((a, b), (0.7, -0.3))) < 1e-5
+    assert adaptrix.diff(done.path, whole.path).total.cosine == pytest.approx(1.0, abs=1e-9)
 
 
 def test_the_answers_are_those_of_both_merged(tmp_path):
