@@ -44,7 +44,9 @@ def attach(
 
     An adapter is a uri, a path or an :class:`Adapter`. An injection file acts as its plan says, a PEFT
     checkpoint as peft would run it; ``layers`` (a policy, as for ``convert``) overrides both. Nothing is
-    put on the model but forward hooks, and these come off when the session ends. ``max_drift`` bounds
+    put on the model but forward hooks, and these come off when the session ends. Adapters stay where the model is
+    now and in its dtype: a model that is moved under a session is refused, one that is cast goes on.
+    ``max_drift`` bounds
     ‖d‖/‖y‖ for every token and module (see :mod:`adaptrix.runtime.drift`); ``measure`` only reports it.
     ``slots``: that many adapters at a time lie on the model's device, in buffers whose addresses never change, and the
     rest wait in memory; ``max_rank`` is the largest rank they hold, by default that of ``adapters``.

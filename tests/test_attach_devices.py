@@ -129,3 +129,25 @@ def test_what_would_replace_a_tensor_of_an_offloaded_module_is_refused(tmp_path)
         attach(model, {"x": tmp_path / "x"})
     assert {problem.code for problem in caught.value.problems} == {"offloaded"}
     assert hook_count(model) == before
+
+
+def test_a_module_that_computes_elsewhere_has_its_input_there_too(tmp_path):
+    """As a head on another device than the last layer: the kernel is asked on the head's."""
+    model = everywhere(tiny_model("llama"), tmp_path)
+    saved(tiny_model("llama"), tmp_path, target_modules=["lm_head"])
+    asked = []
+
+    class Witness:
+        embedding = False
+
+        def add(self, x, y):
+            asked.append((x.device.type, y.device.type))
+            return y
+
+    with attach(model, {"x": tmp_path}) as session:
+        (site,) = session._loaded["x"].kernels
+        session.adopt("witness", {site: Witness()})
+        model.lm_head._hf_hook.execution_device = torch.device("meta")
+        with session.use("witness"), pytest.raises(NotImplementedError):  # nothing comes back from "meta"
+            logits(model)
+    assert asked == [("meta", "meta")]

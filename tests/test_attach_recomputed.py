@@ -15,6 +15,11 @@ from tests.test_attach import saved
 LLAMA = ["q_proj", "k_proj", "down_proj"]
 
 
+def ids():
+    torch.manual_seed(7)
+    return torch.randint(0, 40, (3, 6))
+
+
 @pytest.fixture
 def llama():
     return tiny_model("llama").requires_grad_(False)
@@ -159,3 +164,14 @@ def test_detaching_before_the_backward_pass_is_refused(llama, pair):
         loss = llama(inputs_embeds=x, use_cache=False).logits.sum()
     with pytest.raises(RefusedError, match=r"Detach after loss.backward"):
         loss.backward()
+
+
+def test_what_lies_in_slots_is_not_recomputed(llama, pair):
+    llama.train()
+    with attach(llama, pair, slots=1) as session, session.use("a"):
+        wanted = llama(input_ids=ids()).logits
+        llama.gradient_checkpointing_enable()
+        with pytest.raises(RefusedError, match="Attach without slots"):
+            llama(input_ids=ids())
+        llama.gradient_checkpointing_disable()
+        assert torch.equal(llama(input_ids=ids()).logits, wanted)

@@ -75,10 +75,12 @@ class Hooks:
         """Hooks the modules of these sites that have none yet."""
         with self._lock:
             for site in sites:
-                self._homes[site] = device_of(self._modules[site].module)
+                module = self._modules[site].module
+                self._homes[site] = device_of(module)
                 if site not in self._calls:
                     self._calls[site] = count()
-                    self._keep(self._modules[site].module.register_forward_hook(self._hook(site)))
+                    hook = _aligned(self._hook(site)) if hasattr(module, "_hf_hook") else self._hook(site)
+                    self._keep(module.register_forward_hook(hook))
 
     def new_cache(self, first_layer: float) -> AdapterCache:
         """An empty cache for adapters that change no layer under ``first_layer``."""
@@ -176,6 +178,11 @@ class Hooks:
 
         return inject
 
+    def _require_no_slots(self) -> None:
+        if self._slots is not None:
+            found = "layers are recomputed in the backward pass, when another adapter may lie in the slot"
+            raise refuse("slots", "gradient checkpointing", found, "no slots", "Attach without slots.")
+
     def _require_at_home(self, site: Site, output: Tensor) -> None:
         """Raises :class:`RefusedError` if a module has moved to another device since its adapters were loaded."""
         if output.device != self._homes[site]:
@@ -189,6 +196,7 @@ class Hooks:
             self._pass.take(block.enter_context(self._users.using(lambda: self.default)))
         current = self.current
         if recompute.checkpointing(self._recomputable):
+            self._require_no_slots()
             chosen = {**_CHOSEN.get(), self._session: current}
             block.enter_context(recompute.noting(chosen, lambda: self.attached))
         given = {**dict(zip(self._inputs, args, strict=False)), **kwargs}
@@ -202,6 +210,15 @@ class Hooks:
 
     def _keep(self, handle: Any) -> None:
         self._handles.callback(handle.remove)
+
+
+def _aligned(hook: Hook) -> Hook:
+    """A hook that is given the input where the output is: accelerate moves it inside of the module only."""
+
+    def aligned(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        return hook(module, (args[0].to(output.device), *args[1:]), output)
+
+    return aligned
 
 
 @outside_graphs

@@ -138,9 +138,9 @@ class Session:
 
         The same ones at every call. From the first call on the adapter acts as they say, in fp32, and gradients
         reach them, in mixes and in rows of their own as well; the base is frozen until ``detach``. The config's
-        ``lora_dropout`` holds for modules in training mode. A cache does not know that they have changed. Raises
-        :class:`RefusedError` for adapters with more than deltas, :class:`UsageError` while the adapter is in use:
-        ask for them before ``activate`` and ``use``.
+        ``lora_dropout`` holds for modules in training mode, and for no adapter but those in training. A cache does
+        not know that they have changed. Raises :class:`RefusedError` for adapters with more than deltas,
+        :class:`UsageError` while the adapter is in use: ask for them before ``activate`` and ``use``.
         """
         (loaded,) = self._named([require_name(name)])
         if not any(isinstance(change, Learned) for change in loaded.kernels.values()):
