@@ -338,6 +338,44 @@ def test_biases_of_b_add_up_and_embeddings_are_deltas_like_others(tmp_path):
     assert error(found, weighted((a, b), (0.7, 0.3))) < 1e-6
 
 
+def test_modules_that_no_family_knows(tmp_path):
+    rng = np.random.default_rng(0)
+
+    def stranger(*paths):
+        return replace(adapter(1), deltas={Target(path): low_rank(rng, 9, 7, 2) for path in paths})
+
+    a, b = stranger("net.blocks.0.wq", "net.blocks.1.wq"), stranger("net.blocks.1.wq", "net.out")
+    found = run([a, b], tmp_path, weights=(2.0, -1.0)).conversion.plan.bound
+    assert {target.path for target in found.targets.values()} == {"net.blocks.0.wq", "net.blocks.1.wq", "net.out"}
+    both = next(delta for site, delta in found.deltas.items() if found.targets[site].path == "net.blocks.1.wq")
+    wanted = 2 * a.deltas[Target("net.blocks.1.wq")].dense() - b.deltas[Target("net.blocks.1.wq")].dense()
+    np.testing.assert_allclose(both.dense(), wanted, rtol=1e-6)
+
+
+def test_experts_one_by_one_and_stacked_are_refused_together(tmp_path):
+    rng = np.random.default_rng(0)
+    kept = "model.layers.0.block_sparse_moe.experts.{}.w2"
+    apart = replace(adapter(1), deltas={Target(kept.format(n)): low_rank(rng, 24, 40, 2) for n in range(3)})
+    assert len(run([apart, apart], tmp_path).losses) == 3
+    A, B = (Tensor.of(rng.standard_normal(shape)) for shape in ((6, 40), (24, 6)))
+    stacked = {Target("model.layers.0.mlp.experts.down_proj"): LowRank(A, B, 2.0, experts=3)}
+    story = replace(apart.provenance, config={"peft_version": "0.21.0"})
+    with pytest.raises(RefusedError, match="one spelling"):
+        run([apart, replace(apart, deltas=stacked, provenance=story)], tmp_path)
+
+
+def test_adapters_without_deltas_are_refused(tmp_path):
+    nothing = replace(adapter(1), deltas={})
+    with pytest.raises(RefusedError) as error:
+        run([adapter(1), nothing], tmp_path)
+    assert codes(error) == ["empty"]
+    with pytest.raises(RefusedError):
+        adaptrix.resize(nothing, 2, tmp_path / "out")
+    with pytest.raises(RefusedError):
+        adaptrix.diff(nothing, adapter(1))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_injection_file_counts_as_it_acts(tmp_path):
     a, b = pair(tmp_path)
     file = adaptrix.convert(b.folder, tmp_path / "b.adaptrix.safetensors", base=b.base, layers="1")

@@ -40,6 +40,8 @@ def gather(workshop: Workshop, subjects: Sequence[Adapter | str], base: str | No
         problems = tuple(_placed(report.problems, report.subject, len(subjects)))
         if report.bound is None or not report.ok:
             errors += errors_in(problems)
+        elif not report.bound.deltas:
+            errors.append(Problem("empty", report.subject, "it has no deltas", "at least one"))
         else:
             bound, notes = _acting(report.bound, report.subject)
             found.append(Operand(report.subject, bound, report.bundle, (*problems, *notes)))
