@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from adaptrix.adapter import Adapter
-from adaptrix.architecture import Site
+from adaptrix.architecture import Architecture, Site
 from adaptrix.binding.bind import BoundAdapter, bind
 from adaptrix.binding.identify import by_config
 from adaptrix.errors import AdaptrixError, Problem, RefusedError, UsageError, errors_in
@@ -119,6 +119,7 @@ class _Loader:
         self._model, self._layers = model, layers
         self._workshop = Workshop()
         self._config = _config(model)
+        self._reached: dict[str, dict[Site, Reached]] = {}
         self.modules: dict[Site, Reached] = {}
 
     def __call__(self, adapter: AdapterLike) -> tuple[Mapping[Site, Change], Plan]:
@@ -128,7 +129,7 @@ class _Loader:
         if errors := errors_in(bound.problems):
             raise RefusedError(errors)
         plan = self._plan(bound)
-        modules = reached(self._model, bound.architecture)
+        modules = dict(self._modules_of(bound.architecture))
         extras, problems = places(plan, self._model, modules)
         if problems := [*unreachable(plan, modules), *problems]:
             raise RefusedError(problems)
@@ -137,6 +138,12 @@ class _Loader:
         modules |= {place.reached.site: place.reached for place in extras}
         self.modules |= {site: modules[site] for site in found}
         return found, plan
+
+    def _modules_of(self, architecture: Architecture) -> Mapping[Site, Reached]:
+        """Those of the model when it was first asked: hooks stay on them."""
+        if architecture.family not in self._reached:
+            self._reached[architecture.family] = reached(self._model, architecture)
+        return self._reached[architecture.family]
 
     def _plan(self, bound: BoundAdapter) -> Plan:
         recorded = bound.adapter.recorded

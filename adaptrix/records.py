@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from threading import Thread
+from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any, Protocol
 
 from adaptrix.errors import Problem, refuse
@@ -35,9 +35,17 @@ class Bundle:
     commit: str | None = None
     problems: tuple[Problem, ...] = ()
 
-    @cached_property
+    @property
     def sha256(self) -> Mapping[str, str]:
-        """The SHA-256 of every file. They are computed in the background from the first call on."""
+        """The SHA-256 of every file, computed when one is asked for, or from :meth:`hash_ahead` on."""
+        return self._digests
+
+    def hash_ahead(self) -> None:
+        """Begins to compute the digests, beside whatever else is done with the files."""
+        self._digests.begin()
+
+    @cached_property
+    def _digests(self) -> _Digests:
         return _Digests(self.files)
 
     def one(self, name: str) -> Path:
@@ -54,7 +62,13 @@ class _Digests(Mapping[str, str]):
     def __init__(self, files: Mapping[str, Path]) -> None:
         self._files, self._found = files, dict[str, str | OSError]()
         self._thread = Thread(target=self._compute, daemon=True)
-        self._thread.start()
+        self._lock = Lock()
+
+    def begin(self) -> None:
+        """Starts the thread; calling it again does nothing."""
+        with self._lock:
+            if self._thread.ident is None:
+                self._thread.start()
 
     def _compute(self) -> None:
         for name, path in self._files.items():
@@ -66,6 +80,7 @@ class _Digests(Mapping[str, str]):
     def __getitem__(self, name: str) -> str:
         if name not in self._files:
             raise KeyError(name)
+        self.begin()
         self._thread.join()
         found = self._found[name]
         if isinstance(found, OSError):

@@ -105,6 +105,8 @@ class Workshop:
         name = subject if isinstance(subject, str) else subject.name
         try:
             bundle = self.fetch(subject) if isinstance(subject, str) else None
+            if bundle is not None:
+                bundle.hash_ahead()
             adapter = subject if isinstance(subject, Adapter) else self.read(bundle or subject)
         except RefusedError as error:
             return Report(name, error.problems)

@@ -99,7 +99,11 @@ def switching(session: adaptrix.Session, adapted: peft.PeftModel, turns: int) ->
     micro = median(times["ours"]) * 1000
     factor = ratio(times["peft"], times["ours"]) * 1000
     theirs = 1000 * median(times["peft"])
-    row("switch, 224 modules, 8 adapters", f"{micro:.1f} µs; peft's set_adapter ({theirs:.1f} ms) {factor:,.0f} ×", "≤ 10 µs, ≥ 1000 ×")
+    row(
+        "switch, 224 modules, 8 adapters",
+        f"{micro:.1f} µs; peft's set_adapter ({theirs:.1f} ms) {factor:,.0f} ×",
+        "≤ 10 µs, ≥ 1000 ×",
+    )
     session.activate(None)
 
 
@@ -138,7 +142,14 @@ def timed(action: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def tokens(model: LlamaForCausalLM, session: adaptrix.Session, attached: LlamaForCausalLM, adapted: peft.PeftModel, batch: int, turns: int) -> None:
+def tokens(
+    model: LlamaForCausalLM,
+    session: adaptrix.Session,
+    attached: LlamaForCausalLM,
+    adapted: peft.PeftModel,
+    batch: int,
+    turns: int,
+) -> None:
     """One decoding step: the base, attached and idle, one adapter here and in peft."""
     ids = torch.randint(0, 1000, (batch, 1))
 
@@ -153,7 +164,11 @@ def tokens(model: LlamaForCausalLM, session: adaptrix.Session, attached: LlamaFo
     times = in_turn(turns, base=step(model), idle=step(attached), one=step(attached, "a"), peft=step(adapted))
     ours = median((b - a) / a for a, b in zip(times["base"], times["one"], strict=True))
     theirs = median((b - a) / a for a, b in zip(times["base"], times["peft"], strict=True))
-    row(f"overhead of a token, batch {batch}", f"{ours:.2f} of base; peft {theirs:.2f}; share {ours / theirs:.2f}", "≤ 0.33 of peft's")
+    row(
+        f"overhead of a token, batch {batch}",
+        f"{ours:.2f} of base; peft {theirs:.2f}; share {ours / theirs:.2f}",
+        "≤ 0.33 of peft's",
+    )
     row(f"attached and idle, batch {batch}", f"{ratio(times['idle'], times['base']):.3f} × base", "≤ 1.05 ×")
 
 

@@ -94,9 +94,15 @@ class Dims:
 
     values: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     origins: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    _found: dict[str, int | None] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def get(self, expression: str) -> int | None:
         """The value of a dimension or an expression, None where it is not known."""
+        if expression not in self._found:
+            self._found[expression] = self._evaluated(expression)
+        return self._found[expression]
+
+    def _evaluated(self, expression: str) -> int | None:
         if expression in self.values:
             return self.values[expression]
         try:

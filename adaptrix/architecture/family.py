@@ -18,6 +18,9 @@ from adaptrix.architecture.dims import Rule
 Orientation = Literal["linear", "conv1d", "embedding", "experts", "experts_transposed"]
 Layout = Literal["contiguous", "grouped"]
 
+#: paths whose site a family remembers; a larger model's later ones are looked up anew
+_REMEMBERED = 20_000
+
 
 @dataclass(frozen=True, slots=True)
 class Site:
@@ -100,7 +103,13 @@ class Architecture:
         return found[0] if found else None
 
     def match(self, path: str) -> tuple[Site, str] | None:
-        """The site of a module path and the path pattern that matched it."""
+        """The site of a module path and the path pattern that matched it; remembered, for adapters come in families."""
+        known = self._known
+        if path not in known and len(known) < _REMEMBERED:
+            known[path] = self._find(path)
+        return known[path] if path in known else self._find(path)
+
+    def _find(self, path: str) -> tuple[Site, str] | None:
         for candidate in self._spellings(path):
             skeleton, numbers = _skeleton(candidate)
             for pattern, places, role, part in self._patterns.get(skeleton, ()):
@@ -117,6 +126,10 @@ class Architecture:
         home = self.prefixes[0]
         others = (home + path.removeprefix(p) for p in self.prefixes[1:] if path.startswith(p))
         return [path, *others]
+
+    @cached_property
+    def _known(self) -> dict[str, tuple[Site, str] | None]:
+        return {}
 
     @cached_property
     def _patterns(self) -> Mapping[str, list[tuple[str, tuple[str, ...], str, str | None]]]:

@@ -79,6 +79,8 @@ class Patterns:
 
     def first(self, path: str) -> str | None:
         """The first key that matches. Raises :class:`RefusedError` for one that is slow or no pattern."""
+        if not self._names and not self._others:
+            return None
         found = [(self._names[tail], tail) for tail in tails(path) if tail in self._names]
         found += [(rank, key) for rank, key in self._dotted if _resembles(key, path)]
         best = min(found, default=None)

@@ -36,7 +36,7 @@ def detect(bundle: Bundle) -> bool:
 
 def read(bundle: Bundle) -> Adapter:
     """The adapter in a bundle, with every problem found. Raises where a file cannot be read at all."""
-    file, _ = bundle.one(CONFIG_NAME), bundle.sha256  # hashing starts now and goes on beside the reading
+    file = bundle.one(CONFIG_NAME)
     raw = read_object(file, str(file))
     config, problems = peft_config.parse(raw)
     if any(problem.code == "peft-type" for problem in problems):
@@ -106,9 +106,12 @@ class _Reading:
     def _module(self, path: str, group: dict[str, Tensor]) -> dict[Target, LowRank]:
         embedding = "lora_embedding_A" in group
         A, B = (group[f"lora_embedding_{x}" if embedding else f"lora_{x}"] for x in "AB")
-        delta = LowRank(
-            A, B, 1.0, self.config.rslora, group.get("lora_B.bias"), group.get("lora_magnitude_vector"), embedding
+        alpha, bias, magnitude = (
+            self.config.alpha_of(path),
+            group.get("lora_B.bias"),
+            group.get("lora_magnitude_vector"),
         )
+        delta = LowRank(A, B, alpha, self.config.rslora, bias, magnitude, embedding)
         if self.config.enabled:
             return self._merged_linear(path, delta)
         if self.config.get("target_parameters") and self._is_wrapper(path, A):
@@ -117,7 +120,7 @@ class _Reading:
         if A.shape[0] != wanted or B.shape[1] != wanted:
             self._rank_problem(path, A, B, wanted)
             return {}
-        return {Target(path): replace(delta, alpha=self.config.alpha_of(path))}
+        return {Target(path): delta}
 
     def _merged_linear(self, path: str, delta: LowRank) -> dict[Target, LowRank]:
         """MergedLinear, of peft before 0.3: one A and one grouped B for the enabled parts of a fused weight.

@@ -58,6 +58,9 @@ def _kernel(plan: Plan, sites: list[Site], reached: Reached, dtype: torch.dtype 
 
 def require_finite(built: Mapping[Site, Change], plan: Plan) -> None:
     """Raises :class:`RefusedError` for every module where what acts is not finite."""
+    everything = [tensor for change in built.values() for tensor in numbers(change)]
+    if bool(nn.utils.get_total_norm(everything).isfinite()):  # one question for all; its sum may overflow, too
+        return
     bad = [site for site, kernel in built.items() if not all(bool(t.isfinite().all()) for t in numbers(kernel))]
     if bad:
         name, found = plan.bound.adapter.name, "NaN or Inf among its numbers, in the dtype of the module"

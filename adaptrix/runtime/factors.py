@@ -38,7 +38,7 @@ class Factors:
     @property
     def whole(self) -> Tensor:
         """B times scale, with the rows of the whole weight, zero but for its own."""
-        B = self.B * self.scale
+        B = self.B if self.scale == 1 else self.B * self.scale
         return B if self.rows is None else B.new_zeros(self.height, B.shape[1]).index_copy(0, self.rows, B)
 
 
@@ -47,7 +47,7 @@ def factors(plan: Plan, site: Site, device: torch.device, dtype: torch.dtype = t
     delta = plan.delta(site)
     gain = 1.0 if site.layer is None else plan.gains.get(site.layer, 1.0)
     A, B, bias, magnitude = (
-        None if tensor is None else as_torch(tensor, device).to(dtype)
+        None if tensor is None else as_torch(tensor, device, dtype)
         for tensor in (delta.A, delta.B, delta.bias, delta.magnitude)
     )
     assert A is not None and B is not None  # noqa: PT018  # a delta has both
@@ -68,9 +68,11 @@ def kernel_of(parts: Sequence[Factors], reached: Reached, dtype: torch.dtype, *,
     if any(part.magnitude is not None for part in parts):
         g, c = _normed(parts, At, Bt, reached)
         Bt = Bt * g
-    Bt = Bt * output_scale(reached.module)
+    if (scale := output_scale(reached.module)) != 1:
+        Bt = Bt * scale
     g, c = (None if vector is None else vector.to(dtype) for vector in (g, c))
-    return Kernel(At.to(dtype), Bt.to(dtype), g, c, embedding)
+    At, Bt = (factor if factor.dtype is dtype else factor.to(dtype) for factor in (At, Bt))
+    return Kernel(At, Bt, g, c, embedding)
 
 
 def weight_of(reached: Reached) -> Tensor:
@@ -87,8 +89,7 @@ def weight_of(reached: Reached) -> Tensor:
 
 def output_scale(module: nn.Module) -> float:
     """What an embedding multiplies its rows by on their way out (Gemma 3), which ΔW must be too."""
-    scale = getattr(module, "embed_scale", 1.0)
-    return float(scale) if isinstance(module, nn.Embedding) else 1.0
+    return float(getattr(module, "embed_scale", 1.0)) if isinstance(module, nn.Embedding) else 1.0
 
 
 def device_of(module: nn.Module) -> torch.device:

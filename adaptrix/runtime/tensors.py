@@ -17,7 +17,7 @@ _DTYPES = {
 }
 
 
-def as_torch(tensor: Stored, device: torch.device | None = None) -> Tensor:
-    """A stored tensor on a device, in its own dtype."""
+def as_torch(tensor: Stored, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Tensor:
+    """A stored tensor on a device, in its own dtype or another."""
     flat = torch.frombuffer(bytearray(tensor.tobytes()), dtype=_DTYPES[tensor.dtype])
-    return flat.reshape(tensor.shape).to(device)
+    return flat.view(tensor.shape).to(device=device, dtype=dtype)
