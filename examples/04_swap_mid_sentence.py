@@ -19,7 +19,7 @@ import adaptrix
 
 TINY = Path(__file__).parent / "tiny"
 #: who speaks, and for how many tokens before another takes over
-VOICES = {"pirate": 15, "telegram": 30, "fairy-tale": 30}
+VOICES = {"pirate": 19, "telegram": 16, "fairy-tale": 31}
 PROMPT = "In the evening, the old sailor walked to the"
 WIDTH = 96
 
@@ -89,11 +89,8 @@ with tempfile.TemporaryDirectory() as folder, adaptrix.attach(model, converted(f
 
     said, cache = prompt, session.new_cache()
     for voice, tokens in VOICES.items():
-        if said is prompt:
-            session.activate(voice)
-            print(f"\n{PROMPT}")
-        else:
-            print(f"  → {voice}: {swap(session, voice, cache, said)}")
+        taken = swap(session, voice, cache, said) if cache.get_seq_length() else "begins"
+        session.activate(voice)
         longer = told(said, tokens, past_key_values=cache)
-        print(f"…{text(longer[:, said.shape[1] :])} …")
+        print(f"\n{voice}: {taken}\n  … {text(longer[:, said.shape[1] :]).strip()} …")
         said = longer

@@ -9,8 +9,8 @@ EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("[0-9]*.py"))
 #: what an example must have said
 SAID = {
     "04_swap_mid_sentence": (
-        r"(?s)→ telegram: swap 0*[1-9.][\d.]* ms, prompt read anew [\d.]+ ms; 4 of 8 layers kept\n.* STOP",
-        r"→ fairy-tale: swap 0*[1-9.][\d.]* ms, prompt read anew [\d.]+ ms; 4 of 8 layers kept\n",
+        r"(?s)\ntelegram: swap 0*[1-9.][\d.]* ms, prompt read anew [\d.]+ ms; 4 of 8 layers kept\n.* STOP",
+        r"\nfairy-tale: swap 0*[1-9.][\d.]* ms, prompt read anew [\d.]+ ms; 4 of 8 layers kept\n",
         r"\bth' ",
         r"as if by magic|and the stars sang",
     )
