@@ -9,8 +9,8 @@ from torch.utils.checkpoint import checkpoint
 
 from adaptrix.attaching import attach
 from adaptrix.errors import RefusedError
-from tests.families import tiny_model
-from tests.test_attach import saved
+from tests.families import FAMILIES, tiny_model
+from tests.test_attach import TARGETS, inputs, saved
 
 LLAMA = ["q_proj", "k_proj", "down_proj"]
 
@@ -175,3 +175,34 @@ def test_what_lies_in_slots_is_not_recomputed(llama, pair):
             llama(input_ids=ids())
         llama.gradient_checkpointing_disable()
         assert torch.equal(llama(input_ids=ids()).logits, wanted)
+
+
+def gradients(loss, leaves):
+    """As ``backward`` leaves them, which is the one way of reentrant checkpoints; None where none arrived."""
+    loss.backward()
+    found = [None if leaf.grad is None else leaf.grad.clone() for leaf in leaves]
+    for leaf in leaves:
+        leaf.grad = None
+    return found
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_every_family_is_recomputed_under_the_adapter_of_its_forward_pass(family, reentrant, tmp_path):
+    model = tiny_model(family)
+    for seed, name in enumerate("ab"):
+        saved(model, tmp_path / name, seed=seed, target_modules=TARGETS.get(family, ["q_proj", "v_proj", "o_proj"]))
+    with attach(model, {name: tmp_path / name for name in "ab"}) as session:
+        leaves, found = session.parameters("a"), []
+        model.train()
+        for checkpoints in (False, True):
+            if checkpoints:
+                model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+            torch.manual_seed(3)  # of the model's own dropout
+            with session.use("a"):
+                loss = model(**inputs(model)).logits.square().mean()
+            with session.use("b"):
+                found.append(gradients(loss, leaves))
+    assert any(gradient is not None for gradient in found[0])
+    for wanted, got in zip(*found, strict=True):
+        assert wanted is got is None or torch.allclose(got, wanted, rtol=1e-4, atol=1e-7)
