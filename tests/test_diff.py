@@ -83,6 +83,14 @@ def test_other_families_are_refused(tmp_path):
         adaptrix.diff(one.folder, other.folder)
 
 
+def test_a_narrow_terminal_cuts_no_figure(tmp_path, capsys, monkeypatch):
+    every = save(tmp_path / "one", target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"])
+    here = placed(tmp_path, capsys, monkeypatch)
+    monkeypatch.setenv("COLUMNS", "50")
+    code, out, _ = here.run("diff", every.folder, every.folder, "--base", every.base)
+    assert (code, out.count("+1.00 ×1.00"), "…" in out) == (0, 18, False)
+
+
 def test_the_command(tmp_path, capsys, monkeypatch):
     one = save(tmp_path / "one", target_modules=["q_proj", "k_proj"])
     other = save(tmp_path / "other", target_modules=["q_proj"], use_dora=True)

@@ -15,7 +15,7 @@ from adaptrix.text import some
 from adaptrix.workflow import Workshop
 
 _ROWS = 60  # of a table; --json has them all
-_COLUMNS = 8
+_CELL = len("+0.00 ×00.00")
 
 
 @click.command()
@@ -44,7 +44,7 @@ def _show(comparison: Comparison) -> None:
     console.print(_roles(comparison))
     if comparison.cells:
         console.print(Text("\ncosine, and ‖B‖/‖A‖, by layer and role", style="bold"))
-        console.print(_cells(comparison))
+        console.print(_cells(comparison, console.width))
     for which, name in enumerate(comparison.names):
         if sites := comparison.only(which):
             console.print(Text(f"only in {clean(name)}: {some(map(str, sites), 4)}"))
@@ -71,16 +71,23 @@ def _number(value: float) -> str:
     return "–" if value != value else f"{value:.4f}"
 
 
-def _cells(comparison: Comparison) -> Group:
-    """One row a layer, one column a role."""
+def _cells(comparison: Comparison, width: int) -> Group:
+    """One row a layer, one column a role; as many roles side by side as there is room for."""
     roles = [role for role in comparison.roles if any(role in row for row in comparison.cells.values())]
+    step = max(1, (width - len("layer")) // (_CELL + 2))
+    tables = [_strip(comparison, roles[start : start + step]) for start in range(0, len(roles), step)]
+    more = len(comparison.cells) - _ROWS
+    rest = [Text(f"… and {more} more layers: --json has them all", style="dim")] if more > 0 else []
+    return Group(*tables, *rest)
+
+
+def _strip(comparison: Comparison, roles: list[str]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for column in ("layer", *roles[:_COLUMNS]):
+    for column in ("layer", *roles):
         table.add_column(clean(column), justify="right", no_wrap=True)
     for layer, row in list(comparison.cells.items())[:_ROWS]:
-        table.add_row(str(layer), *(_cell(row.get(role)) for role in roles[:_COLUMNS]))
-    cut = len(comparison.cells) > _ROWS or len(roles) > _COLUMNS
-    return Group(table, Text("… and more: --json has all", style="dim")) if cut else Group(table)
+        table.add_row(str(layer), *(_cell(row.get(role)) for role in roles))
+    return table
 
 
 def _cell(found: Likeness | None) -> str:
