@@ -86,7 +86,7 @@ def test_other_families_are_refused(tmp_path):
 def test_a_narrow_terminal_cuts_no_figure(tmp_path, capsys, monkeypatch):
     every = save(tmp_path / "one", target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"])
     here = placed(tmp_path, capsys, monkeypatch)
-    monkeypatch.setenv("COLUMNS", "50")
+    monkeypatch.setenv("COLUMNS", "64")
     code, out, _ = here.run("diff", every.folder, every.folder, "--base", every.base)
     assert (code, out.count("+1.00 ×1.00"), "…" in out) == (0, 18, False)
 
