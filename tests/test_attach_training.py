@@ -291,17 +291,23 @@ REFUSALS = {
     "extras": "extra",
     "dropout": "dropout",
     "kernels": "no-plan",
+    "file": "file-changed",
 }
 
 
 @pytest.mark.parametrize("how", REFUSALS)
 def test_what_cannot_be_trained_is_refused_and_nothing_has_changed(how, llama, pair, tmp_path):
-    saved(llama, tmp_path / "head", target_modules=["q_proj"], modules_to_save=["lm_head"])
-    saved(llama, tmp_path / "odd", target_modules=["q_proj"])
+    more = {"head": {"modules_to_save": ["lm_head"]}, "odd": {}, "file": {}}
+    for name, options in more.items():
+        saved(llama, tmp_path / name, target_modules=["q_proj"], **options)
     rewrite(tmp_path / "odd", lora_dropout="half")
-    with attach(llama, {**pair, "head": tmp_path / "head", "odd": tmp_path / "odd"}) as session:
+    with attach(llama, pair | {name: tmp_path / name for name in more}) as session:
+        if how == "file":  # another adapter of the same shapes in the place of the one loaded
+            saved(tiny_model("llama"), tmp_path / "file", seed=9, target_modules=["q_proj"])
         session.adopt("kernels", session._loaded["a"].kernels)
-        name = {"unknown": "nobody", "extras": "head", "dropout": "odd", "kernels": "kernels"}.get(how, "a")
+        name = {"unknown": "nobody", "extras": "head", "dropout": "odd", "file": "file", "kernels": "kernels"}.get(
+            how, "a"
+        )
         session.activate("a" if how == "default" else None)
         with session.use("a" if how == "use" else "b"):
             before = logits(llama)

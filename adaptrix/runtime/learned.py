@@ -29,9 +29,14 @@ class Learned:
     dropout: float
     embedding: bool
 
+    @property
+    def kernel(self) -> Kernel:
+        """The kernel of the leaves as they are now, differentiable in them."""
+        return kernel_of(list(self.parts.values()), self.reached, self.dtype, embedding=self.embedding)
+
     def delta(self, x: Tensor, y: Tensor) -> Tensor:
-        """What is added to ``y`` for ``x``, differentiable in the leaves."""
-        kernel = kernel_of(list(self.parts.values()), self.reached, self.dtype, embedding=self.embedding)
+        """What is added to ``y`` for ``x``."""
+        kernel = self.kernel
         if not self.dropout or self.embedding or not self.reached.module.training:
             return kernel.delta(x, y)
         x = functional.dropout(x.to(self.dtype), self.dropout)

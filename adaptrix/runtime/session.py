@@ -245,7 +245,7 @@ class Session:
             remedy = "Ask for its parameters before session.use."
             raise UsageError(Problem("in-use", loaded.name, "somebody uses it", "an adapter at rest", remedy))
         plan = self._planned(loaded)
-        training = replace(loaded, kernels=learned(plan, self._hooks.modules))
+        training = replace(loaded, kernels=learned(plan, self._hooks.modules, loaded.kernels))
         self._hooks.freeze()
         self._loaded = {**self._loaded, loaded.name: training}
         self._forget(loaded)

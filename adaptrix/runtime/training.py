@@ -17,23 +17,31 @@ from torch import Tensor, nn
 from adaptrix.adapter import Adapter
 from adaptrix.architecture import Site
 from adaptrix.delta import LowRank
-from adaptrix.errors import Problem, RefusedError, UsageError
+from adaptrix.errors import Problem, RefusedError, UsageError, refuse
 from adaptrix.planning.plan import Plan
 from adaptrix.runtime.build import by_module, home
 from adaptrix.runtime.factors import Factors, factors
+from adaptrix.runtime.kernel import Kernel
 from adaptrix.runtime.learned import Learned
 from adaptrix.runtime.reach import Reached
 from adaptrix.tensor import Tensor as Stored
 
 
-def learned(plan: Plan, modules: Mapping[Site, Reached]) -> dict[Site, Learned]:
-    """What a plan does, by the site of the whole weight, with leaves for its numbers; they are the same yet.
+def learned(plan: Plan, modules: Mapping[Site, Reached], loaded: Mapping[Site, object]) -> dict[Site, Learned]:
+    """What a plan does, by the site of the whole weight, with leaves for its numbers; they are those ``loaded``.
 
-    Raises :class:`RefusedError` for extras, :class:`UsageError` for a dropout that is no share.
+    Raises :class:`RefusedError` for extras, and where the files of the adapter say something else than when it was
+    loaded; :class:`UsageError` for a dropout that is no share.
     """
     _require_deltas_only(plan)
     dropout = _dropout(plan)
-    return {whole: _learned(plan, sites, modules[whole], dropout) for whole, sites in by_module(plan).items()}
+    found = {whole: _learned(plan, sites, modules[whole], dropout) for whole, sites in by_module(plan).items()}
+    changed = [site for site, one in found.items() if not _agree(one.kernel, loaded[site])]
+    if changed:
+        where = f"{plan.bound.adapter.name} {changed[0]}"
+        remedy = "session.load(name, uri) loads them as they are now."
+        raise refuse("file-changed", where, "its files have changed since it was loaded", "the same files", remedy)
+    return found
 
 
 def adapter_now(plan: Plan, changes: Mapping[Site, object]) -> Adapter:
@@ -55,6 +63,15 @@ def _learned(plan: Plan, sites: list[Site], reached: Reached, dropout: float) ->
     dtype = torch.float64 if own is torch.float64 else torch.float32
     parts = {site: _leaves(factors(plan, site, device, dtype)) for site in sites}
     return Learned(parts, reached, dtype, dropout, plan.delta(sites[0]).embedding)
+
+
+@torch.no_grad()
+def _agree(kernel: Kernel, loaded: object) -> bool:
+    """Whether a kernel has the numbers of the one loaded, as far as its dtype goes; DoRA's g is the base's too."""
+    if not isinstance(loaded, Kernel):
+        return False
+    pairs = [(kernel.At, loaded.At)] + ([(kernel.Bt, loaded.Bt)] if kernel.g is None else [])
+    return all(one.shape == other.shape and torch.allclose(one.to(other), other, rtol=1e-3) for one, other in pairs)
 
 
 def _leaves(part: Factors) -> Factors:
