@@ -18,7 +18,7 @@ from adaptrix.algebra.recipe import Recipe
 from adaptrix.errors import Problem, UsageError
 from adaptrix.inspection import Inspection, summarise
 from adaptrix.merging import merger
-from adaptrix.merging.merger import MergeOptions
+from adaptrix.merging.merger import MergeOptions, QloraBase
 from adaptrix.options import Options
 from adaptrix.planning.redistribute import Redistribution
 from adaptrix.workflow import Report, Workshop
@@ -220,6 +220,7 @@ def merge(
     *,
     dtype: str | None = None,
     verify: bool = False,
+    qlora_base: QloraBase | None = None,
     force: bool = False,
     allow_nonfinite: bool = False,
 ) -> Path:
@@ -229,11 +230,12 @@ def merge(
     in the current one. Shards, tokenizer and config are the base's; a tensor that the adapter does not change is
     the same bytes, the others are added in fp32 and rounded once, to the base's dtype or to ``dtype``. ``layers``:
     as for :func:`convert`; None is what :func:`attach` does. ``verify`` compares logits with those of the base with
-    the adapter attached, and writes nothing where rounding does not explain the difference. Problems of severity
-    ``warning`` are issued as :class:`AdaptrixWarning`. Raises :class:`AdaptrixError` with every problem, and then
-    leaves nothing behind.
+    the adapter attached, and writes nothing where rounding does not explain the difference. ``qlora_base``: for
+    an adapter trained on the base in NF4; ``nf4`` merges it into what NF4 leaves of the base (needs
+    ``adaptrix[qlora]``), ``bf16`` into its full precision. Problems of severity ``warning`` are issued as
+    :class:`AdaptrixWarning`. Raises :class:`AdaptrixError` with every problem, and then leaves nothing behind.
     """
-    options = MergeOptions(layers, dtype, force, allow_nonfinite, verify)
+    options = MergeOptions(layers, dtype, force, allow_nonfinite, verify, qlora_base)
     target = None if out is None else fspath(out)
     merger.prepare(target, options)
     done = merger.write(merger.draft(Workshop(), fspath(uri), fspath(base), options), target, options)

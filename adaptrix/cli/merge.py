@@ -29,6 +29,11 @@ _LAYERS = """all, middle, spread:K, energy:K, or 8-23,28. [default: the plan of 
 @click.option(
     "--verify", is_flag=True, help="Compare its logits with the attached adapter's; write it only if they agree."
 )
+@click.option(
+    "--qlora-base",
+    type=click.Choice(["bf16", "nf4"]),
+    help="For an adapter trained on a base in NF4: merge into what NF4 leaves of it, or into its full precision.",
+)
 @click.option("--force", is_flag=True, help="Replace a merged model, never the base or the adapter.")
 @click.option("--allow-nonfinite", is_flag=True, help="Let NaN and Inf through.")
 @voice_options

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,7 +14,8 @@ class Agreement:
 
     ``largest``: the largest difference of a logit; ``spread``: the logits' standard deviation; ``top1``: the share of
     ``tokens`` for which both would say the same one; ``kl``: KL(attached ‖ merged) a token, in nats; ``effect``: how
-    far the adapter itself moves a logit at most.
+    far the adapter itself moves a logit at most. ``kl_on``: for an adapter trained on NF4, that KL if it is merged
+    into each base; all else is about the one that was chosen.
     """
 
     largest: float
@@ -20,6 +24,7 @@ class Agreement:
     kl: float
     effect: float
     tokens: int
+    kl_on: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def relative(self) -> float:
@@ -29,7 +34,9 @@ class Agreement:
     def __str__(self) -> str:
         moved = f"{self.relative:.1e} of their spread; the adapter moves them by up to {self.effect:.2e}"
         agreed = f"top-1 agrees on {self.top1:.1%} of {self.tokens} tokens, KL {self.kl:.1e} a token"
-        return f"logits differ by at most {self.largest:.2e} ({moved}), {agreed}"
+        bases = ", ".join(f"merged into {base} {kl:.1e}" for base, kl in self.kl_on.items())
+        beside = f"; KL a token to the NF4 base with the adapter: {bases}" if bases else ""
+        return f"logits differ by at most {self.largest:.2e} ({moved}), {agreed}{beside}"
 
-    def as_dict(self) -> dict[str, float]:
-        return asdict(self)
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(replace(self, kl_on=dict(self.kl_on)))

@@ -41,7 +41,8 @@ class Term:
 class Change:
     """A tensor's new numbers: ``instead`` of its own, plus the ``terms``, then ``tokens`` replaced by ``rows``.
 
-    ``turned``: the weight is stored ``[in, out]`` (Conv1D, embeddings). ``bias``: the terms are biases of B.
+    ``turned``: the weight is stored ``[in, out]`` (Conv1D, embeddings). ``bias``: the terms are biases of B. ``nf4``:
+    the terms are added to what NF4 leaves of the tensor.
     """
 
     instead: Tensor | None = None
@@ -50,7 +51,13 @@ class Change:
     bias: bool = False
     tokens: tuple[int, ...] = ()
     rows: Tensor | None = None
+    nf4: bool = False
 
     @property
     def dora(self) -> bool:
         return not self.bias and any(term.delta.magnitude is not None for term in self.terms)
+
+    @property
+    def empty(self) -> bool:
+        """Whether it leaves the tensor as it is, but for NF4."""
+        return self.instead is None and not self.terms and self.rows is None

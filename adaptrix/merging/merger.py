@@ -6,10 +6,11 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Literal
 
 from adaptrix import atomic
 from adaptrix.destination import require_apart, require_folder
@@ -33,6 +34,7 @@ from adaptrix.workflow import Report, Workshop
 Display = Callable[[int], AbstractContextManager[Callable[[int], object]]]
 #: looks at what was written before it is there for all to see; raises where it is no good
 Check = Callable[[Path], Agreement]
+QloraBase = Literal["bf16", "nf4"]
 _DTYPES = ("F64", "F32", "F16", "BF16")
 
 
@@ -42,7 +44,8 @@ class MergeOptions:
 
     ``layers``: a policy; None is all of a PEFT checkpoint, and an injection file's own plan, as attaching does it.
     ``dtype``: that of the result, by default each tensor's own. ``verify``: the merged model is held to its base with
-    the adapter attached, and is not written where they are not one.
+    the adapter attached, and is not written where they are not one. ``qlora_base``: the adapter was trained on the
+    base in NF4, and is merged into what NF4 leaves of it (``nf4``) or into its full precision (``bf16``).
     """
 
     layers: str | None = None
@@ -50,6 +53,7 @@ class MergeOptions:
     force: bool = False
     allow_nonfinite: bool = False
     verify: bool = False
+    qlora_base: QloraBase | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class Merge:
 
 @dataclass(frozen=True, eq=False)
 class Draft:
-    """A merge that can be done: nothing of it is written yet."""
+    """A merge that can be done: nothing of it is written yet. ``linear``: see :meth:`Places.linear`."""
 
     plan: Plan
     base: Base
@@ -75,6 +79,23 @@ class Draft:
     vocabulary: int | None
     problems: tuple[Problem, ...]
     bundle: Bundle | None = None
+    linear: Mapping[str, bool] = field(default_factory=lambda: MappingProxyType({}))
+
+    def on(self, base: QloraBase) -> Draft:
+        """The same merge into what NF4 leaves of the base, or into its full precision."""
+        changes = {name: replace(change, nf4=False) for name, change in self.changes.items() if not change.empty}
+        if base == "nf4":
+            changes |= {name: _in_nf4(changes.get(name), turned) for name, turned in self.linear.items()}
+        return replace(self, changes=changes)
+
+    def base_alone(self) -> Draft:
+        """What NF4 leaves of the base, and nothing merged into it."""
+        changes = {name: _in_nf4(None, turned) for name, turned in self.linear.items()}
+        return replace(self, changes=changes, vocabulary=None)
+
+
+def _in_nf4(change: Change | None, turned: bool) -> Change:
+    return replace(change or Change(), turned=turned, nf4=True)
 
 
 def quiet(_total: int) -> AbstractContextManager[Callable[[int], object]]:
@@ -88,18 +109,22 @@ def prepare(out: str | None, options: MergeOptions) -> None:
         raise UsageError(Problem("option", "dtype", f"{options.dtype!r}", f"one of {', '.join(_DTYPES)}"))
     if out is not None and not out.endswith("/"):
         atomic.require_free(Path(out), force=options.force)
-    require("torch", *(["transformers"] if options.verify else []))
+    if options.qlora_base not in (None, "bf16", "nf4"):
+        raise UsageError(Problem("option", "qlora_base", f"{options.qlora_base!r}", "bf16 or nf4"))
+    require("torch", "torch")
+    if options.verify:
+        require("transformers", "torch")
+    if options.qlora_base == "nf4" or (options.qlora_base and options.verify):
+        require("bitsandbytes", "qlora")
 
 
-def require(*modules: str) -> None:
-    """Raises :class:`UsageError` for a module that is not installed."""
-    for module in modules:
-        try:
-            import_module(module)
-        except ImportError:
-            remedy = 'Run: pip install "adaptrix[torch]"'
-            problem = Problem("missing-extra", "merge", f"{module} is not installed", remedy=remedy)
-            raise UsageError(problem) from None
+def require(module: str, extra: str) -> None:
+    """Raises :class:`UsageError` where a module is not installed, with the extra that brings it."""
+    try:
+        import_module(module)
+    except ImportError:
+        remedy = f'Run: pip install "adaptrix[{extra}]"'
+        raise UsageError(Problem("missing-extra", "merge", f"{module} is not installed", remedy=remedy)) from None
 
 
 def draft(workshop: Workshop, uri: str, base: str, options: MergeOptions) -> Draft:
@@ -109,7 +134,8 @@ def draft(workshop: Workshop, uri: str, base: str, options: MergeOptions) -> Dra
     if not report.ok or report.bound is None:
         raise RefusedError(errors_in(report.problems))
     plan = _plan(report, options.layers)
-    return settle(plan, fetch_base(base, workshop), report)
+    made = settle(plan, fetch_base(base, workshop), report)
+    return made if options.qlora_base is None else made.on(options.qlora_base)
 
 
 def _plan(report: Report, layers: str | None) -> Plan:
@@ -136,7 +162,7 @@ def settle(plan: Plan, base: Base, report: Report) -> Draft:
     if errors := errors_in(problems):
         raise RefusedError(errors)
     said = (*report.problems, *plan.notes, *powerless(plan), *problems)
-    return Draft(plan, base, changes, size, said, report.bundle)
+    return Draft(plan, base, changes, size, said, report.bundle, MappingProxyType(places.linear()))
 
 
 def _quantised(base: Base) -> Iterator[Problem]:
@@ -154,25 +180,25 @@ def write(made: Draft, out: str | None, options: MergeOptions, display: Display 
     carried = {**made.base.carried(), **tokenizer}
     names = {*carried, *made.base.shards, RECORD, *([INDEX] if made.base.index else [])}
     atomic.require_free(path, force=options.force, holds=names)
-    check = _check(made, options)
     with atomic.output(path, force=options.force, holds=names) as work:
+        check = _check(made, options, path.parent)
         work.mkdir()
         total = write_model(made, work, options.dtype, display)
         for name, file in carried.items():
             if name != "config.json":
                 shutil.copyfile(file, work / name)
-        (work / RECORD).write_text(_json(record(made.plan, made.base, options.dtype)))
+        (work / RECORD).write_text(_json(record(made.plan, made.base, options.dtype, options.qlora_base)))
         agreement = check(work) if check else None
     said = (*made.problems, *_tokenizer_note(made, tokenizer))
     return Merge(path, made.plan, len(made.changes), len(made.base.tensors()), total, said, agreement)
 
 
-def _check(made: Draft, options: MergeOptions) -> Check | None:
+def _check(made: Draft, options: MergeOptions, room: Path) -> Check | None:
     if not options.verify:
         return None
     from adaptrix.merging.verify import verifier
 
-    return verifier(made, options.dtype, options.layers)
+    return verifier(made, options, room)
 
 
 def _destination(out: str | None, name: str) -> Path:

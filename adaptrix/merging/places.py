@@ -38,6 +38,18 @@ class Places:
         """The names of a role outside the layers."""
         return self._weights.get(Site(None, role), [])
 
+    def linear(self) -> dict[str, bool]:
+        """The weights of linear modules in the layers, and whether each is stored ``[in, out]``.
+
+        These are what QLoRA quantises; experts and routers are no linear modules, heads are left as they are.
+        """
+        found: dict[str, bool] = {}
+        for site, names in self._weights.items():
+            role = self._architecture.roles[site.role]
+            if site.layer is not None and role.orientation in ("linear", "conv1d") and role.name != "router":
+                found |= dict.fromkeys(names, role.orientation == "conv1d")
+        return found
+
     def biases_of(self, role: str) -> list[str]:
         """The names of the biases of a role outside the layers."""
         return self._biases.get(Site(None, role), [])

@@ -46,6 +46,10 @@ def pieces(stored: Stored, change: Change, dtype: str, where: str) -> Iterator[m
     source = change.instead or stored
     if not source.size:
         return
+    if change.nf4:
+        from adaptrix.merging.qlora import dequantised
+
+        source = dequantised(source, turned=change.turned)
     wide = torch.float64 if stored.dtype == "F64" else torch.float32
     rounded = _Rounding(TORCH[dtype], where)
     for x in _vector(source, change, wide) if len(source.shape) < 2 else _matrices(source, change, wide):

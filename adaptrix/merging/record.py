@@ -15,7 +15,7 @@ RECORD = "adaptrix_merge.json"
 VERSION = 1
 
 
-def record(plan: Plan, base: Base, dtype: str | None) -> dict[str, Any]:
+def record(plan: Plan, base: Base, dtype: str | None, qlora_base: str | None) -> dict[str, Any]:
     """What was merged into what; paths on this disk are named by their last part alone."""
     source = plan.bound.adapter.provenance
     return {
@@ -28,4 +28,5 @@ def record(plan: Plan, base: Base, dtype: str | None) -> dict[str, Any]:
         },
         "plan": {"policy": plan.policy, "layers": {stack: list(layers) for stack, layers in plan.layers.items()}},
         "dtype": dtype,
+        "qlora_base": qlora_base,
     }

@@ -9,8 +9,9 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 from adaptrix.attaching import attach
 from adaptrix.errors import Problem, RefusedError, refuse
 from adaptrix.merging.agreement import Agreement
-from adaptrix.merging.merger import Check, Draft
+from adaptrix.merging.merger import Check, Draft, MergeOptions, QloraBase, write_model
 from adaptrix.options import dtype_name
 
 #: largest difference of a logit that rounding explains, in standard deviations of the logits, by dtype of the weights
@@ -66,19 +67,49 @@ def reference(made: Draft, folder: Path, layers: str | None) -> Reference:
             return Reference(_logits(model, inputs), plain, inputs)
 
 
-def verifier(made: Draft, dtype: str | None, layers: str | None) -> Check:
-    """What judges a merged model; the base answers now, so that one that cannot be compared is not written."""
-    answers = reference(made, made.base.folder, layers)
-    tolerance = _tolerance(made, dtype)
+def verifier(made: Draft, options: MergeOptions, room: Path) -> Check:
+    """What judges a merged model; the base answers now, so that one that cannot be compared is not written.
+
+    ``room``: a folder to put models in that nobody keeps.
+    """
+    if options.qlora_base is not None:
+        return _on_nf4(made, options, room)
+    answers = reference(made, made.base.folder, options.layers)
+    return lambda folder: _held(answers.agreement(folder), made, options)
+
+
+def _on_nf4(made: Draft, options: MergeOptions, room: Path) -> Check:
+    """Judges by the base in NF4, and tells of the merge into the other base as well."""
+    with _written(made.base_alone(), options, room) as alone:
+        answers = reference(made, alone, options.layers)
+    other: QloraBase = "bf16" if options.qlora_base == "nf4" else "nf4"
+    with _written(made.on(other), options, room) as folder:
+        beside = answers.agreement(folder).kl
 
     def check(folder: Path) -> Agreement:
         found = answers.agreement(folder)
-        if not found.relative <= tolerance:  # nor NaN
-            text, wanted = f"merged, the model is another one: {found}", f"at most {tolerance:g} of their spread"
-            raise refuse("not-verified", made.plan.bound.adapter.name, text, wanted, _REMEDY)
-        return found
+        kl = {str(options.qlora_base): found.kl, other: beside}
+        found = replace(found, kl_on={base: kl[base] for base in sorted(kl)})
+        return _held(found, made, options) if options.qlora_base == "nf4" else found
 
     return check
+
+
+@contextmanager
+def _written(made: Draft, options: MergeOptions, room: Path) -> Iterator[Path]:
+    """A model on the disk for a while."""
+    with TemporaryDirectory(prefix=".adaptrix-", dir=room) as folder:
+        write_model(made, Path(folder), options.dtype)
+        yield Path(folder)
+
+
+def _held(found: Agreement, made: Draft, options: MergeOptions) -> Agreement:
+    """The agreement itself. Raises :class:`RefusedError` where rounding does not explain the difference."""
+    tolerance = _tolerance(made, options.dtype)
+    if not found.relative <= tolerance:  # nor NaN
+        text, wanted = f"merged, the model is another one: {found}", f"at most {tolerance:g} of their spread"
+        raise refuse("not-verified", made.plan.bound.adapter.name, text, wanted, _REMEDY)
+    return found
 
 
 def _tolerance(made: Draft, dtype: str | None) -> float:
