@@ -141,6 +141,19 @@ def test_the_same_rank_leaves_every_byte(tmp_path):
     ]
 
 
+def test_numbers_whose_products_leave_every_range(tmp_path):
+    loud = {t: replace(d, A=Tensor.of(d.A.float64() * 1e200), B=Tensor.of(d.B.float64() * 1e200))
+            for t, d in adapter(1).deltas.items()}  # fmt: skip
+    made = replace(adapter(1), deltas=loud)
+    for act in (
+        lambda: run(made, tmp_path, Size(2)),
+        lambda: adaptrix.combine([made, made], out=tmp_path / "out", method="svd"),
+    ):
+        with pytest.raises(RefusedError):
+            act()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_rounding_is_in_the_error(tmp_path):
     done = run(adapter(2, rank=3), tmp_path, Size(3), dtype="bf16")
     assert 1e-4 < done.error < 1e-2

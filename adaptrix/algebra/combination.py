@@ -25,7 +25,7 @@ from adaptrix.algebra.methods import (
     weighted_sum,
 )
 from adaptrix.algebra.operands import NOT_SHOWN, Operand, bundles_of, gather, said_of
-from adaptrix.algebra.outcome import Outcome, published, worst
+from adaptrix.algebra.outcome import Outcome, published, too_large, worst
 from adaptrix.algebra.recipe import Recipe, require_recipe, require_sums
 from adaptrix.architecture import Site
 from adaptrix.binding.bind import bind
@@ -50,10 +50,9 @@ def combine_adapters(
 ) -> Outcome:
     """Writes one adapter for the weighted sum of several, with the error of every site.
 
-    ``busy`` is entered when all is fetched.
-
-    Raises :class:`UsageError` for a recipe that makes no sense, :class:`RefusedError` for adapters that are of no one
-    model, that are no sums (DoRA), or that bring along what cannot be added.
+    ``busy`` is entered when all is fetched. Raises :class:`UsageError` for a recipe that makes no sense,
+    :class:`RefusedError` for adapters that are of no one model, that are no sums (DoRA), or that bring along what
+    cannot be added.
     """
     require_recipe(recipe, subjects)
     workshop.prepare(out, options)
@@ -95,17 +94,17 @@ def _merged(aligned: Alignment, weights: Sequence[float], recipe: Recipe) -> dic
     found, problems = {}, []
     for site, row in aligned.rows.items():
         try:
-            found[site] = [_one(terms, recipe, site) for terms in _terms(row, weights)]
-        except np.linalg.LinAlgError:  # the SVD of what is not finite
-            problems.append(Problem("overflow", str(site), "its numbers are too large to be added up", "finite sums"))
+            rng = np.random.default_rng([recipe.seed, crc32(str(site).encode())])  # whatever other sites there are
+            found[site] = [_one(terms, recipe, rng) for terms in _terms(row, weights)]
+        except np.linalg.LinAlgError:
+            problems.append(too_large(site))
     if problems:
         raise RefusedError(problems)
     return found
 
 
-def _one(terms: Sequence[Term], recipe: Recipe, site: Site) -> Merged:
-    if recipe.method in SPARSE:  # what is dropped depends on the site alone, not on what else there is
-        rng = np.random.default_rng([recipe.seed, crc32(str(site).encode())])
+def _one(terms: Sequence[Term], recipe: Recipe, rng: np.random.Generator) -> Merged:
+    if recipe.method in SPARSE:
         return SPARSE[recipe.method](terms, recipe.density or 0.5, rng)
     if recipe.method == "svd":
         return truncated(terms, recipe.rank)

@@ -14,7 +14,7 @@ import numpy as np
 from adaptrix.adapter import Adapter
 from adaptrix.algebra.factors import Loss, assembled, measured, scaled, total
 from adaptrix.algebra.operands import NOT_SHOWN, Operand, bundles_of, gather
-from adaptrix.algebra.outcome import Outcome, published, worst
+from adaptrix.algebra.outcome import Outcome, published, too_large, worst
 from adaptrix.architecture import Site
 from adaptrix.binding.bind import BoundAdapter
 from adaptrix.delta import LowRank, Spectrum, spectrum
@@ -73,6 +73,8 @@ def _written(
                 deltas[site], losses[site] = _resized(delta, size, dtype or delta.A.dtype, site)
         except RefusedError as error:
             problems += error.problems
+        except np.linalg.LinAlgError:
+            problems.append(too_large(site))
     if problems:
         raise RefusedError(problems)
     changed = {site for site, delta in deltas.items() if delta is not bound.deltas[site]}

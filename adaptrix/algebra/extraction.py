@@ -16,7 +16,7 @@ from adaptrix.algebra.changes import Change, Changes, changes, difference, kept_
 from adaptrix.algebra.decomposition import SOLVERS, Solver, best_pair, residual
 from adaptrix.algebra.factors import Loss, total
 from adaptrix.algebra.operands import NOT_SHOWN
-from adaptrix.algebra.outcome import Outcome, published, require_room
+from adaptrix.algebra.outcome import Outcome, published, require_room, too_large
 from adaptrix.architecture import Site
 from adaptrix.binding.bind import bind
 from adaptrix.binding.identify import Identity, by_config
@@ -141,10 +141,13 @@ def _deltas(
     deltas, losses = {}, {}
     for site in sorted(found.targets, key=lambda site: site.order):
         X = difference(found.targets[site], identity.architecture.roles[site.role])
-        delta = from_factors(*best_pair(X, extraction.rank, extraction.solver, extraction.seed), dtype)
         with np.errstate(all="ignore"):  # what has no room in the dtype is refused when the adapter is written
-            losses[site] = residual(X, delta.A.float32(), delta.B.float32())
-        deltas[site] = delta
+            try:
+                pair = best_pair(X, extraction.rank, extraction.solver, extraction.seed)
+            except np.linalg.LinAlgError:
+                raise RefusedError(too_large(site)) from None
+            deltas[site] = from_factors(*pair, dtype)
+            losses[site] = residual(X, deltas[site].A.float32(), deltas[site].B.float32())
     return deltas, losses
 
 

@@ -101,6 +101,11 @@ def published(
     return Outcome(done, losses, tuple(notes), (*said, *done.problems))
 
 
+def too_large(site: Site) -> Problem:
+    """For an SVD that found no finite numbers: products of the largest leave the range of their dtype."""
+    return Problem("overflow", str(site), "its numbers are too large to be multiplied", "finite products")
+
+
 def _overflows(bound: BoundAdapter) -> Iterator[Problem]:
     for site, energy in bound.energies.items():
         if not isfinite(energy):
