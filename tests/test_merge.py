@@ -107,6 +107,38 @@ def test_stacked_experts_as_peft_adds_them(family, tmp_path):
         torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("apart", [False, True])
+def test_experts_that_the_base_stacks(apart, tmp_path):
+    """The base as transformers 5 holds it in memory; the adapter stacked likewise, or one delta an expert."""
+    made = pair(tmp_path, "qwen3_moe", targets=["q_proj"], target_parameters=PARAMETERS["qwen3_moe"])
+    wanted = made.peft_merged()
+    for file in made.base.glob("*.safetensors"):
+        file.unlink()
+    plain = tiny_model("qwen3_moe").state_dict()
+    safetensors_file.write(made.base / "model.safetensors", {n: stored(t) for n, t in plain.items()}, {"format": "pt"})
+    bound = Workshop().bind(adaptrix.load(made.adapter), str(made.base))
+    places = [(site, place, delta) for site, delta in bound.deltas.items() for place, delta in by_expert(site, delta)]
+    if apart:
+        deltas = {place: delta for _, place, delta in places}
+        targets = {place: bound.targets[site] for site, place, _ in places}
+        bound = replace(bound, deltas=MappingProxyType(deltas), targets=MappingProxyType(targets))
+    base = open_base(made.base, "base", json.loads((made.base / "config.json").read_text()))
+    draft = merger.settle(make_plan(bound, "all"), base, Report("experts", ()))
+    merger.write(draft, str(tmp_path / "out"), merger.MergeOptions())
+    found = tensors(tmp_path / "out")
+    assert found.keys() == wanted.keys()
+    for name, tensor in found.items():
+        torch.testing.assert_close(as_torch(tensor), wanted[name], rtol=1e-5, atol=1e-6)
+
+
+def by_expert(site, delta):
+    """A stacked delta as one of each expert; another as it is."""
+    if delta.experts is None:
+        return [(site, delta)]
+    pairs = [(Tensor.of(A.astype(np.float32)), Tensor.of(B.astype(np.float32))) for A, B in delta.factors()]
+    return [(replace(site, expert=e), LowRank(A, B, alpha=delta.alpha)) for e, (A, B) in enumerate(pairs)]
+
+
 def test_embeddings_and_heads_that_are_two(tmp_path):
     build = lambda: tiny_model("llama")  # noqa: E731
     for number, keys in enumerate(({}, {"use_dora": True})):
@@ -350,3 +382,37 @@ def test_the_function_returns_the_folder_and_warns(tmp_path, monkeypatch):
         adaptrix.merge(other.adapter, other.base, tmp_path / "idle", layers="1-2")
     before, after = tensors(other.base), tensors(tmp_path / "idle")
     assert all(np.array_equal(before[name].numpy(), after[name].numpy()) for name in before)
+
+
+def test_what_a_plan_leaves_out_is_said(tmp_path):
+    made = pair(tmp_path, targets=["q_proj", "embed_tokens"], modules_to_save=["lm_head"])
+    done = made.merge(tmp_path / "out", layers="0,2")
+    assert done.changed == 2
+    assert [(p.code, p.severity) for p in done.problems if p.severity != "note"] == [("left-out", "warning")]
+    before, after = tensors(made.base), tensors(tmp_path / "out")
+    assert before["lm_head.weight"].tobytes() == after["lm_head.weight"].tobytes()
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_family_that_nobody_knows(family, tmp_path):
+    """Paths are the adapter's own; which way round a weight lies, its config says."""
+    made = pair(tmp_path, family)
+    file = made.base / "config.json"
+    known = file.read_text()
+    file.write_text(json.dumps(json.loads(known) | {"model_type": "novel"}))
+    done = made.merge(tmp_path / "out")
+    assert "unknown-family" in {problem.code for problem in done.problems}
+    (tmp_path / "out" / "config.json").write_text(known)
+    assert_equal_bits(tmp_path / "out", made)
+
+
+def test_dora_on_a_part_of_a_fused_weight_is_refused(tmp_path):
+    made = pair(tmp_path, "phi3", targets=["qkv_proj"], use_dora=True)
+    bound = Workshop().bind(adaptrix.load(made.adapter), str(made.base))
+    rows = role_rows(bound.architecture.roles["qkv"], bound.dims)
+    part = {Site(s.layer, s.role, "v"): split(delta, rows)["v"] for s, delta in bound.deltas.items()}
+    targets = {Site(s.layer, s.role, "v"): target for s, target in bound.targets.items()}
+    bound = replace(bound, deltas=MappingProxyType(part), targets=MappingProxyType(targets))
+    base = open_base(made.base, "base", json.loads((made.base / "config.json").read_text()))
+    with pytest.raises(RefusedError, match="DoRA on parts of a fused weight"):
+        merger.settle(make_plan(bound, "all"), base, Report("parts", ()))

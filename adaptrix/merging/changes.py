@@ -12,7 +12,7 @@ from adaptrix.delta import LowRank
 from adaptrix.errors import Problem
 from adaptrix.merging.change import Change, Term
 from adaptrix.merging.places import Places
-from adaptrix.merging.tied import HEAD
+from adaptrix.merging.tied import HEAD, equal
 from adaptrix.planning.plan import Plan
 from adaptrix.tensor import FLOATS, Tensor
 
@@ -41,17 +41,20 @@ class Drafting:
     def _extra(self, key: str, extra: Extra) -> None:
         path = key.removesuffix(_TOKENS) if key.endswith(_TOKENS) else key.rpartition(".")[0]
         site = self.plan.bound.architecture.locate(path.removesuffix(".base_layer"))
+        plain = f"{path}.weight" if extra.kind == "token_delta" else key.replace(".base_layer.", ".")
+        names = self.places.named(plain)
+        if any(equal(extra.tensor, self.places.tensors[name]) for name in names):
+            return  # the base's own, saved along
         if site is not None and not self.plan.active(site):
             found = f"it is outside the plan {self.plan.policy} and is left out"
             self._note("left-out", key, found, "Merge with --layers all to have it.", "warning")
             return
         if extra.kind == "token_delta":
-            self._tokens(f"{path}.weight", key, extra.tensor)
+            self._tokens(plain, names, key, extra.tensor)
         else:
-            self._replace(key.replace(".base_layer.", "."), key, extra.tensor)
+            self._replace(plain, names, key, extra.tensor)
 
-    def _replace(self, plain: str, key: str, tensor: Tensor) -> None:
-        names = self.places.named(plain)
+    def _replace(self, plain: str, names: list[str], key: str, tensor: Tensor) -> None:
         if not names and not self._is_tied_head(plain):
             remedy = (
                 "Load the base with the class the adapter was trained with, save_pretrained() it, and merge into that."
@@ -60,9 +63,8 @@ class Drafting:
         for name in names:
             self._change(name, instead=tensor)
 
-    def _tokens(self, plain: str, key: str, tensor: Tensor) -> None:
+    def _tokens(self, plain: str, names: list[str], key: str, tensor: Tensor) -> None:
         indices = _indices(self.plan.bound.adapter.provenance.config.get("trainable_token_indices"), plain)
-        names = self.places.named(plain)
         if indices is None or len(indices) != tensor.shape[0]:
             self._note(
                 "tokens", key, "which tokens these rows are for is not known", "Restore trainable_token_indices."
