@@ -3,8 +3,9 @@
     python benchmarks/attach.py [--turns 15] [--layers 32] [--hidden 64]
 
 Prints a table in Markdown. One process, one thread, fp32; what is compared runs in turn, and a ratio is the
-median of the ratios turn by turn. The model is a Llama of random numbers: its layers are narrow, so that what a
-library adds to every module is seen and not hidden behind the products.
+median of the ratios turn by turn. Time is that of the processor, which one thread alone on a core would take. The
+model is a Llama of random numbers: its layers are narrow, so that what a library adds to every module is seen and
+not hidden behind the products.
 """
 
 from __future__ import annotations
@@ -15,18 +16,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import peft
 import torch
 from safetensors.torch import load_file
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import adaptrix
+from adaptrix.runtime.session import Session
 
 NAMES = tuple("abcdefgh")
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -34,15 +38,16 @@ ATTENTION = ALL[:4]
 Times = dict[str, list[float]]
 
 
-def in_turn(turns: int, **actions: Callable[[], object]) -> Times:
-    """Seconds of every action, once to warm up and then all of them in turn."""
+def in_turn(turns: int, cleanup: Callable[[], object] = lambda: None, **actions: Callable[[], object]) -> Times:
+    """Processor seconds of every action, once to warm up and then all of them in turn; ``cleanup`` is not timed."""
     times: Times = {name: [] for name in actions}
     for turn in range(turns + 1):
         for name, action in actions.items():
-            start = time.perf_counter()
+            start = time.process_time()
             action()
             if turn:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(time.process_time() - start)
+        cleanup()
     return times
 
 
@@ -87,7 +92,7 @@ def row(what: str, measured: str, goal: str) -> None:
     print(f"| {what} | {measured} | {goal} |", flush=True)
 
 
-def switching(session: adaptrix.Session, adapted: peft.PeftModel, turns: int) -> None:
+def switching(session: Session, adapted: peft.PeftModel, turns: int) -> None:
     """A switch between resident adapters; ours is so short that a thousand are timed."""
     names = iter(NAMES * (turns + 1))
 
@@ -99,11 +104,8 @@ def switching(session: adaptrix.Session, adapted: peft.PeftModel, turns: int) ->
     micro = median(times["ours"]) * 1000
     factor = ratio(times["peft"], times["ours"]) * 1000
     theirs = 1000 * median(times["peft"])
-    row(
-        "switch, 224 modules, 8 adapters",
-        f"{micro:.1f} µs; peft's set_adapter ({theirs:.1f} ms) {factor:,.0f} ×",
-        "≤ 10 µs, ≥ 1000 ×",
-    )
+    measured = f"{micro:.1f} µs; peft's set_adapter ({theirs:.1f} ms) {factor:,.0f} ×"
+    row("switch, 224 modules, 8 adapters", measured, "≤ 10 µs, ≥ 1000 ×")
     session.activate(None)
 
 
@@ -112,90 +114,71 @@ def loading(model: LlamaForCausalLM, folder: Path, turns: int) -> None:
     made = adapters(model, folder, ATTENTION, ("x", "y"))
     adapted = in_peft(model, {"x": made["x"]})
     with adaptrix.attach(copy.deepcopy(model), {"x": made["x"]}) as session:
-
-        def ours() -> None:
-            session.load("y", made["y"])
-
-        def theirs() -> None:
-            adapted.load_adapter(made["y"], adapter_name="y")
-
-        times: Times = {"read": [], "ours": [], "peft": []}
-        for turn in range(turns + 1):
-            once = in_turn(0, ours=lambda: None) and {
-                "read": timed(lambda: load_file(made["y"] / "adapter_model.safetensors")),
-                "ours": timed(ours),
-                "peft": timed(theirs),
-            }
-            adapted.delete_adapter("y")
-            session.unload("y")
-            for name, seconds in once.items():
-                if turn:
-                    times[name].append(seconds)
-    read, ours_ms = 1000 * median(times["read"]), 1000 * median(times["ours"])
-    measured = f"{ratio(times['ours'], times['read']):.1f} × the read ({ours_ms:.1f} ms, {read:.1f} ms); peft's load_adapter {ratio(times['peft'], times['ours']):.1f} ×"
+        times = in_turn(
+            turns,
+            cleanup=lambda: (adapted.delete_adapter("y"), session.unload("y")),
+            read=lambda: load_file(made["y"] / "adapter_model.safetensors"),
+            ours=lambda: session.load("y", made["y"]),
+            peft=lambda: adapted.load_adapter(made["y"], adapter_name="y"),
+        )
+    ours, read = 1000 * median(times["ours"]), 1000 * median(times["read"])
+    reads, factor = ratio(times["ours"], times["read"]), ratio(times["peft"], times["ours"])
+    measured = f"{reads:.1f} × the read ({ours:.1f} ms, {read:.1f} ms); peft's load_adapter {factor:.1f} ×"
     row("load 256 tensors into a live session", measured, "≤ 4 × the read; ≥ 10 ×")
 
 
-def timed(action: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
+def hooked(model: LlamaForCausalLM) -> LlamaForCausalLM:
+    """A twin with hooks that do nothing: what torch itself takes for a module that has any."""
+    twin = copy.deepcopy(model)
+    for name, module in twin.named_modules():
+        if name.endswith("_proj"):
+            module.register_forward_hook(lambda *_: None)
+    return twin
 
 
-def tokens(
-    model: LlamaForCausalLM,
-    session: adaptrix.Session,
-    attached: LlamaForCausalLM,
-    adapted: peft.PeftModel,
-    batch: int,
-    turns: int,
-) -> None:
+def tokens(model: LlamaForCausalLM, session: Session, attached: nn.Module, adapted: nn.Module, turns: int) -> None:
     """One decoding step: the base, attached and idle, one adapter here and in peft."""
-    ids = torch.randint(0, 1000, (batch, 1))
-
-    def step(of: torch.nn.Module, choice: str | None = None) -> Callable[[], object]:
-        def run() -> None:
-            with session.use(choice) if choice else nullcontext():
-                for _ in range(5):
-                    of(ids, use_cache=False)
-
-        return run
-
-    times = in_turn(turns, base=step(model), idle=step(attached), one=step(attached, "a"), peft=step(adapted))
-    ours = median((b - a) / a for a, b in zip(times["base"], times["one"], strict=True))
-    theirs = median((b - a) / a for a, b in zip(times["base"], times["peft"], strict=True))
-    row(
-        f"overhead of a token, batch {batch}",
-        f"{ours:.2f} of base; peft {theirs:.2f}; share {ours / theirs:.2f}",
-        "≤ 0.33 of peft's",
-    )
-    row(f"attached and idle, batch {batch}", f"{ratio(times['idle'], times['base']):.3f} × base", "≤ 1.05 ×")
+    nothing = hooked(model)
+    for batch in (1, 8):
+        ids = torch.randint(0, 1000, (batch, 1))
+        with session.use("a"):
+            times = in_turn(turns, base=steps(model, ids), one=steps(attached, ids), peft=steps(adapted, ids))
+        ours, theirs = (ratio(times[name], times["base"]) - 1 for name in ("one", "peft"))
+        measured = f"{ours:.2f} of base; peft {theirs:.2f}, of which it is {ours / theirs:.2f}"
+        row(f"overhead of a token, batch {batch}", measured, "≤ 0.33 of peft's")
+        times = in_turn(turns, base=steps(model, ids), idle=steps(attached, ids), nothing=steps(nothing, ids))
+        idle, floor = (ratio(times[name], times["base"]) for name in ("idle", "nothing"))
+        row(f"attached and idle, batch {batch}", f"{idle:.2f} × base; hooks that do nothing {floor:.2f} ×", "≤ 1.05 ×")
 
 
-def rows(session: adaptrix.Session, attached: LlamaForCausalLM, adapted: peft.PeftModel, turns: int) -> None:
+def steps(model: nn.Module, ids: torch.Tensor, **options: Any) -> Callable[[], None]:
+    def run() -> None:
+        for _ in range(5):
+            model(ids, use_cache=False, **options)
+
+    return run
+
+
+def rows(session: Session, attached: nn.Module, adapted: nn.Module, turns: int) -> None:
     """Four adapters in a batch of eight, against one for all."""
     ids = torch.randint(0, 1000, (8, 1))
     wanted = [name for name in NAMES[:4] for _ in range(2)]
+    one, four = steps(attached, ids), steps(attached, ids)
 
-    def one() -> None:
-        with session.use("a"):
-            for _ in range(5):
-                attached(ids, use_cache=False)
+    def under(block: Callable[[], AbstractContextManager[None]], action: Callable[[], None]) -> Callable[[], None]:
+        def run() -> None:
+            with block():
+                action()
 
-    def four() -> None:
-        with session.route(wanted):
-            for _ in range(5):
-                attached(ids, use_cache=False)
+        return run
 
-    def peft_one() -> None:
-        for _ in range(5):
-            adapted(ids, use_cache=False)
-
-    def peft_four() -> None:
-        for _ in range(5):
-            adapted(ids, use_cache=False, adapter_names=wanted)
-
-    times = in_turn(turns, one=one, four=four, peft_one=peft_one, peft_four=peft_four)
+    times = in_turn(
+        turns,
+        one=under(lambda: session.use("a"), one),
+        four=under(lambda: session.route(wanted), four),
+        peft_one=steps(adapted, ids),
+        peft_four=steps(adapted, ids, adapter_names=wanted),
+    )
     ours, theirs = ratio(times["four"], times["one"]), ratio(times["peft_four"], times["peft_one"])
     row("four adapters in a batch of 8", f"{ours:.2f} × one for all; peft {theirs:.2f} ×", "≤ 1.25 ×")
 
@@ -214,8 +197,7 @@ def main() -> None:
         adapted, attached = in_peft(model, made), copy.deepcopy(model)
         with adaptrix.attach(attached, made) as session:
             switching(session, adapted, options.turns)
-            for batch in (1, 8):
-                tokens(model, session, attached, adapted, batch, options.turns)
+            tokens(model, session, attached, adapted, options.turns)
             rows(session, attached, adapted, options.turns)
         loading(model, Path(name), options.turns)
 

@@ -12,7 +12,8 @@ from types import MappingProxyType
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.compiler import is_dynamo_compiling  # half the price of is_compiling, and nothing else looks into hooks
 
 from adaptrix.architecture import Site
 from adaptrix.errors import refuse
@@ -20,7 +21,7 @@ from adaptrix.runtime import recompute
 from adaptrix.runtime.cache import AdapterCache
 from adaptrix.runtime.context import depth_of, layers_of, require_own
 from adaptrix.runtime.drift import Drift
-from adaptrix.runtime.factors import device_of
+from adaptrix.runtime.injection import Injector
 from adaptrix.runtime.lanes import Lanes, compile_forward, outside_graphs
 from adaptrix.runtime.passes import Pass
 from adaptrix.runtime.reach import Reached
@@ -31,9 +32,6 @@ from adaptrix.runtime.users import Users
 _SESSIONS = count(1)
 #: what this context has chosen, by session
 _CHOSEN: ContextVar[Mapping[int, Selection]] = ContextVar("adaptrix_chosen", default=MappingProxyType({}))
-
-
-Hook = Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor | None]
 
 
 class Hooks:
@@ -55,12 +53,10 @@ class Hooks:
         self.attached = True
         self._session = next(_SESSIONS)
         self._modules, self._users = modules, users
-        self._calls: dict[Site, Iterator[int]] = {}
-        self._homes: dict[Site, torch.device] = {}
         self._handles = ExitStack()
         self._pass = Pass()
+        self._injector = Injector(self._pass, lambda: self.current, drift, slots)
         self._lock = Lock()
-        self._lanes: Lanes | None = None
         self._watched: set[int] = set()
         self.model = model
         self._inputs = tuple(signature(model.forward).parameters)
@@ -75,12 +71,8 @@ class Hooks:
         """Hooks the modules of these sites that have none yet."""
         with self._lock:
             for site in sites:
-                module = self._modules[site].module
-                self._homes[site] = device_of(module)
-                if site not in self._calls:
-                    self._calls[site] = count()
-                    hook = _aligned(self._hook(site)) if hasattr(module, "_hf_hook") else self._hook(site)
-                    self._keep(module.register_forward_hook(hook))
+                if (handle := self._injector.cover(self._modules[site])) is not None:
+                    self._keep(handle)
 
     def new_cache(self, first_layer: float) -> AdapterCache:
         """An empty cache for adapters that change no layer under ``first_layer``."""
@@ -127,14 +119,15 @@ class Hooks:
         """A selection, which is counted as in use, for this context while the block runs."""
         token = _CHOSEN.set({**_CHOSEN.get(), self._session: selection})
         try:
-            yield
+            with self._pass.under(selection, self._injector.table):
+                yield
         finally:
             _CHOSEN.reset(token)
 
     def compile(self, **options: Any) -> None:
         """Compiles the model's forward pass until the hooks come off."""
-        self._lanes = Lanes(next(self.model.parameters()).device)
-        self._handles.callback(compile_forward(self.model, self._lanes, lambda: self.current, **options))
+        self._injector.lanes = lanes = Lanes(next(self.model.parameters()).device)
+        self._handles.callback(compile_forward(self.model, lanes, lambda: self.current, **options))
 
     def settle(self) -> None:
         """Ends what an interrupted forward pass of this thread has left behind."""
@@ -151,51 +144,20 @@ class Hooks:
     @property
     def injections(self) -> dict[Site, int]:
         """How often each hooked module was injected so far."""
-        return {site: _next_value(counter) for site, counter in self._calls.items()}
-
-    def _hook(self, site: Site) -> Hook:
-        session, calls, drift, passing = self._session, self._calls[site], self.drift, self._pass
-        bank = None if self._slots is None else self._slots.banks[site]
-
-        def inject(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-            if torch.compiler.is_compiling():
-                if bank is None or self._lanes is None:
-                    return _apart(inject, module, args, output)
-                return bank.add(args[0], output, self._lanes.slots)
-            if torch.is_grad_enabled():
-                chosen = self.current
-            else:
-                chosen = _CHOSEN.get().get(session) or passing.selection or self.default
-            kernel = chosen.kernels.get(site)
-            if kernel is None:
-                return None
-            next(calls)  # atomic, unlike an addition
-            try:
-                return kernel.add(args[0], output) if drift is None else drift.add(kernel, args[0], output)
-            except RuntimeError:
-                self._require_at_home(site, output)
-                raise
-
-        return inject
+        return self._injector.injections
 
     def _require_no_slots(self) -> None:
         if self._slots is not None:
             found = "layers are recomputed in the backward pass, when another adapter may lie in the slot"
             raise refuse("slots", "gradient checkpointing", found, "no slots", "Attach without slots.")
 
-    def _require_at_home(self, site: Site, output: Tensor) -> None:
-        """Raises :class:`RefusedError` if a module has moved to another device since its adapters were loaded."""
-        if output.device != self._homes[site]:
-            found = f"the module is on {output.device} now, and its adapters are on {self._homes[site]}"
-            raise refuse("moved", str(site), found, "one device", "Attach anew after the model was moved.")
-
-    @outside_graphs
     def _before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if is_dynamo_compiling():
+            return _apart(self._before, model, args, kwargs)
         block = self._pass.begin()
-        if self._session not in _CHOSEN.get():
-            self._pass.take(block.enter_context(self._users.using(lambda: self.default)))
-        current = self.current
-        if recompute.checkpointing(self._recomputable):
+        current = self._taken(block)
+        self._pass.set(current, self._injector.table(current))
+        if torch.is_grad_enabled() and recompute.checkpointing(self._recomputable):
             self._require_no_slots()
             chosen = {**_CHOSEN.get(), self._session: current}
             block.enter_context(recompute.noting(chosen, lambda: self.attached))
@@ -203,28 +165,27 @@ class Hooks:
         cache = given.get("past_key_values")
         if isinstance(cache, AdapterCache):
             cache.note(self._session, current, given)
+        return None
 
-    @outside_graphs
-    def _pass_ends(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self._pass.end()
+    def _taken(self, block: ExitStack) -> Selection:
+        """What a pass runs under from its start to its end, whatever becomes the default meanwhile."""
+        if self._session in _CHOSEN.get() or recompute.in_backward():
+            return self.current
+        if self.default is BASE:  # it uses nothing that could be unloaded
+            return BASE
+        return block.enter_context(self._users.using(lambda: self.default))
+
+    def _pass_ends(self, *given: Any) -> None:
+        return _apart(self._pass_ends) if is_dynamo_compiling() else self._pass.end()
 
     def _keep(self, handle: Any) -> None:
         self._handles.callback(handle.remove)
 
 
-def _aligned(hook: Hook) -> Hook:
-    """A hook that is given the input where the output is: accelerate moves it inside of the module only."""
-
-    def aligned(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        return hook(module, (args[0].to(output.device), *args[1:]), output)
-
-    return aligned
-
-
 @outside_graphs
-def _apart(hook: Hook, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-    """A hook outside a graph that somebody else compiles: what is in force is not the graph's to know."""
-    return hook(module, args, output)
+def _apart(hook: Callable[..., None], *given: Any) -> None:
+    """The beginning or the end of a pass that somebody compiles as a whole; a graph ends before it."""
+    hook(*given)
 
 
 def _watcher(depth: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
@@ -234,8 +195,3 @@ def _watcher(depth: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]
             cache.enter(args[0])
 
     return keep
-
-
-def _next_value(counter: Iterator[int]) -> int:
-    """What a count would yield next, without taking it: its repr is ``count(7)``."""
-    return int(repr(counter)[6:-1])

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import threading
-from contextlib import ExitStack
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 
-from adaptrix.runtime.selection import Selection
+from torch import nn
+
+from adaptrix.runtime.selection import Injected, Selection
+
+#: what acts on a module, and a count of how often it did
+Table = Mapping[nn.Module, tuple[Injected, Iterator[int]]]
 
 
 class Pass(threading.local):
@@ -15,8 +20,9 @@ class Pass(threading.local):
     A hook after the pass does not run when Ctrl-C ends it; what it left behind is ended before the next one.
     """
 
-    #: the default that the pass took at its start; None where its context chose by itself, and between passes
+    #: what the pass runs under, and what that does by module; None between passes
     selection: Selection | None = None
+    table: Table | None = None
     _block: ExitStack | None = None
 
     def begin(self) -> ExitStack:
@@ -25,12 +31,27 @@ class Pass(threading.local):
         self._block = ExitStack()
         return self._block
 
-    def take(self, selection: Selection) -> None:
-        """What the pass runs under from here on."""
-        self.selection = selection
+    def set(self, selection: Selection | None, table: Table | None) -> None:
+        """From here on the pass runs under this."""
+        self.selection, self.table = selection, table
 
-    def end(self, *_: Any) -> None:
+    @contextmanager
+    def under(self, selection: Selection, find: Callable[[Selection], Table]) -> Iterator[None]:
+        """If a pass is running, it goes on under this while the block runs."""
+        block, outer = self._block, (self.selection, self.table)
+        if block is not None:
+            self.set(selection, find(selection))
+        try:
+            yield
+        finally:
+            if self._block is not block:  # a pass that began in here was torn off
+                self.end()
+            elif block is not None:
+                self.set(*outer)
+
+    def end(self) -> None:
         """Ends the pass, or what is left of one; does nothing between passes."""
-        block, self._block, self.selection = self._block, None, None
+        block, self._block = self._block, None
+        self.set(None, None)
         if block is not None:
             block.close()

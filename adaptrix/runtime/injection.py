@@ -1,0 +1,125 @@
+"""What the hooks on modules do: find what is in force at a module, and let it act.
+
+One function serves all modules, and a pass looks up once what it runs under, by module: what is touched for every
+module anew has to come from memory, and costs more than what is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import count
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.compiler import is_dynamo_compiling  # half the price of is_compiling, and no other compiler runs hooks
+from torch.utils.hooks import RemovableHandle
+
+from adaptrix.architecture import Site
+from adaptrix.errors import refuse
+from adaptrix.runtime.drift import Drift
+from adaptrix.runtime.factors import device_of
+from adaptrix.runtime.lanes import Lanes, outside_graphs
+from adaptrix.runtime.passes import Pass, Table
+from adaptrix.runtime.reach import Reached
+from adaptrix.runtime.selection import Selection
+from adaptrix.runtime.slots import Slots
+
+Hook = Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor | None]
+
+
+class Injector:
+    """The hooks on the modules of one session. ``current``: what is in force outside a pass of the whole model."""
+
+    def __init__(
+        self, running: Pass, current: Callable[[], Selection], drift: Drift | None = None, slots: Slots | None = None
+    ) -> None:
+        self.drift, self._slots = drift, slots
+        self.lanes: Lanes | None = None
+        self._pass, self._current = running, current
+        self._hooked: dict[Site, Reached] = {}
+        self._calls: dict[Site, Iterator[int]] = {}
+        self._homes: dict[nn.Module, torch.device] = {}
+        self._tables: WeakKeyDictionary[Selection, Table] = WeakKeyDictionary()
+        self._shared: Hook = self._inject
+
+    def cover(self, reached: Reached) -> RemovableHandle | None:
+        """Hooks a module that has adapters where it now is; None if it has a hook already."""
+        self._homes[reached.module] = device_of(reached.module)
+        if reached.site in self._hooked:
+            return None
+        self._hooked[reached.site], self._calls[reached.site] = reached, count()
+        hook = self._shared if self._slots is None else self._in_slots(reached.site)
+        if hasattr(reached.module, "_hf_hook"):
+            hook = _aligned(hook)
+        return reached.module.register_forward_hook(hook)
+
+    def table(self, selection: Selection) -> Table:
+        """What a selection does, by module, and the counter of its injections."""
+        found = self._tables.get(selection)
+        if found is None:
+            sites = selection.kernels.items()
+            found = {self._hooked[site].module: (kernel, self._calls[site]) for site, kernel in sites}
+            self._tables[selection] = found
+        return found
+
+    @property
+    def injections(self) -> dict[Site, int]:
+        """How often each hooked module was injected so far."""
+        return {site: _next_value(counter) for site, counter in self._calls.items()}
+
+    def _inject(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        if is_dynamo_compiling():
+            return _apart(self._inject, module, args, output)
+        table = self._pass.table
+        if table is None:  # a module called by itself, or run again in a backward pass
+            table = self.table(self._current())
+        if not table or (found := table.get(module)) is None:
+            return None
+        kernel, calls = found
+        next(calls)  # atomic, unlike an addition
+        try:
+            return kernel.add(args[0], output) if self.drift is None else self.drift.add(kernel, args[0], output)
+        except RuntimeError:
+            self._require_at_home(module, output)
+            raise
+
+    def _in_slots(self, site: Site) -> Hook:
+        """A hook that a compiler may look into: it knows its bank, and reads the numbers of the slots."""
+        assert self._slots is not None
+        bank, inject = self._slots.banks[site], self._inject
+
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+            if is_dynamo_compiling() and self.lanes is not None:
+                return bank.add(args[0], output, self.lanes.slots)
+            return inject(module, args, output)
+
+        return hook
+
+    def _require_at_home(self, module: nn.Module, output: Tensor) -> None:
+        """Raises :class:`RefusedError` if a module has moved to another device since its adapters were loaded."""
+        if output.device != (home := self._homes[module]):
+            name = next(reached.name for reached in self._hooked.values() if reached.module is module)
+            found = f"the module is on {output.device} now, and its adapters are on {home}"
+            raise refuse("moved", name, found, "one device", "Attach anew after the model was moved.")
+
+
+def _aligned(hook: Hook) -> Hook:
+    """A hook that is given the input where the output is: accelerate moves it inside of the module only."""
+
+    def aligned(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        return hook(module, (args[0].to(output.device), *args[1:]), output)
+
+    return aligned
+
+
+@outside_graphs
+def _apart(hook: Hook, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+    """A hook outside a graph that somebody else compiles: what is in force is not the graph's to know."""
+    return hook(module, args, output)
+
+
+def _next_value(counter: Iterator[int]) -> int:
+    """What a count would yield next, without taking it: its repr is ``count(7)``."""
+    return int(repr(counter)[6:-1])
