@@ -42,6 +42,7 @@ wheel: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/convert.py
 	$(BIN)/python benchmarks/bad_input.py
+	$(BIN)/python benchmarks/merge.py
 
 constraints:
 	sh .ci/constraints $(PYTHON)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -107,7 +108,9 @@ def prepare(out: str | None, options: MergeOptions) -> None:
     """Raises :class:`UsageError` for what is known to be wrong before anything is fetched."""
     if options.dtype is not None and dtype_name(options.dtype) not in _DTYPES:
         raise UsageError(Problem("option", "dtype", f"{options.dtype!r}", f"one of {', '.join(_DTYPES)}"))
-    if out is not None and not out.endswith("/"):
+    if out is not None and out.endswith("/"):
+        require_folder(out)
+    elif out is not None:
         atomic.require_free(Path(out), force=options.force)
     if options.qlora_base not in (None, "bf16", "nf4"):
         raise UsageError(Problem("option", "qlora_base", f"{options.qlora_base!r}", "bf16 or nf4"))
@@ -205,7 +208,8 @@ def _destination(out: str | None, name: str) -> Path:
     """``out``; with a slash at its end the folder to write in, as without it the current one."""
     if out is not None and not out.endswith("/"):
         return Path(out)
-    return (Path() if out is None else require_folder(out)) / f"{name}-merged"
+    safe = re.sub(r"[^\w.+@-]", "-", name).lstrip(".-") or "adapter"
+    return (Path() if out is None else require_folder(out)) / f"{safe}-merged"
 
 
 def write_model(made: Draft, folder: Path, dtype: str | None, display: Display = quiet) -> int:
@@ -252,8 +256,9 @@ def _write_config(made: Draft, folder: Path, dtype: str | None) -> None:
 
 
 def _own_tokenizer(made: Draft) -> dict[str, Path]:
-    """The tokenizer beside the adapter: one that added tokens has its own."""
-    homes = {file.parent for file in made.bundle.files.values()} if made.bundle else set()
+    """The tokenizer beside the adapter: one that added tokens has its own. A single file has no folder to itself."""
+    files = made.bundle.files.values() if made.bundle else ()
+    homes = {file.parent for file in files} if len(files) > 1 else set()
     return {name: file for home in homes for name, file in matching(home, TOKENIZER).items()}
 
 
