@@ -18,7 +18,7 @@ from adaptrix.errors import Problem
 from adaptrix.merging.change import Change
 from adaptrix.merging.places import Places
 from adaptrix.planning.plan import Plan
-from adaptrix.tensor import Tensor
+from adaptrix.tensor import FLOATS, Tensor
 
 EMBED, HEAD = Site(None, "embed"), Site(None, "head")
 _NO_HEAD = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice")
@@ -108,7 +108,7 @@ def _is_weight_of(key: str, extra: Extra, plan: Plan, site: Site) -> bool:
 
 def equal(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors hold the same numbers once the finer is rounded as the other is; a piece at a time."""
-    if one.shape != other.shape:
+    if one.shape != other.shape or one.dtype not in FLOATS or other.dtype not in FLOATS:
         return False
     dtype = min((one.dtype, other.dtype), key=lambda name: {"F64": 3, "F32": 2}.get(name, 1))
     step = max(1, (1 << 22) // max(1, one.size // max(1, one.shape[0])))
