@@ -1,15 +1,17 @@
-"""Reads the rows of a stored matrix into one buffer, so that a tensor of any size takes the memory of a piece."""
+"""Reads the rows of a stored matrix through a mapping of its file, so that a tensor of any size takes a piece's memory."""
 
 from __future__ import annotations
 
+import mmap
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from adaptrix.errors import refuse
-from adaptrix.tensor import DTYPES, FileRange
+from adaptrix.errors import RefusedError, refuse
+from adaptrix.tensor import FileRange
 from adaptrix.tensor import Tensor as Stored
 
 TORCH = {
@@ -28,50 +30,42 @@ class Reader:
     What one reading returned is void at the next.
     """
 
-    def __init__(self, stored: Stored, most: int, wide: torch.dtype) -> None:
-        self._stored = stored
-        self._width = DTYPES[stored.dtype][0] * stored.shape[1]
-        self._raw = torch.empty(most, stored.shape[1], dtype=TORCH[stored.dtype])
+    def __init__(self, stored: Stored, raw: Tensor, most: int, wide: torch.dtype, file: int | None) -> None:
+        self._stored, self._raw, self._file = stored, raw, file
         self._wide = torch.empty(most, stored.shape[1], dtype=wide)
-        self._bytes = self._raw.view(-1).view(torch.uint8).numpy().data
-        path = stored.data.path if isinstance(stored.data, FileRange) else None
-        self._file = None if path is None else open(path, "rb", buffering=0)  # noqa: SIM115  # reading() closes it
 
     def __call__(self, start: int, stop: int) -> Tensor:
         """Rows from ``start`` to ``stop``. Raises :class:`RefusedError` for a file that shrank."""
-        count = stop - start
-        if count == len(self._raw):
-            self._fill(self._bytes, start * self._width)
-            return self._wide.copy_(self._raw)
-        self._fill(self._bytes[: count * self._width], start * self._width)
-        return self._wide[:count].copy_(self._raw[:count])
-
-    def _fill(self, view: memoryview, offset: int) -> None:
-        if self._file is None:
-            assert isinstance(self._stored.data, bytes)
-            view[:] = self._stored.data[offset : offset + len(view)]
-            return
-        assert isinstance(self._stored.data, FileRange)
-        self._file.seek(self._stored.data.offset + offset)
-        done = 0
-        while done < len(view):
-            count = self._file.readinto(view[done:])
-            if not count:
-                found, remedy = "the file ends within a tensor that it described", "It changed while it was read."
-                raise refuse("file-changed", self._stored.data.path, found, remedy=remedy)
-            done += count
-
-    def close(self) -> None:
-        """Closes the file."""
         if self._file is not None:
-            self._file.close()
+            _require_whole(self._stored, self._file)
+        wide = self._wide if stop - start == len(self._wide) else self._wide[: stop - start]
+        return wide.copy_(self._raw[start:stop])
 
 
 @contextmanager
 def reading(stored: Stored, most: int, wide: torch.dtype) -> Iterator[Reader]:
-    """A reader of a matrix, closed at the end."""
-    reader = Reader(stored, most, wide)
-    try:
-        yield reader
-    finally:
-        reader.close()
+    """A reader of a matrix; its file is open and mapped until the end."""
+    if not isinstance(stored.data, FileRange):
+        raw = torch.frombuffer(bytearray(stored.data), dtype=TORCH[stored.dtype])
+        yield Reader(stored, raw.view(stored.shape), most, wide, None)
+        return
+    with open(stored.data.path, "rb", buffering=0) as file:
+        _require_whole(stored, file.fileno())
+        skip = stored.data.offset % mmap.ALLOCATIONGRANULARITY
+        begin, length = stored.data.offset - skip, stored.data.nbytes + skip
+        mapped = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_COPY, offset=begin)  # nothing is written to it
+        raw = torch.frombuffer(mapped, dtype=TORCH[stored.dtype], count=stored.size, offset=skip)
+        yield Reader(stored, raw.view(stored.shape), most, wide, file.fileno())
+
+
+def _require_whole(stored: Stored, file: int) -> None:
+    """Raises :class:`RefusedError` for a file that ends within the tensor: reading there would end the process."""
+    assert isinstance(stored.data, FileRange)
+    if os.fstat(file).st_size < stored.data.offset + stored.data.nbytes:
+        raise shrunk(stored.data)
+
+
+def shrunk(data: FileRange) -> RefusedError:
+    """The refusal of a file that no longer holds what it described."""
+    found, remedy = "the file ends within a tensor that it described", "It changed while it was read."
+    return refuse("file-changed", data.path, found, remedy=remedy)

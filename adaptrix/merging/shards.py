@@ -17,10 +17,10 @@ from typing import Protocol
 
 import torch
 
-from adaptrix.errors import refuse
 from adaptrix.formats.safetensors_file import encode
 from adaptrix.merging.change import Change
 from adaptrix.merging.product import pieces
+from adaptrix.merging.reading import shrunk
 from adaptrix.tensor import FileRange, Tensor
 
 #: bytes that one thread copies before it looks whether it is still wanted
@@ -121,8 +121,7 @@ class _Copied:
                 offset, count = self.source.offset + done, min(_RUN, self.source.nbytes - done)
                 copied = _copy(file.fileno(), out, count, offset, self.position + done)
                 if not copied:
-                    found, remedy = "the file ends within a tensor that it described", "It changed while it was read."
-                    raise refuse("file-changed", self.source.path, found, remedy=remedy)
+                    raise shrunk(self.source)
                 done += copied
                 progress(copied)
 
