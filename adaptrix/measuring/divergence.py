@@ -1,0 +1,120 @@
+"""How far a choice of adapters takes a model from a reference, window by window.
+
+The reference answers each window first, then every choice on the same tokens: what is compared is paired, and what
+disturbs the clock disturbs all. Of the answers no more than two windows are there at a time, and of probabilities
+a few rows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from adaptrix.errors import refuse
+from adaptrix.measuring.windows import Window
+from adaptrix.runtime.session import Choice, Session
+
+Numbers = NDArray[np.float64]
+#: numbers of a table of probabilities that are held at a time
+_HELD = 1 << 22
+
+
+@dataclass(frozen=True, eq=False)
+class Divergence:
+    """A choice beside the reference: for each window ``[windows]`` sums over the tokens that count in it.
+
+    ``tokens``: how many these are; ``kl``: KL(reference ‖ choice) in nats, over the whole vocabulary; ``agreed``: for
+    how many both have the same likeliest token; ``surprise``: -log p of the text's own token, in nats; ``seconds``:
+    what the choice took for its pass over the window, of ``read`` tokens.
+    """
+
+    tokens: Numbers
+    kl: Numbers
+    agreed: Numbers
+    surprise: Numbers
+    seconds: Numbers
+    read: Numbers
+
+
+@torch.no_grad()
+def divergence(
+    model: nn.Module,
+    session: Session,
+    reference_choice: Choice,
+    choices: Sequence[Choice],
+    windows: Sequence[Window],
+    advance: Callable[[int], object] = lambda _passes: None,
+) -> tuple[Divergence, ...]:
+    """What each choice does on every window beside the reference, in the order of ``choices``.
+
+    The model is one of causal language, attached to by ``session``, and computes as it is: in training mode its
+    dropout counts. ``advance`` is told of each pass that is done, of ``len(windows) * (1 + len(choices))``. Raises
+    :class:`RefusedError` where a model answers NaN.
+    """
+    rows: list[list[tuple[float, ...]]] = [[] for _ in choices]
+    for window in windows:
+        reference, _ = _answer(model, session, reference_choice, window)
+        advance(1)
+        for choice, found in zip(choices, rows, strict=True):
+            own, seconds = _answer(model, session, choice, window)
+            sums = compared(reference, own, window.tokens[-window.counted :].to(own.device))
+            _require_numbers(sums, choice)
+            found.append((window.counted, *sums, seconds, len(window.tokens)))
+            advance(1)
+    return tuple(Divergence(*np.array(found, dtype=np.float64).reshape(-1, 6).T) for found in rows)
+
+
+def compared(reference: Tensor, own: Tensor, targets: Tensor) -> tuple[float, float, float]:
+    """Sums over the tokens of KL, of agreement and of surprise, as :class:`Divergence` has them.
+
+    ``reference``, ``own``: logits ``[tokens, vocabulary]``; ``targets``: the tokens ``[tokens]`` that follow.
+    """
+    step = max(1, _HELD // own.shape[-1])
+    parts = zip(*(torch.split(every, step) for every in (reference, own, targets)), strict=True)
+    kl, agreed, surprise = torch.tensor([_part(*part) for part in parts], dtype=torch.float64).sum(0).tolist()
+    return kl, agreed, surprise
+
+
+def _part(reference: Tensor, own: Tensor, targets: Tensor) -> tuple[float, float, float]:
+    """The sums of a few rows, in fp32.
+
+    KL is Σ p (log p - log q) + q - p. The last two add up to nothing, and take with them what rounding has done to
+    the sums of p and q, which would be more than a small divergence.
+    """
+    p, q = reference.float().log_softmax(-1), own.float().log_softmax(-1)
+    apart = p.exp() * (p - q) + (q.exp() - p.exp())
+    kl = torch.where(p.isneginf(), q.exp(), apart)  # what the reference rules out costs no more than its share of q
+    agreed = reference.argmax(-1) == own.argmax(-1)
+    surprise = -q.gather(-1, targets[:, None])
+    return float(kl.sum(dtype=torch.float64)), float(agreed.sum()), float(surprise.sum(dtype=torch.float64))
+
+
+def _answer(model: nn.Module, session: Session, choice: Choice, window: Window) -> tuple[Tensor, float]:
+    """The logits ``[counted, vocabulary]`` for the tokens that count, and how long the pass took."""
+    device: Any = model.device
+    ids = window.tokens[None].to(device)
+    with session.use(choice):
+        began = _now(device)
+        logits: Tensor = model(input_ids=ids, use_cache=False).logits
+        took = _now(device) - began
+    return logits[0, -window.counted - 1 : -1], took
+
+
+def _now(device: torch.device) -> float:
+    """The time when all that was asked of the device is done."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter()
+
+
+def _require_numbers(sums: tuple[float, ...], choice: Choice) -> None:
+    if any(value != value for value in sums):
+        remedy = "In fp16 a model may overflow: measure it in fp32 or bf16."
+        raise refuse("nonfinite", str(choice or "base"), "the model answers NaN", "finite logits", remedy)

@@ -1,0 +1,56 @@
+"""A text of any length as windows that overlap, in which every token but the first is predicted once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from adaptrix.errors import Problem, UsageError, refuse
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Window:
+    """Consecutive tokens ``[n]``, to be read at once. The last ``counted`` of them are what is predicted; those
+    before have counted in an earlier window, and are here to be read."""
+
+    tokens: Tensor
+    counted: int
+
+
+def windows(tokens: Tensor | Sequence[int], length: int, stride: int | None = None) -> tuple[Window, ...]:
+    """Windows of ``length`` tokens, each ``stride`` further on than the one before (by default half a window).
+
+    Every token but the very first counts once, with at least ``length - stride`` tokens before it from the second
+    window on. The last window reaches back, so that it is as long as the others; a text shorter than a window is one
+    shorter window. Raises :class:`RefusedError` for fewer than 2 tokens, :class:`UsageError` unless
+    0 < stride < length.
+    """
+    text = torch.as_tensor(tokens)
+    step = max(1, length // 2) if stride is None else stride
+    _require_steps(length, step)
+    total = len(text)
+    if total < 2:
+        said = f"{total} token{'' if total == 1 else 's'}"
+        raise refuse("text-too-short", "text", said, "at least 2: the second is the first that is predicted")
+    found: list[Window] = []
+    done = 1
+    while done < total:
+        stop = min(length if done == 1 else done + step, total)
+        found.append(Window(text[max(0, stop - length) : stop], stop - done))
+        done = stop
+    return tuple(found)
+
+
+def _require_steps(length: int, stride: int) -> None:
+    problems = []
+    if length < 2:
+        problems.append(Problem("option", "window", f"{length} tokens", "at least 2"))
+    elif not 0 < stride < length:
+        found = f"{stride} tokens with windows of {length}"
+        remedy = "A token that begins a window is predicted by none of it."
+        problems.append(Problem("option", "stride", found, f"from 1 to {length - 1}", remedy))
+    if problems:
+        raise UsageError(problems)
