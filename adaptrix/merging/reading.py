@@ -1,4 +1,4 @@
-"""Reads the rows of a stored matrix through a mapping of its file, so that a tensor of any size takes a piece's memory."""
+"""Reads the rows of a stored matrix through a mapping of its file: a tensor of any size takes a piece's memory."""
 
 from __future__ import annotations
 
