@@ -42,6 +42,10 @@ wheel: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/convert.py
 	$(BIN)/python benchmarks/bad_input.py
+	$(BIN)/python benchmarks/attach.py
+	$(BIN)/python benchmarks/swap.py
+	$(BIN)/python benchmarks/routing.py
+	$(BIN)/python benchmarks/algebra.py
 	$(BIN)/python benchmarks/merge.py
 
 constraints:

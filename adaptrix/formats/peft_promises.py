@@ -57,8 +57,10 @@ def _wraps_weight(config: PeftConfig, target: Target) -> bool:
 
 def _parameter_problems(config: PeftConfig, deltas: Mapping[Target, LowRank]) -> Iterator[Problem]:
     """Parameters are named one by one, and there is hardly a name that fits other models."""
-    held = {tail for target in deltas for path in (target.path, f"{target.path}.weight") for tail in tails(path)}
-    for name in sorted(config.get("target_parameters") or ()) if deltas else ():
+    wanted = sorted(config.get("target_parameters") or ()) if deltas else []
+    paths = (path for target in deltas for path in (target.path, f"{target.path}.weight"))
+    held = {tail for path in paths for tail in tails(path)} if wanted else set()
+    for name in wanted:
         if name not in held:
             found = f"{name!r} is a target and has no tensors"
             yield Problem("incomplete", f"{CONFIG_NAME} target_parameters", found, "a delta on it", _FETCH)

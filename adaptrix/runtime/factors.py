@@ -97,12 +97,13 @@ def device_of(module: nn.Module) -> torch.device:
     if offloaded(module):
         hook: Any = module._hf_hook
         return torch.device(hook.execution_device)
-    return next(module.parameters()).device
+    weight = module._parameters.get("weight")  # asked of every module of every adapter: a search would show
+    return next(module.parameters()).device if weight is None else weight.device
 
 
 def offloaded(module: nn.Module) -> bool:
     """Whether accelerate has put a module's parameters elsewhere until it runs."""
-    return hasattr(module, "_hf_hook") and next(module.parameters()).is_meta
+    return "_hf_hook" in vars(module) and next(module.parameters()).is_meta
 
 
 @contextmanager

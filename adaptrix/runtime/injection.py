@@ -51,7 +51,7 @@ class Injector:
             return None
         self._hooked[reached.site], self._calls[reached.site] = reached, count()
         hook = self._shared if self._slots is None else self._in_slots(reached.site)
-        if hasattr(reached.module, "_hf_hook"):
+        if "_hf_hook" in vars(reached.module):
             hook = _aligned(hook)
         return reached.module.register_forward_hook(hook)
 
