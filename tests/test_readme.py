@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
+import adaptrix
 from tests.hub_server import hub  # noqa: F401  # a fixture
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
 DEMO = ROOT / "tests" / "data" / "demo"
+TINY = ROOT / "examples" / "tiny"
 
 
 def blocks(language):
@@ -23,7 +25,10 @@ def blocks(language):
 @pytest.fixture
 def folder(tmp_path):
     shutil.copytree(DEMO / "adapter", tmp_path / "my-lora")
+    shutil.copytree(DEMO / "adapter", tmp_path / "their-lora")
     shutil.copytree(DEMO / "base", tmp_path / "base")
+    shutil.copytree(TINY / "base", tmp_path / "llama")
+    adaptrix.merge(TINY / "adapters" / "pirate", TINY / "base", tmp_path / "tuned")
     return tmp_path
 
 
