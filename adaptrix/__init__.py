@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from adaptrix.errors import UnreachableError as UnreachableError
     from adaptrix.errors import UsageError as UsageError
     from adaptrix.inspection import Inspection as Inspection
+    from adaptrix.measuring.measure import fidelity as fidelity
+    from adaptrix.measuring.report import FidelityReport as FidelityReport
     from adaptrix.plugins.catalog import Catalog as Catalog
     from adaptrix.plugins.hookspecs import hookimpl as hookimpl
     from adaptrix.records import Bundle as Bundle
@@ -49,6 +51,7 @@ _HOMES = {
     "Bundle": "records",
     "Catalog": "plugins.catalog",
     "Command": "records",
+    "FidelityReport": "measuring.report",
     "Format": "records",
     "Generator": "records",
     "Inspection": "inspection",
@@ -66,6 +69,7 @@ _HOMES = {
     "convert": "api",
     "diff": "api",
     "extract": "api",
+    "fidelity": "measuring.measure",
     "hookimpl": "plugins.hookspecs",
     "inspect": "api",
     "load": "api",
@@ -80,6 +84,7 @@ __all__ = [
     "Bundle",
     "Catalog",
     "Command",
+    "FidelityReport",
     "Format",
     "Generator",
     "Inspection",
@@ -98,6 +103,7 @@ __all__ = [
     "convert",
     "diff",
     "extract",
+    "fidelity",
     "hookimpl",
     "inspect",
     "load",

@@ -20,6 +20,7 @@ from adaptrix.errors import AdaptrixError, Problem, UsageError
 _COMMANDS = {
     "convert": "Write adapters as injection files, or back as PEFT folders.",
     "merge": "Write a base with an adapter merged into it.",
+    "fidelity": "Measure what each layer plan of an adapter costs, on a text.",
     "inspect": "Show what is in an adapter, and where its weight lies.",
     "check": "Say everything that is wrong with an adapter, alone and on a base.",
     "combine": "Make one adapter of several: the weighted sum of their ΔW.",
@@ -156,11 +157,11 @@ def run(args: list[str]) -> int:
         return _fail(error, args)
     except click.ClickException as error:
         return _misused(error, args)
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("adaptrix: interrupted; nothing was left half-written", err=True)
+    except (KeyboardInterrupt, click.Abort) as stopped:
+        _tell_of_stop("interrupted", stopped.__cause__ or stopped)
         return 130
     except _Terminated as signalled:
-        click.echo("adaptrix: terminated; nothing was left half-written", err=True)
+        _tell_of_stop("terminated", signalled)
         return 128 + int(signalled.args[0])
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left: say no more
@@ -174,6 +175,13 @@ def run(args: list[str]) -> int:
         if os.environ.get("ADAPTRIX_TRACEBACK"):
             raise
         return _fail(_internal(error), args)
+
+
+def _tell_of_stop(how: str, error: BaseException) -> None:
+    """What is left of a command that was stopped; its notes say what is kept to go on from."""
+    click.echo(f"adaptrix: {how}; nothing was left half-written", err=True)
+    for note in getattr(error, "__notes__", ()):
+        click.echo(f"  {note}", err=True)
 
 
 def _misused(error: click.ClickException, args: list[str]) -> int:

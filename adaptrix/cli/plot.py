@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,11 @@ def require_drawable(path: Path, *, force: bool) -> None:
 
 def draw(inspection: Inspection, path: Path, *, force: bool) -> None:
     """Writes the picture to ``path``. Raises :class:`UsageError` as :func:`require_drawable` does."""
+    save(lambda: _figure(inspection), path, force=force)
+
+
+def save(make: Callable[[], Any], path: Path, *, force: bool) -> None:
+    """Writes a figure of matplotlib's to ``path``. Raises :class:`UsageError` as :func:`require_drawable` does."""
     require_drawable(path, force=force)
     import matplotlib
 
@@ -33,7 +39,7 @@ def draw(inspection: Inspection, path: Path, *, force: bool) -> None:
     matplotlib.rcParams["svg.hashsalt"] = "adaptrix"  # equal input gives an equal file
     from matplotlib import pyplot
 
-    figure = _figure(inspection)
+    figure = make()
     ending = path.suffix[1:].lower()
     try:
         with atomic.output(path, force=force) as work:
@@ -50,15 +56,15 @@ def _figure(inspection: Inspection) -> Any:
     size = max(4.0, 0.22 * len(layers) + 2), 0.4 * len(grid) + 1.6
     figure, axes = pyplot.subplots(figsize=size, layout="constrained")
     image = axes.imshow(grid or [[float("nan")]], aspect="auto", cmap="viridis", vmin=0)
-    axes.set_yticks(range(len(grid)), list(map(_plain, picture)))
+    axes.set_yticks(range(len(grid)), list(map(plain, picture)))
     if layers != tuple(range(len(layers))):  # gaps are left out: each column says whose it is
         axes.set_xticks(range(0, len(layers), 8), list(map(str, layers[::8])))
     axes.set_xlabel("layer" + (f" (not drawn: {left_out})" if left_out else ""))
-    axes.set_title(f"{_plain(inspection.bound.adapter.name)}: ‖ΔW‖ by layer and role")
+    axes.set_title(f"{plain(inspection.bound.adapter.name)}: ‖ΔW‖ by layer and role")
     figure.colorbar(image, ax=axes, label="‖ΔW‖")
     return figure
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
     """A stranger's name as a label: no control characters, no formula."""
     return clean(name)[:80].replace("$", r"\$")

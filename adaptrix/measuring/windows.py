@@ -30,13 +30,10 @@ def windows(tokens: Tensor | Sequence[int], length: int, stride: int | None = No
     """
     text = torch.as_tensor(tokens)
     step = max(1, length // 2) if stride is None else stride
-    _require_steps(length, step)
-    total = len(text)
-    if total < 2:
-        said = f"{total} token{'' if total == 1 else 's'}"
-        raise refuse("text-too-short", "text", said, "at least 2: the second is the first that is predicted")
+    require_steps(length, step)
+    require_enough(text)
     found: list[Window] = []
-    done = 1
+    done, total = 1, len(text)
     while done < total:
         stop = min(length if done == 1 else done + step, total)
         found.append(Window(text[max(0, stop - length) : stop], stop - done))
@@ -44,7 +41,15 @@ def windows(tokens: Tensor | Sequence[int], length: int, stride: int | None = No
     return tuple(found)
 
 
-def _require_steps(length: int, stride: int) -> None:
+def require_enough(tokens: Tensor, name: str = "text") -> None:
+    """Raises :class:`RefusedError` for a text in which nothing can be predicted."""
+    if len(tokens) < 2:
+        found = f"{len(tokens)} token{'' if len(tokens) == 1 else 's'}"
+        raise refuse("text-too-short", name, found, "at least 2: the second is the first that is predicted")
+
+
+def require_steps(length: int, stride: int) -> None:
+    """Raises :class:`UsageError` unless 0 < stride < length."""
     problems = []
     if length < 2:
         problems.append(Problem("option", "window", f"{length} tokens", "at least 2"))

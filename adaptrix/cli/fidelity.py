@@ -1,0 +1,178 @@
+"""``adaptrix fidelity``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from adaptrix.cli.common import Voice, clean, print_json, show_problems, voice_options
+from adaptrix.errors import Problem, UsageError, errors_in
+from adaptrix.merging.merger import Display, quiet
+from adaptrix.workflow import Workshop
+
+if TYPE_CHECKING:
+    from adaptrix.measuring.bootstrap import Estimate
+    from adaptrix.measuring.report import FidelityReport, Row
+
+_LAYERS = """A plan to measure: all, middle, spread:K, energy:K, 8-23,28, fit:K or own (that of an injection file); may
+    be given several times. [default: a few of each]"""
+_COLUMNS = (
+    *("plan", "layers", "kept", "‖ΔW‖²", "KL", "95 %", "top-1"),
+    *("perplexity", "bits/byte", "tokens/s", "reused"),
+)
+_WIDE, _FIRST = 112, 7  # columns of a terminal that has room for all, and how many go into the first of two tables
+
+
+@click.command()
+@click.argument("source", metavar="SRC")
+@click.option("--base", metavar="MODEL", required=True, help="The whole base: a folder or OWNER/NAME, weights and all.")
+@click.option("--text", metavar="FILE", required=True, help="A text to measure on, in UTF-8, of any length.")
+@click.option("--layers", metavar="POLICY", multiple=True, help=_LAYERS)
+@click.option("--window", type=int, metavar="TOKENS", help="Tokens read at once. [default: 512, or all the base has]")
+@click.option("--stride", type=int, metavar="TOKENS", help="From one window to the next. [default: half a window]")
+@click.option("--seed", type=int, default=0, show_default=True, help="Draws the intervals.")
+@click.option("--dtype", metavar="DTYPE", help="Load the base in fp32, bf16, fp16 or fp64. [default: fp32]")
+@click.option("--device", metavar="DEVICE", help="Where to compute. [default: the accelerator, if there is one]")
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.svg|png",
+    help="Draw KL against layers kept to a file (needs adaptrix[plot]).",
+)
+@click.option("--force", is_flag=True, help="Replace an existing plot.")
+@voice_options
+def command(
+    source: str,
+    base: str,
+    text: str,
+    plot: Path | None,
+    force: bool,
+    voice: Voice,
+    **options: Any,
+) -> int:
+    """Measure what each layer plan of an adapter costs, on a text of yours.
+
+    \b
+    SRC is an adapter: a folder, a file, or OWNER/NAME[@REVISION] on the Hub:
+      adaptrix fidelity ./my-lora --base ./llama --text mine.txt
+      adaptrix fidelity ./my-lora --base ./llama --text mine.txt --layers middle --layers energy:8
+
+    The model with a plan is held to the model with the whole adapter: KL a token in nats, and how often both
+    have the same likeliest token. Needs adaptrix[torch].
+    """
+    workshop = Workshop()
+    if plot is not None:
+        from adaptrix.cli.plot import require_drawable
+
+        require_drawable(plot, force=force)
+    measuring = _measuring()
+    wanted = measuring.FidelityOptions(**options)
+    report = measuring.measure(workshop, source, base, text, wanted, display=_display(f"measuring {source}", voice))
+    if plot is not None:  # first: the reader of the table may leave before its end
+        _plot(report, plot, force, voice)
+    if voice.json:
+        print_json(report.as_dict())
+    elif not voice.quiet:
+        _show(report)
+    show_problems((*workshop.catalog.problems, *report.problems), voice)
+    return 1 if errors_in(report.problems) else 0
+
+
+def _measuring() -> Any:
+    """The module that measures. Raises :class:`UsageError` without torch, with the command that installs it."""
+    try:
+        from adaptrix.measuring import measure
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "transformers"):
+            raise
+        found, remedy = f"{error.name} is not installed", 'Run: pip install "adaptrix[torch]"'
+        raise UsageError(Problem("missing-extra", "fidelity", found, remedy=remedy)) from None
+    return measure
+
+
+def _display(what: str, voice: Voice) -> Display:
+    """A bar on a terminal, nothing elsewhere."""
+    if voice.quiet or voice.json or not sys.stderr.isatty():
+        return quiet
+    return lambda total: _bar(what, total)
+
+
+def _bar(what: str, total: int) -> AbstractContextManager[Callable[[int], object]]:
+    @contextmanager
+    def shown() -> Iterator[Callable[[int], object]]:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task(clean(what), total=total)
+            yield lambda count: progress.advance(task, count)
+
+    return shown()
+
+
+def _plot(report: FidelityReport, path: Path, force: bool, voice: Voice) -> None:
+    from adaptrix.cli.curve import draw
+
+    draw(report, path, force=force)
+    if not voice.quiet and not voice.json:
+        click.echo(f"drew {path}", err=True)
+
+
+def _show(report: FidelityReport) -> None:
+    console = Console(highlight=False)
+    heading = f"{report.source} on {report.text['file']}: {report.tokens} tokens in {report.windows}"
+    heading += f" window{'s' if report.windows > 1 else ''} of {report.window}, {report.dtype} on {report.device}"
+    click.echo(clean(heading))
+    rows = [_cells(row, report.depth) for row in report.rows]
+    if console.width >= _WIDE:
+        console.print(_table(_COLUMNS, rows))
+    else:
+        console.print(_table(_COLUMNS[:_FIRST], [row[:_FIRST] for row in rows]))
+        click.echo()
+        console.print(_table((_COLUMNS[0], *_COLUMNS[_FIRST:]), [(row[0], *row[_FIRST:]) for row in rows]))
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for column in columns:
+        left = column in ("plan", "layers")
+        table.add_column(column, justify="left" if left else "right", no_wrap=True, max_width=16 if left else None)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _cells(row: Row, depth: int) -> tuple[str, ...]:
+    return (
+        clean(row.policy),
+        row.layers or "none",
+        f"{row.kept}/{depth}",
+        _share(row.retained),
+        _figure(row.kl.value),
+        _interval(row.kl),
+        _share(row.agreement.value),
+        f"{row.perplexity.value:,.2f}" if row.perplexity.value < 1e5 else f"{row.perplexity.value:.3g}",
+        "N/A" if row.bits_per_byte is None else f"{row.bits_per_byte.value:.4f}",
+        f"{row.tokens_per_second:,.0f}",
+        _share(row.reused),
+    )
+
+
+def _share(value: float | None) -> str:
+    return "N/A" if value is None else f"{value:.1%}"
+
+
+def _figure(value: float) -> str:
+    """Four digits; small numbers with their exponent."""
+    return "0" if value == 0 else f"{value:.4f}" if abs(value) >= 0.001 else f"{value:.1e}"
+
+
+def _interval(kl: Estimate) -> str:
+    return "N/A" if kl.low is None or kl.high is None else f"{_figure(kl.low)}–{_figure(kl.high)}"

@@ -1,0 +1,183 @@
+"""``adaptrix.fidelity``: what every plan of layers costs on a text, beside the whole adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adaptrix.adapter import Adapter
+from adaptrix.binding.bind import BoundAdapter, bind, nonfinite
+from adaptrix.binding.identify import by_config
+from adaptrix.errors import Problem, RefusedError, UsageError, errors_in
+from adaptrix.measuring.models import (
+    Ground,
+    context_of,
+    given,
+    placement,
+    require_causal,
+    require_in_vocabulary,
+    stored,
+)
+from adaptrix.measuring.policies import plans
+from adaptrix.measuring.report import FidelityReport
+from adaptrix.measuring.rows import Bench
+from adaptrix.measuring.text import Tokens, read_text, tokens_of
+from adaptrix.measuring.windows import require_enough, require_steps, windows
+from adaptrix.merging.merger import Display, quiet
+from adaptrix.planning.plan import powerless
+from adaptrix.runtime.context import why_whole
+from adaptrix.workflow import Workshop
+
+Uri = str | PathLike[str]
+_WINDOW = 512
+
+
+@dataclass(frozen=True, slots=True)
+class FidelityOptions:
+    """What can be asked of a measurement; the command line's options by the same names.
+
+    ``layers``: policies, by default a few of each; ``window`` and ``stride`` in tokens, by default 512 or what the base
+    has positions for, and half of it; ``seed`` draws the intervals. ``dtype``, ``device``: of a base that is loaded.
+    """
+
+    layers: tuple[str, ...] = ()
+    window: int | None = None
+    stride: int | None = None
+    seed: int = 0
+    dtype: str | None = None
+    device: str | None = None
+
+
+def fidelity(
+    source: Adapter | Uri,
+    base: Uri | nn.Module,
+    text: Uri | Tensor | Sequence[int],
+    layers: Sequence[str] = (),
+    *,
+    tokenizer: Any = None,
+    window: int | None = None,
+    stride: int | None = None,
+    seed: int = 0,
+    dtype: str | None = None,
+    device: str | None = None,
+) -> FidelityReport:
+    """What plans of an adapter cost on a text: KL from the whole adapter, agreement, perplexity, speed, reuse.
+
+    ``base``: a folder or ``owner/name``, loaded in fp32 unless ``dtype`` says else, or a causal language model that is
+    there already, which is left as it is. ``text``: a file in UTF-8, or tokens ``[n]``; a model that is given needs its
+    ``tokenizer`` for a file. ``layers``: policies as for :func:`convert`, ``own`` for the plan of an injection file;
+    by default a few of each. The whole adapter and the base alone are always among the rows. Windows of ``window``
+    tokens, ``stride`` apart, count every token but the first once. Raises :class:`AdaptrixError` with every problem.
+    """
+    if isinstance(layers, str):
+        raise UsageError(Problem("option", "layers", repr(layers)[:60], "a list of policies", f"[{layers!r}] is one."))
+    options = FidelityOptions(tuple(layers), window, stride, seed, dtype, device)
+    return measure(Workshop(), source, base, text, options, tokenizer)
+
+
+def measure(
+    workshop: Workshop,
+    source: Adapter | Uri,
+    base: Uri | nn.Module,
+    text: Uri | Tensor | Sequence[int],
+    options: FidelityOptions,
+    tokenizer: Any = None,
+    display: Display = quiet,
+) -> FidelityReport:
+    """What :func:`fidelity` does; whatever can be found wrong is found before the weights of a base are loaded."""
+    _require_options(options)
+    read = read_text(Path(text)) if isinstance(text, (str, PathLike)) else None
+    if isinstance(base, nn.Module):
+        _require_unplaced(options)
+        ground = given(base, tokenizer)
+    else:
+        ground = stored(fspath(base), workshop, placement(options.device, options.dtype), tokenizer)
+    bound = _bound(source if isinstance(source, Adapter) else workshop.read(fspath(source)), ground, workshop)
+    chosen = plans(bound, options.layers)
+    tokens = _tokens(text) if read is None else tokens_of(read, ground.tokenizer())
+    require_enough(tokens.ids, read.name if read else "text")
+    with ground.model() as model:
+        bench = _bench(model, tokens, ground, options)
+        rows = bench.rows(chosen, display)
+        said = [*_about(model, bench), *(p for policy in options.layers for p in powerless(chosen[policy]))]
+        return FidelityReport(
+            source=str(bound.adapter.provenance.uri if isinstance(source, Adapter) else fspath(source)),
+            base=ground.name,
+            text={} if read is None else {"file": read.name, "sha256": read.sha256},
+            tokens=sum(window.counted for window in bench.windows),
+            windows=len(bench.windows),
+            window=bench.length,
+            stride=bench.stride,
+            seed=options.seed,
+            dtype=str(model.dtype).removeprefix("torch."),
+            device=str(model.device),
+            depth=sum(bound.depths.values()),
+            rows=rows,
+            problems=(*bound.problems, *said),
+        )
+
+
+def _require_options(options: FidelityOptions) -> None:
+    """Raises :class:`UsageError` with what makes no sense whatever the base and the text are."""
+    if isinstance(options.seed, bool) or not isinstance(options.seed, int) or options.seed < 0:
+        raise UsageError(Problem("option", "seed", repr(options.seed)[:60], "a whole number of at least 0"))
+    if options.window is not None:
+        require_steps(options.window, options.window // 2 if options.stride is None else options.stride)
+
+
+def _require_unplaced(options: FidelityOptions) -> None:
+    """Raises :class:`UsageError` for a device or a dtype where the model is there already."""
+    asked = {"dtype": options.dtype, "device": options.device}
+    if problems := [
+        Problem("option", name, f"{value!r} for a model that is loaded", "the model as it is", f"model.to({value!r})")
+        for name, value in asked.items()
+        if value is not None
+    ]:
+        raise UsageError(problems)
+
+
+def _bound(adapter: Adapter, ground: Ground, workshop: Workshop) -> BoundAdapter:
+    """The adapter on the base's config. Raises :class:`RefusedError` with all that does not fit, and NaN and Inf."""
+    bound = bind(adapter, by_config(ground.config, workshop.catalog.architectures, adapter, ground.name))
+    bad = (replace(problem, remedy="It is damaged: nothing can be measured.") for problem in nonfinite(bound))
+    if errors := errors_in(dict.fromkeys((*bound.problems, *bad))):
+        raise RefusedError(errors)
+    return bound
+
+
+def _tokens(ids: Any) -> Tokens:
+    """Tokens that were given. Raises :class:`UsageError` unless they are whole numbers in a row."""
+    found = torch.as_tensor(ids)
+    if found.dim() != 1 or (len(found) and found.is_floating_point()):
+        shown, remedy = f"{found.dtype} {list(found.shape)}", "tokenizer(text).input_ids"
+        raise UsageError(Problem("text", "text", shown, "a file's path, or tokens [n]", remedy))
+    return Tokens(found.long().cpu())
+
+
+def _bench(model: Any, tokens: Tokens, ground: Ground, options: FidelityOptions) -> Bench:
+    """The text cut into windows that the model has positions for, once it is known to be one to measure on."""
+    limit = context_of(model)
+    length = options.window or min(_WINDOW, limit or _WINDOW)
+    if limit is not None and length > limit:
+        found = f"{length} tokens, and {ground.name} has positions for {limit}"
+        raise UsageError(Problem("option", "window", found, f"at most {limit}"))
+    stride = length // 2 if options.stride is None else options.stride
+    require_in_vocabulary(model, tokens.ids, ground.name)
+    require_causal(model, tokens.ids, ground.name)
+    return Bench(model, tokens, windows(tokens.ids, length, stride), length, stride, options.seed)
+
+
+def _about(model: Any, bench: Bench) -> Iterator[Problem]:
+    """What the figures do not say of themselves."""
+    read = len(bench.tokens.ids)
+    if read < bench.length:
+        found = f"{read} tokens, fewer than a window of {bench.length}: one shorter window, and no intervals"
+        yield Problem("short-text", "text", found, severity="note")
+    if why := why_whole(model):
+        yield Problem("no-reuse", "reused", f"a swap reads the prompt again: {why}", severity="note")

@@ -1,0 +1,199 @@
+"""The base to measure on: loaded from a folder or the Hub's cache, and what makes a model none to measure on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import logging
+
+from adaptrix.errors import Problem, UsageError, refuse
+from adaptrix.merging.base import TOKENIZER, Base, matching
+from adaptrix.merging.fetch import fetch_base
+from adaptrix.options import dtype_name
+from adaptrix.runtime.reach import require_plain
+from adaptrix.text import some
+from adaptrix.workflow import Workshop
+
+_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
+#: what transformers raises for files that it cannot make a model or a tokenizer of
+_UNLOADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError)
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a base computes, and in which dtype."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+
+def placement(device: str | None, dtype: str | None) -> Placement:
+    """A device and a dtype by name: by default the accelerator, if there is one, and fp32.
+
+    In fp32, what is seen is what a plan costs, and not how it is rounded. Raises :class:`UsageError` with all that is
+    wrong.
+    """
+    problems = []
+    if dtype is not None and dtype_name(dtype) not in _DTYPES:
+        problems.append(Problem("option", "dtype", repr(dtype), f"one of {', '.join(_DTYPES)}"))
+    try:
+        found = torch.device(device or _accelerator())
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch's own words for what is not there
+        said = str(error).partition("\n")[0]
+        problems.append(Problem("option", "device", f"{device!r}: {said}", "cpu, or a device that torch has here"))
+    if problems:
+        raise UsageError(problems)
+    return Placement(found, _DTYPES[dtype_name(dtype or "F32")])
+
+
+def _accelerator() -> torch.device | str:
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found or "cpu"
+
+
+@dataclass(frozen=True)
+class Ground:
+    """A base to measure on: its name and config, and its tokenizer and its weights when they are asked for."""
+
+    name: str
+    config: Mapping[str, Any]
+    tokenizer: Callable[[], Any]
+    model: Callable[[], AbstractContextManager[Any]]
+
+
+def stored(uri: str, workshop: Workshop, where: Placement, tokenizer: Any = None) -> Ground:
+    """A base on this disk or on the Hub. Raises :class:`AdaptrixError` where it has no config."""
+    fetched = cache(lambda: fetch_base(uri, workshop))
+    return Ground(
+        uri,
+        workshop.base_config(uri),
+        lambda: tokenizer or _tokenizer(uri, fetched().folder),
+        lambda: _loaded(fetched(), where),
+    )
+
+
+def given(model: nn.Module, tokenizer: Any = None) -> Ground:
+    """A model that is there already. Raises :class:`RefusedError` for one that another library has changed,
+    :class:`UsageError` for one of no config."""
+    require_plain(model)
+    config = getattr(model, "config", None)
+    name = str(getattr(model, "name_or_path", "") or type(model).__name__)
+    if config is None or not hasattr(config, "to_dict"):
+        raise UsageError(Problem("no-config", name, "the model has no config", "a transformers model"))
+
+    def its() -> Any:
+        if tokenizer is None:
+            found, remedy = "a model needs its tokenizer to read a file", "tokenizer=…, or tokens as the text"
+            raise UsageError(Problem("no-tokenizer", "tokenizer", found, remedy=remedy))
+        return tokenizer
+
+    return Ground(name, config.to_dict(), its, lambda: _at_rest(model))
+
+
+@contextmanager
+def _loaded(base: Base, where: Placement) -> Iterator[Any]:
+    """The model of a base for a while. Raises :class:`RefusedError` where it is no causal language model, or would
+    have weights that are in no file."""
+    _require_causal_class(base)
+    options = {"use_safetensors": True, "local_files_only": True, "trust_remote_code": False}
+    load: Any = AutoModelForCausalLM.from_pretrained
+    with _quietly():
+        try:
+            model, info = load(base.folder, dtype=where.dtype, output_loading_info=True, **options)
+        except _UNLOADABLE as error:
+            raise _unloadable("base", base.name, "it", error) from None
+    if lacking := sorted(map(str, (*info["missing_keys"], *info["mismatched_keys"]))):
+        found = f"its weights lack {some(lacking, 4)}, and the model would get random ones"
+        raise refuse("base", base.name, found, "the weights of a whole causal language model")
+    yield model.eval().to(where.device)
+
+
+def _tokenizer(name: str, folder: Path) -> Any:
+    """The tokenizer in a folder. Raises :class:`RefusedError` where there is none."""
+    if not matching(folder, TOKENIZER):
+        remedy = "Put the model's tokenizer.json and tokenizer_config.json beside it."
+        raise refuse("no-tokenizer", name, "there is no tokenizer in it", "a base with its tokenizer", remedy)
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except _UNLOADABLE as error:
+        raise _unloadable("no-tokenizer", name, "its tokenizer", error) from None
+
+
+@contextmanager
+def _at_rest(model: nn.Module) -> Iterator[nn.Module]:
+    """A model in evaluation mode, and afterwards as it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield model
+    finally:
+        for module in training:
+            module.training = True
+
+
+def context_of(model: Any) -> int | None:
+    """How many tokens a model has positions for; None where it counts none."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 1 else None
+
+
+def require_in_vocabulary(model: Any, ids: Tensor, name: str) -> None:
+    """Raises :class:`RefusedError` for tokens that the model has no embedding for."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < rows:
+        found = f"tokens from {int(ids.min())} to {int(ids.max())}, and the model knows {rows}"
+        raise refuse("vocabulary", name, found, "the tokenizer of this model")
+
+
+@torch.no_grad()
+def require_causal(model: Any, ids: Tensor, name: str) -> None:
+    """Raises :class:`RefusedError` for a model whose answer depends on tokens that come after it: such a one reads
+    what it would have to predict. ``ids``: the beginning of a text, ``[n]``."""
+    ids = ids[:16].to(model.device)
+    other = torch.cat([ids[:-1], (ids[-1:] + 1) % model.get_input_embeddings().weight.shape[0]])
+    first, second = (model(input_ids=text[None]).logits[0, :-1].float() for text in (ids, other))
+    if not torch.allclose(first, second, atol=1e-3 * float(first.std(correction=0)), rtol=1e-3, equal_nan=True):
+        raise _not_causal(name, f"{type(model).__name__} looks at the tokens that come after")
+
+
+def _require_causal_class(base: Base) -> None:
+    kind = base.config.get("model_type")
+    with _quietly():
+        try:
+            config = AutoConfig.from_pretrained(base.folder, local_files_only=True, trust_remote_code=False)
+        except _UNLOADABLE as error:
+            raise _unloadable("base", base.name, "its config", error) from None
+    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or getattr(config, "is_encoder_decoder", False):
+        raise _not_causal(base.name, f"transformers has no causal language model of type {kind!r}")
+
+
+def _not_causal(name: str, found: str) -> Exception:
+    remedy = "Perplexity and KL a token are for models that write text from left to right."
+    return refuse("not-causal", name, found, "a causal language model", remedy)
+
+
+def _unloadable(code: str, name: str, what: str, error: Exception) -> Exception:
+    said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return refuse(code, name, f"transformers cannot load {what}: {said.strip()}")
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """No bar of transformers' own."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers has no types there
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]  # likewise

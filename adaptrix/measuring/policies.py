@@ -1,0 +1,104 @@
+"""Which plans of an adapter are measured: those asked for, or a few of every policy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
+
+from adaptrix.adapter import Adapter, Recorded
+from adaptrix.binding.bind import BoundAdapter
+from adaptrix.errors import Problem, UsageError
+from adaptrix.planning.plan import Plan, make_plan, recorded_plan
+
+FULL = "all"
+#: a file's own plan, where it is none of a policy's
+OWN = "own"
+_COUNTED = ("spread", "energy")
+
+
+def plans(bound: BoundAdapter, policies: Sequence[str]) -> dict[str, Plan]:
+    """The plans to measure by what they are called: ``all`` first, then ``policies`` or a few of every kind.
+
+    The plan that an injection file was written with is ``own``, or what it is called where it was fitted. Raises
+    :class:`UsageError` with every policy that makes no sense.
+    """
+    found = {FULL: make_plan(bound, FULL)}
+    problems: list[Problem] = []
+    for policy in dict.fromkeys(policies or _usual(bound)):
+        try:
+            found[policy] = _plan(bound, policy)
+        except UsageError as error:
+            problems += error.problems
+    if problems:
+        raise UsageError(problems)
+    return found
+
+
+def planned(plan: Plan) -> Adapter:
+    """The adapter as an injection file with this plan would have it, for attaching to do as the plan says."""
+    bound = plan.bound
+    recorded = Recorded(
+        family=bound.architecture.family,
+        known=True,
+        dims=bound.dims,
+        policy=plan.policy,
+        layers=plan.layers,
+        gains=plan.gains,
+        sites=MappingProxyType({target: str(site) for site, target in bound.targets.items()}),
+        overrides=MappingProxyType({str(site): delta for site, delta in plan.overrides.items()}),
+    )
+    return replace(bound.adapter, recorded=recorded)
+
+
+def _usual(bound: BoundAdapter) -> list[str]:
+    """Middle, the file's own plan, and for what has a number a quarter, half and three quarters of the layers."""
+    depth = max(bound.depths.values(), default=0)
+    counts = sorted({count for part in (1, 2, 3) if (count := round(part * depth / 4)) > 0})
+    return ["middle", *_own_name(bound), *(f"{name}:{count}" for name in _COUNTED for count in counts)]
+
+
+def _own_name(bound: BoundAdapter) -> Iterable[str]:
+    """What the plan of an injection file is called; nothing where it is what a policy gives."""
+    own = _recorded(bound)
+    if own is None:
+        return
+    if _fitted(own.policy):
+        yield own.policy
+    elif not _plain(own) or own.layers != _layers(bound, own.policy):
+        yield OWN
+    else:
+        yield own.policy
+
+
+def _plan(bound: BoundAdapter, policy: str) -> Plan:
+    if policy != OWN and not _fitted(policy):
+        return make_plan(bound, policy)
+    own = _recorded(bound)
+    if own is None or policy not in (OWN, own.policy):
+        has = "was read from no injection file" if own is None else f"holds the plan {own.policy}"
+        remedy = "A plan is fitted by `adaptrix convert … --layers fit:K`." if _fitted(policy) else ""
+        raise UsageError(Problem("policy", f"layers {policy}", f"{bound.adapter.name} {has}", "its own plan", remedy))
+    return own
+
+
+def _recorded(bound: BoundAdapter) -> Plan | None:
+    recorded = bound.adapter.recorded
+    return None if recorded is None else recorded_plan(bound, recorded)
+
+
+def _fitted(policy: str) -> bool:
+    return policy.partition(":")[0] == "fit"
+
+
+def _plain(plan: Plan) -> bool:
+    """Whether a plan only chooses layers."""
+    return not plan.overrides and all(gain == 1.0 for gain in plan.gains.values())
+
+
+def _layers(bound: BoundAdapter, policy: str) -> Mapping[str, tuple[int, ...]] | None:
+    """The layers of a policy here; None for one that is not known any more."""
+    try:
+        return make_plan(bound, policy).layers
+    except UsageError:
+        return None
