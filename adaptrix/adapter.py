@@ -56,12 +56,30 @@ class Provenance:
     config: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
 
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """How the deltas of a plan were fitted, and what came of it.
+
+    ``text``: SHA-256 of the text, of so many ``tokens``; ``steps`` were asked for, with this ``seed``; ``before`` and
+    ``after``: KL(full ‖ plan) in nats a token on windows of the text that were held out, with the adapter's own
+    deltas on the plan's layers and with the fitted ones.
+    """
+
+    text: str
+    tokens: int
+    steps: int
+    seed: int
+    before: float
+    after: float
+
+
 @dataclass(frozen=True, eq=False)
 class Recorded:
     """What an injection file remembers of the binding and the plan it was written with.
 
     ``sites`` gives the site name of each target and ``overrides`` the deltas that replace it by site
-    name; ``notes`` say what making the plan has cost; ``known`` is False where no family was known.
+    name; ``notes`` say what making the plan has cost, ``fit`` how it was fitted, if it was; ``known`` is False where
+    no family was known.
     """
 
     family: str
@@ -73,6 +91,7 @@ class Recorded:
     sites: Mapping[Target, str]
     overrides: Mapping[str, LowRank]
     notes: tuple[str, ...] = ()
+    fit: Fit | None = None
 
     @property
     def verified(self) -> bool:

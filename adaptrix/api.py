@@ -16,6 +16,7 @@ from adaptrix.algebra.extraction import Extraction, extract_adapter
 from adaptrix.algebra.outcome import Outcome
 from adaptrix.algebra.recipe import Recipe
 from adaptrix.errors import Problem, UsageError
+from adaptrix.fitting.maker import maker_for
 from adaptrix.inspection import Inspection, summarise
 from adaptrix.merging import merger
 from adaptrix.merging.merger import MergeOptions, QloraBase
@@ -71,6 +72,9 @@ def convert(
     name: str | None = None,
     force: bool = False,
     allow_nonfinite: bool = False,
+    text: Uri | None = None,
+    steps: int | None = None,
+    seed: int | None = None,
 ) -> Path:
     """Writes an adapter, or the one at ``uri``, as an injection file or a PEFT folder and returns its path.
 
@@ -79,7 +83,10 @@ def convert(
     ``layers``: ``all``, ``middle``, ``spread:K``, ``energy:K`` or a list such as ``8-23,28``; None is
     ``middle`` for an injection file made from a checkpoint, the file's own plan where one is read, and
     ``all`` for a PEFT folder. ``prune`` drops what the plan leaves out, ``dtype`` (``F32``, ``bf16``,
-    ``bfloat16`` …) rounds the deltas; nothing else loses anything. Problems of severity ``warning`` are
+    ``bfloat16`` …) rounds the deltas; nothing else loses anything. ``layers="fit:K"`` chooses K layers by what they
+    do on ``text``, a file, and trains their deltas in at most ``steps`` (300) with a ``seed`` (0) to do on ``base``,
+    a model with its weights, what the whole adapter does; the file holds them beside the adapter's own. Needs
+    ``adaptrix[torch]``; stopped, and called again, it goes on where it was. Problems of severity ``warning`` are
     issued as :class:`AdaptrixWarning`. Raises :class:`AdaptrixError` with every problem, and then leaves
     nothing behind.
     """
@@ -94,8 +101,12 @@ def convert(
         name=name,
         force=force,
         allow_nonfinite=allow_nonfinite,
+        text=None if text is None else fspath(text),
+        steps=steps,
+        seed=seed,
     )
-    done = Workshop().convert(uri if isinstance(uri, Adapter) else fspath(uri), out, options)
+    workshop = Workshop()
+    done = workshop.convert(_subject(uri), out, options, maker_for(options, workshop))
     _warn(done.problems)
     return done.path
 

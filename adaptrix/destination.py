@@ -1,4 +1,4 @@
-"""Where an output goes, and where none may go."""
+"""Where an output goes, where none may go, and what has no place in it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from adaptrix.errors import Problem, UsageError
+from adaptrix.options import Options
+from adaptrix.planning.plan import Plan
 from adaptrix.records import Format
 
 
@@ -68,6 +70,24 @@ def require_untaken(path: Path, taken: Mapping[Path, str]) -> None:
     for other, why in taken.items():
         if same(path, other) or (other.is_dir() and any(same(other, folder) for folder in (above, *above.parents))):
             raise UsageError(Problem("output-taken", str(path), why, remedy="Give each output a --name of its own."))
+
+
+def would_lose(plan: Plan, options: Options) -> UsageError:
+    """For a format that has no place for what a plan leaves out or replaces."""
+    asked = {"--redistribute": options.redistribute != "none", "--rank": options.rank is not None}
+    by = " and ".join(option for option, given in asked.items() if given)
+    said = [f"{plan.idle} of {len(plan.bound.deltas)} deltas are outside the plan {plan.policy}"] if plan.idle else []
+    said += [f"{by} changes {len(plan.overrides)} deltas"] if plan.overrides else []
+    remedy = f"A {options.to} folder has no place for that: add --prune to lose what is left out or replaced"
+    remedy += ", or choose --layers all." if plan.idle else "."
+    return UsageError(Problem("would-lose", f"to {options.to}", "; ".join(said), remedy=remedy))
+
+
+def no_place_for_fit(options: Options) -> UsageError:
+    """The same before a plan is fitted."""
+    remedy = "Add --prune to keep nothing but what is fitted, or write an injection file."
+    found = f"a {options.to} folder has no place for what the plan leaves out or replaces"
+    return UsageError(Problem("would-lose", f"to {options.to}", found, remedy=remedy))
 
 
 def same(one: Path, other: Path) -> bool:

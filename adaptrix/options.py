@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from adaptrix.errors import Problem, UsageError
+from adaptrix.planning.plan import FITTED
 from adaptrix.planning.redistribute import Redistribution
 from adaptrix.tensor import FLOATS
 
+_MOST = 1 << 40  # steps, and the largest seed
 _NAME = re.compile(r"[\w][\w.+@-]{0,200}")
 _DTYPES = {"FP": "F", "FLOAT": "F", "BFLOAT": "BF", "FLOAT8_": "F8_", "FP8_": "F8_", "HALF": "F16", "DOUBLE": "F64"}
 
@@ -20,6 +23,7 @@ class Options:
     ``layers``: a policy; None is ``middle`` for an injection file (or the plan of the injection file
     that is read) and ``all`` for a PEFT folder, which cannot hold inactive deltas; pruning an injection
     file means its own plan. ``dtype``: as safetensors, numpy or torch name it (``BF16``, ``bfloat16`` …).
+    ``text``: the file that ``fit:K`` is fitted on, in so many ``steps`` with a ``seed``; for no other policy.
     """
 
     to: str = "injection"
@@ -32,6 +36,14 @@ class Options:
     name: str | None = None
     force: bool = False
     allow_nonfinite: bool = False
+    text: str | None = None
+    steps: int | None = None
+    seed: int | None = None
+
+    @property
+    def fits(self) -> bool:
+        """Whether the plan is to be fitted."""
+        return self.layers is not None and self.layers.partition(":")[0] == FITTED
 
 
 def require_options(options: Options) -> None:
@@ -45,8 +57,26 @@ def require_options(options: Options) -> None:
         problems.append(Problem("option", "redistribute", f"{options.redistribute!r}", "none or nearest"))
     if options.name is not None and not _NAME.fullmatch(options.name):
         problems.append(Problem("option", "name", f"{options.name!r}", "letters, digits and . _ - + @, no path"))
+    problems += _fit_problems(options)
     if problems:
         raise UsageError(problems)
+
+
+def _fit_problems(options: Options) -> Iterator[Problem]:
+    given = {name: getattr(options, name) for name in ("text", "steps", "seed") if getattr(options, name) is not None}
+    if not options.fits:
+        for name, value in given.items():
+            remedy = "It is for --layers fit:K; leave it out."
+            yield Problem("option", name, f"{value!r} without a plan to be fitted", remedy=remedy)
+        return
+    if options.base is None or options.text is None:
+        lacks = " and ".join(f"--{name}" for name in ("base", "text") if getattr(options, name) is None)
+        remedy = "--base MODEL is the model to fit on, --text FILE a text of the kind that the adapter is for."
+        yield Problem("option", f"layers {options.layers}", f"there is no {lacks}", remedy=remedy)
+    for name, least in (("steps", 1), ("seed", 0)):
+        value = given.get(name, least)
+        if type(value) is not int or not least <= value < _MOST:
+            yield Problem("option", name, f"{value!r}", f"a whole number of at least {least}")
 
 
 def dtype_name(name: str) -> str:

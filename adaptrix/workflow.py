@@ -11,13 +11,13 @@ from functools import cached_property
 from os import PathLike, fspath
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 from adaptrix import atomic
 from adaptrix.adapter import Adapter
 from adaptrix.binding.bind import BoundAdapter, bind, nonfinite
 from adaptrix.binding.identify import Identity, by_config, by_paths, by_record
-from adaptrix.destination import destination, require_apart, require_untaken
+from adaptrix.destination import destination, no_place_for_fit, require_apart, require_untaken, would_lose
 from adaptrix.errors import AdaptrixError, Problem, RefusedError, UnreachableError, UsageError, errors_in
 from adaptrix.options import Options, dtype_name, require_options
 from adaptrix.planning.plan import Plan, make_plan, powerless, recorded_plan
@@ -50,6 +50,16 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         return {"subject": self.subject, "ok": self.ok, "problems": [problem.as_dict() for problem in self.problems]}
+
+
+class Maker(Protocol):
+    """Makes the plans that need more than the adapter."""
+
+    def __call__(self, bound: BoundAdapter, options: Options, out: Path) -> Plan:
+        """A plan for what will be written to ``out``. Raises :class:`AdaptrixError`."""
+
+    def forget(self, out: Path) -> None:
+        """Removes what was kept beside ``out`` to go on from: it is written."""
 
 
 @dataclass(frozen=True)
@@ -129,11 +139,15 @@ class Workshop:
         path = destination(out if out is None else fspath(out), options.name, form)
         if path is not None:
             atomic.require_free(path, force=options.force, holds=form.writes)
+        if options.fits and not form.keeps_plan and not options.prune:
+            raise no_place_for_fit(options)
 
-    def convert(self, uri: Adapter | str, out: str | PathLike[str] | None, options: Options) -> Conversion:
+    def convert(
+        self, uri: Adapter | str, out: str | PathLike[str] | None, options: Options, maker: Maker | None = None
+    ) -> Conversion:
         """Reads, checks, plans and writes; raises :class:`AdaptrixError` and then leaves nothing behind."""
         self.prepare(out, options)
-        return self.write(self.fit(uri, options.base), out, options)
+        return self.write(self.fit(uri, options.base), out, options, maker=maker)
 
     def write(
         self,
@@ -141,17 +155,24 @@ class Workshop:
         out: str | PathLike[str] | None,
         options: Options,
         taken: Mapping[Path, str] = MappingProxyType({}),
+        maker: Maker | None = None,
     ) -> Conversion:
         """What :meth:`convert` does after :meth:`prepare` and :meth:`fit`; needs no network.
 
         ``taken``: paths that are not replaced even so, with what to say of each: other outputs of the same run.
+        ``maker``: makes the plan.
         """
         form = self._writable(options.to)
         report = report if options.allow_nonfinite else report.examined()
         if not report.ok or report.bound is None:
             raise RefusedError(errors_in(report.problems))
-        plan = _plan(report.bound, options, form)
-        done = self.publish(plan, out, options, [report.bundle] if report.bundle else [], taken)
+        bound, sources = _named(report.bound, options), [report.bundle] if report.bundle else []
+        made = None
+        if maker is not None:  # it may take hours: what can be known to be wrong is known before
+            made = maker(bound, options, self._place(bound.adapter.name, out, options, sources, taken))
+        done = self.publish(_plan(bound, options, form, made), out, options, sources, taken)
+        if maker is not None:
+            maker.forget(done.path)
         return replace(done, problems=(*report.problems, *done.problems))
 
     def publish(
@@ -163,16 +184,28 @@ class Workshop:
         taken: Mapping[Path, str] = MappingProxyType({}),
     ) -> Conversion:
         """Writes a plan as it is to where the options say, apart from the files of its ``sources``."""
-        form = self._writable(options.to)
-        path = destination(out if out is None else fspath(out), plan.bound.adapter.name, form)
-        assert path is not None and form.write is not None  # noqa: PT018  # there is a name, and _writable saw to it
-        for bundle in sources:
-            require_apart(path, bundle.files.values())
-        require_untaken(path, {**taken, **_base_config_file(options.base)})
+        form, path = self._writable(options.to), self._place(plan.bound.adapter.name, out, options, sources, taken)
+        assert form.write is not None  # _writable saw to it
         with atomic.output(path, force=options.force, holds=form.writes) as work:
             form.write(plan, work)
             sizes = [tensor.nbytes for _, tensor in _read_back(form, work, path).tensors()]
         return Conversion(path, plan, (*plan.notes, *powerless(plan)), len(sizes), sum(sizes))
+
+    def _place(
+        self,
+        name: str,
+        out: str | PathLike[str] | None,
+        options: Options,
+        sources: Iterable[Bundle],
+        taken: Mapping[Path, str],
+    ) -> Path:
+        """Where an adapter of a name goes. Raises :class:`UsageError` where something else is there to stay."""
+        path = destination(out if out is None else fspath(out), name, self._writable(options.to))
+        assert path is not None  # there is a name
+        for bundle in sources:
+            require_apart(path, bundle.files.values())
+        require_untaken(path, {**taken, **_base_config_file(options.base)})
+        return path
 
     def base_config(self, base: str) -> Mapping[str, Any]:
         """The config.json of a base model."""
@@ -216,21 +249,27 @@ class Workshop:
         return "; ".join(f"{f.name} ({' + '.join('|'.join(p) for p in f.patterns)})" for f in self.catalog.formats)
 
 
-def _plan(bound: BoundAdapter, options: Options, form: Format) -> Plan:
-    if options.name is not None:
-        bound = replace(bound, adapter=replace(bound.adapter, name=options.name))
+def _named(bound: BoundAdapter, options: Options) -> BoundAdapter:
+    return bound if options.name is None else replace(bound, adapter=replace(bound.adapter, name=options.name))
+
+
+def _plan(bound: BoundAdapter, options: Options, form: Format, made: Plan | None) -> Plan:
+    """The plan to write; ``made``: by another's hands, as the options say."""
     recorded = bound.adapter.recorded
-    if options.layers is not None:
+    if made is not None:
+        plan = made
+    elif options.layers is not None:
         plan = make_plan(bound, options.layers)
     elif recorded is not None and (options.prune or form.keeps_plan):
         plan = recorded_plan(bound, recorded)
     else:
         plan = make_plan(bound, "middle" if form.keeps_plan else "all")
-    plan = reshape_plan(plan, options.redistribute, options.rank)
+    if made is None:
+        plan = reshape_plan(plan, options.redistribute, options.rank)
     if options.prune:
         plan = pruned(plan)
     elif not form.keeps_plan and not plan.complete:
-        raise _would_lose(plan, options)
+        raise would_lose(plan, options)
     return cast(plan, dtype_name(options.dtype)) if options.dtype is not None else plan
 
 
@@ -251,16 +290,6 @@ def _read_back(form: Format, work: Path, path: Path) -> Adapter:
         found = f"what would be written cannot be read back: {error.problems[0]}"
         remedy = "The source contradicts itself; if it does not, report this."
         raise RefusedError(Problem("not-readable", str(path), found, remedy=remedy)) from None
-
-
-def _would_lose(plan: Plan, options: Options) -> UsageError:
-    asked = {"--redistribute": options.redistribute != "none", "--rank": options.rank is not None}
-    by = " and ".join(option for option, given in asked.items() if given)
-    said = [f"{plan.idle} of {len(plan.bound.deltas)} deltas are outside the plan {plan.policy}"] if plan.idle else []
-    said += [f"{by} changes {len(plan.overrides)} deltas"] if plan.overrides else []
-    remedy = f"A {options.to} folder has no place for that: add --prune to lose what is left out or replaced"
-    remedy += ", or choose --layers all." if plan.idle else "."
-    return UsageError(Problem("would-lose", f"to {options.to}", "; ".join(said), remedy=remedy))
 
 
 def _base_config_file(base: str | None) -> dict[Path, str]:

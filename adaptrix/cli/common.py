@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -128,3 +128,22 @@ def working(what: str, voice: Voice) -> AbstractContextManager[Any]:
     from rich.console import Console
 
     return Console(stderr=True).status(clean(what))
+
+
+def bars(voice: Voice) -> Callable[[str, int], AbstractContextManager[Callable[[int], object]]]:
+    """A bar for each thing that is counted, on a terminal; nothing elsewhere."""
+
+    @contextmanager
+    def shown(what: str, total: int) -> Iterator[Callable[[int], object]]:
+        if voice.quiet or voice.json or not sys.stderr.isatty():
+            yield lambda _count: None
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task(clean(what), total=total)
+            yield lambda count: progress.advance(task, count)
+
+    return shown

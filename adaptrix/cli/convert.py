@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import click
 
 from adaptrix.cli.common import (
     Voice,
+    bars,
     base_option,
     print_json,
     show_problems,
@@ -19,12 +21,13 @@ from adaptrix.cli.common import (
 )
 from adaptrix.destination import require_folder
 from adaptrix.errors import AdaptrixError, Problem, UsageError
+from adaptrix.fitting.maker import maker_for
 from adaptrix.options import Options
 from adaptrix.text import amount
 from adaptrix.workflow import Conversion, Workshop
 
-_LAYERS = """all, middle, spread:K, energy:K, or 8-23,28. [default: for an injection file the plan of the one that is
-    read, or middle; all for peft]"""
+_LAYERS = """all, middle, spread:K, energy:K, 8-23,28, or fit:K. [default: for an injection file the plan of the one
+    that is read, or middle; all for peft]"""
 
 
 @click.command()
@@ -45,6 +48,9 @@ _LAYERS = """all, middle, spread:K, energy:K, or 8-23,28. [default: for an injec
 @click.option(
     "--dtype", metavar="DTYPE", help="Round every delta to bf16, fp16, fp32 or fp64; the source's own bytes are lost."
 )
+@click.option("--text", type=click.Path(), metavar="FILE", help="Text to fit a plan on, of the adapter's kind.")
+@click.option("--steps", type=int, metavar="N", help="Steps of a fit, at most. [default: 300]")
+@click.option("--seed", type=int, metavar="N", help="Seed of a fit. [default: 0]")
 @click.option("--name", help="Name for the adapter. [default: that of the source]")
 @click.option("--force", is_flag=True, help="Replace an existing output, never the source.")
 @click.option("--allow-nonfinite", is_flag=True, help="Let NaN and Inf through.")
@@ -60,6 +66,11 @@ def command(sources: tuple[str, ...], out: str | None, voice: Voice, **options: 
 
     Everything is checked before anything is written. The file holds every tensor of the source,
     byte for byte, and the plan says which layers act. Only --prune and --dtype lose something.
+
+    
+    fit:K trains the deltas of the K layers that matter most on a text to act for all of them:
+      adaptrix convert ./my-lora --base ./llama --layers fit:16 --text corpus.txt
+    It needs adaptrix[torch] and the whole base. After Ctrl-C the same command goes on where it was.
     """
     wanted = Options(**options)
     out = _for_several(sources, out, wanted) if len(sources) > 1 else out
@@ -99,9 +110,10 @@ class _Batch:
         """One source; what is wrong with it is told and does not stop the others."""
         try:
             self._workshop.prepare(self._out, self._options)
+            maker = maker_for(self._options, self._workshop, bars(self._voice))
             report = self._workshop.fit(source, self._options.base)  # no spinner: the Hub's client draws bars
-            with working(f"converting {source}", self._voice):
-                done = self._workshop.write(report, self._out, self._options, self._taken)
+            with nullcontext() if maker else working(f"converting {source}", self._voice):
+                done = self._workshop.write(report, self._out, self._options, self._taken, maker)
         except AdaptrixError as error:
             self.code = max(self.code, error.exit_code)
             self.results.append({"source": source, "ok": False, "problems": [p.as_dict() for p in error.problems]})

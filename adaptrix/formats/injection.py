@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -72,7 +73,8 @@ def _manifest(plan: Plan) -> dict[str, Any]:
             "gains": {str(layer): gain for layer, gain in plan.gains.items()},
             "retained": plan.retained,
             "notes": [note.found for note in plan.notes],
-        },
+        }
+        | ({"fit": asdict(plan.fit)} if plan.fit else {}),
         "deltas": {str(s): _entry(d, bound.targets[s]) for s, d in bound.deltas.items()},
         "overrides": {str(s): _entry(d, bound.targets[s]) for s, d in plan.overrides.items()},
         "extras": {key: extra.kind for key, extra in adapter.extras.items()},

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, get_args
 
-from adaptrix.adapter import Adapter, Extra, ExtraKind, Provenance, Recorded, Target, nothing_targeted
+from adaptrix.adapter import Adapter, Extra, ExtraKind, Fit, Provenance, Recorded, Target, nothing_targeted
 from adaptrix.architecture.dims import Dims
 from adaptrix.delta import LowRank
 from adaptrix.errors import Problem, errors_in, refuse
@@ -234,6 +234,16 @@ def _recorded(
         sites=MappingProxyType(dict(sites)),
         overrides=MappingProxyType(dict(overrides)),
         notes=tuple(_text(note, "plan note") for note in _list(plan.get("notes"), "plan notes")),
+        fit=None if plan.get("fit") is None else _fit(_table(plan, "fit")),
+    )
+
+
+def _fit(told: Mapping[str, Any]) -> Fit:
+    return Fit(
+        text=_text(told.get("text"), "fit text"),
+        before=_number(told.get("before"), "fit before"),
+        after=_number(told.get("after"), "fit after"),
+        **{name: _size(told.get(name), f"fit {name}") for name in ("tokens", "steps", "seed")},
     )
 
 
@@ -273,6 +283,12 @@ def _number(value: Any, what: str) -> float:
 
 def _whole(value: Any) -> bool:
     return type(value) is int and value >= 0
+
+
+def _size(value: Any, what: str) -> int:
+    if not _whole(value) or value > _LARGEST:
+        raise _MalformedError(f"{what} is {value!r}"[:200])
+    return int(value)
 
 
 def _optional_text(value: Any, what: str) -> str | None:

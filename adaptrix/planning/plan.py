@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from math import isfinite
 from types import MappingProxyType
 
-from adaptrix.adapter import Recorded
+from adaptrix.adapter import Fit, Recorded
 from adaptrix.architecture import Site
 from adaptrix.binding.bind import BoundAdapter, summed
 from adaptrix.binding.stacks import ranges
@@ -18,6 +18,8 @@ from adaptrix.errors import Problem, UsageError
 #: layers by stack; the stack is named by the dimension that counts it
 Layers = Mapping[str, tuple[int, ...]]
 
+FITTED = "fit"  # what the name of a fitted plan's policy begins with
+_MAKE_IT = "adaptrix convert SRC --base MODEL --layers fit:K --text FILE makes it, and its file needs no policy."
 _LONGEST = 1000  # characters of a policy: it goes into the manifest
 _EXPLICIT = re.compile(r"\d{1,6}(-\d{1,6})?(,\d{1,6}(-\d{1,6})?)*")
 
@@ -29,7 +31,7 @@ class Plan:
     ``policy`` is what was asked for, ``layers`` what it came to. A site outside the layers (an
     embedding, a head) acts only under ``all``. ``gains`` multiply ΔW by layer, 1 where absent.
     ``overrides`` replace the adapter's own deltas while the plan is in force: what a redistribution or
-    a recompression made. ``notes`` say what making it has cost.
+    a recompression made, or a fit, which ``fit`` then tells of. ``notes`` say what making it has cost.
     """
 
     bound: BoundAdapter
@@ -38,6 +40,7 @@ class Plan:
     gains: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
     overrides: Mapping[Site, LowRank] = field(default_factory=lambda: MappingProxyType({}))
     notes: tuple[Problem, ...] = ()
+    fit: Fit | None = None
 
     def __repr__(self) -> str:
         return f"<Plan {self.policy}: {len(self.sites)} of {len(self.bound.deltas)} sites of {self.bound.adapter.name}>"
@@ -122,11 +125,20 @@ def make_plan(bound: BoundAdapter, policy: str) -> Plan:
     elif policy in ("all", "middle"):
         pick = _all if policy == "all" else _middle
         layers = {stack: pick(depth) for stack, depth in bound.depths.items()}
+    elif name == FITTED:
+        raise _usage(policy, "this is made by training", "another policy", _MAKE_IT)
     elif _EXPLICIT.fullmatch(policy) and len(policy) <= _LONGEST:
         layers = _explicit(bound, policy)
     else:
         raise _unknown(policy)
     return Plan(bound, policy, MappingProxyType(layers))
+
+
+def fitted_count(bound: BoundAdapter, policy: str) -> int:
+    """The K of ``fit:K``. Raises :class:`UsageError` for one outside 1..depth."""
+    count = _count(policy, policy.partition(":")[2])
+    _checked_depths(bound, policy, count)
+    return count
 
 
 def _all(depth: int) -> tuple[int, ...]:
@@ -191,8 +203,8 @@ def _unknown(policy: str) -> UsageError:
     )
 
 
-def _usage(policy: str, found: str, expected: str) -> UsageError:
-    return UsageError(Problem("policy", f"layers {policy}", found, expected))
+def _usage(policy: str, found: str, expected: str, remedy: str = "") -> UsageError:
+    return UsageError(Problem("policy", f"layers {policy}", found, expected, remedy))
 
 
 def recorded_plan(bound: BoundAdapter, recorded: Recorded) -> Plan:
@@ -213,4 +225,5 @@ def recorded_plan(bound: BoundAdapter, recorded: Recorded) -> Plan:
         )
     overrides = {named[name]: delta for name, delta in recorded.overrides.items()}
     notes = tuple(Problem("recorded", "plan", note, severity="note") for note in recorded.notes)
-    return Plan(bound, recorded.policy, recorded.layers, recorded.gains, MappingProxyType(overrides), notes)
+    deltas = MappingProxyType(overrides)
+    return Plan(bound, recorded.policy, recorded.layers, recorded.gains, deltas, notes, recorded.fit)

@@ -65,7 +65,8 @@ def cast(plan: Plan, dtype: str) -> Plan:
         plan.bound.adapter, deltas=MappingProxyType({plan.bound.targets[s]: d for s, d in deltas.items()})
     )
     bound = replace(plan.bound, adapter=adapter, deltas=MappingProxyType(deltas))
-    return replace(plan, bound=bound, overrides=MappingProxyType(overrides), notes=(*plan.notes, note))
+    fit = plan.fit if all(t.dtype == dtype for d in plan.overrides.values() for t in d.tensors().values()) else None
+    return replace(plan, bound=bound, overrides=MappingProxyType(overrides), notes=(*plan.notes, note), fit=fit)
 
 
 def _cast(delta: LowRank, dtype: str) -> LowRank:

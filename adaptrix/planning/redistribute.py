@@ -44,7 +44,8 @@ def reshape_plan(plan: Plan, redistribute: Redistribution, rank: int | None) -> 
     results = _combined({site: [deltas[member] for member in members] for site, members in changed.items()}, rank)
     notes = [*plan.notes, *_notes(results, changed, rank), *_homeless(lost)]
     overrides = MappingProxyType({**earlier, **{site: delta for site, (delta, _) in results.items()}})
-    return replace(plan, overrides=overrides, notes=tuple(notes))
+    fit = plan.fit if not results and overrides.keys() == plan.overrides.keys() else None  # else it is another plan
+    return replace(plan, overrides=overrides, notes=tuple(notes), fit=fit)
 
 
 def _grouped(plan: Plan) -> tuple[dict[Site, list[Site]], list[Site]]:

@@ -1,0 +1,199 @@
+"""From an adapter and a text to a fitted plan.
+
+K layers are chosen by what the others are missed, then their deltas are trained beside the whole adapter on the same
+model, which stands still. What comes out is a plan of these layers whose overrides are the trained deltas, in the
+dtype of the adapter's own, so that the file holds both.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+
+from adaptrix.adapter import Fit
+from adaptrix.architecture import Site
+from adaptrix.attaching import attach
+from adaptrix.binding.bind import BoundAdapter
+from adaptrix.delta import LowRank
+from adaptrix.errors import Problem, RefusedError, refuse
+from adaptrix.fitting.choice import choose, looks
+from adaptrix.fitting.corpus import Corpus
+from adaptrix.fitting.maker import Display
+from adaptrix.fitting.refit import FULL, KEPT, Refit, State
+from adaptrix.fitting.resume import Saved
+from adaptrix.measuring.divergence import divergence
+from adaptrix.measuring.policies import planned
+from adaptrix.measuring.windows import Window
+from adaptrix.options import Options, dtype_name
+from adaptrix.planning.plan import Plan, fitted_count, make_plan
+from adaptrix.planning.redistribute import reshape_plan
+from adaptrix.runtime.session import Choice, Session
+
+_FITTED = "fitted"
+_STEPS, _SEED = 300, 0  # where the options say nothing
+
+
+@dataclass(frozen=True, eq=False)
+class Fitter:
+    """Fits plans of one adapter on one model: what it says on a text is what they are to say."""
+
+    bound: BoundAdapter
+    model: Any
+    corpus: Corpus
+    options: Options
+    display: Display
+
+    def plan(self, out: Path) -> Plan:
+        """The plan; its state is kept beside ``out`` until :meth:`Saved.remove`. Raises :class:`AdaptrixError`."""
+        count, stack = fitted_count(self.bound, self.options.layers or ""), _only_stack(self.bound)
+        active = _active(self.bound)
+        saved = Saved.beside(out, self._key())
+        before = {layer: planned(make_plan(self.bound, str(layer))) for layer in active}
+        whole = planned(make_plan(self.bound, "all"))
+        with attach(self.model, {FULL: whole, **{_name(layer): one for layer, one in before.items()}}) as session:
+            layers = saved.layers() or self._choice(session, active, stack, count)
+            plan = make_plan(self.bound, ",".join(map(str, layers)))
+            start = reshape_plan(plan, self.options.redistribute, self.options.rank)
+            overrides = self._trained(session, replace(start, notes=()), layers, saved)
+            fitted = replace(plan, policy=str(self.options.layers), overrides=MappingProxyType(overrides))
+            return self._told(session, fitted, _sum(set(active) & set(layers)))
+
+    @property
+    def steps(self) -> int:
+        return self.options.steps or _STEPS
+
+    @property
+    def seed(self) -> int:
+        return self.options.seed or _SEED
+
+    def _choice(self, session: Session, active: Sequence[int], stack: str, count: int) -> tuple[int, ...]:
+        with self.display("choosing layers", looks(len(active), count)) as advance:
+
+            def losses(sets: Sequence[tuple[int, ...]]) -> list[float]:
+                found = self._kl(session, list(map(_sum, sets)), self.corpus.choosing)
+                advance(len(sets))
+                return found
+
+            return choose(active, self.bound.depths[stack], count, losses)
+
+    def _trained(self, session: Session, plan: Plan, layers: tuple[int, ...], saved: Saved) -> dict[Site, LowRank]:
+        """The deltas of a plan once they are trained, in the dtype that they will be written in."""
+        session.load(KEPT, planned(plan))
+        leaves = session.parameters(KEPT)
+
+        def kl() -> float:
+            return self._kl(session, [KEPT], self.corpus.stopping)[0]
+
+        refit = Refit(self.model, session, leaves, layers, self.corpus.training, kl, self.steps, self.seed)
+        with self.display("fitting", self.steps) as advance:
+            state = saved.state(leaves) if saved.path.exists() else State.before(leaves, kl())
+            saved.write(layers, state)
+            advance(state.step)
+            self._run(refit, state, saved, advance)
+        return self._deltas(session, plan)
+
+    def _run(self, refit: Refit, state: State, saved: Saved, advance: Callable[[int], object]) -> None:
+        try:
+            refit.run(state, lambda now: saved.write(refit.layers, now), advance)
+        except RefusedError:  # it would be refused again
+            saved.remove()
+            raise
+        except BaseException as error:
+            kept = f"{state.step} of {refit.steps} steps"
+            error.add_note(f"{saved.path} keeps {kept}: the same command goes on from there")
+            raise
+
+    def _deltas(self, session: Session, plan: Plan) -> dict[Site, LowRank]:
+        now = session.adapter(KEPT)
+        assert now.recorded is not None  # it was planned
+        trained = {
+            site: now.recorded.overrides.get(str(site)) or now.deltas[self.bound.targets[site]] for site in plan.sites
+        }
+        wanted = self.options.dtype and dtype_name(self.options.dtype)
+        return {site: _as(delta, wanted or self.bound.deltas[site].A.dtype) for site, delta in trained.items()}
+
+    def _told(self, session: Session, plan: Plan, own: Choice) -> Plan:
+        """The plan with what it has come to: measured on the numbers that will be written."""
+        session.load(_FITTED, planned(plan))
+        before, after = self._kl(session, [own, _FITTED], self.corpus.held_out)
+        fit = Fit(self.corpus.digest, self.corpus.tokens, self.steps, self.seed, before, after)
+        layers = next(iter(plan.layers.values()))
+        told = f"layers {', '.join(map(str, layers))} fitted in {fit.steps} steps on {fit.tokens:,} tokens"
+        told += f"; KL to the whole adapter {before:.4g} before, {after:.4g} after, a token of what was held out"
+        notes = [Problem("fitted", "plan", told, severity="note")]
+        if not after < before:
+            remedy = "More steps, more text, or text that is nearer to what the adapter is for."
+            notes.append(Problem("fit-in-vain", "plan", "fitting has made nothing better", "", remedy, "warning"))
+        return replace(plan, notes=tuple(notes), fit=fit)
+
+    def _kl(self, session: Session, choices: Sequence[Choice], windows: Sequence[Window]) -> list[float]:
+        """KL(full ‖ choice) a token."""
+        found = divergence(self.model, session, FULL, choices, windows)
+        return [float(one.kl.sum() / one.tokens.sum()) for one in found]
+
+    def _key(self) -> dict[str, Any]:
+        """What two fits have to share for one to go on where the other was."""
+        asked = {name: getattr(self.options, name) for name in ("layers", "redistribute", "rank")}
+        asked |= {"steps": self.steps, "seed": self.seed}
+        return asked | {"text": self.corpus.digest, "adapter": _digest(self.bound), "base": _sums(self.model)}
+
+
+def _active(bound: BoundAdapter) -> list[int]:
+    """The layers that have deltas. Raises :class:`RefusedError` where there is nothing that could be fitted."""
+    adapter = bound.adapter
+    if odd := [key for key, extra in adapter.extras.items() if extra.kind != "base_weight"]:
+        found, remedy = "it is no delta, and a fit trains deltas only", "Choose layers by another policy."
+        raise RefusedError(Problem("extra", f"{adapter.name} {key}", found, "deltas", remedy) for key in odd)
+    active = sorted({site.layer for site in bound.deltas if site.layer is not None})
+    if not active:
+        raise refuse("nothing-acts", adapter.name, "no layer of it has a delta", "at least one")
+    return active
+
+
+def _only_stack(bound: BoundAdapter) -> str:
+    if len(bound.depths) != 1:
+        stacks = ", ".join(bound.depths) or "none that is known"
+        raise refuse("stacks", bound.adapter.name, f"stacks of layers: {stacks}", "one, as a causal model has")
+    return next(iter(bound.depths))
+
+
+def _name(layer: int) -> str:
+    return f"layer {layer}"
+
+
+def _sum(layers: Sequence[int] | set[int]) -> Choice:
+    """What some layers of the adapter do, each with its own deltas; the base for none."""
+    return {_name(layer): 1.0 for layer in sorted(layers)} or None
+
+
+def _as(delta: LowRank, dtype: str) -> LowRank:
+    """A delta in a dtype, of which only what it has been trained to is left."""
+    tensors: Mapping[str, Any] = {
+        name: tensor and tensor.cast(dtype)
+        for name, tensor in (("A", delta.A), ("B", delta.B), ("bias", delta.bias), ("magnitude", delta.magnitude))
+    }
+    return replace(delta, **tensors)
+
+
+def _digest(bound: BoundAdapter) -> str:
+    """Of every number of the deltas."""
+    digest = sha256()
+    for site, delta in bound.deltas.items():
+        digest.update(f"{site} {delta.scale!r}".encode())
+        for name, tensor in delta.tensors().items():
+            digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
+            digest.update(tensor.tobytes())
+    return digest.hexdigest()
+
+
+def _sums(model: Any) -> str:
+    """A digest of the sums of a model's weights: enough to tell two bases apart, and quick."""
+    sums = [float(weight.detach().sum(dtype=torch.float64)) for weight in model.parameters()]
+    return sha256(json.dumps(sums).encode()).hexdigest()
