@@ -127,9 +127,10 @@ def _plot(report: FidelityReport, path: Path, force: bool, voice: Voice) -> None
 
 def _show(report: FidelityReport) -> None:
     console = Console(highlight=False)
-    heading = f"{report.source} on {report.text['file']}: {report.tokens} tokens in {report.windows}"
-    heading += f" window{'s' if report.windows > 1 else ''} of {report.window}, {report.dtype} on {report.device}"
-    click.echo(clean(heading))
+    tokens = f"{report.tokens} token{'s' if report.tokens > 1 else ''}"
+    cut = f"{report.windows} windows of {report.window}" if report.windows > 1 else "one window"
+    text = f"{report.source} on {report.text['file']}: {tokens} in {cut}, {report.dtype} on {report.device}"
+    click.echo(clean(text))
     rows = [_cells(row, report.depth) for row in report.rows]
     if console.width >= _WIDE:
         console.print(_table(_COLUMNS, rows))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike, fspath
@@ -92,12 +93,8 @@ def measure(
 ) -> FidelityReport:
     """What :func:`fidelity` does; whatever can be found wrong is found before the weights of a base are loaded."""
     _require_options(options)
-    read = read_text(Path(text)) if isinstance(text, (str, PathLike)) else None
-    if isinstance(base, nn.Module):
-        _require_unplaced(options)
-        ground = given(base, tokenizer)
-    else:
-        ground = stored(fspath(base), workshop, placement(options.device, options.dtype), tokenizer)
+    read = read_text(Path(text).expanduser()) if isinstance(text, (str, PathLike)) else None
+    ground = _ground(base, workshop, options, tokenizer)
     bound = _bound(source if isinstance(source, Adapter) else workshop.read(fspath(source)), ground, workshop)
     chosen = plans(bound, options.layers)
     tokens = _tokens(text) if read is None else tokens_of(read, ground.tokenizer())
@@ -129,6 +126,17 @@ def _require_options(options: FidelityOptions) -> None:
         raise UsageError(Problem("option", "seed", repr(options.seed)[:60], "a whole number of at least 0"))
     if options.window is not None:
         require_steps(options.window, options.window // 2 if options.stride is None else options.stride)
+
+
+def _ground(base: object, workshop: Workshop, options: FidelityOptions, tokenizer: Any) -> Ground:
+    """The base to measure on. Raises :class:`UsageError` for what is none."""
+    if isinstance(base, nn.Module):
+        _require_unplaced(options)
+        return given(base, tokenizer)
+    if isinstance(base, (str, PathLike)):
+        return stored(os.fsdecode(base), workshop, placement(options.device, options.dtype), tokenizer)
+    expected = "a folder, owner/name, or a transformers model"
+    raise UsageError(Problem("base", "base", f"a {type(base).__name__}", expected))
 
 
 def _require_unplaced(options: FidelityOptions) -> None:

@@ -157,13 +157,28 @@ def require_in_vocabulary(model: Any, ids: Tensor, name: str) -> None:
 
 @torch.no_grad()
 def require_causal(model: Any, ids: Tensor, name: str) -> None:
-    """Raises :class:`RefusedError` for a model whose answer depends on tokens that come after it: such a one reads
-    what it would have to predict. ``ids``: the beginning of a text, ``[n]``."""
+    """Raises :class:`RefusedError` for a model that does not say after each token which comes next, and for one whose
+    answer depends on tokens that come later: such a one reads what it would have to predict. ``ids``: a text
+    ``[n]``, of which the beginning is read."""
     ids = ids[:16].to(model.device)
     other = torch.cat([ids[:-1], (ids[-1:] + 1) % model.get_input_embeddings().weight.shape[0]])
-    first, second = (model(input_ids=text[None]).logits[0, :-1].float() for text in (ids, other))
-    if not torch.allclose(first, second, atol=1e-3 * float(first.std(correction=0)), rtol=1e-3, equal_nan=True):
+    first, second = (_logits(model, text, name)[:-1] for text in (ids, other))
+    allowed = max(1e-3, 8 * torch.finfo(model.dtype).eps) * float(first.std(correction=0))
+    if float((first - second).abs().max()) > allowed:
         raise _not_causal(name, f"{type(model).__name__} looks at the tokens that come after")
+
+
+def _logits(model: Any, ids: Tensor, name: str) -> Tensor:
+    """The logits ``[n, vocabulary]`` of tokens ``[n]``."""
+    kind = type(model).__name__
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise _not_causal(name, f"{kind} has an encoder")
+    answer = model(input_ids=ids[None])
+    logits = answer.get("logits")
+    if logits is None or logits.dim() != 3:
+        raise _not_causal(name, f"{kind} does not answer with a token's probabilities")
+    found: Tensor = logits[0].float()
+    return found
 
 
 def _require_causal_class(base: Base) -> None:
