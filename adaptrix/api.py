@@ -18,8 +18,9 @@ from adaptrix.algebra.recipe import Recipe
 from adaptrix.errors import Problem, UsageError
 from adaptrix.fitting.maker import maker_for
 from adaptrix.inspection import Inspection, summarise
-from adaptrix.merging import merger
-from adaptrix.merging.merger import MergeOptions, QloraBase
+from adaptrix.merging.draft import draft
+from adaptrix.merging.merger import write
+from adaptrix.merging.options import MergeOptions, QloraBase, prepare
 from adaptrix.options import Options
 from adaptrix.planning.redistribute import Redistribution
 from adaptrix.workflow import Report, Workshop
@@ -248,8 +249,8 @@ def merge(
     """
     options = MergeOptions(layers, dtype, force, allow_nonfinite, verify, qlora_base)
     target = None if out is None else fspath(out)
-    merger.prepare(target, options)
-    done = merger.write(merger.draft(Workshop(), fspath(uri), fspath(base), options), target, options)
+    prepare(target, options)
+    done = write(draft(Workshop(), fspath(uri), fspath(base), options), target, options)
     for problem in done.problems:
         if problem.severity == "warning":
             warnings.warn(str(problem), AdaptrixWarning, stacklevel=2)

@@ -10,8 +10,9 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from adaptrix.formats import safetensors_file
-from adaptrix.merging import merger
-from adaptrix.merging.merger import MergeOptions
+from adaptrix.merging.draft import draft
+from adaptrix.merging.merger import write
+from adaptrix.merging.options import MergeOptions, prepare
 from adaptrix.workflow import Workshop
 from tests.families import tiny_model
 from tests.peft_models import trained
@@ -37,8 +38,8 @@ class Pair:
 
 def merge(source, base, out, **options):
     wanted = MergeOptions(**options)
-    merger.prepare(str(out), wanted)
-    return merger.write(merger.draft(Workshop(), str(source), str(base), wanted), str(out), wanted)
+    prepare(str(out), wanted)
+    return write(draft(Workshop(), str(source), str(base), wanted), str(out), wanted)
 
 
 def pair(folder, family="llama", *, dtype=torch.float32, shard="2GB", build=None, targets=None, variant=0, **keys):

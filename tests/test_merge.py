@@ -16,9 +16,12 @@ from adaptrix.architecture.layout import role_rows
 from adaptrix.delta import LowRank, split
 from adaptrix.errors import RefusedError
 from adaptrix.formats import safetensors_file
-from adaptrix.merging import merger, product
+from adaptrix.merging import product
 from adaptrix.merging.base import open_base
 from adaptrix.merging.change import Change, Term
+from adaptrix.merging.draft import settle
+from adaptrix.merging.merger import write
+from adaptrix.merging.options import MergeOptions
 from adaptrix.planning.plan import make_plan
 from adaptrix.tensor import Tensor
 from adaptrix.workflow import Report, Workshop
@@ -123,8 +126,8 @@ def test_experts_that_the_base_stacks(apart, tmp_path):
         targets = {place: bound.targets[site] for site, place, _ in places}
         bound = replace(bound, deltas=MappingProxyType(deltas), targets=MappingProxyType(targets))
     base = open_base(made.base, "base", json.loads((made.base / "config.json").read_text()))
-    draft = merger.settle(make_plan(bound, "all"), base, Report("experts", ()))
-    merger.write(draft, str(tmp_path / "out"), merger.MergeOptions())
+    made_draft = settle(make_plan(bound, "all"), base, Report("experts", ()))
+    write(made_draft, str(tmp_path / "out"), MergeOptions())
     found = tensors(tmp_path / "out")
     assert found.keys() == wanted.keys()
     for name, tensor in found.items():
@@ -257,8 +260,8 @@ def test_parts_of_a_fused_weight(tmp_path):
             parts[place], targets[place] = piece, bound.targets[site]
     apart = replace(bound, deltas=MappingProxyType(parts), targets=MappingProxyType(targets))
     base = open_base(made.base, "base", json.loads((made.base / "config.json").read_text()))
-    draft = merger.settle(make_plan(apart, "all"), base, Report("parts", ()))
-    merger.write(draft, str(tmp_path / "out"), merger.MergeOptions())
+    made_draft = settle(make_plan(apart, "all"), base, Report("parts", ()))
+    write(made_draft, str(tmp_path / "out"), MergeOptions())
     assert_equal_bits(tmp_path / "out", made)
 
 
@@ -415,4 +418,4 @@ def test_dora_on_a_part_of_a_fused_weight_is_refused(tmp_path):
     bound = replace(bound, deltas=MappingProxyType(part), targets=MappingProxyType(targets))
     base = open_base(made.base, "base", json.loads((made.base / "config.json").read_text()))
     with pytest.raises(RefusedError, match="DoRA on parts of a fused weight"):
-        merger.settle(make_plan(bound, "all"), base, Report("parts", ()))
+        settle(make_plan(bound, "all"), base, Report("parts", ()))

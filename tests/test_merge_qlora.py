@@ -6,8 +6,9 @@ import sys
 import pytest
 import torch
 
-from adaptrix.merging import merger
-from adaptrix.merging.merger import MergeOptions
+from adaptrix.merging.draft import draft
+from adaptrix.merging.model_files import write_model
+from adaptrix.merging.options import MergeOptions
 from adaptrix.workflow import Workshop
 from tests.command_line import placed
 from tests.merge_models import as_torch, pair, tensors
@@ -49,11 +50,11 @@ def test_what_nf4_leaves_is_what_bitsandbytes_computes_with(family, tmp_path):
     made = pair(tmp_path, family, dtype=torch.bfloat16, targets=["c_attn"] if family == "gpt2" else ["q_proj"])
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
     model = AutoModelForCausalLM.from_pretrained(made.base, quantization_config=config, dtype=torch.bfloat16)
-    draft = merger.draft(Workshop(), str(made.adapter), str(made.base), MergeOptions())
-    merger.write_model(draft.base_alone(), tmp_path, None)
+    made_draft = draft(Workshop(), str(made.adapter), str(made.base), MergeOptions())
+    write_model(made_draft.base_alone(), tmp_path, None)
     found, plain = tensors(tmp_path), dict(made.model.get_base_model().named_modules())
     quantised = [name for name, module in model.named_modules() if type(module).__name__ == "Linear4bit"]
-    assert {f"{name}.weight" for name in quantised} == set(draft.linear)
+    assert {f"{name}.weight" for name in quantised} == set(made_draft.linear)
     for name in quantised:
         weight = model.get_submodule(name).weight
         wanted = functional.dequantize_4bit(weight.data, weight.quant_state)
@@ -64,9 +65,9 @@ def test_what_nf4_leaves_is_what_bitsandbytes_computes_with(family, tmp_path):
 def test_the_merge_is_onto_those_numbers(tmp_path):
     bnb()
     made = pair(tmp_path, dtype=torch.bfloat16, shard="20KB", targets=["q_proj"])
-    draft = merger.draft(Workshop(), str(made.adapter), str(made.base), MergeOptions())
+    made_draft = draft(Workshop(), str(made.adapter), str(made.base), MergeOptions())
     (tmp_path / "alone").mkdir()
-    merger.write_model(draft.base_alone(), tmp_path / "alone", None)
+    write_model(made_draft.base_alone(), tmp_path / "alone", None)
     for name in ("config.json", "generation_config.json"):
         (tmp_path / "alone" / name).write_bytes((made.base / name).read_bytes())
     made.merge(tmp_path / "nf4", qlora_base="nf4")

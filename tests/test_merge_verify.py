@@ -8,7 +8,11 @@ import torch
 
 import adaptrix
 from adaptrix.errors import RefusedError
-from adaptrix.merging import merger, product, verify
+from adaptrix.merging import product, verify
+from adaptrix.merging.draft import draft
+from adaptrix.merging.merger import write
+from adaptrix.merging.options import MergeOptions
+from adaptrix.workflow import Workshop
 from tests.command_line import placed
 from tests.merge_models import pair
 
@@ -68,10 +72,8 @@ def test_what_cannot_be_attached_is_not_written_unverified(tmp_path, monkeypatch
 def test_the_plan_is_verified_too(tmp_path):
     made = pair(tmp_path, targets=["q_proj", "down_proj"])
     file = adaptrix.convert(made.adapter, tmp_path / "x.adaptrix.safetensors", base=made.base, layers="1")
-    options = merger.MergeOptions(verify=True)
-    done = merger.write(
-        merger.draft(merger.Workshop(), str(file), str(made.base), options), str(tmp_path / "o"), options
-    )
+    options = MergeOptions(verify=True)
+    done = write(draft(Workshop(), str(file), str(made.base), options), str(tmp_path / "o"), options)
     assert done.changed == 2
     assert done.agreement.relative < 1e-4
 

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from adaptrix.cli.common import Voice, clean, print_json, show_problems, voice_options
 from adaptrix.errors import Problem, UsageError, errors_in
-from adaptrix.merging.merger import Display, quiet
+from adaptrix.progress import Display, quiet
 from adaptrix.workflow import Workshop
 
 if TYPE_CHECKING:

@@ -11,8 +11,10 @@ import click
 
 from adaptrix.cli.common import Voice, clean, print_json, show_problems, voice_options
 from adaptrix.errors import errors_in
-from adaptrix.merging import merger
-from adaptrix.merging.merger import Merge, MergeOptions
+from adaptrix.merging.draft import draft
+from adaptrix.merging.merger import Merge, write
+from adaptrix.merging.options import MergeOptions, prepare
+from adaptrix.progress import Display, quiet
 from adaptrix.text import amount
 from adaptrix.workflow import Workshop
 
@@ -50,9 +52,9 @@ def command(source: str, base: str, out: str | None, voice: Voice, **options: An
     """
     wanted = MergeOptions(**options)
     workshop = Workshop()
-    merger.prepare(out, wanted)
-    made = merger.draft(workshop, source, base, wanted)  # no spinner: the Hub's client draws bars
-    done = merger.write(made, out, wanted, _display(f"merging {source}", voice))
+    prepare(out, wanted)
+    made = draft(workshop, source, base, wanted)  # no spinner: the Hub's client draws bars
+    done = write(made, out, wanted, _display(f"merging {source}", voice))
     if voice.json:
         print_json(_result(source, base, done))
     else:
@@ -61,10 +63,10 @@ def command(source: str, base: str, out: str | None, voice: Voice, **options: An
     return 1 if errors_in(done.problems) else 0
 
 
-def _display(what: str, voice: Voice) -> merger.Display:
+def _display(what: str, voice: Voice) -> Display:
     """A bar on a terminal, nothing elsewhere."""
     if voice.quiet or voice.json or not sys.stderr.isatty():
-        return merger.quiet
+        return quiet
     return lambda total: _bar(what, total)
 
 

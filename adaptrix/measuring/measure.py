@@ -30,8 +30,8 @@ from adaptrix.measuring.report import FidelityReport
 from adaptrix.measuring.rows import Bench
 from adaptrix.measuring.text import Tokens, read_text, tokens_of
 from adaptrix.measuring.windows import require_enough, require_steps, windows
-from adaptrix.merging.merger import Display, quiet
 from adaptrix.planning.plan import powerless
+from adaptrix.progress import Display, quiet
 from adaptrix.runtime.context import why_whole
 from adaptrix.workflow import Workshop
 

@@ -18,8 +18,8 @@ from adaptrix.measuring.report import BASE, Row
 from adaptrix.measuring.reuse import reused
 from adaptrix.measuring.text import Tokens
 from adaptrix.measuring.windows import Window
-from adaptrix.merging.merger import Display
 from adaptrix.planning.plan import Plan
+from adaptrix.progress import Display
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from adaptrix.errors import refuse
 from adaptrix.merging.change import Change, Term
-from adaptrix.merging.reading import TORCH, Reader, reading
-from adaptrix.runtime.tensors import as_torch
+from adaptrix.merging.reading import Reader, reading
+from adaptrix.runtime.tensors import TORCH, as_torch
 from adaptrix.tensor import Tensor as Stored
 
 #: numbers a piece: what is done to them is done in a core's own cache

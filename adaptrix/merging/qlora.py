@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from adaptrix.merging.reading import TORCH
-from adaptrix.runtime.tensors import as_torch
+from adaptrix.runtime.tensors import TORCH, as_torch
 from adaptrix.tensor import Tensor
 
 _BLOCK = 64

@@ -11,17 +11,9 @@ import torch
 from torch import Tensor
 
 from adaptrix.errors import RefusedError, refuse
+from adaptrix.runtime.tensors import TORCH
 from adaptrix.tensor import FileRange
 from adaptrix.tensor import Tensor as Stored
-
-TORCH = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-}
 
 
 class Reader:

@@ -7,7 +7,7 @@ nothing else. The tokens are random and seeded: they say whether two models are 
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,11 +20,15 @@ from torch import Tensor
 from adaptrix.attaching import attach
 from adaptrix.errors import Problem, RefusedError, refuse
 from adaptrix.merging.agreement import Agreement
-from adaptrix.merging.merger import Check, Draft, MergeOptions, QloraBase, write_model
+from adaptrix.merging.draft import Draft
+from adaptrix.merging.model_files import write_model
+from adaptrix.merging.options import MergeOptions, QloraBase
 from adaptrix.options import dtype_name
 
 #: largest difference of a logit that rounding explains, in standard deviations of the logits, by dtype of the weights
 TOLERANCE = {"F64": 1e-3, "F32": 1e-3, "F16": 5e-2, "BF16": 0.3}
+#: looks at what was written before it is there for all to see; raises where it is no good
+Check = Callable[[Path], Agreement]
 _ROWS, _TOKENS, _SEED = 2, 48, 0
 
 

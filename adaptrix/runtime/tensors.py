@@ -7,7 +7,8 @@ from torch import Tensor
 
 from adaptrix.tensor import Tensor as Stored
 
-_DTYPES = {
+#: safetensors' names
+TORCH = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -19,5 +20,5 @@ _DTYPES = {
 
 def as_torch(tensor: Stored, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Tensor:
     """A stored tensor on a device, in its own dtype or another."""
-    flat = torch.frombuffer(bytearray(tensor.tobytes()), dtype=_DTYPES[tensor.dtype])
+    flat = torch.frombuffer(bytearray(tensor.tobytes()), dtype=TORCH[tensor.dtype])
     return flat.view(tensor.shape).to(device=device, dtype=dtype)

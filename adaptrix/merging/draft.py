@@ -1,0 +1,92 @@
+"""A merge on paper: what happens to each tensor of the base, settled before a byte is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+
+from adaptrix.errors import Problem, RefusedError, errors_in
+from adaptrix.merging.base import Base
+from adaptrix.merging.change import Change
+from adaptrix.merging.changes import Drafting
+from adaptrix.merging.fetch import fetch_base
+from adaptrix.merging.options import MergeOptions, QloraBase
+from adaptrix.merging.places import Places
+from adaptrix.merging.tied import is_tied, tied_changes, tied_problems, vocabulary
+from adaptrix.planning.plan import Plan, make_plan, powerless, recorded_plan
+from adaptrix.records import Bundle
+from adaptrix.workflow import Report, Workshop
+
+
+@dataclass(frozen=True, eq=False)
+class Draft:
+    """A merge that can be done: nothing of it is written yet. ``linear``: see :meth:`Places.linear`."""
+
+    plan: Plan
+    base: Base
+    changes: Mapping[str, Change]
+    vocabulary: int | None
+    problems: tuple[Problem, ...]
+    bundle: Bundle | None = None
+    linear: Mapping[str, bool] = field(default_factory=lambda: MappingProxyType({}))
+
+    def on(self, base: QloraBase) -> Draft:
+        """The same merge into what NF4 leaves of the base, or into its full precision."""
+        changes = {name: replace(change, nf4=False) for name, change in self.changes.items() if not change.empty}
+        if base == "nf4":
+            changes |= {name: _in_nf4(changes.get(name), turned) for name, turned in self.linear.items()}
+        return replace(self, changes=changes)
+
+    def base_alone(self) -> Draft:
+        """What NF4 leaves of the base, and nothing merged into it."""
+        changes = {name: _in_nf4(None, turned) for name, turned in self.linear.items()}
+        return replace(self, changes=changes, vocabulary=None)
+
+
+def _in_nf4(change: Change | None, turned: bool) -> Change:
+    return replace(change or Change(), turned=turned, nf4=True)
+
+
+def draft(workshop: Workshop, uri: str, base: str, options: MergeOptions) -> Draft:
+    """Reads the adapter, then the base, and settles what happens to each tensor. Raises :class:`AdaptrixError`."""
+    report = workshop.fit(uri, base)
+    report = report if options.allow_nonfinite else report.examined()
+    if not report.ok or report.bound is None:
+        raise RefusedError(errors_in(report.problems))
+    plan = _plan(report, options.layers)
+    made = settle(plan, fetch_base(base, workshop), report)
+    return made if options.qlora_base is None else made.on(options.qlora_base)
+
+
+def _plan(report: Report, layers: str | None) -> Plan:
+    assert report.bound is not None  # its caller has looked
+    recorded = report.bound.adapter.recorded
+    if layers is None and recorded is not None:
+        return recorded_plan(report.bound, recorded)
+    return make_plan(report.bound, layers or "all")
+
+
+def settle(plan: Plan, base: Base, report: Report) -> Draft:
+    """What happens to each tensor of the base. Raises :class:`RefusedError` with every reason against it."""
+    architecture, problems = plan.bound.architecture, list(_quantised(base))
+    places = Places(base.tensors(), architecture, plan.bound.dims)
+    tied = is_tied(base.config, places)
+    drafting = Drafting(plan, places, tied=tied)
+    drafting.run()
+    problems += drafting.problems
+    if tied:
+        problems += tied_problems(plan, places)
+    changes = tied_changes(places, drafting.changes) if tied else drafting.changes
+    size, contradictions = vocabulary(plan, places, changes)
+    problems += contradictions
+    if errors := errors_in(problems):
+        raise RefusedError(errors)
+    said = (*report.problems, *plan.notes, *powerless(plan), *problems)
+    return Draft(plan, base, changes, size, said, report.bundle, MappingProxyType(places.linear()))
+
+
+def _quantised(base: Base) -> Iterator[Problem]:
+    if base.config.get("quantization_config"):
+        remedy = "Merge into the base before it was quantised."
+        yield Problem("quantised", base.name, "the base is quantised", "weights in floats", remedy)

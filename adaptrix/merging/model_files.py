@@ -1,0 +1,65 @@
+"""The files of a merged model: weights in the base's own shards, their index, the config."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from adaptrix.merging.base import INDEX, Base
+from adaptrix.merging.change import Change
+from adaptrix.merging.config import merged_config
+from adaptrix.merging.draft import Draft
+from adaptrix.options import dtype_name
+from adaptrix.progress import Display, quiet
+from adaptrix.tensor import FLOATS
+
+
+def write_model(made: Draft, folder: Path, dtype: str | None, display: Display = quiet) -> int:
+    """The weights, their index and the config; how many bytes of tensors they are."""
+    from adaptrix.merging.shards import Entry, write_shard
+
+    wanted = None if dtype is None else dtype_name(dtype)
+    shards: dict[str, list[Entry]] = {}
+    for file, tensors in made.base.shards.items():
+        shards[file] = []
+        for name, tensor in tensors.items():
+            cast = wanted if wanted is not None and tensor.dtype in FLOATS else tensor.dtype
+            change = made.changes.get(name) or (Change() if cast != tensor.dtype else None)
+            shards[file].append(Entry(name, tensor, cast, change))
+    total = sum(entry.result.nbytes for entries in shards.values() for entry in entries)
+    with display(total) as progress:
+        for file, entries in shards.items():
+            write_shard(folder / file, entries, {**made.base.metadata[file], "format": "pt"}, progress)
+    if made.base.index is not None:
+        sizes = {entry.name: entry.result.size for entries in shards.values() for entry in entries}
+        (folder / INDEX).write_text(as_json(_index(made.base, total, sizes)))
+    _write_config(made, folder, wanted)
+    return total
+
+
+def _index(base: Base, total: int, sizes: Mapping[str, int]) -> dict[str, Any]:
+    """The base's index with the sizes of the result."""
+    assert base.index is not None  # its caller has looked
+    stated = base.index.get("metadata")
+    metadata = {**(stated if isinstance(stated, dict) else {}), "total_size": total}
+    grown = sum(sizes.values()) - sum(tensor.size for tensor in base.tensors().values())
+    if isinstance(metadata.get("total_parameters"), int):
+        metadata["total_parameters"] += grown
+    return {**base.index, "metadata": metadata}
+
+
+def _write_config(made: Draft, folder: Path, dtype: str | None) -> None:
+    """The config: the base's own bytes where nothing in it changes."""
+    config = merged_config(made.base.config, made.plan.bound.architecture, made.vocabulary, dtype)
+    if config == made.base.config:
+        shutil.copyfile(made.base.folder / "config.json", folder / "config.json")
+    else:
+        (folder / "config.json").write_text(as_json(config))
+
+
+def as_json(value: Mapping[str, Any]) -> str:
+    """A JSON file's text."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"

@@ -1,0 +1,60 @@
+"""What can be asked of a merge, and what is known to be wrong with it before anything is fetched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Literal
+
+from adaptrix import atomic
+from adaptrix.destination import require_folder
+from adaptrix.errors import Problem, UsageError
+from adaptrix.options import dtype_name
+
+QloraBase = Literal["bf16", "nf4"]
+_DTYPES = ("F64", "F32", "F16", "BF16")
+
+
+@dataclass(frozen=True)
+class MergeOptions:
+    """What can be asked of a merge; the command line's options by the same names.
+
+    ``layers``: a policy; None is all of a PEFT checkpoint, and an injection file's own plan, as attaching does it.
+    ``dtype``: that of the result, by default each tensor's own. ``verify``: the merged model is held to its base with
+    the adapter attached, and is not written where they are not one. ``qlora_base``: the adapter was trained on the
+    base in NF4, and is merged into what NF4 leaves of it (``nf4``) or into its full precision (``bf16``).
+    """
+
+    layers: str | None = None
+    dtype: str | None = None
+    force: bool = False
+    allow_nonfinite: bool = False
+    verify: bool = False
+    qlora_base: QloraBase | None = None
+
+
+def prepare(out: str | None, options: MergeOptions) -> None:
+    """Raises :class:`UsageError` for what is known to be wrong before anything is fetched."""
+    if options.dtype is not None and dtype_name(options.dtype) not in _DTYPES:
+        raise UsageError(Problem("option", "dtype", f"{options.dtype!r}", f"one of {', '.join(_DTYPES)}"))
+    if out is not None and out.endswith("/"):
+        require_folder(out)
+    elif out is not None:
+        atomic.require_free(Path(out), force=options.force)
+    if options.qlora_base not in (None, "bf16", "nf4"):
+        raise UsageError(Problem("option", "qlora_base", f"{options.qlora_base!r}", "bf16 or nf4"))
+    require("torch", "torch")
+    if options.verify:
+        require("transformers", "torch")
+    if options.qlora_base == "nf4" or (options.qlora_base and options.verify):
+        require("bitsandbytes", "qlora")
+
+
+def require(module: str, extra: str) -> None:
+    """Raises :class:`UsageError` where a module is not installed, with the extra that brings it."""
+    try:
+        import_module(module)
+    except ImportError:
+        remedy = f'Run: pip install "adaptrix[{extra}]"'
+        raise UsageError(Problem("missing-extra", "merge", f"{module} is not installed", remedy=remedy)) from None
