@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from os import PathLike
 from typing import Any
 
+import torch
 from torch import nn
 
 from adaptrix.adapter import Adapter
@@ -62,8 +64,11 @@ def attach(
     if slots is not None:
         room = _room(slots, max_rank, {name: found for name, (found, _) in built.items()}, users)
     session = Session(Hooks(model, loader.modules, users, drift, room), users, loader, room)
-    for name, (found, plan) in built.items():
-        session.adopt(name, found, plan)
+    with ExitStack() as undone:
+        undone.callback(session.detach)
+        for name, (found, plan) in built.items():
+            session.adopt(name, found, plan)
+        undone.pop_all()
     return session
 
 
@@ -119,9 +124,10 @@ class _Loader:
         self._model, self._layers = model, layers
         self._workshop = Workshop()
         self._config = _config(model)
-        self._reached: dict[str, dict[Site, Reached]] = {}
+        self._reached: dict[tuple[str, ...], dict[Site, Reached]] = {}
         self.modules: dict[Site, Reached] = {}
 
+    @torch.inference_mode(False)
     def __call__(self, adapter: AdapterLike) -> tuple[Mapping[Site, Change], Plan]:
         read = adapter if isinstance(adapter, Adapter) else self._workshop.read(_uri(adapter))
         known = self._workshop.catalog.architectures
@@ -140,10 +146,11 @@ class _Loader:
         return found, plan
 
     def _modules_of(self, architecture: Architecture) -> Mapping[Site, Reached]:
-        """Those of the model when it was first asked: hooks stay on them."""
-        if architecture.family not in self._reached:
-            self._reached[architecture.family] = reached(self._model, architecture)
-        return self._reached[architecture.family]
+        """Those of the model when it was first asked: hooks stay on them. Unknown families have an adapter's roles."""
+        key = (architecture.family, *architecture.roles)
+        if key not in self._reached:
+            self._reached[key] = reached(self._model, architecture)
+        return self._reached[key]
 
     def _plan(self, bound: BoundAdapter) -> Plan:
         recorded = bound.adapter.recorded

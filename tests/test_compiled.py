@@ -8,7 +8,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from adaptrix.attaching import attach
-from adaptrix.errors import UsageError
+from adaptrix.errors import RefusedError, UsageError
 from tests.families import tiny_model
 from tests.test_attach import inputs, saved
 from tests.test_slots import VARIANTS, answer, chosen, made
@@ -106,3 +106,45 @@ def test_embeddings_and_heads_compile(tmp_path):
             with session.use(name), torch.no_grad():
                 expected = adapted[name](**inputs(model)).logits
                 torch.testing.assert_close(model(**inputs(model)).logits, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_what_is_loaded_after_compiling_acts(pair, tmp_path):
+    (plain, reference), (slotted, session) = pair
+    saved(tiny_model("llama"), tmp_path, seed=9, rank=4, target_modules=["q_proj", "up_proj"])
+    session.compile(backend="eager")
+    with session.use("a"):
+        answer(slotted)
+    for one in (session, reference):
+        one.load("new", tmp_path)
+    for choice in ("new", "a", None, "new"):
+        with session.use(choice), reference.use(choice):
+            torch.testing.assert_close(answer(slotted), answer(plain), atol=1e-5, rtol=1e-5)
+
+
+def test_rows_that_no_batch_divides_into_are_refused_in_a_graph_too(pair):
+    """Four rows of six tokens are three rows of eight, to who does not look."""
+    _, (slotted, session) = pair
+    session.compile(backend="eager")
+    with session.route(["a", "b", None]), pytest.raises(UsageError, match="3 adapters for a batch of 4"):
+        answer(slotted)
+
+
+def test_a_compiled_model_is_compiled_once_and_attached_to_no_more(pair, adapters):
+    _, (slotted, session) = pair
+    session.compile(backend="eager")
+    for again in (session.compile, lambda: attach(slotted, adapters)):
+        with pytest.raises(RefusedError, match="compiled"):
+            again()
+    session.detach()
+    slotted.forward = torch.compile(slotted.forward, backend="eager")
+    with pytest.raises(RefusedError, match="compiled"):
+        attach(slotted, adapters)
+
+
+def test_a_compilation_that_fails_changes_nothing(pair):
+    (plain, reference), (slotted, session) = pair
+    with pytest.raises(TypeError):
+        session.compile(bogus=True)
+    theirs = torch.compile(slotted, backend="eager")
+    with session.use("a"), reference.use("a"):
+        torch.testing.assert_close(answer(theirs), answer(plain), atol=1e-5, rtol=1e-5)

@@ -70,9 +70,12 @@ class Hooks:
     def cover(self, sites: Iterable[Site]) -> None:
         """Hooks the modules of these sites that have none yet."""
         with self._lock:
-            for site in sites:
-                if (handle := self._injector.cover(self._modules[site])) is not None:
-                    self._keep(handle)
+            found = [self._injector.cover(self._modules[site]) for site in sites]
+            handles = [handle for handle in found if handle is not None]
+            for handle in handles:
+                self._keep(handle)
+            if handles and self._injector.lanes is not None:
+                torch.compiler.reset()  # a graph has no guard on hooks, and would go on without the new ones
 
     def new_cache(self, first_layer: float) -> AdapterCache:
         """An empty cache for adapters that change no layer under ``first_layer``."""
@@ -102,6 +105,8 @@ class Hooks:
         self.attached = False
         self.default = BASE
         self._handles.close()
+        self._injector.lanes = None
+        self.settle()
 
     def freeze(self) -> None:
         """Gives no parameter of the base a gradient until the session ends."""
@@ -126,8 +131,9 @@ class Hooks:
 
     def compile(self, **options: Any) -> None:
         """Compiles the model's forward pass until the hooks come off."""
-        self._injector.lanes = lanes = Lanes(next(self.model.parameters()).device)
+        lanes = Lanes(next(self.model.parameters()).device)
         self._handles.callback(compile_forward(self.model, lanes, lambda: self.current, **options))
+        self._injector.lanes = lanes
 
     def settle(self) -> None:
         """Ends what an interrupted forward pass of this thread has left behind."""

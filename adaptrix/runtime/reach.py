@@ -43,7 +43,7 @@ def require_plain(model: object) -> None:
 
 
 def _compiled(model: nn.Module) -> Iterator[Problem]:
-    if any(hasattr(module, "_orig_mod") or module._compiled_call_impl for module in model.modules()):
+    if any(hasattr(m, "_orig_mod") or m._compiled_call_impl or _compiled_forward(m) for m in model.modules()):
         yield Problem(
             "compiled",
             type(model).__name__,
@@ -51,6 +51,13 @@ def _compiled(model: nn.Module) -> Iterator[Problem]:
             "the model as it was before",
             "Attach first and compile afterwards: torch.compile(model) inside `with adaptrix.attach(model, …)`.",
         )
+
+
+def _compiled_forward(module: nn.Module) -> bool:
+    """Whether a module's own forward was replaced by a compiled one, by a session's or its owner."""
+    own = vars(module).get("forward")
+    marked = [each for each in (own, getattr(own, "__wrapped__", None)) if hasattr(each, "_torchdynamo_orig_callable")]
+    return any(not getattr(each, "_torchdynamo_disable", False) for each in marked)
 
 
 def _wrapped(model: nn.Module) -> Iterator[Problem]:

@@ -69,7 +69,10 @@ class Rows:
 
     def _add_runs(self, x: Tensor, y: Tensor, beams: int) -> Tensor:
         for first, end, kernel in self.runs:
-            kernel.add(x[first * beams : end * beams], y[first * beams : end * beams])
+            own = y[first * beams : end * beams]
+            changed = kernel.add(x[first * beams : end * beams], own)
+            if changed is not own:  # of another dtype than the model has by now, so not in place
+                own.copy_(changed)
         return y
 
 

@@ -7,6 +7,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
+import torch
+
 from adaptrix.runtime.selection import BASE, Loaded, Selection, routed, weighted
 from adaptrix.runtime.slots import Kernels, Slots, Wanted
 
@@ -51,7 +53,8 @@ class Selector:
         """A selection, made once; the oldest is forgotten first."""
         found = self._made.get(key)
         if found is None:
-            found = make()
+            with torch.inference_mode(False):  # it outlives the block, and may be differentiated later
+                found = make()
             self._made = {**dict(list(self._made.items())[-_REMEMBERED:]), key: found}
         return found
 

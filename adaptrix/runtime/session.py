@@ -26,6 +26,7 @@ from adaptrix.runtime.choices import require_name, rows_of_names, weights_of
 from adaptrix.runtime.context import Swap, refill
 from adaptrix.runtime.hooks import Hooks
 from adaptrix.runtime.learned import Learned
+from adaptrix.runtime.reach import require_plain
 from adaptrix.runtime.replaced import Change
 from adaptrix.runtime.report import Report
 from adaptrix.runtime.selection import BASE, Loaded, Selection, weighted
@@ -131,7 +132,7 @@ class Session:
         if self._slots is not None:
             kernels = self._slots.admit(name, kernels)
         self._hooks.cover(kernels)
-        self._loaded = {**self._loaded, name: Loaded(name, self._users.version(), kernels, plan)}
+        self._name(Loaded(name, self._users.version(), kernels, plan))
 
     def parameters(self, name: str) -> list[nn.Parameter]:
         """The numbers of an adapter, to be learned: for each delta A, B, and bias and magnitude where it has them.
@@ -142,6 +143,7 @@ class Session:
         not know that they have changed. Raises :class:`RefusedError` for adapters with more than deltas,
         :class:`UsageError` while the adapter is in use: ask for them before ``activate`` and ``use``.
         """
+        self._require_open()
         (loaded,) = self._named([require_name(name)])
         if not any(isinstance(change, Learned) for change in loaded.kernels.values()):
             loaded = self._in_training(loaded)
@@ -150,6 +152,7 @@ class Session:
 
     def adapter(self, name: str) -> Adapter:
         """An adapter as it is now, its leaves' numbers in it: for ``adaptrix.convert``, or to be loaded again."""
+        self._require_open()
         (loaded,) = self._named([require_name(name)])
         return adapter_now(self._planned(loaded), loaded.kernels)
 
@@ -170,11 +173,13 @@ class Session:
         """Compiles the model's forward pass (``torch.compile(…, **options)``) until the session is detached.
 
         One graph for whatever is in force, which it reads from a tensor; it has to be in slots for that. Passes
-        wait for one another, whatever thread or task they are of, and are not counted in :meth:`report`. A session
-        without slots works in a model that was compiled after it was attached, with a break in the graph at
-        every module that it changes. Raises :class:`UsageError`.
+        wait for one another, whatever thread or task they are of, and are not counted in :meth:`report`. An adapter
+        that is loaded later and changes other modules than those before it makes torch compile everything anew.
+        A session without slots works in a model that was compiled after it was attached, with a break in the graph at
+        every module that it changes. Raises :class:`UsageError`, :class:`RefusedError` for a model compiled already.
         """
         self._require_open()
+        require_plain(self._hooks.model)
         if self._slots is None or self._hooks.drift is not None:
             found = "a session without slots" if self._slots is None else "a session that measures drift"
             remedy = "adaptrix.attach(model, …, slots=8), without max_drift and measure"
@@ -182,14 +187,21 @@ class Session:
         self._hooks.compile(**options)
 
     def unload(self, name: str) -> None:
-        """Forgets an adapter once nobody uses it any more; new users are refused from now on."""
+        """Forgets an adapter once nobody uses it any more; new users are refused from now on.
+
+        Raises :class:`UsageError` while this thread uses it, its asyncio tasks included: it would wait for itself.
+        """
         self._require_open()
-        (loaded,) = self._named([require_name(name)])
-        self._require_not_default(loaded)
-        self._loaded = {other: kept for other, kept in self._loaded.items() if other != name}
-        self._hooks.settle()
-        self._users.drain(loaded)
-        self._forget(loaded)
+        with self._users.changed:
+            (loaded,) = self._named([require_name(name)])
+            self._require_not_default(loaded)
+            self._hooks.settle()
+            self._require_left(loaded)
+            self._loaded = {other: kept for other, kept in self._loaded.items() if other != name}
+        try:
+            self._users.drain(loaded)
+        finally:  # an interrupt ends the waiting, and the name is gone already
+            self._forget(loaded)
 
     def detach(self) -> None:
         """Takes every hook off the model; calling it again does nothing."""
@@ -197,6 +209,8 @@ class Session:
             self._make_default(BASE)
         self._hooks.remove()
         self._loaded, self._selector = {}, Selector()
+        if self._slots is not None:
+            self._slots.close()
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -247,9 +261,16 @@ class Session:
         plan = self._planned(loaded)
         training = replace(loaded, kernels=learned(plan, self._hooks.modules, loaded.kernels))
         self._hooks.freeze()
-        self._loaded = {**self._loaded, loaded.name: training}
-        self._forget(loaded)
+        self._name(training)
         return training
+
+    def _name(self, loaded: Loaded) -> None:
+        """Gives an adapter its name; what had it before lives on for those who use it, and for nobody else."""
+        with self._users.changed:
+            before = self._loaded.get(loaded.name)
+            self._loaded = {**self._loaded, loaded.name: loaded}
+            if before is not None:
+                self._forget(before)
 
     def _forget(self, loaded: Loaded) -> None:
         with self._users.changed:
@@ -259,6 +280,11 @@ class Session:
         if loaded in self._hooks.default.adapters:
             remedy = "session.activate(None) first."
             raise UsageError(Problem("in-use", loaded.name, "it is the default", "another default", remedy))
+
+    def _require_left(self, loaded: Loaded) -> None:
+        if self._users.mine(loaded):
+            remedy = "Leave session.use and session.route first."
+            raise UsageError(Problem("in-use", loaded.name, "this thread uses it", "no user but other threads", remedy))
 
     def _planned(self, loaded: Loaded) -> Plan:
         if loaded.plan is None:

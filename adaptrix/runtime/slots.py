@@ -18,6 +18,7 @@ from adaptrix.architecture import Site
 from adaptrix.errors import Problem, RefusedError, UsageError
 from adaptrix.runtime.kernel import Kernel
 from adaptrix.runtime.replaced import Change
+from adaptrix.runtime.rows import rows_of
 from adaptrix.runtime.selection import Resident
 from adaptrix.runtime.users import DEFAULT, Users
 
@@ -62,7 +63,7 @@ class Bank:
 
     def add(self, x: Tensor, y: Tensor, slots: Tensor) -> Tensor:
         """``y`` with the deltas of the ``slots`` ``[rows]`` of a batch's rows; what a compiled graph does."""
-        rows = slots.shape[0]
+        rows = rows_of(x, slots.shape[0])
         wide = y.reshape(rows, -1, y.shape[-1])
         if self.embedding:
             inner = self.At[slots.unsqueeze(-1), x.reshape(rows, -1)]
@@ -73,7 +74,7 @@ class Bank:
 
 
 class Slots:
-    """``count`` slots beside the base's. Whoever calls holds the lock of the users."""
+    """``count`` slots beside the base's. Whoever seats or forgets holds the lock of the users."""
 
     def __init__(self, count: int, max_rank: int, users: Users) -> None:
         if count < 1 or max_rank < 1:
@@ -104,9 +105,9 @@ class Slots:
         if problems := list(self.problems(name, changes)):
             raise RefusedError(problems)
         kernels = {site: change for site, change in changes.items() if isinstance(change, Kernel)}
-        for site, kernel in kernels.items():
-            if site not in self.banks:
-                self.banks[site] = Bank(kernel, self._count + 1, self._rank)
+        with self._users.changed:
+            new = {site: kernel for site, kernel in kernels.items() if site not in self.banks}
+            self.banks |= {site: Bank(kernel, self._count + 1, self._rank) for site, kernel in new.items()}
         return {site: kernel.to(torch.device("cpu")) for site, kernel in kernels.items()}
 
     def seat(self, wanted: Wanted) -> list[Resident]:
@@ -126,9 +127,17 @@ class Slots:
         return [self._seated[key] for key in wanted]
 
     def forget(self, version: int) -> None:
-        """Zeroes the slots of an adapter, and of the sums that it is in."""
-        for key in [key for key in self._seated if any(version == one for one, _ in key)]:
+        """Zeroes the slots of an adapter, and of the sums that it is in; those in use make room when they are not."""
+        keys = [key for key in self._seated if any(version == one for one, _ in key)]
+        for key in [key for key in keys if not self._users.of(self._seated[key])]:
             self._leave(key)
+
+    def close(self) -> None:
+        """Gives the buffers back; whoever waits for a slot is refused."""
+        with self._users.changed:
+            for kept in (self.banks, self._seated, self._free):
+                kept.clear()
+            self._users.changed.notify_all()
 
     def _require_fit(self, kernels: Kernels) -> None:
         """A sum has the ranks of all its adapters."""
@@ -156,7 +165,7 @@ class Slots:
 
     def _put(self, slot: int, kernels: Kernels) -> Resident:
         self.paged += 1
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():
             return Resident(slot, {site: self.banks[site].put(slot, kernel) for site, kernel in kernels.items()})
 
     def _leave(self, key: Key) -> None:

@@ -27,6 +27,7 @@ from adaptrix.runtime.reach import Reached
 from adaptrix.tensor import Tensor as Stored
 
 
+@torch.inference_mode(False)
 def learned(plan: Plan, modules: Mapping[Site, Reached], loaded: Mapping[Site, object]) -> dict[Site, Learned]:
     """What a plan does, by the site of the whole weight, with leaves for its numbers; they are those ``loaded``.
 

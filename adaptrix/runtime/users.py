@@ -65,6 +65,11 @@ class Users:
         """The threads that use something, :data:`DEFAULT` among them; the lock is held."""
         return set(self._owners.get(item, ()))
 
+    def mine(self, loaded: Loaded) -> bool:
+        """Whether this very thread uses this version."""
+        with self.changed:
+            return get_ident() in self.of(loaded.version)
+
     def busy(self, loaded: Loaded) -> bool:
         """Whether somebody uses this version."""
         with self.changed:
