@@ -1,6 +1,6 @@
 """What fitting a plan gains: KL(full ‖ plan) at half of the layers, for fit:K and every other policy of K layers.
 
-    OMP_NUM_THREADS=1 python benchmarks/fit.py [--out out/fit] [--bases tiny gpt2] [--seeds 0 1 2] [--steps 300]
+    OMP_NUM_THREADS=1 python benchmarks/fit.py [--out out/fit] [--bases tiny gpt2] [--seeds 0 1 2] [--steps 150]
 
 Prints a table in Markdown. Bases and adapters are those of benchmarks/fit_base.py, which trains what is not there
 yet. The text that is fitted on and the one that is measured on are drawn apart, in the style that the adapter has
@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/fit"))
     parser.add_argument("--bases", nargs="+", choices=["tiny", "gpt2"], default=["tiny", "gpt2"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=150)
     options = parser.parse_args()
     torch.set_num_threads(1)
     names = ("middle", "spread", "energy", "untrained", "fit")

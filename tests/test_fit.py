@@ -220,6 +220,7 @@ WRONG = {
     "no-steps": ({"steps": 0}, "a whole number of at least 1"),
     "no-file": ({"text": "absent.txt"}, "there is no such file"),
     "other-policy": ({"layers": "middle"}, "without a plan to be fitted"),
+    "stray-steps": ({"layers": "all", "text": None, "steps": 5}, "5 without a plan to be fitted"),
     "peft": ({"to": "peft"}, "a peft folder has no place"),
 }
 
@@ -238,13 +239,20 @@ def test_a_text_that_is_too_short_is_refused(place, tmp_path):
         fit(place, tmp_path / "x.adaptrix.safetensors", text=tmp_path / "short.txt")
 
 
-def test_a_base_that_writes_no_text_is_refused(place, tmp_path):
-    model = tiny_model("t5")
+@pytest.mark.parametrize(
+    ("family", "targets", "said"),
+    [
+        ("t5", ["q", "v"], "stacks of layers: .*; expected one"),
+        ("distilbert", ["q_lin"], "transformers has no causal language model of type 'distilbert'"),
+    ],
+)
+def test_a_base_that_writes_no_text_is_refused(place, tmp_path, family, targets, said):
+    model = tiny_model(family)
     model.save_pretrained(tmp_path / "base")
     tokenizer().save_pretrained(tmp_path / "base")
-    saved(model, tmp_path / "lora", target_modules=["q", "v"])
+    saved(model, tmp_path / "lora", target_modules=targets)
     shutil.copy(place / "text.txt", tmp_path / "text.txt")
-    with pytest.raises(RefusedError, match="no causal language model"):
+    with pytest.raises(RefusedError, match=said):
         fit(tmp_path, tmp_path / "x.adaptrix.safetensors")
 
 

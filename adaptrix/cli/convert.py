@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,7 @@ def _result(source: str, done: Conversion) -> dict[str, Any]:
             "sites": len(plan.sites),
             "of": len(plan.bound.deltas),
             "retained": plan.retained,
+            "fit": plan.fit and asdict(plan.fit),
         },
         "problems": [problem.as_dict() for problem in done.problems],
     }

@@ -40,25 +40,43 @@ _FITTED = "fitted"
 _STEPS, _SEED = 300, 0  # where the options say nothing
 
 
+@dataclass(frozen=True)
+class Aim:
+    """How many layers of how many are to be kept, and those that have deltas."""
+
+    count: int
+    depth: int
+    active: Sequence[int]
+
+
+def aim(bound: BoundAdapter, options: Options) -> Aim:
+    """What an adapter is to be fitted to. Raises :class:`AdaptrixError` where it cannot be, whatever the base."""
+    count = fitted_count(bound, options.layers or "")
+    if len(bound.depths) != 1:
+        stacks = ", ".join(bound.depths) or "none that is known"
+        raise refuse("stacks", bound.adapter.name, f"stacks of layers: {stacks}", "one, as a causal model has")
+    return Aim(count, next(iter(bound.depths.values())), _active(bound))
+
+
 @dataclass(frozen=True, eq=False)
 class Fitter:
-    """Fits plans of one adapter on one model: what it says on a text is what they are to say."""
+    """Fits a plan of an adapter on a model: what the whole adapter says on a text is what the plan is to say."""
 
     bound: BoundAdapter
+    aim: Aim
     model: Any
     corpus: Corpus
     options: Options
     display: Display
 
     def plan(self, out: Path) -> Plan:
-        """The plan; its state is kept beside ``out`` until :meth:`Saved.remove`. Raises :class:`AdaptrixError`."""
-        count, stack = fitted_count(self.bound, self.options.layers or ""), _only_stack(self.bound)
-        active = _active(self.bound)
+        """The plan; its state is kept beside ``out``. Raises :class:`AdaptrixError`."""
+        active = self.aim.active
         saved = Saved.beside(out, self._key())
         before = {layer: planned(make_plan(self.bound, str(layer))) for layer in active}
         whole = planned(make_plan(self.bound, "all"))
         with attach(self.model, {FULL: whole, **{_name(layer): one for layer, one in before.items()}}) as session:
-            layers = saved.layers() or self._choice(session, active, stack, count)
+            layers = saved.layers() or self._choice(session)
             plan = make_plan(self.bound, ",".join(map(str, layers)))
             start = reshape_plan(plan, self.options.redistribute, self.options.rank)
             overrides = self._trained(session, replace(start, notes=()), layers, saved)
@@ -73,15 +91,15 @@ class Fitter:
     def seed(self) -> int:
         return self.options.seed or _SEED
 
-    def _choice(self, session: Session, active: Sequence[int], stack: str, count: int) -> tuple[int, ...]:
-        with self.display("choosing layers", looks(len(active), count)) as advance:
+    def _choice(self, session: Session) -> tuple[int, ...]:
+        with self.display("choosing layers", looks(len(self.aim.active), self.aim.count)) as advance:
 
             def losses(sets: Sequence[tuple[int, ...]]) -> list[float]:
                 found = self._kl(session, list(map(_sum, sets)), self.corpus.choosing)
                 advance(len(sets))
                 return found
 
-            return choose(active, self.bound.depths[stack], count, losses)
+            return choose(self.aim.active, self.aim.depth, self.aim.count, losses)
 
     def _trained(self, session: Session, plan: Plan, layers: tuple[int, ...], saved: Saved) -> dict[Site, LowRank]:
         """The deltas of a plan once they are trained, in the dtype that they will be written in."""
@@ -155,13 +173,6 @@ def _active(bound: BoundAdapter) -> list[int]:
     if not active:
         raise refuse("nothing-acts", adapter.name, "no layer of it has a delta", "at least one")
     return active
-
-
-def _only_stack(bound: BoundAdapter) -> str:
-    if len(bound.depths) != 1:
-        stacks = ", ".join(bound.depths) or "none that is known"
-        raise refuse("stacks", bound.adapter.name, f"stacks of layers: {stacks}", "one, as a causal model has")
-    return next(iter(bound.depths))
 
 
 def _name(layer: int) -> str:

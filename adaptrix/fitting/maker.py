@@ -10,13 +10,17 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from adaptrix.binding.bind import BoundAdapter
 from adaptrix.errors import Problem, UsageError
 from adaptrix.fitting.place import state_file
-from adaptrix.options import Options
+from adaptrix.options import Options, require_options
 from adaptrix.planning.plan import Plan
 from adaptrix.workflow import Maker, Workshop
+
+if TYPE_CHECKING:
+    from adaptrix.measuring.text import Text
 
 #: what is done and how much of it there is -> what is told of every bit that is done
 Display = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
@@ -30,8 +34,9 @@ def quiet(_what: str, _total: int) -> AbstractContextManager[Callable[[int], obj
 def maker_for(options: Options, workshop: Workshop, display: Display = quiet) -> Maker | None:
     """Who makes the plan that is asked for; None where a policy says it all.
 
-    Raises :class:`UsageError` where what fitting needs is not installed.
+    Raises :class:`AdaptrixError` for a text that is none, and where what fitting needs is not installed.
     """
+    require_options(options)
     if not options.fits:
         return None
     for module in ("torch", "transformers"):
@@ -41,7 +46,9 @@ def maker_for(options: Options, workshop: Workshop, display: Display = quiet) ->
             remedy = 'Run: pip install "adaptrix[torch]"'
             where = f"layers {options.layers}"
             raise UsageError(Problem("missing-extra", where, f"{module} is not installed", remedy=remedy)) from None
-    return FitMaker(workshop, display)
+    from adaptrix.measuring.text import read_text
+
+    return FitMaker(workshop, display, read_text(Path(options.text or "").expanduser()))
 
 
 @dataclass(frozen=True)
@@ -50,22 +57,24 @@ class FitMaker:
 
     workshop: Workshop
     display: Display
+    text: Text
 
     def __call__(self, bound: BoundAdapter, options: Options, out: Path) -> Plan:
         """The plan, fitted on the options' base and text. Raises :class:`AdaptrixError`."""
         from adaptrix.fitting.corpus import corpus
-        from adaptrix.fitting.fitter import Fitter
-        from adaptrix.measuring import models, text
+        from adaptrix.fitting.fitter import Fitter, aim
+        from adaptrix.measuring import models
+        from adaptrix.measuring.text import tokens_of
 
-        assert options.base is not None and options.text is not None  # noqa: PT018  # require_options saw to it
-        read = text.read_text(Path(options.text).expanduser())
+        assert options.base is not None  # require_options saw to it
+        aimed = aim(bound, options)
         base = models.stored(options.base, self.workshop, models.placement(None, None))
-        ids = text.tokens_of(read, base.tokenizer()).ids
+        ids = tokens_of(self.text, base.tokenizer()).ids
         with base.model() as model:
             models.require_in_vocabulary(model, ids, base.name)
-            windows = corpus(read, ids, models.context_of(model))
+            windows = corpus(self.text, ids, models.context_of(model))
             models.require_causal(model, ids, base.name)
-            return Fitter(bound, model, windows, options, self.display).plan(out)
+            return Fitter(bound, aimed, model, windows, options, self.display).plan(out)
 
     def forget(self, out: Path) -> None:
         """Removes the state of a fit that is done."""
