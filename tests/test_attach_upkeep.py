@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, Olmo2Config
 
 from adaptrix.attaching import attach
 from adaptrix.errors import UsageError
+from adaptrix.runtime.slots import Bank
 from tests.families import tiny_model
 from tests.test_attach import hook_count, logits, saved
 from tests.test_slots import chosen
@@ -185,3 +186,22 @@ def test_adapters_of_an_unknown_family_have_modules_of_their_own(tmp_path):
         for name, one in adapted.items():
             with session.use(name):
                 torch.testing.assert_close(logits(model, input_ids=LONG), one(input_ids=LONG).logits)
+
+
+def test_an_interrupt_on_the_way_into_a_slot_loses_no_slot(model, folders, monkeypatch):
+    turns, put = iter(range(3)), Bank.put
+
+    def interrupted(*given):
+        if next(turns, None) is None:
+            raise KeyboardInterrupt
+        return put(*given)
+
+    with attach(model, folders, slots=1) as session:
+        monkeypatch.setattr(Bank, "put", interrupted)
+        with pytest.raises(KeyboardInterrupt), session.use("a"):
+            pass
+        monkeypatch.undo()
+        buffers = [buffer for bank in session._slots.banks.values() for buffer in (bank.At, bank.Bt, bank.g1, bank.c)]
+        assert not any(buffer.any() for buffer in buffers)
+        with session.use("b"):
+            assert session.report().paged == 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from threading import get_ident
 
 import torch
@@ -122,7 +123,8 @@ class Slots:
             if key not in self._seated:
                 kernels = make()
                 self._require_fit(kernels)
-                self._seated[key] = self._put(self._free.pop(), kernels)
+                self._seated[key] = self._put(self._free[-1], kernels)
+                self._free.pop()
             self._seated.move_to_end(key)
         return [self._seated[key] for key in wanted]
 
@@ -164,16 +166,22 @@ class Slots:
             raise UsageError(Problem("slots", "slots", found, "a slot for each adapter in use", remedy))
 
     def _put(self, slot: int, kernels: Kernels) -> Resident:
+        with ExitStack() as undone, torch.inference_mode(False), torch.no_grad():
+            undone.callback(self._clear, slot, kernels)
+            resident = Resident(slot, {site: self.banks[site].put(slot, kernel) for site, kernel in kernels.items()})
+            undone.pop_all()
         self.paged += 1
-        with torch.inference_mode(False), torch.no_grad():
-            return Resident(slot, {site: self.banks[site].put(slot, kernel) for site, kernel in kernels.items()})
+        return resident
 
     def _leave(self, key: Key) -> None:
         left = self._seated.pop(key)
-        with torch.no_grad():
-            for site in left.kernels:
-                self.banks[site].clear(left.slot)
+        self._clear(left.slot, left.kernels)
         self._free.append(left.slot)
+
+    def _clear(self, slot: int, sites: Iterable[Site]) -> None:
+        with torch.no_grad():
+            for site in sites:
+                self.banks[site].clear(slot)
 
 
 def largest_rank(adapters: Iterable[Mapping[Site, Change]]) -> int:
