@@ -48,7 +48,7 @@ def place(tmp_path_factory):
     options = {"target_modules": ALL, "rank_pattern": {"q_proj": 2, "down_proj": 5}, "lora_dropout": 0.3}
     saved(model, folder / "lora", rank=4, **options)
     rng = random.Random(5)
-    (folder / "text.txt").write_text("".join(rng.choices(LETTERS, k=2500)))
+    (folder / "text.txt").write_text("".join(rng.choices(LETTERS, k=4000)))
     return folder
 
 
@@ -66,10 +66,15 @@ def manifest(path):
     return json.loads(safetensors_file.read(path)[1]["adaptrix"])
 
 
+def changed(path):
+    """The tensors that a plan puts in place of the adapter's own."""
+    return {name: it for name, it in safetensors_file.read(path)[0].items() if name.startswith("plan.")}
+
+
 def held_out(place):
     """The last tenth of the text, cut as a fit cuts it."""
     ids = torch.tensor(tokenizer()((place / "text.txt").read_text())["input_ids"])
-    return ids[-250:]
+    return ids[-400:]
 
 
 def kl(place, path, layers=None):
@@ -99,7 +104,7 @@ def test_the_manifest_says_what_was_done(place, fitted):
     found = manifest(fitted)
     digest = sha256((place / "text.txt").read_bytes()).hexdigest()
     told = {name: found["plan"]["fit"][name] for name in ("text", "tokens", "steps", "seed")}
-    assert told == {"text": digest, "tokens": 2500, "steps": STEPS, "seed": 0}
+    assert told == {"text": digest, "tokens": 4000, "steps": STEPS, "seed": 0}
     assert found["plan"]["policy"] == "fit:2"
     assert len(found["plan"]["layers"]["layers"]) == 2
     assert "fitted in 24 steps" in found["plan"]["notes"][0]
@@ -136,7 +141,8 @@ def test_the_fitted_deltas_alone_are_a_peft_adapter(place, fitted, tmp_path):
 def test_equal_input_gives_equal_bytes_and_a_seed_matters(place, fitted, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     assert fit(place, tmp_path / "elsewhere" / "b.adaptrix.safetensors").read_bytes() == fitted.read_bytes()
-    assert fit(place, tmp_path / "c.adaptrix.safetensors", seed=1).read_bytes() != fitted.read_bytes()
+    other = fit(place, tmp_path / "c.adaptrix.safetensors", seed=1)
+    assert any(tensor.tobytes() != changed(fitted)[name].tobytes() for name, tensor in changed(other).items())
 
 
 def interrupted(place, out, monkeypatch, at):
@@ -197,8 +203,7 @@ def test_ranks_may_be_changed_and_dropped_layers_folded(place, tmp_path):
     path = fit(place, tmp_path / "x.adaptrix.safetensors", **options)
     found = manifest(path)
     assert {entry["rank"] for entry in found["overrides"].values()} == {3}
-    tensors = safetensors_file.read(path)[0]
-    assert {tensor.dtype for name, tensor in tensors.items() if name.startswith("plan.")} == {"BF16"}
+    assert {tensor.dtype for tensor in changed(path).values()} == {"BF16"}
     assert kl(place, path) == pytest.approx(found["plan"]["fit"]["after"], rel=1e-3)
 
 
