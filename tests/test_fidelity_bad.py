@@ -14,10 +14,12 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceCl
 import adaptrix
 from adaptrix.errors import RefusedError, UsageError
 from adaptrix.measuring import divergence as diverging
+from tests import hub_server
 from tests.command_line import placed
 from tests.families import tiny_model
 from tests.merge_models import pair
 
+hub = hub_server.hub
 TINY = Path(__file__).parents[1] / "examples" / "tiny"
 PIRATE, BASE = TINY / "adapters" / "pirate", TINY / "base"
 IDS = list(range(3, 20))
@@ -231,3 +233,16 @@ def test_errors_as_json(place):
     code, out, err = measure(place, "--json", text=place.folder / "none.txt")
     assert (code, err) == (2, "")
     assert json.loads(out)["problems"][0]["code"] == "no-text"
+
+
+def test_a_base_on_the_hub(hub, tmp_path):
+    hub.add_repo("someone/base", BASE)
+    (tmp_path / "text.txt").write_text("The old sailor walked to the harbour.")
+    command = [sys.executable, "-m", "adaptrix", "fidelity", PIRATE, "--text", tmp_path / "text.txt", "--layers", "4"]
+    done = hub.run(hub.env(tmp_path), *map(str, command), "--base", "someone/base", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["base"], found["rows"][0]["kl"]["value"]) == ("someone/base", 0)
+    done = hub.run(hub.env(tmp_path), *map(str, command), "--base", "someone/other")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "Traceback" not in done.stderr

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +11,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from adaptrix.cli.common import Voice, clean, print_json, show_problems, voice_options
+from adaptrix.cli.common import Voice, bars, clean, print_json, show_problems, voice_options
 from adaptrix.errors import Problem, UsageError, errors_in
-from adaptrix.progress import Display, quiet
 from adaptrix.workflow import Workshop
 
 if TYPE_CHECKING:
@@ -74,7 +72,9 @@ def command(
         require_drawable(plot, force=force)
     measuring = _measuring()
     wanted = measuring.FidelityOptions(**options)
-    report = measuring.measure(workshop, source, base, text, wanted, display=_display(f"measuring {source}", voice))
+    report = measuring.measure(
+        workshop, source, base, text, wanted, display=partial(bars(voice), f"measuring {source}")
+    )
     if plot is not None:  # first: the reader of the table may leave before its end
         _plot(report, plot, force, voice)
     if voice.json:
@@ -95,26 +95,6 @@ def _measuring() -> Any:
         found, remedy = f"{error.name} is not installed", 'Run: pip install "adaptrix[torch]"'
         raise UsageError(Problem("missing-extra", "fidelity", found, remedy=remedy)) from None
     return measure
-
-
-def _display(what: str, voice: Voice) -> Display:
-    """A bar on a terminal, nothing elsewhere."""
-    if voice.quiet or voice.json or not sys.stderr.isatty():
-        return quiet
-    return lambda total: _bar(what, total)
-
-
-def _bar(what: str, total: int) -> AbstractContextManager[Callable[[int], object]]:
-    @contextmanager
-    def shown() -> Iterator[Callable[[int], object]]:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-            task = progress.add_task(clean(what), total=total)
-            yield lambda count: progress.advance(task, count)
-
-    return shown()
 
 
 def _plot(report: FidelityReport, path: Path, force: bool, voice: Voice) -> None:

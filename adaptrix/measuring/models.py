@@ -20,10 +20,11 @@ from adaptrix.merging.base import TOKENIZER, Base, matching
 from adaptrix.merging.fetch import fetch_base
 from adaptrix.options import dtype_name
 from adaptrix.runtime.reach import require_plain
+from adaptrix.runtime.tensors import TORCH
 from adaptrix.text import some
 from adaptrix.workflow import Workshop
 
-_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
+_DTYPES = {name: TORCH[name] for name in ("F32", "BF16", "F16", "F64")}
 #: what transformers raises for files that it cannot make a model or a tokenizer of
 _UNLOADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError)
 
