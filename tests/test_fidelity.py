@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+from hashlib import sha256
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 import adaptrix
+from adaptrix.adapter import Fit
 from adaptrix.measuring import divergence as diverging
 from adaptrix.measuring.bootstrap import estimate
 from adaptrix.measuring.windows import windows
@@ -163,6 +165,19 @@ def test_a_plan_that_its_policy_does_not_give_here_is_the_files_own(made, tmp_pa
     other = dataclasses.replace(adapter.recorded, layers={"layers": (0,)})
     report = adaptrix.fidelity(dataclasses.replace(adapter, recorded=other), base_of(made), IDS)
     assert (report["own"].layers, report["middle"].layers) == ("0", "0-1")
+
+
+def test_a_plan_that_was_fitted_on_the_text_is_told_of(made, tmp_path):
+    path = adaptrix.convert(made.adapter, tmp_path / "a.adaptrix.safetensors", base=made.base, layers="1")
+    adapter, text = adaptrix.load(path), tmp_path / "text.txt"
+    for content, codes in (("one text", ["short-text", "fitted-here"]), ("another", ["short-text"])):
+        text.write_text(content)
+        fit = Fit(sha256(b"one text").hexdigest(), 8, 1, 0, 0.5, 0.2)
+        fitted = dataclasses.replace(adapter.recorded, policy="fit:1", fit=fit)
+        report = adaptrix.fidelity(
+            dataclasses.replace(adapter, recorded=fitted), base_of(made), text, tokenizer=Letters()
+        )
+        assert [problem.code for problem in report.problems] == codes
 
 
 @pytest.mark.parametrize("policy", ["1", "middle"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike, fspath
 from pathlib import Path
@@ -28,9 +28,9 @@ from adaptrix.measuring.models import (
 from adaptrix.measuring.policies import plans
 from adaptrix.measuring.report import FidelityReport
 from adaptrix.measuring.rows import Bench
-from adaptrix.measuring.text import Tokens, read_text, tokens_of
+from adaptrix.measuring.text import Text, Tokens, read_text, tokens_of
 from adaptrix.measuring.windows import require_enough, require_steps, windows
-from adaptrix.planning.plan import powerless
+from adaptrix.planning.plan import Plan, powerless
 from adaptrix.progress import Display, quiet
 from adaptrix.runtime.context import why_whole
 from adaptrix.workflow import Workshop
@@ -103,6 +103,8 @@ def measure(
         bench = _bench(model, tokens, ground, options)
         rows = bench.rows(chosen, display)
         said = [*_about(model, bench), *(p for policy in options.layers for p in powerless(chosen[policy]))]
+        if read is not None:
+            said += _fitted_on(read, chosen)
         return FidelityReport(
             source=str(bound.adapter.provenance.uri if isinstance(source, Adapter) else fspath(source)),
             base=ground.name,
@@ -179,6 +181,14 @@ def _bench(model: Any, tokens: Tokens, ground: Ground, options: FidelityOptions)
     require_in_vocabulary(model, tokens.ids, ground.name)
     require_causal(model, tokens.ids, ground.name)
     return Bench(model, tokens, windows(tokens.ids, length, stride), length, stride, options.seed)
+
+
+def _fitted_on(text: Text, chosen: Mapping[str, Plan]) -> Iterator[Problem]:
+    """A warning for a plan that was fitted on the text that it is measured on."""
+    for name, plan in chosen.items():
+        if plan.fit is not None and plan.fit.text == text.sha256:
+            found = f"it was fitted on {text.name}, where it does better than elsewhere"
+            yield Problem("fitted-here", name, found, "another text", severity="warning")
 
 
 def _about(model: Any, bench: Bench) -> Iterator[Problem]:

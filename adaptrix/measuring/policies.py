@@ -77,8 +77,9 @@ def _plan(bound: BoundAdapter, policy: str) -> Plan:
     own = _recorded(bound)
     if own is None or policy not in (OWN, own.policy):
         has = "was read from no injection file" if own is None else f"holds the plan {own.policy}"
+        expected = "an injection file with this plan" if own is None else f"{own.policy} or {OWN}"
         remedy = "A plan is fitted by `adaptrix convert … --layers fit:K`." if _fitted(policy) else ""
-        raise UsageError(Problem("policy", f"layers {policy}", f"{bound.adapter.name} {has}", "its own plan", remedy))
+        raise UsageError(Problem("policy", f"layers {policy}", f"{bound.adapter.name} {has}", expected, remedy))
     return own
 
 
