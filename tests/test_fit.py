@@ -212,8 +212,12 @@ def test_other_kinds_of_lora_are_fitted_as_well(place, tmp_path, kind):
     saved(tiny_model("llama", seed=3), tmp_path / "lora", target_modules=["q_proj", "down_proj"], **kind)
     shutil.copytree(place / "base", tmp_path / "base")
     shutil.copy(place / "text.txt", tmp_path / "text.txt")
-    found = manifest(fit(tmp_path, tmp_path / "x.adaptrix.safetensors"))["plan"]["fit"]
-    assert found["after"] < found["before"]
+    path = fit(tmp_path, tmp_path / "x.adaptrix.safetensors")
+    plan = manifest(path)["plan"]
+    assert plan["fit"]["after"] < plan["fit"]["before"]
+    assert plan["fit"]["after"] == pytest.approx(kl(tmp_path, path), rel=1e-3)
+    kept = ",".join(map(str, plan["layers"]["layers"]))
+    assert plan["fit"]["before"] == pytest.approx(kl(tmp_path, tmp_path / "lora", layers=kept), rel=1e-3)
 
 
 WRONG = {

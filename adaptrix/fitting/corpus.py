@@ -1,8 +1,8 @@
 """The text that a plan is fitted on, cut into stretches of tokens.
 
 The stretches lie one after the other, so that none has seen the others' sentences: most of the text to learn from, a
-tenth to say when to stop, and a tenth that decides nothing, on which the result is measured. No tenth is larger than
-some windows: a long text is there to be learned from.
+tenth to say when to stop, and a tenth that decides nothing, on which the result is measured. Neither tenth is larger
+than a few windows: a long text is there to be learned from.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from adaptrix.errors import refuse
 from adaptrix.measuring.text import Text
 from adaptrix.measuring.windows import Window, windows
 
-LONGEST, SHORTEST = 192, 16  # tokens of a window
+LONGEST, SHORTEST = 512, 16  # tokens of a window; as long as those that fidelity is measured on
 _TENTHS = 10
-_HELD_OUT = 24  # windows in each of the last two stretches, at most
-_CHOOSING = 6  # windows that layers are chosen by
+_HELD_OUT = 4096  # tokens in each of the last two stretches, at most
+_CHOOSING = 4  # windows that layers are chosen by
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +47,7 @@ def corpus(text: Text, tokens: Tensor, positions: int | None) -> Corpus:
         expected = f"at least {_TENTHS * SHORTEST} tokens, and a model that reads {SHORTEST} at a time"
         remedy = "Give more text, of the kind that the adapter is for."
         raise refuse("text-too-short", text.name, found, expected, remedy)
-    held = min(len(tokens) // _TENTHS, _HELD_OUT * length)
+    held = min(len(tokens) // _TENTHS, _HELD_OUT)
     learned = tokens[: -2 * held]
     training = learned[: len(learned) // length * length].view(-1, length)
     spread = training[:: max(1, len(training) // _CHOOSING)][:_CHOOSING]
