@@ -60,14 +60,15 @@ class Provenance:
 class Fit:
     """How the deltas of a plan were fitted, and what came of it.
 
-    ``text``: SHA-256 of the text, of so many ``tokens``; ``steps`` were asked for, with this ``seed``; ``before`` and
-    ``after``: KL(full ‖ plan) in nats a token on windows of the text that were held out, with the adapter's own
-    deltas on the plan's layers and with the fitted ones.
+    ``text``: SHA-256 of the text, of so many ``tokens``; ``steps`` were asked for, with this ``seed``, and so many
+    ``taken`` until nothing became better; ``before`` and ``after``: KL(full ‖ plan) in nats a token on windows of the
+    text that were held out, with the adapter's own deltas on the plan's layers and with the fitted ones.
     """
 
     text: str
     tokens: int
     steps: int
+    taken: int
     seed: int
     before: float
     after: float

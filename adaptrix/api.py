@@ -81,7 +81,7 @@ def convert(
 
     ``out``: the file or folder to write, or with a ``/`` at its end the folder to write it in; by default
     the adapter's name in the current folder, ``<name>.adaptrix.safetensors`` or ``<name>-peft``.
-    ``layers``: ``all``, ``middle``, ``spread:K``, ``energy:K`` or a list such as ``8-23,28``; None is
+    ``layers``: ``all``, ``middle``, ``spread:K``, ``energy:K``, ``fit:K`` or a list such as ``8-23,28``; None is
     ``middle`` for an injection file made from a checkpoint, the file's own plan where one is read, and
     ``all`` for a PEFT folder. ``prune`` drops what the plan leaves out, ``dtype`` (``F32``, ``bf16``,
     ``bfloat16`` …) rounds the deltas; nothing else loses anything. ``layers="fit:K"`` chooses K layers by what they

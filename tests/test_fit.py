@@ -27,7 +27,7 @@ from tests.test_attach import saved
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz ,."
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "down_proj"]
-STEPS = 24
+STEPS = 16
 
 
 def tokenizer():
@@ -103,11 +103,11 @@ def test_a_fit_is_nearer_to_the_whole_adapter_and_says_how_near(place, fitted):
 def test_the_manifest_says_what_was_done(place, fitted):
     found = manifest(fitted)
     digest = sha256((place / "text.txt").read_bytes()).hexdigest()
-    told = {name: found["plan"]["fit"][name] for name in ("text", "tokens", "steps", "seed")}
-    assert told == {"text": digest, "tokens": 4000, "steps": STEPS, "seed": 0}
+    told = {name: found["plan"]["fit"][name] for name in ("text", "tokens", "steps", "taken", "seed")}
+    assert told == {"text": digest, "tokens": 4000, "steps": STEPS, "taken": STEPS, "seed": 0}
     assert found["plan"]["policy"] == "fit:2"
     assert len(found["plan"]["layers"]["layers"]) == 2
-    assert "fitted in 24 steps" in found["plan"]["notes"][0]
+    assert "fitted in 16 of 16 steps" in found["plan"]["notes"][0]
     ranks = {site: entry["rank"] for site, entry in found["overrides"].items()}
     assert ranks == {site: found["deltas"][site]["rank"] for site in ranks}
     assert len(ranks) == 12

@@ -79,9 +79,9 @@ class Fitter:
             layers = saved.layers() or self._choice(session)
             plan = make_plan(self.bound, ",".join(map(str, layers)))
             start = reshape_plan(plan, self.options.redistribute, self.options.rank)
-            overrides = self._trained(session, replace(start, notes=()), layers, saved)
+            overrides, taken = self._trained(session, replace(start, notes=()), layers, saved)
             fitted = replace(plan, policy=str(self.options.layers), overrides=MappingProxyType(overrides))
-            return self._told(session, fitted, _sum(set(active) & set(layers)))
+            return self._told(session, fitted, _sum(set(active) & set(layers)), taken)
 
     @property
     def steps(self) -> int:
@@ -101,8 +101,10 @@ class Fitter:
 
             return choose(self.aim.active, self.aim.depth, self.aim.count, losses)
 
-    def _trained(self, session: Session, plan: Plan, layers: tuple[int, ...], saved: Saved) -> dict[Site, LowRank]:
-        """The deltas of a plan once they are trained, in the dtype that they will be written in."""
+    def _trained(
+        self, session: Session, plan: Plan, layers: tuple[int, ...], saved: Saved
+    ) -> tuple[dict[Site, LowRank], int]:
+        """The deltas of a plan once they are trained, in the dtype that they will be written in; and steps taken."""
         session.load(KEPT, planned(plan))
         leaves = session.parameters(KEPT)
 
@@ -115,7 +117,7 @@ class Fitter:
             saved.write(layers, state)
             advance(state.step)
             self._run(refit, state, saved, advance)
-        return self._deltas(session, plan)
+        return self._deltas(session, plan), state.step
 
     def _run(self, refit: Refit, state: State, saved: Saved, advance: Callable[[int], object]) -> None:
         try:
@@ -137,13 +139,13 @@ class Fitter:
         wanted = self.options.dtype and dtype_name(self.options.dtype)
         return {site: _as(delta, wanted or self.bound.deltas[site].A.dtype) for site, delta in trained.items()}
 
-    def _told(self, session: Session, plan: Plan, own: Choice) -> Plan:
+    def _told(self, session: Session, plan: Plan, own: Choice, taken: int) -> Plan:
         """The plan with what it has come to: measured on the numbers that will be written."""
         session.load(_FITTED, planned(plan))
         before, after = self._kl(session, [own, _FITTED], self.corpus.held_out)
-        fit = Fit(self.corpus.digest, self.corpus.tokens, self.steps, self.seed, before, after)
+        fit = Fit(self.corpus.digest, self.corpus.tokens, self.steps, taken, self.seed, before, after)
         layers = next(iter(plan.layers.values()))
-        told = f"layers {', '.join(map(str, layers))} fitted in {fit.steps} steps on {fit.tokens:,} tokens"
+        told = f"layers {', '.join(map(str, layers))} fitted in {taken} of {fit.steps} steps on {fit.tokens:,} tokens"
         told += f"; KL to the whole adapter {before:.4g} before, {after:.4g} after, a token of what was held out"
         notes = [Problem("fitted", "plan", told, severity="note")]
         if not after < before:

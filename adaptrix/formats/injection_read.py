@@ -243,7 +243,7 @@ def _fit(told: Mapping[str, Any]) -> Fit:
         text=_text(told.get("text"), "fit text"),
         before=_number(told.get("before"), "fit before"),
         after=_number(told.get("after"), "fit after"),
-        **{name: _size(told.get(name), f"fit {name}") for name in ("tokens", "steps", "seed")},
+        **{name: _size(told.get(name), f"fit {name}") for name in ("tokens", "steps", "taken", "seed")},
     )
 
 
