@@ -273,6 +273,17 @@ def test_trained_heads_are_refused(place, tmp_path):
         fit(tmp_path, tmp_path / "x.adaptrix.safetensors")
 
 
+@pytest.mark.parametrize(("name", "value"), [("steps", -1), ("text", None), ("after", "low"), ("taken", True)])
+def test_a_fit_that_a_manifest_tells_wrongly_is_refused(fitted, tmp_path, name, value):
+    tensors, _ = safetensors_file.read(fitted)
+    told = manifest(fitted)
+    told["plan"]["fit"][name] = value
+    path = tmp_path / "x.adaptrix.safetensors"
+    safetensors_file.write(path, tensors, {"adaptrix": json.dumps(told)})
+    with pytest.raises(RefusedError, match=f"fit {name} is"):
+        adaptrix.load(path)
+
+
 def test_attaching_does_not_fit(place):
     with pytest.raises(UsageError, match="this is made by training"):
         adaptrix.attach(tiny_model("llama", seed=3), {"a": place / "lora"}, layers="fit:2")
