@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from os import PathLike
 from typing import Any
 
@@ -61,6 +62,8 @@ def attach(
     built = _all(loader, adapters)
     drift = Drift(_bound(max_drift)) if measure or max_drift is not None else None
     room = None
+    if slots is None and max_rank is not None:
+        raise UsageError(Problem("option", "max_rank", f"{max_rank!r} without slots", "slots=…, or no max_rank"))
     if slots is not None:
         room = _room(slots, max_rank, {name: found for name, (found, _) in built.items()}, users)
     session = Session(Hooks(model, loader.modules, users, drift, room), users, loader, room)
@@ -111,10 +114,16 @@ def _all(loader: _Loader, adapters: Mapping[str, AdapterLike]) -> dict[str, tupl
         try:
             built[name] = loader(adapter)
         except AdaptrixError as error:
-            errors.append(error)
+            errors.append(type(error)(_named(problem, name) for problem in error.problems))
     if errors:
         raise type(errors[0])(dict.fromkeys(problem for error in errors for problem in error.problems))
     return built
+
+
+def _named(problem: Problem, name: str) -> Problem:
+    """A problem of one among several adapters; here there is no base to name but the model."""
+    remedy = "Attach it to a model of its own family." if problem.code == "no-site" else problem.remedy
+    return replace(problem, where=f"{name}: {problem.where}", remedy=remedy)
 
 
 class _Loader:

@@ -1,5 +1,6 @@
 """What loading, unloading and detaching leave behind: nothing lost, nothing kept, nobody waiting for himself."""
 
+import copy
 import gc
 import sys
 import threading
@@ -10,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, Olmo2Config
 
 from adaptrix.attaching import attach
-from adaptrix.errors import UsageError
+from adaptrix.errors import RefusedError, UsageError
 from adaptrix.runtime.slots import Bank
 from tests.families import tiny_model
 from tests.test_attach import hook_count, logits, saved
@@ -34,7 +35,7 @@ def model():
 
 
 def first_factor(session, name):
-    return weakref.ref(next(iter(session._loaded[name].kernels.values())).At)
+    return weakref.ref(next(iter(session._roster._loaded[name].kernels.values())).At)
 
 
 def test_rows_of_adapters_loaded_before_and_after_a_cast(model, folders):
@@ -55,7 +56,7 @@ def test_rows_of_adapters_loaded_before_and_after_a_cast(model, folders):
 def test_adapters_loaded_by_many_threads_are_all_there(model, folders):
     interval = sys.getswitchinterval()
     with attach(model, folders) as session:
-        kernels, gate = session._loaded["a"].kernels, threading.Barrier(8)
+        kernels, gate = session._roster._loaded["a"].kernels, threading.Barrier(8)
 
         def work(worker):
             gate.wait(10)
@@ -205,3 +206,58 @@ def test_an_interrupt_on_the_way_into_a_slot_loses_no_slot(model, folders, monke
         assert not any(buffer.any() for buffer in buffers)
         with session.use("b"):
             assert session.report().paged == 1
+
+
+def test_few_copies_are_remembered(model, folders):
+    """Sums and routes copy the factors of all their adapters: a server with many would run out of memory."""
+    with attach(copy.deepcopy(model), folders) as session:
+        for turn in range(20):
+            with session.use({"a": turn + 0.5, "b": 1.0}), session.route(["a", "b", None] * (turn + 1)):
+                pass
+        assert len(session._roster._selector._copies) <= 4
+
+
+def test_a_sum_is_the_same_in_whatever_order_it_is_written(model, folders):
+    adapted = copy.deepcopy(model)
+    with attach(adapted, folders) as session:
+        cache = session.new_cache()
+        for choice in ({"a": 0.5, "b": 0.25}, {"b": 0.25, "a": 0.5}):
+            with session.use(choice), torch.no_grad():
+                adapted(torch.tensor([[1, 2]]), past_key_values=cache)
+        assert cache.get_seq_length() == 4
+
+
+def test_a_cache_keeps_what_the_adapters_it_is_for_leave_alone(tmp_path):
+    """An adapter of the lowest layers that is loaded, and not meant, costs nothing."""
+    model = tiny_model("llama").eval()
+    last = model.config.num_hidden_layers - 1
+    for name, layers in (("low", [0]), ("upper", [last]), ("top", [last])):
+        saved(model, tmp_path / name, target_modules=["q_proj"], layers_to_transform=layers)
+    with attach(model, {name: tmp_path / name for name in ("low", "upper", "top")}) as session, torch.no_grad():
+        for names, kept in (((), 0), (("upper", "top"), last)):
+            cache = session.new_cache(*names)
+            with session.use("upper"):
+                model(torch.tensor([[1, 2, 3]]), past_key_values=cache)
+            assert session.swap("top", cache).kept == kept
+            session.activate(None)
+
+
+def test_a_trained_head_follows_a_model_that_is_cast(tmp_path):
+    model = tiny_model("llama").eval()
+    saved(model, tmp_path / "a", target_modules=["q_proj"], modules_to_save=["lm_head"])
+    with attach(model, {"a": tmp_path / "a"}) as session, session.use("a"), torch.no_grad():
+        expected = model(torch.tensor([[1, 2, 3]])).logits
+        model.bfloat16()
+        found = model(torch.tensor([[1, 2, 3]])).logits
+    assert found.dtype is torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, atol=0.2, rtol=0.1)
+
+
+def test_slots_of_another_dtype_take_nothing(model, folders):
+    adapted = copy.deepcopy(model).bfloat16()
+    with attach(adapted, folders, slots=2) as session:
+        adapted.float()
+        with pytest.raises(RefusedError, match="the model was cast"):
+            session.load("c", folders["a"])
+    with pytest.raises(UsageError, match="without slots"):
+        attach(adapted, folders, max_rank=8)

@@ -51,8 +51,10 @@ def gather(workshop: Workshop, subjects: Sequence[Adapter | str], base: str | No
 
 
 def _placed(problems: Iterable[Problem], name: str, count: int) -> Iterable[Problem]:
-    """Problems that say whose they are, where there are several adapters."""
+    """Problems that say whose they are, where there are several adapters; nothing is computed with NaN."""
     for problem in problems:
+        if problem.code == "nonfinite":
+            problem = replace(problem, remedy="It is damaged: fetch it again, or train it with a smaller step.")
         told = count == 1 or name in problem.where
         yield problem if told else replace(problem, where=f"{name}, {problem.where}" if problem.where else name)
 

@@ -10,7 +10,7 @@ from adaptrix.workflow import Report, Workshop
 
 
 @click.command()
-@click.argument("source", metavar="SRC")
+@click.argument("source", metavar="SRC", type=click.Path())
 @base_option
 @click.option("--allow-nonfinite", is_flag=True, help="Let NaN and Inf pass.")
 @voice_options

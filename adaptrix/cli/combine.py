@@ -9,7 +9,7 @@ import click
 from adaptrix.algebra.combination import combine_adapters
 from adaptrix.algebra.methods import METHODS
 from adaptrix.algebra.recipe import Recipe
-from adaptrix.cli.common import Voice, base_option, voice_options, working
+from adaptrix.cli.common import Voice, base_option, offering, voice_options, working
 from adaptrix.cli.outcome import output_options, show_outcome
 from adaptrix.errors import Problem, UsageError
 from adaptrix.options import Options
@@ -19,9 +19,11 @@ _METHOD = f"One of {', '.join(METHODS)}."
 
 
 @click.command()
-@click.argument("sources", metavar="SRC...", nargs=-1, required=True)
+@click.argument("sources", metavar="SRC...", type=click.Path(), nargs=-1, required=True)
 @click.option("--weights", metavar="W,W,...", help="What each adapter is multiplied by. [default: equal shares of 1]")
-@click.option("--method", default="cat", show_default=True, metavar="METHOD", help=_METHOD)
+@click.option(
+    "--method", default="cat", show_default=True, metavar="METHOD", help=_METHOD, shell_complete=offering(*METHODS)
+)
 @click.option("--rank", type=int, metavar="R", help="Rank of svd. [default: the largest of the adapters' own]")
 @click.option("--density", type=float, metavar="D", help="Share of numbers that ties and dare keep. [default: 0.5]")
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of what dare drops.")

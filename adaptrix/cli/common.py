@@ -37,8 +37,16 @@ class Voice:
         return cls("--json" in args, verbose="-v" in args or "--verbose" in args)
 
 
+def offering(*words: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    """What a shell completes an option with that says by itself what is wrong with another word."""
+    return lambda _context, _parameter, typed: [word for word in words if word.startswith(typed)]
+
+
 base_option = click.option(
-    "--base", metavar="MODEL", help="Base to check against: a folder or OWNER/NAME. Only its config.json is read."
+    "--base",
+    type=click.Path(),
+    metavar="MODEL",
+    help="Base to check against: a folder or OWNER/NAME. Only its config.json is read.",
 )
 
 

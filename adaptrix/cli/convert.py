@@ -32,7 +32,7 @@ _LAYERS = """all, middle, spread:K, energy:K, 8-23,28, or fit:K. [default: for a
 
 
 @click.command()
-@click.argument("sources", metavar="SRC...", nargs=-1, required=True)
+@click.argument("sources", metavar="SRC...", type=click.Path(), nargs=-1, required=True)
 @click.option("-o", "--out", type=click.Path(), help="File or folder to write; FOLDER/ to write into it.")
 @click.option("--to", default="injection", show_default=True, metavar="FORMAT", help="injection or peft.")
 @base_option

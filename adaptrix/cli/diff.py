@@ -19,8 +19,8 @@ _CELL = len("+0.00 ×00.00")
 
 
 @click.command()
-@click.argument("first", metavar="A")
-@click.argument("second", metavar="B")
+@click.argument("first", metavar="A", type=click.Path())
+@click.argument("second", metavar="B", type=click.Path())
 @base_option
 @voice_options
 def command(first: str, second: str, base: str | None, voice: Voice) -> int:

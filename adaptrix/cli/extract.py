@@ -11,7 +11,7 @@ from adaptrix.algebra.decomposition import SOLVERS
 from adaptrix.algebra.extraction import Extraction, extract_adapter
 from adaptrix.algebra.factors import Loss, total
 from adaptrix.algebra.outcome import Outcome
-from adaptrix.cli.common import Voice, voice_options, working
+from adaptrix.cli.common import Voice, offering, voice_options, working
 from adaptrix.cli.outcome import output_options, show_outcome
 from adaptrix.options import Options
 from adaptrix.workflow import Workshop
@@ -20,8 +20,10 @@ _MODEL = "A folder with a model's config and safetensors, or OWNER/NAME on the H
 
 
 @click.command()
-@click.argument("tuned", metavar="FINETUNED")
-@click.option("--base", required=True, metavar="MODEL", help=f"What it was fine-tuned from. {_MODEL}")
+@click.argument("tuned", metavar="FINETUNED", type=click.Path())
+@click.option(
+    "--base", required=True, type=click.Path(), metavar="MODEL", help=f"What it was fine-tuned from. {_MODEL}"
+)
 @click.option("--rank", type=int, default=16, show_default=True, metavar="R", help="Rank of every delta.")
 @click.option(
     "--svd",
@@ -29,6 +31,7 @@ _MODEL = "A folder with a model's config and safetensors, or OWNER/NAME on the H
     default="auto",
     show_default=True,
     metavar="HOW",
+    shell_complete=offering(*SOLVERS),
     help=f"One of {', '.join(SOLVERS)}: by LAPACK, or by random subspaces, for small ranks.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of the random subspaces.")

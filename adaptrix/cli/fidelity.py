@@ -29,9 +29,17 @@ _WIDE, _FIRST = 112, 7  # columns of a terminal that has room for all, and how m
 
 
 @click.command()
-@click.argument("source", metavar="SRC")
-@click.option("--base", metavar="MODEL", required=True, help="The whole base: a folder or OWNER/NAME, weights and all.")
-@click.option("--text", metavar="FILE", required=True, help="A text to measure on, in UTF-8, of any length.")
+@click.argument("source", metavar="SRC", type=click.Path())
+@click.option(
+    "--base",
+    type=click.Path(),
+    metavar="MODEL",
+    required=True,
+    help="The whole base: a folder or OWNER/NAME, weights and all.",
+)
+@click.option(
+    "--text", type=click.Path(), metavar="FILE", required=True, help="A text to measure on, in UTF-8, of any length."
+)
 @click.option("--layers", metavar="POLICY", multiple=True, help=_LAYERS)
 @click.option("--window", type=int, metavar="TOKENS", help="Tokens read at once. [default: 512, or all the base has]")
 @click.option("--stride", type=int, metavar="TOKENS", help="From one window to the next. [default: half a window]")

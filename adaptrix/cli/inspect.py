@@ -12,7 +12,7 @@ from adaptrix.workflow import Workshop
 
 
 @click.command()
-@click.argument("source", metavar="SRC")
+@click.argument("source", metavar="SRC", type=click.Path())
 @base_option
 @click.option(
     "--plot",

@@ -23,8 +23,14 @@ _LAYERS = """all, middle, spread:K, energy:K, or 8-23,28. [default: the plan of 
 
 
 @click.command()
-@click.argument("source", metavar="SRC")
-@click.option("--base", metavar="MODEL", required=True, help="The whole base: a folder or OWNER/NAME, weights and all.")
+@click.argument("source", metavar="SRC", type=click.Path())
+@click.option(
+    "--base",
+    type=click.Path(),
+    metavar="MODEL",
+    required=True,
+    help="The whole base: a folder or OWNER/NAME, weights and all.",
+)
 @click.option("-o", "--out", type=click.Path(), help="Folder to write. [default: NAME-merged here]")
 @click.option("--layers", metavar="POLICY", help=_LAYERS)
 @click.option("--dtype", metavar="DTYPE", help="Round the whole model to bf16, fp16, fp32 or fp64.")

@@ -14,7 +14,7 @@ from adaptrix.workflow import Workshop
 
 
 @click.command()
-@click.argument("source", metavar="SRC")
+@click.argument("source", metavar="SRC", type=click.Path())
 @click.option("--rank", type=int, metavar="R", help="Rank of every delta.")
 @click.option("--energy", type=float, metavar="E", help="Smallest ranks that keep this share of each ‖ΔW‖².")
 @base_option

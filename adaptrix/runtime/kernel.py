@@ -57,7 +57,7 @@ class Kernel:
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
         """``y`` with the delta added; in place where no gradient needs what was there before."""
-        if x.dtype is not self.plain or y.dtype is not self.plain or not y.is_contiguous():
+        if x.dtype is not self.plain or y.dtype is not self.plain or y.dim() < 2 or not y.is_contiguous():
             return (y + self.delta(x, y)).to(y.dtype)
         inner = torch.mm(x.flatten(0, -2), self.At)
         if torch.is_grad_enabled() and (y.requires_grad or inner.requires_grad):

@@ -37,6 +37,8 @@ class Replaced:
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
         """The replaced module's answer to ``x``, in the dtype of ``y``."""
+        own = next(self.module.parameters(), y).dtype  # the model may have been cast since the adapter was loaded
+        x = x.to(own) if x.is_floating_point() and own.is_floating_point else x
         answer: Tensor = type(self.module).forward(self.module, x)  # an instance's own forward is the original's
         return answer.to(y.dtype)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,7 +15,8 @@ from adaptrix.runtime.slots import Kernels, Slots, Wanted
 
 #: (weight, adapter) for each of a sum
 Terms = Sequence[tuple[float, Loaded]]
-_REMEMBERED = 64
+#: sums and routes that are remembered: each is a copy of the factors of all its adapters
+_COPIES = 4
 
 
 class Selector:
@@ -22,15 +24,17 @@ class Selector:
 
     def __init__(self, slots: Slots | None = None) -> None:
         self.slots = slots
-        self._made: dict[tuple[Any, ...], Selection] = {}
+        self._alone: dict[tuple[Any, ...], Selection] = {}
+        self._copies: OrderedDict[tuple[Any, ...], Selection] = OrderedDict()
 
     def weighted(self, terms: Terms) -> Selection:
         """A weighted sum of adapters; the base for none."""
         key = tuple((loaded.version, weight) for weight, loaded in terms)
         if self.slots is None or not terms:
-            return self._remembered(key, lambda: weighted(terms)) if terms else BASE
+            return self._remembered(key, lambda: weighted(terms), alone=_is_alone(terms)) if terms else BASE
         (seat,) = self.slots.seat({key: partial(_low_rank, terms)})
-        return self._remembered((seat,), lambda: replace(weighted(terms), kernels=seat.kernels, seats=(seat,)))
+        made = partial(replace, weighted(terms), kernels=seat.kernels, seats=(seat,))
+        return self._remembered((seat,), made, alone=True)
 
     def routed(self, rows: Sequence[Loaded | None]) -> Selection:
         """One adapter, or the base, for each row of a batch."""
@@ -45,18 +49,28 @@ class Selector:
 
     def forget(self, loaded: Loaded) -> None:
         """Makes nothing of this adapter any more."""
-        self._made = {key: made for key, made in self._made.items() if loaded not in made.adapters}
+        for remembered in (self._alone, self._copies):
+            for key in [key for key, made in remembered.items() if loaded in made.adapters]:
+                del remembered[key]
         if self.slots is not None:
             self.slots.forget(loaded.version)
 
-    def _remembered(self, key: tuple[Any, ...], make: Callable[[], Selection]) -> Selection:
-        """A selection, made once; the oldest is forgotten first."""
-        found = self._made.get(key)
-        if found is None:
+    def _remembered(self, key: tuple[Any, ...], make: Callable[[], Selection], *, alone: bool = False) -> Selection:
+        """A selection, made once; of those that are copies the one that was wanted longest ago is forgotten first."""
+        kept = self._alone if alone else self._copies
+        if key not in kept:
             with torch.inference_mode(False):  # it outlives the block, and may be differentiated later
-                found = make()
-            self._made = {**dict(list(self._made.items())[-_REMEMBERED:]), key: found}
-        return found
+                kept[key] = make()
+        if not alone:
+            self._copies.move_to_end(key)
+            if len(self._copies) > _COPIES:
+                self._copies.popitem(last=False)
+        return kept[key]
+
+
+def _is_alone(terms: Terms) -> bool:
+    """Whether a sum is an adapter as it was loaded."""
+    return len(terms) == 1 and terms[0][0] == 1.0
 
 
 def _low_rank(terms: Terms) -> Kernels:

@@ -22,22 +22,21 @@ from adaptrix.architecture import Site
 from adaptrix.errors import Problem, UsageError
 from adaptrix.planning.plan import Plan
 from adaptrix.runtime.cache import AdapterCache
-from adaptrix.runtime.choices import require_name, rows_of_names, weights_of
+from adaptrix.runtime.choices import require_name
 from adaptrix.runtime.context import Swap, refill
 from adaptrix.runtime.hooks import Hooks
 from adaptrix.runtime.learned import Learned
 from adaptrix.runtime.reach import require_plain
 from adaptrix.runtime.replaced import Change
 from adaptrix.runtime.report import Report
+from adaptrix.runtime.roster import Choice as Choice
+from adaptrix.runtime.roster import Roster, Rows
 from adaptrix.runtime.selection import BASE, Loaded, Selection, weighted
-from adaptrix.runtime.selector import Selector
 from adaptrix.runtime.sharing import Prefill, prefill
 from adaptrix.runtime.slots import Slots
 from adaptrix.runtime.training import adapter_now, learned
 from adaptrix.runtime.users import DEFAULT, Users
 
-Choice = str | Mapping[str, float] | None
-Rows = Sequence[str | None]
 #: an adapter (a uri, a path, an Adapter) -> what it does on the session's model, and its plan
 Builder = Callable[[Any], tuple[Mapping[Site, Change], Plan]]
 
@@ -51,33 +50,43 @@ class Session:
 
     def __init__(self, hooks: Hooks, users: Users, build: Builder, slots: Slots | None = None) -> None:
         self._hooks, self._users, self._build, self._slots = hooks, users, build, slots
-        self._selector = Selector(slots)
-        self._loaded: dict[str, Loaded] = {}
+        self._roster = Roster(users, slots)
         self._swaps = self._kept = 0
 
     def activate(self, choice: Choice) -> None:
-        """Makes a choice the default of every context that has none of its own. One write."""
+        """Makes a choice the default of every context that has none of its own. One write.
+
+        It stays in force, in the version of that moment, until the next ``activate``.
+        """
         with self._users.changed:
-            self._make_default(self._select(choice))
+            self._make_default(self._open.summed(choice))
 
     @contextmanager
     def use(self, choice: Choice) -> Iterator[None]:
-        """A choice for this context: an adapter, a weighted sum of several, or None for the base. Nests."""
-        with self._users.using(lambda: self._select(choice)) as selection, self._hooks.choosing(selection):
+        """A choice for this context: an adapter, a weighted sum of several, or None for the base. Nests.
+
+        A new thread is a context of its own and starts with the default: start it by
+        ``Thread(target=contextvars.copy_context().run, args=(model.generate, …))`` to take the choice along.
+        """
+        with self._users.using(lambda: self._open.summed(choice)) as selection, self._hooks.choosing(selection):
             yield
 
     @contextmanager
     def route(self, rows: Sequence[str | None]) -> Iterator[None]:
         """One adapter, or None for the base, for each row of the batch; beams count with their row."""
-        with self._users.using(lambda: self._route(rows)) as selection, self._hooks.choosing(selection):
+        with self._users.using(lambda: self._open.routed(rows)) as selection, self._hooks.choosing(selection):
             yield
 
-    def new_cache(self) -> AdapterCache:
+    def new_cache(self, *names: str) -> AdapterCache:
         """A cache to pass as ``past_key_values``: it knows the adapters it is filled under, so that using it
-        under others is an error, and :meth:`swap` can make it fit others without reading the prompt again."""
-        self._require_open()
-        loaded = self._loaded.values()
-        return self._hooks.new_cache(min((weighted([(1.0, one)]).first_layer for one in loaded), default=float("inf")))
+        under others is an error, and :meth:`swap` can make it fit others without reading the prompt again.
+
+        ``names``: those it will be swapped among, by default all that are loaded. Layers under the first one that
+        any of them changes survive a swap.
+        """
+        among = [self._open.one(name) for name in names] or list(self._open)
+        lowest = min((weighted([(1.0, one)]).first_layer for one in among), default=float("inf"))
+        return self._hooks.new_cache(lowest)
 
     def swap(self, choice: Choice | Rows, cache: AdapterCache) -> Swap:
         """Activates a choice and makes the cache what it would have been under it; says what that took, and why.
@@ -88,7 +97,7 @@ class Session:
         :meth:`route`, are for a batch. What was filled in a way that cannot be repeated, and another cache than
         one of this session, is refused by name; then, and after an interrupt, cache and default are as they were.
         """
-        with self._users.using(lambda: self._chosen(choice)) as selection:
+        with self._users.using(lambda: self._open.chosen(choice)) as selection:
             with self._hooks.choosing(selection):
                 done = refill(self._hooks.model, self._hooks.own(cache), selection, self.new_cache)
             self._make_default(selection)
@@ -112,7 +121,7 @@ class Session:
             expected = "a list of at least one choice"
             raise UsageError(Problem("choices", "prefill_shared", found, expected, "None is the base."))
         with ExitStack() as held:
-            using = [self._users.using(partial(self._chosen, choice)) for choice in choices]
+            using = [self._users.using(partial(self._open.chosen, choice)) for choice in choices]
             done = prefill(self._hooks, inputs, [held.enter_context(one) for one in using])
         self._kept += sum(one.kept for one in done)
         return done
@@ -120,7 +129,8 @@ class Session:
     def load(self, name: str, adapter: Any) -> None:
         """Loads an adapter under a new name, or a new version of it under an old one.
 
-        Those in the middle of using the old version finish with it. A failed load changes nothing.
+        Those in the middle of using the old version finish with it; the default is one of them until the next
+        ``activate``. A failed load changes nothing.
         Raises :class:`AdaptrixError`.
         """
         self._require_open()
@@ -132,7 +142,7 @@ class Session:
         if self._slots is not None:
             kernels = self._slots.admit(name, kernels)
         self._hooks.cover(kernels)
-        self._name(Loaded(name, self._users.version(), kernels, plan))
+        self._roster.put(Loaded(name, self._users.version(), kernels, plan))
 
     def parameters(self, name: str) -> list[nn.Parameter]:
         """The numbers of an adapter, to be learned: for each delta A, B, and bias and magnitude where it has them.
@@ -143,8 +153,7 @@ class Session:
         not know that they have changed. Raises :class:`RefusedError` for adapters with more than deltas,
         :class:`UsageError` while the adapter is in use: ask for them before ``activate`` and ``use``.
         """
-        self._require_open()
-        (loaded,) = self._named([require_name(name)])
+        loaded = self._open.one(name)
         if not any(isinstance(change, Learned) for change in loaded.kernels.values()):
             loaded = self._in_training(loaded)
         changes = loaded.kernels.values()
@@ -152,8 +161,7 @@ class Session:
 
     def adapter(self, name: str) -> Adapter:
         """An adapter as it is now, its leaves' numbers in it: for ``adaptrix.convert``, or to be loaded again."""
-        self._require_open()
-        (loaded,) = self._named([require_name(name)])
+        loaded = self._open.one(name)
         return adapter_now(self._planned(loaded), loaded.kernels)
 
     def report(self) -> Report:
@@ -193,29 +201,32 @@ class Session:
         """
         self._require_open()
         with self._users.changed:
-            (loaded,) = self._named([require_name(name)])
+            loaded = self._roster.one(name)
             self._require_not_default(loaded)
             self._hooks.settle()
             self._require_left(loaded)
-            self._loaded = {other: kept for other, kept in self._loaded.items() if other != name}
+            self._roster.drop(loaded)
         try:
             self._users.drain(loaded)
         finally:  # an interrupt ends the waiting, and the name is gone already
-            self._forget(loaded)
+            self._roster.forget(loaded)
 
     def detach(self) -> None:
-        """Takes every hook off the model; calling it again does nothing."""
+        """Takes every hook off the model; calling it again does nothing.
+
+        Let the passes of other threads end first: one that is running goes on without adapters from here.
+        """
         if self._hooks.attached:
             self._make_default(BASE)
         self._hooks.remove()
-        self._loaded, self._selector = {}, Selector()
+        self._roster.clear()
         if self._slots is not None:
             self._slots.close()
 
     @property
     def adapters(self) -> tuple[str, ...]:
         """The names of the adapters loaded."""
-        return tuple(self._loaded)
+        return self._roster.names
 
     def __enter__(self) -> Self:
         return self
@@ -225,23 +236,11 @@ class Session:
     ) -> None:
         self.detach()
 
-    def _chosen(self, choice: Choice | Rows) -> Selection:
-        rows = isinstance(choice, Sequence) and not isinstance(choice, str)
-        return self._route(choice) if rows else self._select(choice)  # type: ignore[arg-type]  # as told apart
-
-    def _select(self, choice: Choice) -> Selection:
+    @property
+    def _open(self) -> Roster:
+        """The adapters of a session that is not over. Raises :class:`UsageError`."""
         self._require_open()
-        if choice is None:
-            return BASE
-        weights = weights_of(choice)
-        return self._selector.weighted(list(zip(weights.values(), self._named(weights), strict=True)))
-
-    def _route(self, rows: object) -> Selection:
-        self._require_open()
-        by_row = rows_of_names(rows)
-        names = list(dict.fromkeys(name for name in by_row if name is not None))
-        known = dict(zip(names, self._named(names), strict=True))
-        return self._selector.routed([None if name is None else known[name] for name in by_row])
+        return self._roster
 
     def _make_default(self, selection: Selection) -> None:
         with self._users.changed:
@@ -261,20 +260,8 @@ class Session:
         plan = self._planned(loaded)
         training = replace(loaded, kernels=learned(plan, self._hooks.modules, loaded.kernels))
         self._hooks.freeze()
-        self._name(training)
+        self._roster.put(training)
         return training
-
-    def _name(self, loaded: Loaded) -> None:
-        """Gives an adapter its name; what had it before lives on for those who use it, and for nobody else."""
-        with self._users.changed:
-            before = self._loaded.get(loaded.name)
-            self._loaded = {**self._loaded, loaded.name: loaded}
-            if before is not None:
-                self._forget(before)
-
-    def _forget(self, loaded: Loaded) -> None:
-        with self._users.changed:
-            self._selector.forget(loaded)
 
     def _require_not_default(self, loaded: Loaded) -> None:
         if loaded in self._hooks.default.adapters:
@@ -291,17 +278,6 @@ class Session:
             found = "its kernels were given as they are"
             raise UsageError(Problem("no-plan", loaded.name, found, "an adapter that was loaded"))
         return loaded.plan
-
-    def _named(self, names: Sequence[str] | Mapping[str, float]) -> list[Loaded]:
-        unknown = [name for name in names if name not in self._loaded]
-        if unknown:
-            there = ", ".join(self._loaded) or "none"
-            remedy = "session.load(name, uri) loads it."
-            raise UsageError(
-                Problem("unknown-adapter", name, "no adapter of this name is loaded", f"one of {there}", remedy)
-                for name in unknown
-            )
-        return [self._loaded[name] for name in names]
 
     def _require_open(self) -> None:
         if not self._hooks.attached:

@@ -84,7 +84,7 @@ def _last(model: nn.Module) -> dict[str, int]:
 
 def _placed(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The inputs, with the positions that ``generate`` would count: padding has none."""
-    given = dict(inputs)
+    given = dict(inputs) if isinstance(inputs, Mapping) else {}
     ids = given.get("input_ids")
     if not isinstance(ids, Tensor) or ids.dim() != 2 or not ids.numel():
         remedy = 'tokenizer(text, return_tensors="pt") makes them.'

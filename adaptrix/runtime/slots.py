@@ -78,8 +78,8 @@ class Slots:
     """``count`` slots beside the base's. Whoever seats or forgets holds the lock of the users."""
 
     def __init__(self, count: int, max_rank: int, users: Users) -> None:
-        if count < 1 or max_rank < 1:
-            found = f"slots={count}, max_rank={max_rank}"
+        if not all(type(number) is int and number >= 1 for number in (count, max_rank)):
+            found = f"slots={count!r}, max_rank={max_rank!r}"
             raise UsageError(Problem("option", "slots", found, "at least one slot, of a rank of at least 1"))
         self._count, self._rank, self._users = count, bucket(max_rank), users
         self._seated: OrderedDict[Key, Resident] = OrderedDict()
@@ -94,6 +94,9 @@ class Slots:
             if not isinstance(change, Kernel):
                 remedy = "Attach it without slots."
                 yield Problem("slots", where, "the module is replaced whole", "low-rank changes in slots", remedy)
+            elif site in self.banks and change.At.dtype is not self.banks[site].At.dtype:
+                found, own = f"{change.At.dtype}: the model was cast", f"{self.banks[site].At.dtype}, as the slots are"
+                yield Problem("dtype", where, found, own, "Attach anew after the model was cast.")
             elif change.rank > self._rank:
                 expected = f"at most {self._rank}, as the slots have it"
                 yield Problem("rank", where, f"rank {change.rank}", expected, f"attach(…, max_rank={change.rank})")
