@@ -57,8 +57,9 @@ def _expected(key: str, extra: Extra, role: Role, dims: Dims) -> tuple[int, ...]
     out, inp = (dims.get(expression) if expression else None for expression in (role.out, role.inp))
     if out is None or role.orientation.startswith("experts"):
         return None
-    if extra.kind == "token_delta":
-        return (extra.tensor.shape[0], out) if extra.tensor.shape else (0, out)
+    if extra.kind == "token_delta":  # rows of the stored weight: a head's are as long as its input
+        row = inp if role.orientation == "linear" else out
+        return None if row is None else (*extra.tensor.shape[:1], row)
     if key.endswith(".bias"):
         return (out,)
     if not key.endswith(".weight") or inp is None:

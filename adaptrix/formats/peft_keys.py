@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from adaptrix.errors import Problem
 from adaptrix.tensor import Tensor
@@ -19,6 +19,7 @@ _LORA = re.compile(
     r"(?:\.(?!weight$|bias$)(?P<adapter>[^.]+))?(?:\.(?P<leaf>weight|bias))?"
 )
 _SAVED = re.compile(r"(?P<path>.+)\.modules_to_save\.(?P<adapter>[^.]+)\.(?P<leaf>.+)")
+_DELTA = ".token_adapter.trainable_tokens_delta"
 _TOKENS = re.compile(r"(?P<path>.+\.token_adapter\.trainable_tokens_delta)(?:\.(?P<adapter>[^.]+))?")
 #: peft's wrapper of a module's parameter stands between the module and those inside it
 _WRAPPED = re.compile(r"(?:\.base_layer)+(?=\.(?!base_layer\b|token_adapter\.|lora_)[^.]+\.)")
@@ -46,9 +47,8 @@ class Key:
 
 def parse(name: str) -> Key | None:
     """The parts of a tensor's name; None where it cannot be a path of modules."""
-    rest = clean = _WRAPPERS.sub("", name)
-    while rest.startswith(_STRAY):
-        rest = rest.removeprefix(next(stray for stray in _STRAY if rest.startswith(stray)))
+    clean = _WRAPPERS.sub("", name)
+    rest = _without_prefix(name)
     prefix = name.removesuffix(rest) if name.endswith(rest) else clean.removesuffix(rest) + "…"
     if not _NAME.fullmatch(name) or not all(rest.split(".")):
         return None
@@ -60,6 +60,14 @@ def parse(name: str) -> Key | None:
     if hit := _TOKENS.fullmatch(rest):
         return Key(hit["path"], adapter=hit["adapter"], prefix=prefix)
     return Key(rest, prefix=prefix)
+
+
+def _without_prefix(name: str) -> str:
+    """A tensor's name without what stands before the path of its module, and without wrappers."""
+    rest = _WRAPPERS.sub("", name)
+    while rest.startswith(_STRAY):
+        rest = rest.removeprefix(next(stray for stray in _STRAY if rest.startswith(stray)))
+    return rest
 
 
 def _odd_prefixes(keys: Iterable[Key]) -> dict[str, int]:
@@ -82,6 +90,9 @@ def keyed(tensors: Mapping[str, Tensor]) -> tuple[dict[Key, Tensor], list[Proble
     ]
     known = {name: key for name, key in keys.items() if key is not None}
     problems += _name_problems(list(known.values()))
+    copies = _copies(known)
+    problems += _copy_problems(copies, tensors)
+    known |= {copy: replace(known[copy], path=_without_prefix(copy), adapter=None) for copy in copies}
     found: dict[Key, Tensor] = {}
     owners: dict[str, str] = {}
     for name, key in known.items():
@@ -91,6 +102,38 @@ def keyed(tensors: Mapping[str, Tensor]) -> tuple[dict[Key, Tensor], list[Proble
         elif None in (key.adapter, known[other].adapter) or key.adapter == known[other].adapter:
             problems.append(Problem("duplicate", name, f"the same place as {other!r}", "one tensor for one place"))
     return found, problems
+
+
+def _copies(keys: Mapping[str, Key]) -> dict[str, str]:
+    """The second names of tensors of modules saved whole, with the first names of the same places.
+
+    Under ``bias="all"`` peft saves every bias of the model as it is called, and those of a head so a second time:
+    ``classifier.modules_to_save.default.dense.bias`` beside ``classifier.dense.bias``.
+    """
+    plain = {key.path: name for name, key in keys.items() if key.kind is None and key.adapter is None}
+    return {name: plain[key.path] for name, key in keys.items() if _is_whole(key) and key.path in plain}
+
+
+def _is_whole(key: Key) -> bool:
+    return key.kind is None and key.adapter is not None and not key.path.endswith(_DELTA)
+
+
+def _copy_problems(copies: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Iterator[Problem]:
+    """Of two names peft reads the plain one, whatever the other holds; so nothing is lost where they are equal."""
+    if not copies:
+        return
+    other = [name for name, first in copies.items() if not _same(tensors[name], tensors[first])]
+    first = copies[(other or list(copies))[0]]
+    read = f"read are those without modules_to_save, such as {first!r}, as peft does"
+    if other:
+        found = f"{len(other)} tensors are there under two names and differ: {read}"
+        yield Problem("copies", other[0], found, "one tensor for one place", severity="warning")
+    else:
+        yield Problem("copies", next(iter(copies)), f"{len(copies)} tensors are there twice: {read}", severity="note")
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return (one.dtype, one.shape) == (other.dtype, other.shape) and one.tobytes() == other.tobytes()
 
 
 def _name_problems(keys: Sequence[Key]) -> Iterator[Problem]:

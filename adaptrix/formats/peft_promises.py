@@ -34,18 +34,23 @@ def vector_problems(config: PeftConfig, modules: Mapping[str, Mapping[str, Tenso
             yield Problem(code, odd[0], found, expected, f"{remedy} Mend {key} in {CONFIG_NAME}.")
 
 
-def target_problems(config: PeftConfig, deltas: Mapping[Target, LowRank]) -> Iterator[Problem]:
-    """Where the config's targets and the tensors disagree: peft passes over both in silence."""
+def target_problems(
+    config: PeftConfig, deltas: Mapping[Target, LowRank], tied: Collection[str] = ()
+) -> Iterator[Problem]:
+    """Where the config's targets and the tensors disagree: peft passes over both in silence.
+
+    ``tied``: modules that follow an embedding, which the config does not list.
+    """
     modules = [t for t, delta in deltas.items() if delta.experts is None and not _wraps_weight(config, t)]
     for target in modules:
-        if not config.targets(target.path):
+        if target.path not in tied and not config.targets(target.path):
             remedy = "peft would ignore it in silence: add it to target_modules."
             found = f"{CONFIG_NAME} does not make this module a target"
             yield Problem("untargeted", str(target), found, "a delta on a target", remedy)
     wanted = config.get("target_modules")
     seen = {tail for target in modules for tail in tails(target.path)}
     for name in sorted(wanted) if isinstance(wanted, list) and modules else ():
-        if name not in seen:
+        if name not in seen and not config.names("exclude_modules", name):
             yield _no_tensors("target_modules", f"{name!r} is a target and has no tensors")
     yield from _parameter_problems(config, deltas)
 
@@ -106,13 +111,21 @@ def _token_problems(config: PeftConfig, extras: Mapping[str, Extra]) -> Iterator
     named = wanted if isinstance(wanted, dict) else {"": wanted} if wanted else {}
     for name, indices in named.items():
         held = {path: shape for path, shape in rows.items() if not name or suffix_match(name, path)}
-        if not held and not (rows and name.endswith("lm_head")):  # a tied head follows the embedding
+        if not held and not _follows(name, indices, named, rows):
             found = f"{len(indices)} tokens {f'of {name} ' if name else ''}were trained and have no rows"
             yield Problem("incomplete", where, found, "a row for each", _FETCH)
         for path, shape in held.items():
             if shape[:1] != (len(indices),):
                 found, expected = f"{(*shape, 0)[0]} rows of trained tokens", f"{len(indices)}: one for each index"
                 yield Problem("tokens", f"{path}{TOKENS}", found, expected, _FETCH)
+
+
+def _follows(name: str, indices: list[int], named: Mapping[str, list[int]], rows: Collection[str]) -> bool:
+    """Whether a tied head has the rows of its embedding: peft saves them once where both train the same tokens."""
+    if rows and name.endswith("lm_head"):
+        return True
+    others = [other for other, same in named.items() if same == indices and other != name]
+    return any(suffix_match(other, path) for other in others for path in rows)
 
 
 def _bias_problems(config: PeftConfig, extras: Mapping[str, Extra], deltas: Collection[Target]) -> Iterator[Problem]:

@@ -14,7 +14,7 @@ from adaptrix.adapter import Adapter, Extra, ExtraKind, Provenance, Target
 from adaptrix.architecture.patterns import suffix_match
 from adaptrix.delta import LowRank
 from adaptrix.errors import Problem, RefusedError, errors_in, refuse
-from adaptrix.formats import peft_config, peft_keys, peft_promises, safetensors_file, torch_file
+from adaptrix.formats import peft_config, peft_keys, peft_promises, peft_tied, safetensors_file, torch_file
 from adaptrix.formats.peft_config import ALL_LINEAR, CONFIG_NAME, PeftConfig
 from adaptrix.formats.peft_keys import Key
 from adaptrix.formats.peft_promises import BASE_LAYER, TOKENS, ancestors
@@ -96,14 +96,24 @@ class _Reading:
         self.problems += peft_promises.vector_problems(self.config, modules)
         found: dict[Target, LowRank] = {}
         try:
+            tied = peft_tied.tied_heads(self.config, sound)
             for path, group in sound.items():
-                found |= self._module(path, group)
-            self.problems += peft_promises.target_problems(self.config, found)
+                found |= self._tied(path, group) if path in tied else self._module(path, group)
+            unequal = list(peft_tied.tied_problems(self.config, sound, tied))
+            self.problems += unequal
+            follow = tied.keys() | {problem.where for problem in unequal}
+            self.problems += peft_promises.target_problems(self.config, found, follow)
         except RefusedError as error:  # a pattern of the config that cannot be matched: once is enough
             self.problems += error.problems
         return found
 
-    def _module(self, path: str, group: dict[str, Tensor]) -> dict[Target, LowRank]:
+    def _tied(self, path: str, group: Mapping[str, Tensor]) -> dict[Target, LowRank]:
+        A, B = group["lora_A"], group["lora_B"]
+        alpha = peft_tied.tied_alpha(self.config, path, A.shape[0])
+        bias, magnitude = group.get("lora_B.bias"), group.get("lora_magnitude_vector")
+        return {Target(path): LowRank(A, B, alpha, self.config.rslora, bias, magnitude)}
+
+    def _module(self, path: str, group: Mapping[str, Tensor]) -> dict[Target, LowRank]:
         embedding = "lora_embedding_A" in group
         A, B = (group[f"lora_embedding_{x}" if embedding else f"lora_{x}"] for x in "AB")
         alpha, bias, magnitude = (

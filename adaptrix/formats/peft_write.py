@@ -136,6 +136,8 @@ def _described(plan: Plan, modules: Mapping[str, LowRank]) -> dict[str, Any]:
     alphas = {name: _alpha(delta, rslora) for name, delta in named.items()}
     rank, alpha = _most(ranks), _most(alphas)
     kept = {key: value for key, value in raw.items() if key not in _DERIVED.split()}
+    if any(delta.embedding for delta in modules.values()):  # an altered head has factors of its own
+        kept.pop("ensure_weight_tying", None)
     return {"base_model_name_or_path": adapter.base} | kept | {
         "peft_type": "LORA",
         "r": rank,

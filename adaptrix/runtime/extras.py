@@ -9,6 +9,7 @@ always does, for without its head a trained classifier is none. Gains are for Δ
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
@@ -27,6 +28,8 @@ from adaptrix.runtime.reach import Reached, whole_site
 from adaptrix.runtime.replaced import Change, twin
 from adaptrix.runtime.tensors import as_torch
 
+#: what stands in the names under which peft saves a tensor of a module saved whole once more
+_COPY = re.compile(r"\.(?:modules_to_save(?:\.[^.]+)?|original_module)(?=\.)")
 _MERGE = "Merge the adapter into its base with peft, or attach one without it."
 
 
@@ -110,7 +113,7 @@ def _place(
 def _is_echo(key: str, plan: Plan) -> bool:
     """Whether a tensor is there under its module's own name too: under ``bias="all"`` peft saves the biases of a
     module saved whole three times, those of the original too, and reads one."""
-    plain = key.replace(".modules_to_save.", ".").replace(".original_module.", ".")
+    plain = _COPY.sub("", key)
     return plain != key and plain in plan.bound.adapter.extras
 
 
