@@ -2,8 +2,9 @@
 
     OMP_NUM_THREADS=1 python benchmarks/fit_base.py [--out out/fit] [--seeds 0 1 2]
 
-On one thread, from seeds: a quarter of an hour for the base, eight minutes at most for an adapter. The texts are those of the tiny base; what is there already is
-kept. An adapter learns the pirate's style by peft, as the tiny ones that are shipped do, but on all layers.
+On one thread, from seeds: a quarter of an hour for the base, eight minutes at most for an adapter. The texts are those
+of the tiny base; what is there already is kept. An adapter learns the pirate's style by peft, as the tiny ones that
+are shipped do, but on all layers.
 """
 
 from __future__ import annotations
