@@ -1,0 +1,104 @@
+"""``adaptrix generate``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from adaptrix.cli.common import Voice, bars, clean, print_json, show_problems, voice_options, working
+from adaptrix.cli.outcome import output_options
+from adaptrix.destination import require_folder
+from adaptrix.errors import Problem, UsageError
+from adaptrix.options import Options
+from adaptrix.text import amount
+from adaptrix.workflow import Conversion, Workshop
+from adaptrix_text_to_lora.prompts import read_prompts, require_prompts
+
+_ENCODER = """base (its own last states), hashed (n-grams, a baseline), or a folder or OWNER/NAME of an embedding model.
+    [default: what the checkpoint was trained with]"""
+
+
+@click.command()
+@click.argument("prompts", metavar="[PROMPT]...", nargs=-1)
+@click.option("--prompts", "file", type=click.Path(path_type=Path), metavar="FILE", help="Prompts, one a line.")
+@click.option("--checkpoint", metavar="PATH", required=True, help="A trained hypernetwork: hypermod.pt, or its folder.")
+@click.option("--base", metavar="MODEL", help="The model that the adapters are for: a folder or OWNER/NAME.")
+@click.option("--encoder", metavar="ENCODER", help=_ENCODER)
+@click.option("--pooling", type=click.Choice(["cls", "mean", "last"]), help="What stands for a text, if nothing says.")
+@click.option("--layers", metavar="POLICY", default="all", show_default=True, help="Which layers act, as for convert.")
+@output_options
+@voice_options
+def command(
+    prompts: tuple[str, ...],
+    file: Path | None,
+    checkpoint: str,
+    encoder: str | None,
+    pooling: Any,
+    out: str | None,
+    voice: Voice,
+    **options: Any,
+) -> int:
+    """Make adapters out of sentences, with a trained hypernetwork.
+
+    \b
+      adaptrix generate "Solve grade-school maths step by step" --base ./mistral --checkpoint ./t2l/hypermod.pt
+      adaptrix generate --prompts tasks.txt --base ./mistral --checkpoint ./t2l -o adapters/ --to peft
+
+    What is generated is an ordinary adapter, of which every layer acts unless --layers says otherwise. The
+    checkpoint is never unpickled by Python; its format is that of SakanaAI's text-to-lora.
+    """
+    texts, wanted = require_prompts([*prompts, *(read_prompts(file) if file else ())]), Options(**options)
+    out, workshop = _place(out, wanted, texts), Workshop()
+    workshop.prepare(out, wanted)
+    from adaptrix_text_to_lora.generator import TextToLoRA  # torch: not before the command line is known to be right
+
+    with working(f"loading {checkpoint}", voice):
+        generator = TextToLoRA(checkpoint, wanted.base, encoder, pooling)
+    results: list[dict[str, Any]] = []
+    with bars(voice)("generating", len(texts)) as advance:
+        for text, adapter in zip(texts, generator.generate_many(texts), strict=True):
+            done = workshop.convert(adapter, out, wanted)
+            results.append(_result(text, done))
+            _show(text, done, voice)
+            advance(1)
+    if voice.json:
+        print_json(results)
+    show_problems(workshop.catalog.problems, voice)
+    return 0
+
+
+def _place(out: str | None, options: Options, texts: Sequence[str]) -> str | None:
+    """Where to write: for several prompts a folder, and names of their own. Raises :class:`UsageError`."""
+    if len(texts) == 1:
+        return out
+    if options.name is not None:
+        found, remedy = f"one name for {len(texts)} prompts", "Leave it out, or generate them one at a time."
+        raise UsageError(Problem("option", "name", found, remedy=remedy))
+    return out if out is None else os.path.join(require_folder(out), "")
+
+
+def _result(text: str, done: Conversion) -> dict[str, Any]:
+    plan = done.plan
+    return {
+        "prompt": text,
+        "ok": True,
+        "path": str(done.path),
+        "name": plan.bound.adapter.name,
+        "tensors": done.tensors,
+        "bytes": done.nbytes,
+        "architecture": plan.bound.architecture.family,
+        "encoder": plan.bound.adapter.provenance.config["encoder"],
+        "problems": [problem.as_dict() for problem in done.problems],
+    }
+
+
+def _show(text: str, done: Conversion, voice: Voice) -> None:
+    if not voice.json and not voice.quiet:
+        held = f"{done.tensors} tensors, {amount(done.nbytes)}, {done.plan.bound.architecture.family}"
+        click.echo(f"{click.style(clean(str(done.path)), bold=True)}  {held}")
+        click.echo(f"  {clean(text if len(text) <= 100 else text[:99] + '…')}")
+    show_problems(done.problems, voice)

@@ -1,0 +1,101 @@
+"""Embeddings out of a transformers model: the base's own last states, or a sentence-embedding model's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+from transformers import AutoModel, AutoTokenizer
+
+from adaptrix.errors import Problem, UsageError, refuse
+from adaptrix.json_file import read_object
+from adaptrix.merging.base import CARRIED, INDEX, SINGLE
+from adaptrix.sources import hub, local
+from adaptrix_text_to_lora.encoders import Pooling
+
+_WEIGHTS = (SINGLE, INDEX, "model-*-of-*.safetensors")
+_POOLING = "1_Pooling/config.json"  # where sentence-transformers keeps it
+_MODES: Mapping[str, Pooling] = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_lasttoken": "last",
+}
+#: what transformers raises for files that it cannot make a model or a tokenizer of
+_UNLOADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError)
+
+
+class ModelStates:
+    """A model and its tokenizer, one text at a time: what a text becomes does not depend on its neighbours.
+
+    Weights are read from safetensors alone and in their own dtype; code that comes with a model is never run.
+    """
+
+    def __init__(self, uri: str, pooling: Pooling | None = None) -> None:
+        folder, self.name = _folder(uri), uri
+        self._pooling = pooling or _stated(folder, uri)
+        if self._pooling not in get_args(Pooling):
+            raise UsageError(Problem("pooling", uri, repr(self._pooling)[:80], " or ".join(get_args(Pooling))))
+        options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+            model, info = AutoModel.from_pretrained(
+                folder, dtype="auto", use_safetensors=True, output_loading_info=True, **options
+            )
+        except _UNLOADABLE as error:
+            said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise refuse("encoder", uri, f"transformers cannot load it as it is: {said}") from None
+        if lacking := sorted(name for name in info["missing_keys"] if "pooler" not in name):
+            raise refuse("encoder", uri, f"its weights lack {lacking[0]}, and more would be random: {len(lacking)}")
+        inner = model.get_encoder() if model.config.is_encoder_decoder else model
+        self._model = inner.eval().requires_grad_(False)
+        self._limit = _limit(self._tokenizer, model.config)
+
+    @property
+    def width(self) -> int:
+        """E: the width of a state."""
+        return int(self._model.config.get_text_config().hidden_size)
+
+    @torch.inference_mode()
+    def __call__(self, text: str, /) -> Tensor:
+        """``[E]``. Raises :class:`RefusedError` for a text of more tokens than the model has positions for."""
+        ids = self._tokenizer(text, return_tensors="pt")["input_ids"]
+        count, rows = ids.shape[1], self._model.get_input_embeddings().weight.shape[0]
+        if not 0 < count <= self._limit:
+            found, expected = f"the prompt has {count} tokens", f"1 to {self._limit}"
+            raise refuse("prompt-long" if count else "prompt-empty", self.name, found, expected)
+        if int(ids.max()) >= rows:
+            raise refuse("vocabulary", self.name, f"its tokenizer gives token {int(ids.max())}", f"at most {rows - 1}")
+        mask = torch.ones_like(ids)
+        states = self._model(input_ids=ids, attention_mask=mask).last_hidden_state[0].float()
+        return states.mean(0) if self._pooling == "mean" else states[-1 if self._pooling == "last" else 0]
+
+
+def _folder(uri: str) -> Path:
+    """The model's files. Raises :class:`AdaptrixError` for a name that is none, or out of reach."""
+    if not local.claims(uri):
+        return hub.folder(uri, (*_WEIGHTS, *CARRIED))[0]
+    path = Path(uri).expanduser()
+    if not path.is_dir():
+        found = "this is a file" if path.exists() else "there is no such folder"
+        raise UsageError(Problem("encoder", uri, found, "a folder with a model, its weights and its tokenizer"))
+    return path
+
+
+def _stated(folder: Path, uri: str) -> Pooling:
+    """The pooling that sentence-transformers' own file states. Raises :class:`UsageError` where there is none."""
+    file = folder / _POOLING
+    modes = [mode for key, mode in _MODES.items() if read_object(file, str(file)).get(key)] if file.is_file() else []
+    if len(modes) != 1:
+        found, remedy = f"no {_POOLING} says which states stand for a text", "Say --pooling cls, mean or last."
+        raise UsageError(Problem("pooling", uri, found, remedy=remedy))
+    return modes[0]
+
+
+def _limit(tokenizer: Any, config: Any) -> int:
+    """How many tokens the model has positions for; a model that counts none takes what a prompt may be."""
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    known = [limit for limit in (positions, tokenizer.model_max_length) if isinstance(limit, int) and limit > 0]
+    return min([*known, 1 << 16])

@@ -1,0 +1,200 @@
+"""Where a base has the modules that a hypernetwork speaks of, and how large they are there.
+
+A module is asked for by its role (``q``), by its part in a fused weight (GPT-2's ``q`` of ``qkv``), or as a
+checkpoint names it (``q_proj``), and found in the architecture registry; dimensions are those of config.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from adaptrix.adapter import Adapter, Provenance
+from adaptrix.architecture import Architecture, Role
+from adaptrix.architecture.dims import Dims
+from adaptrix.architecture.layout import Rows, role_rows
+from adaptrix.binding.identify import by_config
+from adaptrix.errors import Problem, RefusedError, errors_in
+from adaptrix.workflow import Workshop
+from adaptrix_text_to_lora.shape import Module, Shape, Variant
+
+DEFAULT = ("q", "v")
+#: whose spelling is meant where a checkpoint names modules, and no base says which family's they are
+_PLAINEST = "llama"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A type of module in a family: its role, for a fused weight the part, and the rows of every part."""
+
+    name: str
+    role: Role
+    part: str | None = None
+    rows: Mapping[str, Rows] = field(default_factory=lambda: MappingProxyType({}))
+
+    def path(self, layer: int) -> str:
+        """The module's path in a layer."""
+        return self.role.paths[0].format(layer=layer)
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base as far as its config.json tells: the model's name, its family and its dimensions."""
+
+    name: str
+    architecture: Architecture
+    dims: Dims
+
+    @classmethod
+    def read(cls, uri: str, workshop: Workshop) -> Base:
+        """The base of a uri. Raises :class:`AdaptrixError` for one out of reach, or of unknown family."""
+        config = workshop.base_config(uri)
+        nothing = Adapter(uri, {}, {}, Provenance(uri, "text-to-lora"))
+        found = by_config(config, workshop.catalog.architectures, nothing, f"{uri} config.json")
+        if problems := errors_in(found.problems):
+            raise RefusedError(problems)
+        if not found.known:
+            kind = config.get("model_type")
+            remedy = "See `adaptrix architectures`; a family can be taught with `adaptrix architectures derive MODEL`."
+            raise RefusedError(Problem("unknown-family", uri, f"no architecture claims {kind!r}", remedy=remedy))
+        return cls(uri, found.architecture, found.dims)
+
+    def places(self, names: Iterable[str]) -> tuple[Place, ...]:
+        """Where it has these modules. Raises :class:`RefusedError` with every name that cannot be served."""
+        found = [find(name, self.architecture) for name in names]
+        problems = [place for place in found if isinstance(place, Problem)]
+        places = [place for place in found if isinstance(place, Place)]
+        problems += _overlaps(places)
+        if problems:
+            raise RefusedError(problems)
+        return tuple(self._with_rows(place) for place in places)
+
+    def modules(self, places: Sequence[Place]) -> tuple[Module, ...]:
+        """Their sizes here. Raises :class:`RefusedError` for what config.json does not say."""
+        sizes = [(place, *map(self._size, reversed(place.role.shape(place.part)))) for place in places]
+        if problems := [self._unsized(place.name) for place, *both in sizes if None in both]:
+            raise RefusedError(problems)
+        return tuple(Module(place.name, inp, out) for place, inp, out in sizes if inp is not None and out is not None)
+
+    def layers(self, places: Sequence[Place]) -> int:
+        """The number of layers, which all must share. Raises :class:`RefusedError`."""
+        stacks = sorted({place.role.depth for place in places})
+        found = self.dims.get(stacks[0]) if len(stacks) == 1 else None
+        if found is None:
+            said = (
+                f"its modules are in {' and '.join(stacks)}" if len(stacks) > 1 else "it does not say how many layers"
+            )
+            raise RefusedError(Problem("targets", self.name, said, "modules of one stack of layers, of known depth"))
+        return found
+
+    def _size(self, expression: str | None) -> int | None:
+        return None if expression is None else self.dims.get(expression)
+
+    def _unsized(self, name: str) -> Problem:
+        return Problem("dims-unstated", f"{self.name} config.json", f"it does not say how large {name} is")
+
+    def _with_rows(self, place: Place) -> Place:
+        if place.part is None:
+            return place
+        rows = role_rows(place.role, self.dims)
+        if rows is None:
+            raise RefusedError(self._unsized(place.role.name))
+        return Place(place.name, place.role, place.part, MappingProxyType(rows))
+
+
+def shape_for(
+    base: str, variant: Variant, embedding: int, *, roles: Sequence[str] = DEFAULT, rank: int = 8, latent: int = 128
+) -> Shape:
+    """The shape of a hypernetwork for a base, from its config.json alone. Raises :class:`AdaptrixError`.
+
+    ``roles``: the targets in the order of their type embeddings; ``embedding``: E of the text encoder.
+    """
+    found = Base.read(base, Workshop())
+    places = found.places(roles)
+    return Shape(variant, found.modules(places), found.layers(places), rank, embedding, latent)
+
+
+def require_fit(shape: Shape, base: Base, places: Sequence[Place]) -> None:
+    """Raises :class:`RefusedError` with every dimension in which a checkpoint and a base differ."""
+    here = {module.name: module for module in base.modules(places)}
+    pairs = [("layers", shape.layers, base.layers(places))]
+    for module in shape.modules:
+        pairs += [(f"{module.name} in", module.inp, here[module.name].inp)]
+        pairs += [(f"{module.name} out", module.out, here[module.name].out)]
+    remedy = "The checkpoint was made for another base."
+    if problems := [
+        Problem("other-base", f"checkpoint {what}", f"{ours}", f"{theirs}, as {base.name} has", remedy)
+        for what, ours, theirs in pairs
+        if ours != theirs
+    ]:
+        raise RefusedError(problems)
+
+
+def without_base(names: Sequence[str], architectures: Iterable[Architecture]) -> tuple[Place, ...]:
+    """The places of modules whose base is not there, spelled as Llama, Mistral, Gemma and Qwen spell them.
+
+    Raises :class:`RefusedError` for modules that these do not have.
+    """
+    plainest = next(architecture for architecture in architectures if architecture.family == _PLAINEST)
+    places = [place for name in names if (place := _by_path(name, plainest)) is not None]
+    if len(places) == len(names):
+        return tuple(places)
+    found = f"{_PLAINEST} has no modules called {', '.join(names)}, and nothing says whose they are"
+    remedy = "Name the base with --base MODEL: only its config.json is read."
+    raise RefusedError(Problem("no-base", "base", found, remedy=remedy))
+
+
+def find(name: str, architecture: Architecture) -> Place | Problem:
+    """The place of a name in a family, or what is wrong with it."""
+    place = next(_candidates(name, architecture), None)
+    if place is None:
+        served = ", ".join(dict.fromkeys(_served(architecture)))
+        return Problem("targets", architecture.family, f"it has no {name}", f"one of {served}")
+    if fault := _fault(place.role):
+        return Problem(
+            "targets", f"{architecture.family} {name}", f"{place.role.name} {fault}", "a module in every layer"
+        )
+    return place
+
+
+def _candidates(name: str, architecture: Architecture) -> Iterator[Place]:
+    """By role, as part of a fused role, as the decoder's of two stacks, by the end of the module's path."""
+    roles = architecture.roles
+    if name in roles:
+        yield Place(name, roles[name])
+    yield from (Place(name, role, name) for role in roles.values() if name in role.parts and role.layered)
+    if f"decoder_{name}" in roles:
+        yield Place(name, roles[f"decoder_{name}"])
+    if (place := _by_path(name, architecture)) is not None:
+        yield place
+
+
+def _by_path(name: str, architecture: Architecture) -> Place | None:
+    ends = (role for role in architecture.roles.values() if role.paths[0].rpartition(".")[2] == name)
+    return next((Place(name, role) for role in ends if not _fault(role)), None)
+
+
+def _fault(role: Role) -> str:
+    """Why no delta can be made for a role in every layer; nothing where one can."""
+    if not role.layered:
+        return "is outside the layers"
+    if role.orientation not in ("linear", "conv1d") or "{expert}" in role.paths[0]:
+        return f"is no plain matrix ({role.orientation}, of experts)"
+    return "is not in every layer" if role.optional else ""
+
+
+def _served(architecture: Architecture) -> Iterator[str]:
+    for role in architecture.roles.values():
+        if not _fault(role):
+            yield from (role.name, *role.parts)
+
+
+def _overlaps(places: Sequence[Place]) -> Iterator[Problem]:
+    """Names that mean the same weight, or a weight and a part of it."""
+    seen: dict[tuple[str, str | None], str] = {}
+    for place in places:
+        wholes = {part for role, part in seen if role == place.role.name}
+        if place.part in wholes or None in wholes or (place.part is None and wholes):
+            yield Problem("targets", place.name, f"{place.role.name} is named twice", "each weight once")
+        seen[place.role.name, place.part] = place.name
