@@ -131,7 +131,7 @@ def test_a_sentence_embedding_folder_says_how_it_pools(tmp_path: Path) -> None:
 
 
 def test_what_a_model_cannot_read_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(adaptrix.RefusedError, match="tokens; expected 1 to 512"):
+    with pytest.raises(adaptrix.RefusedError, match="tokens; expected 1 to 512, which is what"):
         ModelStates(str(BASE), "last")("one two three " * 300)
     for name in (str(tmp_path / "none"), str(BASE / "config.json")):
         with pytest.raises(adaptrix.UsageError):

@@ -201,6 +201,26 @@ def test_the_command(
     assert adaptrix.check(said[1]["path"], BASE).ok
 
 
+def test_a_place_that_is_taken_stops_no_other_prompt(
+    run: Callable[..., tuple[int, Any]], checkpoint: Path, tmp_path: Path
+) -> None:
+    line = ("generate", "Add", "Sub", "--base", str(BASE), "--checkpoint", str(checkpoint), "--encoder", "hashed")
+    code, said = run(*line)
+    assert code == 0
+    Path(said[1]["path"]).unlink()
+    code, said = run(*line)
+    assert (code, [one["ok"] for one in said]) == (2, [False, True])
+    assert run(*line, "--force")[0] == 0
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2
+
+
+def test_prompts_that_the_encoder_cannot_read_are_told_at_once(checkpoint: Path) -> None:
+    with pytest.raises(adaptrix.RefusedError) as error:
+        TextToLoRA(checkpoint, BASE).generate_many(["word " * 600, "fine", "more " * 600])
+    assert [problem.code for problem in error.value.problems] == ["prompt-long"] * 2
+    assert "'more more" in str(error.value)
+
+
 def test_what_is_wrong_with_a_command_line_is_told(
     run: Callable[..., tuple[int, Any]], checkpoint: Path, tmp_path: Path
 ) -> None:

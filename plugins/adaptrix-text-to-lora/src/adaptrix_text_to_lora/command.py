@@ -12,7 +12,7 @@ import click
 from adaptrix.cli.common import Voice, bars, clean, print_json, show_problems, voice_options, working
 from adaptrix.cli.outcome import output_options
 from adaptrix.destination import require_folder
-from adaptrix.errors import Problem, UsageError
+from adaptrix.errors import AdaptrixError, Problem, UsageError
 from adaptrix.options import Options
 from adaptrix.text import amount
 from adaptrix.workflow import Conversion, Workshop
@@ -56,19 +56,26 @@ def command(
     workshop.prepare(out, wanted)
     from adaptrix_text_to_lora.generator import TextToLoRA  # torch: not before the command line is known to be right
 
-    with working(f"loading {checkpoint}", voice):
-        generator = TextToLoRA(checkpoint, wanted.base, encoder, pooling)
-    results: list[dict[str, Any]] = []
+    generator = TextToLoRA(checkpoint, wanted.base, encoder, pooling)  # no spinner: the Hub's client draws bars
+    with working(f"reading {len(texts)} prompts", voice):
+        adapters = generator.generate_many(texts)
+    results, code = list[dict[str, Any]](), 0
     with bars(voice)("generating", len(texts)) as advance:
-        for text, adapter in zip(texts, generator.generate_many(texts), strict=True):
-            done = workshop.convert(adapter, out, wanted)
-            results.append(_result(text, done))
-            _show(text, done, voice)
+        for text, adapter in zip(texts, adapters, strict=True):
+            try:
+                done = workshop.convert(adapter, out, wanted)
+            except AdaptrixError as error:  # of this one: the others may go where they should
+                code = max(code, error.exit_code)
+                results.append({"prompt": text, "ok": False, "problems": [p.as_dict() for p in error.problems]})
+                show_problems(error.problems, voice)
+            else:
+                results.append(_result(text, done))
+                _show(text, done, voice)
             advance(1)
     if voice.json:
         print_json(results)
     show_problems(workshop.catalog.problems, voice)
-    return 0
+    return code
 
 
 def _place(out: str | None, options: Options, texts: Sequence[str]) -> str | None:

@@ -10,7 +10,7 @@ from os import PathLike, fspath
 import torch
 
 from adaptrix.adapter import Adapter
-from adaptrix.errors import Problem, UsageError
+from adaptrix.errors import Problem, RefusedError, UsageError
 from adaptrix.workflow import Workshop
 from adaptrix_text_to_lora.checkpoint import Checkpoint, read_checkpoint
 from adaptrix_text_to_lora.emit import Origin
@@ -70,15 +70,29 @@ class TextToLoRA:
     def generate_many(self, texts: Iterable[str]) -> Iterator[Adapter]:
         """An adapter for every sentence, in their order, one for those that are the same; made as they are asked for.
 
-        Raises before the first one with every prompt that cannot be one.
+        Raises before the first one with every prompt that cannot be one, or that the encoder cannot read.
         """
         prompts = require_prompts(texts)
+        vectors = self._embedded(prompts)
         starts = range(0, len(prompts), _AT_ONCE)
-        return chain.from_iterable(self._batch(prompts[start : start + _AT_ONCE]) for start in starts)
+        pieces = (slice(start, start + _AT_ONCE) for start in starts)
+        return chain.from_iterable(self._batch(prompts[piece], vectors[piece]) for piece in pieces)
+
+    def _embedded(self, texts: list[str]) -> torch.Tensor:
+        """``[N, E]``. Raises :class:`RefusedError` with every text that cannot be embedded."""
+        vectors, problems = list[torch.Tensor](), list[Problem]()
+        for text in texts:
+            try:
+                vectors.append(self._embedding(text))
+            except RefusedError as error:
+                problems += error.problems
+        if problems:
+            raise RefusedError(problems)
+        return torch.stack(vectors)
 
     @torch.no_grad()
-    def _batch(self, texts: list[str]) -> list[Adapter]:
-        factors = self._checkpoint.hypernetwork(torch.stack([self._embedding(text) for text in texts]))
+    def _batch(self, texts: list[str], vectors: torch.Tensor) -> list[Adapter]:
+        factors = self._checkpoint.hypernetwork(vectors)
         return [
             self._origin.adapter(text, {name: (A[row], B[row]) for name, (A, B) in factors.items()}, self._places)
             for row, text in enumerate(texts)

@@ -39,6 +39,11 @@ def adapter_name(text: str) -> str:
     return f"{words or 'adapter'}-{sha256(text.encode()).hexdigest()[:8]}"
 
 
+def named(text: str) -> str:
+    """What messages call a prompt: its beginning, as it can be printed anywhere."""
+    return f"prompt {text[:_SHOWN]!a}"
+
+
 def read_prompts(path: Path) -> list[str]:
     """The lines of a UTF-8 file that are not blank. Raises :class:`AdaptrixError`."""
     try:
@@ -59,7 +64,7 @@ def read_prompts(path: Path) -> list[str]:
 def _problem(text: object) -> Problem | None:
     if not isinstance(text, str):
         return Problem("prompt-type", "prompt", f"a {type(text).__name__}", "a sentence, as text")
-    where = f"prompt {text[:_SHOWN]!a}"
+    where = named(text)
     if not text.strip():
         return Problem("prompt-empty", where, "there is nothing in it", "a sentence that describes a task")
     if len(text) > MAX_CHARACTERS:

@@ -15,6 +15,7 @@ from adaptrix.json_file import read_object
 from adaptrix.merging.base import CARRIED, INDEX, SINGLE
 from adaptrix.sources import hub, local
 from adaptrix_text_to_lora.encoders import Pooling
+from adaptrix_text_to_lora.prompts import named
 
 _WEIGHTS = (SINGLE, INDEX, "model-*-of-*.safetensors")
 _POOLING = "1_Pooling/config.json"  # where sentence-transformers keeps it
@@ -64,8 +65,8 @@ class ModelStates:
         ids = self._tokenizer(text, return_tensors="pt")["input_ids"]
         count, rows = ids.shape[1], self._model.get_input_embeddings().weight.shape[0]
         if not 0 < count <= self._limit:
-            found, expected = f"the prompt has {count} tokens", f"1 to {self._limit}"
-            raise refuse("prompt-long" if count else "prompt-empty", self.name, found, expected)
+            found, expected = f"it has {count} tokens", f"1 to {self._limit}, which is what {self.name} reads"
+            raise refuse("prompt-long" if count else "prompt-empty", named(text), found, expected)
         if int(ids.max()) >= rows:
             raise refuse("vocabulary", self.name, f"its tokenizer gives token {int(ids.max())}", f"at most {rows - 1}")
         mask = torch.ones_like(ids)
