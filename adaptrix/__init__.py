@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from adaptrix.records import Format as Format
     from adaptrix.records import Generator as Generator
     from adaptrix.records import Source as Source
-    from adaptrix.workflow import Report as Report
+    from adaptrix.results import Report as Report
 
 __version__ = "0.1.0"
 
@@ -58,7 +58,7 @@ _HOMES = {
     "LowRank": "delta",
     "Problem": "errors",
     "RefusedError": "errors",
-    "Report": "workflow",
+    "Report": "results",
     "Site": "architecture",
     "Source": "records",
     "UnreachableError": "errors",

@@ -23,7 +23,8 @@ from adaptrix.merging.merger import write
 from adaptrix.merging.options import MergeOptions, QloraBase, prepare
 from adaptrix.options import Options
 from adaptrix.planning.redistribute import Redistribution
-from adaptrix.workflow import Report, Workshop
+from adaptrix.results import Report
+from adaptrix.workflow import Workshop
 
 Uri = str | PathLike[str]
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
 from os import PathLike, fspath
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from adaptrix import atomic
 from adaptrix.adapter import Adapter
-from adaptrix.binding.bind import BoundAdapter, bind, nonfinite
+from adaptrix.binding.bind import BoundAdapter, bind
 from adaptrix.binding.identify import Identity, by_config, by_paths, by_record
 from adaptrix.destination import destination, no_place_for_fit, require_apart, require_untaken, would_lose
 from adaptrix.errors import AdaptrixError, Problem, RefusedError, UnreachableError, UsageError, errors_in
@@ -25,31 +25,7 @@ from adaptrix.planning.prune import cast, pruned
 from adaptrix.planning.redistribute import reshape_plan
 from adaptrix.plugins.catalog import Catalog
 from adaptrix.records import Bundle, Format, Source
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a check found. ``bound`` is None where the files could not be read at all; ``bundle`` is the
-    files, where the subject was a uri."""
-
-    subject: str
-    problems: tuple[Problem, ...]
-    bound: BoundAdapter | None = None
-    bundle: Bundle | None = field(default=None, repr=False)
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing found is an error."""
-        return not errors_in(self.problems)
-
-    def examined(self) -> Report:
-        """The report after a look at every number: NaN and Inf are problems, each told once."""
-        if self.bound is None:
-            return self
-        return replace(self, problems=tuple(dict.fromkeys((*self.problems, *nonfinite(self.bound)))))
-
-    def as_dict(self) -> dict[str, Any]:
-        return {"subject": self.subject, "ok": self.ok, "problems": [problem.as_dict() for problem in self.problems]}
+from adaptrix.results import Conversion, Report
 
 
 class Maker(Protocol):
@@ -60,18 +36,6 @@ class Maker(Protocol):
 
     def forget(self, out: Path) -> None:
         """Removes what was kept beside ``out`` to go on from: it is written."""
-
-
-@dataclass(frozen=True)
-class Conversion:
-    """A conversion that was done: the file or folder written, the plan in it, all that was said, and how many
-    tensors and bytes of tensors there are in what was written."""
-
-    path: Path
-    plan: Plan
-    problems: tuple[Problem, ...]
-    tensors: int
-    nbytes: int
 
 
 class Workshop:

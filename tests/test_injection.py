@@ -13,8 +13,9 @@ import adaptrix
 from adaptrix.errors import RefusedError
 from adaptrix.formats import safetensors_file
 from adaptrix.inspection import summarise
+from adaptrix.options import Options
 from adaptrix.tensor import Tensor
-from adaptrix.workflow import Options, Workshop
+from adaptrix.workflow import Workshop
 from tests.odd_json import changed, put
 from tests.peft_models import assert_deltas, assert_same_deltas, deltas, load, logits, same_tensors, save, weights
 

@@ -23,8 +23,9 @@ from adaptrix.merging.draft import settle
 from adaptrix.merging.merger import write
 from adaptrix.merging.options import MergeOptions
 from adaptrix.planning.plan import make_plan
+from adaptrix.results import Report
 from adaptrix.tensor import Tensor
-from adaptrix.workflow import Report, Workshop
+from adaptrix.workflow import Workshop
 from tests.families import FAMILIES, tiny_config, tiny_model
 from tests.merge_models import as_torch, loaded, merge, pair, tensors
 from tests.peft_models import PARAMETERS, everything, weights

@@ -8,7 +8,8 @@ import torch
 from peft.tuners.lora.layer import LoraLayer
 
 import adaptrix
-from adaptrix.workflow import Options, Workshop
+from adaptrix.options import Options
+from adaptrix.workflow import Workshop
 from tests.families import FAMILIES, tiny_model
 from tests.peft_models import (
     assert_lossless,

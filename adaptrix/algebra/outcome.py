@@ -18,7 +18,8 @@ from adaptrix.errors import Problem, RefusedError, errors_in
 from adaptrix.options import Options
 from adaptrix.planning.plan import make_plan
 from adaptrix.records import Bundle
-from adaptrix.workflow import Conversion, Workshop
+from adaptrix.results import Conversion
+from adaptrix.workflow import Workshop
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,9 @@ from adaptrix.destination import require_folder
 from adaptrix.errors import AdaptrixError, Problem, UsageError
 from adaptrix.fitting.maker import maker_for
 from adaptrix.options import Options
+from adaptrix.results import Conversion
 from adaptrix.text import amount
-from adaptrix.workflow import Conversion, Workshop
+from adaptrix.workflow import Workshop
 
 _LAYERS = """all, middle, spread:K, energy:K, 8-23,28, or fit:K. [default: for an injection file the plan of the one
     that is read, or middle; all for peft]"""

@@ -16,7 +16,8 @@ from adaptrix.merging.places import Places
 from adaptrix.merging.tied import is_tied, tied_changes, tied_problems, vocabulary
 from adaptrix.planning.plan import Plan, make_plan, powerless, recorded_plan
 from adaptrix.records import Bundle
-from adaptrix.workflow import Report, Workshop
+from adaptrix.results import Report
+from adaptrix.workflow import Workshop
 
 
 @dataclass(frozen=True, eq=False)
