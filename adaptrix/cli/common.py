@@ -37,6 +37,15 @@ class Voice:
         return cls("--json" in args, verbose="-v" in args or "--verbose" in args)
 
 
+whole_base_option = click.option(
+    "--base",
+    type=click.Path(),
+    metavar="MODEL",
+    required=True,
+    help="The whole base: a folder or OWNER/NAME, weights and all.",
+)
+
+
 def offering(*words: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:
     """What a shell completes an option with that says by itself what is wrong with another word."""
     return lambda _context, _parameter, typed: [word for word in words if word.startswith(typed)]
@@ -138,7 +147,9 @@ def working(what: str, voice: Voice) -> AbstractContextManager[Any]:
     return Console(stderr=True).status(clean(what))
 
 
-def bars(voice: Voice) -> Callable[[str, int], AbstractContextManager[Callable[[int], object]]]:
+def bars(
+    voice: Voice, *, in_bytes: bool = False
+) -> Callable[[str, int], AbstractContextManager[Callable[[int], object]]]:
     """A bar for each thing that is counted, on a terminal; nothing elsewhere."""
 
     @contextmanager
@@ -147,9 +158,17 @@ def bars(voice: Voice) -> Callable[[str, int], AbstractContextManager[Callable[[
             yield lambda _count: None
             return
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
 
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        done = DownloadColumn() if in_bytes else MofNCompleteColumn()
+        columns = (TextColumn("{task.description}"), BarColumn(), done, TimeRemainingColumn())
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task(clean(what), total=total)
             yield lambda count: progress.advance(task, count)

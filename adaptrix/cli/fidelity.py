@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from adaptrix.cli.common import Voice, bars, clean, print_json, show_problems, voice_options
+from adaptrix.cli.common import Voice, bars, clean, print_json, show_problems, voice_options, whole_base_option
 from adaptrix.errors import Problem, UsageError, errors_in
 from adaptrix.workflow import Workshop
 
@@ -30,13 +30,7 @@ _WIDE, _FIRST = 112, 7  # columns of a terminal that has room for all, and how m
 
 @click.command()
 @click.argument("source", metavar="SRC", type=click.Path())
-@click.option(
-    "--base",
-    type=click.Path(),
-    metavar="MODEL",
-    required=True,
-    help="The whole base: a folder or OWNER/NAME, weights and all.",
-)
+@whole_base_option
 @click.option(
     "--text", type=click.Path(), metavar="FILE", required=True, help="A text to measure on, in UTF-8, of any length."
 )

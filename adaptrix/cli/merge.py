@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import click
 
-from adaptrix.cli.common import Voice, clean, print_json, show_problems, voice_options
+from adaptrix.cli.common import Voice, bars, print_json, show_problems, voice_options, whole_base_option
 from adaptrix.errors import errors_in
 from adaptrix.merging.draft import draft
 from adaptrix.merging.merger import Merge, write
 from adaptrix.merging.options import MergeOptions, prepare
-from adaptrix.progress import Display, quiet
 from adaptrix.text import amount
 from adaptrix.workflow import Workshop
 
@@ -24,13 +21,7 @@ _LAYERS = """all, middle, spread:K, energy:K, or 8-23,28. [default: the plan of 
 
 @click.command()
 @click.argument("source", metavar="SRC", type=click.Path())
-@click.option(
-    "--base",
-    type=click.Path(),
-    metavar="MODEL",
-    required=True,
-    help="The whole base: a folder or OWNER/NAME, weights and all.",
-)
+@whole_base_option
 @click.option("-o", "--out", type=click.Path(), help="Folder to write. [default: NAME-merged here]")
 @click.option("--layers", metavar="POLICY", help=_LAYERS)
 @click.option("--dtype", metavar="DTYPE", help="Round the whole model to bf16, fp16, fp32 or fp64.")
@@ -60,34 +51,13 @@ def command(source: str, base: str, out: str | None, voice: Voice, **options: An
     workshop = Workshop()
     prepare(out, wanted)
     made = draft(workshop, source, base, wanted)  # no spinner: the Hub's client draws bars
-    done = write(made, out, wanted, _display(f"merging {source}", voice))
+    done = write(made, out, wanted, partial(bars(voice, in_bytes=True), f"merging {source}"))
     if voice.json:
         print_json(_result(source, base, done))
     else:
         _show(done, voice)
     show_problems((*workshop.catalog.problems, *done.problems), voice)
     return 1 if errors_in(done.problems) else 0
-
-
-def _display(what: str, voice: Voice) -> Display:
-    """A bar on a terminal, nothing elsewhere."""
-    if voice.quiet or voice.json or not sys.stderr.isatty():
-        return quiet
-    return lambda total: _bar(what, total)
-
-
-def _bar(what: str, total: int) -> AbstractContextManager[Callable[[int], object]]:
-    @contextmanager
-    def shown() -> Iterator[Callable[[int], object]]:
-        from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-            task = progress.add_task(clean(what), total=total)
-            yield lambda count: progress.advance(task, count)
-
-    return shown()
 
 
 def _result(source: str, base: str, done: Merge) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from adaptrix.runtime.cache import AdapterCache
 from adaptrix.runtime.context import depth_of, layers_of, require_own
 from adaptrix.runtime.drift import Drift
 from adaptrix.runtime.injection import Injector
-from adaptrix.runtime.lanes import Lanes, compile_forward, outside_graphs
+from adaptrix.runtime.lanes import Lanes, apart, compile_forward
 from adaptrix.runtime.passes import Pass
 from adaptrix.runtime.reach import Reached
 from adaptrix.runtime.selection import BASE, Selection
@@ -159,7 +159,8 @@ class Hooks:
 
     def _before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if is_dynamo_compiling():
-            return _apart(self._before, model, args, kwargs)
+            apart(self._before, model, args, kwargs)  # a graph ends before a pass that is compiled as a whole
+            return
         block = self._pass.begin()
         current = self._taken(block)
         self._pass.set(current, self._injector.table(current))
@@ -171,7 +172,6 @@ class Hooks:
         cache = given.get("past_key_values")
         if isinstance(cache, AdapterCache):
             cache.note(self._session, current, given)
-        return None
 
     def _taken(self, block: ExitStack) -> Selection:
         """What a pass runs under from its start to its end, whatever becomes the default meanwhile."""
@@ -182,16 +182,13 @@ class Hooks:
         return block.enter_context(self._users.using(lambda: self.default))
 
     def _pass_ends(self, *given: Any) -> None:
-        return _apart(self._pass_ends) if is_dynamo_compiling() else self._pass.end()
+        if is_dynamo_compiling():
+            apart(self._pass.end)
+        else:
+            self._pass.end()
 
     def _keep(self, handle: Any) -> None:
         self._handles.callback(handle.remove)
-
-
-@outside_graphs
-def _apart(hook: Callable[..., None], *given: Any) -> None:
-    """The beginning or the end of a pass that somebody compiles as a whole; a graph ends before it."""
-    hook(*given)
 
 
 def _watcher(depth: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:

@@ -20,7 +20,7 @@ from adaptrix.architecture import Site
 from adaptrix.errors import refuse
 from adaptrix.runtime.drift import Drift
 from adaptrix.runtime.factors import device_of
-from adaptrix.runtime.lanes import Lanes, outside_graphs
+from adaptrix.runtime.lanes import Lanes, apart
 from adaptrix.runtime.passes import Pass, Table
 from adaptrix.runtime.reach import Reached
 from adaptrix.runtime.selection import Selection
@@ -71,7 +71,8 @@ class Injector:
 
     def _inject(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         if is_dynamo_compiling():
-            return _apart(self._inject, module, args, output)
+            outside: Tensor | None = apart(self._inject, module, args, output)
+            return outside
         table = self._pass.table
         if table is None:  # a module called by itself, or run again in a backward pass
             table = self.table(self._current())
@@ -112,12 +113,6 @@ def _aligned(hook: Hook) -> Hook:
         return hook(module, (args[0].to(output.device), *args[1:]), output)
 
     return aligned
-
-
-@outside_graphs
-def _apart(hook: Hook, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-    """A hook outside a graph that somebody else compiles: what is in force is not the graph's to know."""
-    return hook(module, args, output)
 
 
 def _next_value(counter: Iterator[int]) -> int:

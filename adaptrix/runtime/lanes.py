@@ -25,6 +25,12 @@ def outside_graphs(function: Function) -> Function:
     return cast(Function, torch.compiler.disable(function))  # type: ignore[no-untyped-call]  # torch has no types there
 
 
+@outside_graphs
+def apart(function: Callable[..., Any], *given: Any) -> Any:
+    """Calls a function outside a graph that somebody else compiles: what is in force is not the graph's to know."""
+    return function(*given)
+
+
 class Lanes:
     """The slots of a batch's rows as a tensor, one for each number of rows, written in place."""
 
