@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from adaptrix.architecture import Site as Site
     from adaptrix.attaching import attach as attach
     from adaptrix.delta import LowRank as LowRank
+    from adaptrix.delta import Spectral as Spectral
     from adaptrix.errors import AdaptrixError as AdaptrixError
     from adaptrix.errors import Problem as Problem
     from adaptrix.errors import RefusedError as RefusedError
@@ -61,6 +62,7 @@ _HOMES = {
     "Report": "results",
     "Site": "architecture",
     "Source": "records",
+    "Spectral": "delta",
     "UnreachableError": "errors",
     "UsageError": "errors",
     "attach": "attaching",
@@ -94,6 +96,7 @@ __all__ = [
     "Report",
     "Site",
     "Source",
+    "Spectral",
     "UnreachableError",
     "UsageError",
     "__version__",

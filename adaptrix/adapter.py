@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from adaptrix.architecture.dims import Dims
-from adaptrix.delta import LowRank
+from adaptrix.delta import Delta
 from adaptrix.errors import Problem, RefusedError, errors_in
 from adaptrix.tensor import Tensor
 
@@ -90,7 +90,7 @@ class Recorded:
     layers: Mapping[str, tuple[int, ...]]
     gains: Mapping[int, float]
     sites: Mapping[Target, str]
-    overrides: Mapping[str, LowRank]
+    overrides: Mapping[str, Delta]
     notes: tuple[str, ...] = ()
     fit: Fit | None = None
 
@@ -117,7 +117,7 @@ class Adapter:
     """
 
     name: str
-    deltas: Mapping[Target, LowRank]
+    deltas: Mapping[Target, Delta]
     extras: Mapping[str, Extra]
     provenance: Provenance
     base: str | None = None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from adaptrix.adapter import Adapter, Extra
-from adaptrix.binding.bind import BoundAdapter, summed
+from adaptrix.binding.bind import BoundAdapter, factors, summed
 from adaptrix.binding.stacks import ranges
 from adaptrix.errors import Problem
 
@@ -117,7 +117,7 @@ def _summary(bound: BoundAdapter, role: str, sites: list[Any]) -> RoleSummary:
         shapes=tuple(sorted({delta.shape for delta in deltas})),
         ranks=tuple(sorted({delta.rank for delta in deltas})),
         scales=tuple(sorted({delta.scale for delta in deltas})),
-        dtypes=tuple(sorted({tensor.dtype for delta in deltas for tensor in (delta.A, delta.B)})),
+        dtypes=tuple(sorted({tensor.dtype for delta in deltas for tensor in factors(delta)})),
         energy=summed(bound.energies[site] for site in sites),
     )
 

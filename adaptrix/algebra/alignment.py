@@ -74,12 +74,12 @@ def _common(operands: Sequence[Operand]) -> tuple[Architecture, Dims]:
 
 def _columns(operands: Sequence[Operand], architecture: Architecture, dims: Dims) -> list[dict[Site, LowRank]]:
     """Each operand's deltas, straight, with the parts of a weight as one where another operand has it whole."""
-    whole = {_place(s) for o in operands for s in o.bound.deltas if s.part is None}
+    whole = {_place(s) for o in operands for s in o.deltas if s.part is None}
     columns, problems = [], list[Problem]()
     for operand in operands:
         column: dict[Site, LowRank] = {}
         parts: dict[Site, dict[str, LowRank]] = {}
-        for site, delta in operand.bound.deltas.items():
+        for site, delta in operand.deltas.items():
             if site.part is not None and site.expert is None and _place(site) in whole:
                 parts.setdefault(replace(site, part=None), {})[site.part] = delta
             else:

@@ -149,8 +149,8 @@ def _inner(one: LowRank, other: LowRank) -> float:
 def _left_out(operand: Operand) -> Iterator[Problem]:
     """What of an adapter is in no figure."""
     adapter = operand.bound.adapter
-    magnitudes = sum(delta.magnitude is not None for delta in adapter.deltas.values())
-    biases = sum(delta.bias is not None for delta in adapter.deltas.values())
+    magnitudes = sum(delta.magnitude is not None for delta in operand.deltas.values())
+    biases = sum(delta.bias is not None for delta in operand.deltas.values())
     counts = {
         "magnitudes of DoRA": magnitudes,
         "biases of B": biases,

@@ -67,7 +67,7 @@ def _written(
     deltas: dict[Site, LowRank] = {}
     losses: dict[Site, Loss] = {}
     problems: list[Problem] = []
-    for site, delta in bound.deltas.items():
+    for site, delta in operand.deltas.items():
         try:
             with np.errstate(all="ignore"):  # what has no room in the dtype is refused below
                 deltas[site], losses[site] = _resized(delta, size, dtype or delta.A.dtype, site)
@@ -77,7 +77,7 @@ def _written(
             problems.append(too_large(site))
     if problems:
         raise RefusedError(problems)
-    changed = {site for site, delta in deltas.items() if delta is not bound.deltas[site]}
+    changed = {site for site, delta in deltas.items() if delta is not operand.deltas[site]}
     resized = _rebound(bound, deltas, options.name or f"{bound.adapter.name}-{_suffix(size)}", altered=bool(changed))
     notes = list(_notes(bound, deltas, losses, size))
     return published(workshop, resized, losses, notes, out, options, bundles_of([operand]), operand.problems)

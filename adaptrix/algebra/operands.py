@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from adaptrix.adapter import Adapter
+from adaptrix.architecture import Site
 from adaptrix.binding.bind import BoundAdapter
+from adaptrix.delta import LowRank, require_low_rank
 from adaptrix.errors import Problem, RefusedError, Severity, errors_in
 from adaptrix.planning.plan import recorded_plan
 from adaptrix.planning.prune import pruned
@@ -17,6 +20,8 @@ from adaptrix.workflow import Workshop
 
 #: for who shows nobody that work is going on
 NOT_SHOWN: AbstractContextManager[Any] = nullcontext()
+
+_DOING = "the algebra of adapters"
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,11 @@ class Operand:
     bundle: Bundle | None = field(default=None, repr=False)
     problems: tuple[Problem, ...] = ()
 
+    @cached_property
+    def deltas(self) -> Mapping[Site, LowRank]:
+        """The deltas by site. Raises :class:`RefusedError` for those that are no LoRA, which :func:`gather` does."""
+        return require_low_rank(self.bound.deltas, self.name, _DOING)
+
 
 def gather(workshop: Workshop, subjects: Sequence[Adapter | str], base: str | None) -> tuple[Operand, ...]:
     """The operands of a computation. Raises :class:`RefusedError` with every problem of every one of them."""
@@ -44,10 +54,21 @@ def gather(workshop: Workshop, subjects: Sequence[Adapter | str], base: str | No
             errors.append(Problem("empty", report.subject, "it has no deltas", "at least one"))
         else:
             bound, notes = _acting(report.bound, report.subject)
-            found.append(Operand(report.subject, bound, report.bundle, (*problems, *notes)))
+            operand = Operand(report.subject, bound, report.bundle, (*problems, *notes))
+            errors += _no_low_rank(operand)
+            found.append(operand)
     if errors:
         raise RefusedError(errors)
     return tuple(found)
+
+
+def _no_low_rank(operand: Operand) -> tuple[Problem, ...]:
+    """What of an operand is no LoRA."""
+    try:
+        require_low_rank(operand.bound.deltas, operand.name, _DOING)
+    except RefusedError as error:
+        return error.problems
+    return ()
 
 
 def _placed(problems: Iterable[Problem], name: str, count: int) -> Iterable[Problem]:

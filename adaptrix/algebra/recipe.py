@@ -79,7 +79,7 @@ def require_sums(operands: Sequence[Operand], aligned: Alignment, recipe: Recipe
 
 def _dora_problems(operands: Sequence[Operand]) -> Iterator[Problem]:
     for operand in operands:
-        sites = [site for site, delta in operand.bound.deltas.items() if delta.magnitude is not None]
+        sites = [site for site, delta in operand.deltas.items() if delta.magnitude is not None]
         if sites:
             found = f"{len(sites)} deltas are DoRA, which divides by the norm of the base's weight: no sum of low ranks"
             remedy = "Merge each into the base with `adaptrix merge`, and `adaptrix extract` a LoRA from the result."

@@ -19,11 +19,16 @@ from adaptrix.binding.experts import oriented
 from adaptrix.binding.extras import extra_problems, resized_vocabulary
 from adaptrix.binding.identify import Identity
 from adaptrix.binding.stacks import depths_of, layer_problems
-from adaptrix.delta import LowRank
+from adaptrix.delta import Delta, LowRank, Spectral
 from adaptrix.errors import Problem, RefusedError
-from adaptrix.tensor import FLOATS
+from adaptrix.tensor import FLOATS, Tensor
 
 Shape = tuple[int | None, int | None]
+#: what the sides of ΔW are of each kind of delta
+_AXES: Mapping[type[Delta], tuple[str, str]] = {
+    LowRank: ("rows of B (out)", "columns of A (in)"),
+    Spectral: ("rows of U (out)", "columns of Vᵀ (in)"),
+}
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class BoundAdapter:
     adapter: Adapter
     architecture: Architecture
     dims: Dims
-    deltas: Mapping[Site, LowRank]
+    deltas: Mapping[Site, Delta]
     targets: Mapping[Site, Target]
     depths: Mapping[str, int]
     problems: tuple[Problem, ...] = ()
@@ -59,7 +64,7 @@ def bind(adapter: Adapter, identity: Identity) -> BoundAdapter:
     stated, resized = resized_vocabulary(adapter, architecture, identity.dims)
     problems: list[Problem] = [*adapter.problems, *identity.problems, *resized]
     places, misplaced = _places(adapter, identity)
-    deltas: dict[Site, LowRank] = {}
+    deltas: dict[Site, Delta] = {}
     for site, (_, delta) in places.items():
         try:
             deltas[site] = oriented(delta, architecture.roles[site.role], stated, adapter)
@@ -95,9 +100,14 @@ def summed(energies: Iterable[float]) -> float:
         return sum(found)
 
 
-def _places(adapter: Adapter, identity: Identity) -> tuple[dict[Site, tuple[Target, LowRank]], list[Problem]]:
+def factors(delta: Delta) -> tuple[Tensor, Tensor]:
+    """The tensors that ‖ΔW‖² is made of: it is finite only where they are."""
+    return (delta.z, delta.S) if isinstance(delta, Spectral) else (delta.A, delta.B)
+
+
+def _places(adapter: Adapter, identity: Identity) -> tuple[dict[Site, tuple[Target, Delta]], list[Problem]]:
     architecture = identity.architecture
-    places: dict[Site, tuple[Target, LowRank]] = {}
+    places: dict[Site, tuple[Target, Delta]] = {}
     problems = []
     for target, delta in adapter.deltas.items():
         site = _site(target, architecture)
@@ -112,7 +122,7 @@ def _places(adapter: Adapter, identity: Identity) -> tuple[dict[Site, tuple[Targ
 
 
 def _moved(
-    places: Mapping[Site, tuple[Target, LowRank]], adapter: Adapter, architecture: Architecture
+    places: Mapping[Site, tuple[Target, Delta]], adapter: Adapter, architecture: Architecture
 ) -> Iterator[Problem]:
     """Deltas that an injection file files under another site than its own family has for the module it names."""
     recorded = adapter.recorded
@@ -160,7 +170,7 @@ def expected_shape(site: Site, role: Role, dims: Dims) -> Shape:
     return (dims.get(out) if out else None, dims.get(inp) if inp else None)
 
 
-def _infer(deltas: Mapping[Site, LowRank], architecture: Architecture, dims: Dims) -> Dims:
+def _infer(deltas: Mapping[Site, Delta], architecture: Architecture, dims: Dims) -> Dims:
     """Dims with the value of every expression that no config stated and the tensors imply.
 
     Where tensors disagree the most frequent value counts, so that the odd ones out are the problems.
@@ -178,9 +188,9 @@ def _infer(deltas: Mapping[Site, LowRank], architecture: Architecture, dims: Dim
     )
 
 
-def _site_problems(site: Site, delta: LowRank, role: Role, dims: Dims, target: Target) -> Iterator[Problem]:
+def _site_problems(site: Site, delta: Delta, role: Role, dims: Dims, target: Target) -> Iterator[Problem]:
     for axis, size, wanted, expression in zip(
-        ("rows of B (out)", "columns of A (in)"),
+        _AXES[type(delta)],
         delta.shape,
         expected_shape(site, role, dims),
         _expressions(site, role),
@@ -194,12 +204,24 @@ def _site_problems(site: Site, delta: LowRank, role: Role, dims: Dims, target: T
                 f"{dims.explain(expression or '')}",
                 "The adapter belongs to a model of another size.",
             )
+    if isinstance(delta, Spectral):
+        yield from _spectral_problems(site, role, target)
+        return
     experts = dims.get(role.experts) if role.experts else None
     if delta.experts and experts and delta.experts != experts:
         yield Problem("experts", f"{site} ({target})", f"{delta.experts} experts", f"{experts}")
     for name, tensor in (("magnitude", delta.magnitude), ("lora_B.bias", delta.bias)):
         if tensor is not None and tensor.shape != (delta.shape[0],):
             yield Problem("shape", f"{site} {name}", f"shape {list(tensor.shape)}", f"[{delta.shape[0]}]")
+
+
+def _spectral_problems(site: Site, role: Role, target: Target) -> Iterator[Problem]:
+    """A decomposition is that of a whole matrix."""
+    if site.part is not None or role.orientation not in ("linear", "conv1d"):
+        found = (
+            "a spectral delta on a part of a weight" if site.part else "a spectral delta on stacked experts or tokens"
+        )
+        yield Problem("spectral", f"{site} ({target})", found, "one on the whole weight of a linear module")
 
 
 def _inferred(dims: Dims, depths: Mapping[str, int], adapter: Adapter) -> Problem:
@@ -211,9 +233,9 @@ def _inferred(dims: Dims, depths: Mapping[str, int], adapter: Adapter) -> Proble
 
 def nonfinite(bound: BoundAdapter) -> Iterator[Problem]:
     """A problem for every tensor that holds NaN or Inf."""
-    factors = {id(t) for s, d in bound.deltas.items() if np.isfinite(bound.energies[s]) for t in (d.A, d.B)}
+    summed_up = {id(t) for s, d in bound.deltas.items() if np.isfinite(bound.energies[s]) for t in factors(d)}
     for name, tensor in bound.adapter.tensors():
-        if id(tensor) not in factors and tensor.dtype in FLOATS and (bad := tensor.nonfinite()):
+        if id(tensor) not in summed_up and tensor.dtype in FLOATS and (bad := tensor.nonfinite()):
             yield Problem(
                 "nonfinite",
                 name,

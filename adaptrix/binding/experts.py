@@ -12,20 +12,25 @@ from dataclasses import replace
 from adaptrix.adapter import Adapter
 from adaptrix.architecture import Role
 from adaptrix.architecture.dims import Dims
-from adaptrix.delta import LowRank
+from adaptrix.delta import Delta, Spectral
 from adaptrix.errors import refuse
 
 _CHANGED = (0, 19, 1)
 _VERSION = re.compile(r"(\d{1,4}\.\d{1,4}\.\d{1,4})(?!\d)")
 
 
-def oriented(delta: LowRank, role: Role, dims: Dims, adapter: Adapter) -> LowRank:
+def oriented(delta: Delta, role: Role, dims: Dims, adapter: Adapter) -> Delta:
     """The delta with ``transposed`` set by the shapes where they tell, else by the version of peft.
 
     A shape that fits neither way is left for the check of shapes to complain about. Raises
     :class:`RefusedError` where nothing tells.
     """
-    if delta.experts is None or delta.transposed or role.orientation == "experts_transposed":
+    if (
+        isinstance(delta, Spectral)
+        or delta.experts is None
+        or delta.transposed
+        or role.orientation == "experts_transposed"
+    ):
         return delta
     wanted = tuple(dims.get(expression) if expression else None for expression in (role.out, role.inp))
     straight, turned = delta.shape, delta.shape[::-1]

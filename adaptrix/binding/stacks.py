@@ -7,13 +7,11 @@ from collections.abc import Iterator, Mapping
 from adaptrix.adapter import Adapter
 from adaptrix.architecture import Architecture, Site
 from adaptrix.architecture.dims import DEEPEST, Dims
-from adaptrix.delta import LowRank
+from adaptrix.delta import Delta
 from adaptrix.errors import Problem
 
 
-def depths_of(
-    deltas: Mapping[Site, LowRank], architecture: Architecture, dims: Dims, adapter: Adapter
-) -> dict[str, int]:
+def depths_of(deltas: Mapping[Site, Delta], architecture: Architecture, dims: Dims, adapter: Adapter) -> dict[str, int]:
     """The number of layers of each stack that the deltas are in: as stated, else the highest seen plus one."""
     seen: dict[str, int] = {}
     for site in deltas:
@@ -33,7 +31,7 @@ def _depth(stack: str, dims: Dims, adapter: Adapter) -> int | None:
 
 
 def layer_problems(
-    deltas: Mapping[Site, LowRank], architecture: Architecture, dims: Dims, adapter: Adapter
+    deltas: Mapping[Site, Delta], architecture: Architecture, dims: Dims, adapter: Adapter
 ) -> Iterator[Problem]:
     """A problem for every role with layers or experts beyond the model's."""
     layers: dict[str, set[int]] = {}

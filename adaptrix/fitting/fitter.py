@@ -20,8 +20,8 @@ import torch
 from adaptrix.adapter import Fit
 from adaptrix.architecture import Site
 from adaptrix.attaching import attach
-from adaptrix.binding.bind import BoundAdapter
-from adaptrix.delta import LowRank
+from adaptrix.binding.bind import BoundAdapter, factors
+from adaptrix.delta import LowRank, require_low_rank
 from adaptrix.errors import Problem, RefusedError, refuse
 from adaptrix.fitting.choice import choose, looks
 from adaptrix.fitting.corpus import Corpus
@@ -137,7 +137,8 @@ class Fitter:
             site: now.recorded.overrides.get(str(site)) or now.deltas[self.bound.targets[site]] for site in plan.sites
         }
         wanted = self.options.dtype and dtype_name(self.options.dtype)
-        return {site: _as(delta, wanted or self.bound.deltas[site].A.dtype) for site, delta in trained.items()}
+        plain = require_low_rank(trained, self.bound.adapter.name, "a fit")
+        return {site: _as(delta, wanted or factors(self.bound.deltas[site])[0].dtype) for site, delta in plain.items()}
 
     def _told(self, session: Session, plan: Plan, own: Choice, taken: int) -> Plan:
         """The plan with what it has come to: measured on the numbers that will be written."""
@@ -171,6 +172,7 @@ def _active(bound: BoundAdapter) -> list[int]:
     if odd := [key for key, extra in adapter.extras.items() if extra.kind != "base_weight"]:
         found, remedy = "it is no delta, and a fit trains deltas only", "Choose layers by another policy."
         raise RefusedError(Problem("extra", f"{adapter.name} {key}", found, "deltas", remedy) for key in odd)
+    require_low_rank(bound.deltas, adapter.name, "a fit")
     active = sorted({site.layer for site in bound.deltas if site.layer is not None})
     if not active:
         raise refuse("nothing-acts", adapter.name, "no layer of it has a delta", "at least one")

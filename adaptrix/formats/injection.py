@@ -15,7 +15,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from adaptrix.adapter import Target
-from adaptrix.delta import LowRank
+from adaptrix.delta import Delta, Spectral
 from adaptrix.formats import safetensors_file
 from adaptrix.planning.plan import Plan
 from adaptrix.records import Bundle
@@ -81,8 +81,10 @@ def _manifest(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _entry(delta: LowRank, target: Target) -> dict[str, Any]:
+def _entry(delta: Delta, target: Target) -> dict[str, Any]:
     """What the tensors do not say of a delta; only what differs from a plain LoRA is spelled out."""
+    if isinstance(delta, Spectral):
+        return _spectral_entry(delta, target)
     entry: dict[str, Any] = {
         "kind": "dora" if delta.magnitude is not None else "lora",
         "module": target.path,
@@ -98,3 +100,16 @@ def _entry(delta: LowRank, target: Target) -> dict[str, Any]:
         "slots": None if target.slot is None else [target.slot, target.slots],
     }
     return entry | {name: value for name, value in special.items() if value}
+
+
+def _spectral_entry(delta: Spectral, target: Target) -> dict[str, Any]:
+    """The same of a change of singular values: above all whose they are."""
+    return {
+        "kind": "spectral",
+        "module": target.path,
+        "rank": delta.rank,
+        "scale": delta.scale,
+        "shape": list(delta.shape),
+        "basis": asdict(delta.basis),
+        "vectors": delta.resolved,
+    }

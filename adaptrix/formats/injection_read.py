@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 from adaptrix.adapter import Adapter, Extra, ExtraKind, Fit, Provenance, Recorded, Target, nothing_targeted
 from adaptrix.architecture.dims import Dims
-from adaptrix.delta import LowRank
+from adaptrix.delta import Delta, LowRank
 from adaptrix.errors import Problem, errors_in, refuse
 from adaptrix.formats import injection, peft_config, peft_keys, peft_promises, safetensors_file
 from adaptrix.records import Bundle
@@ -108,9 +108,9 @@ def _adapter(manifest: Mapping[str, Any], tensors: dict[str, Tensor], path: Path
 
 def _deltas(
     table: Mapping[str, Any], tensors: dict[str, Tensor], prefix: str, problems: list[Problem]
-) -> dict[str, tuple[Target, LowRank]]:
+) -> dict[str, tuple[Target, Delta]]:
     """The sound deltas of a table of the manifest, by site."""
-    found = {}
+    found: dict[str, tuple[Target, Delta]] = {}
     for site, entry in table.items():
         target, delta = _delta(site, _object(entry, f"{prefix}{site}"), tensors, prefix, problems)
         if delta is not None:
@@ -118,7 +118,7 @@ def _deltas(
     return found
 
 
-def _override_problems(found: Mapping[str, tuple[Target, LowRank]], overrides: Mapping[str, Any]) -> Iterator[Problem]:
+def _override_problems(found: Mapping[str, tuple[Target, Delta]], overrides: Mapping[str, Any]) -> Iterator[Problem]:
     """What the plan puts in a delta's place must fit there as well."""
     for site, (target, delta) in overrides.items():
         if site not in found or found[site][0] != target or found[site][1].shape != delta.shape:
@@ -214,7 +214,7 @@ def _provenance(source: Mapping[str, Any]) -> Provenance:
 
 
 def _recorded(
-    base: Mapping[str, Any], plan: Mapping[str, Any], sites: Mapping[Target, str], overrides: Mapping[str, LowRank]
+    base: Mapping[str, Any], plan: Mapping[str, Any], sites: Mapping[Target, str], overrides: Mapping[str, Delta]
 ) -> Recorded:
     layers = {stack: tuple(map(_layer, _list(found, "layers"))) for stack, found in _table(plan, "layers").items()}
     dims = {name: _object(entry, f"dims {name}") for name, entry in _table(base, "dims").items()}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 
 from adaptrix.adapter import Extra, Target
 from adaptrix.architecture.patterns import suffix_match, tails
-from adaptrix.delta import LowRank
+from adaptrix.delta import Delta, LowRank
 from adaptrix.errors import Problem, RefusedError
 from adaptrix.formats.peft_config import CONFIG_NAME, HEADS, TASK_HEADS, PeftConfig
 from adaptrix.tensor import Tensor
@@ -168,7 +168,7 @@ def ancestors(path: str) -> Iterator[str]:
         yield path
 
 
-def promise(config: PeftConfig, deltas: Mapping[Target, LowRank]) -> Callable[[str], bool]:
+def promise(config: PeftConfig, deltas: Mapping[Target, Delta]) -> Callable[[str], bool]:
     """Whether the config promises a delta on a path that the model has.
 
     What ``all-linear`` or a regex matches only the model knows; it is taken to be modules called as those
@@ -176,8 +176,9 @@ def promise(config: PeftConfig, deltas: Mapping[Target, LowRank]) -> Callable[[s
     A pattern that cannot be matched promises nothing; reading has said what is wrong with it.
     """
     listed = isinstance(config.get("target_modules"), list)
-    names = {target.path.rpartition(".")[2] for target, delta in deltas.items() if delta.experts is None}
-    wrapped = {_kind(target.path.rpartition(".")[0]) for target, delta in deltas.items() if delta.experts is not None}
+    stacked = {target for target, delta in deltas.items() if isinstance(delta, LowRank) and delta.experts is not None}
+    names = {target.path.rpartition(".")[2] for target in deltas.keys() - stacked}
+    wrapped = {_kind(target.path.rpartition(".")[0]) for target in stacked}
     broken = False
 
     def module(path: str) -> bool:

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from adaptrix.adapter import Target
+from adaptrix.architecture import Site
 from adaptrix.architecture.layout import Rows, role_rows
 from adaptrix.architecture.patterns import suffix_match
-from adaptrix.delta import LowRank, fuse, straightened
+from adaptrix.delta import LowRank, fuse, require_low_rank, straightened
 from adaptrix.formats import safetensors_file
 from adaptrix.formats.peft_config import CONFIG_NAME
 from adaptrix.formats.peft_keys import PREFIX
@@ -34,11 +35,12 @@ STACKED_SINCE = "0.19.1"
 
 
 def write(plan: Plan, path: Path) -> None:
-    """Writes every delta of a complete plan into the new folder ``path``."""
-    modules = _modules(plan)
+    """Writes every delta of a complete plan into the new folder ``path``. Raises for what is no LoRA."""
+    deltas = require_low_rank(plan.bound.deltas, plan.bound.adapter.name, "a PEFT checkpoint")
+    modules = _modules(plan, deltas)
     raw = plan.bound.adapter.provenance.config
     config = _described(plan, modules) if _rewritten(plan) else dict(raw)
-    if any(delta.transposed for delta in plan.bound.deltas.values()):
+    if any(delta.transposed for delta in deltas.values()):
         config["peft_version"] = STACKED_SINCE
     path.mkdir()
     text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)
@@ -52,12 +54,12 @@ def _rewritten(plan: Plan) -> bool:
     return adapter.altered or adapter.provenance.format != "peft" or sliced
 
 
-def _modules(plan: Plan) -> dict[str, LowRank]:
+def _modules(plan: Plan, deltas: Mapping[Site, LowRank]) -> dict[str, LowRank]:
     """One delta a module: parts of a fused weight become one, stacked experts lie as peft has them today."""
     whole: dict[str, LowRank] = {}
     parts: dict[str, dict[Target, LowRank]] = {}
     rows: dict[str, Mapping[str, Rows]] = {}
-    for site, delta in plan.bound.deltas.items():
+    for site, delta in deltas.items():
         target = plan.bound.targets[site]
         if target.slot is None:
             whole[target.path] = straightened(delta)

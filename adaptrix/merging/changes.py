@@ -8,7 +8,7 @@ from dataclasses import replace
 from adaptrix.adapter import Extra
 from adaptrix.architecture import Site
 from adaptrix.architecture.patterns import suffix_match
-from adaptrix.delta import LowRank
+from adaptrix.delta import Delta, LowRank
 from adaptrix.errors import Problem
 from adaptrix.merging.change import Change, Term
 from adaptrix.merging.places import Places
@@ -34,7 +34,7 @@ class Drafting:
         for key, extra in self.plan.bound.adapter.extras.items():
             self._extra(key, extra)
         for site in self.plan.sites:
-            self._delta(site, self.plan.delta(site))
+            self._add_delta(site, self.plan.delta(site))
         for name, change in self.changes.items():
             self.problems += _misfits(name, change, self.places.tensors[name])
 
@@ -74,6 +74,13 @@ class Drafting:
         else:
             for name in names:
                 self._change(name, tokens=indices, rows=tensor)
+
+    def _add_delta(self, site: Site, delta: Delta) -> None:
+        if isinstance(delta, LowRank):
+            self._delta(site, delta)
+        else:
+            remedy = "`adaptrix convert SRC --base MODEL --to peft` makes a LoRA of it, and that can be merged."
+            self._note("spectral", f"{self.plan.bound.adapter.name} {site}", "a spectral delta is not merged", remedy)
 
     def _delta(self, site: Site, delta: LowRank) -> None:
         gain = 1.0 if site.layer is None else self.plan.gains.get(site.layer, 1.0)

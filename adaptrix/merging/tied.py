@@ -13,7 +13,7 @@ import numpy as np
 
 from adaptrix.adapter import Extra
 from adaptrix.architecture import Site
-from adaptrix.delta import LowRank
+from adaptrix.delta import Delta, LowRank
 from adaptrix.errors import Problem
 from adaptrix.merging.change import Change
 from adaptrix.merging.places import Places
@@ -78,9 +78,9 @@ def tied_problems(plan: Plan, places: Places) -> Iterator[Problem]:
         yield Problem("tied", f"{name} {EMBED if one_saved else HEAD}", found, remedy=_UNTIE)
 
 
-def _same_delta(embed: LowRank | None, head: LowRank | None) -> bool:
+def _same_delta(embed: Delta | None, head: Delta | None) -> bool:
     """Whether ΔW of the head is the transpose of that of the embedding, factor by factor."""
-    if embed is None or head is None:
+    if not isinstance(embed, LowRank) or not isinstance(head, LowRank):
         return embed is head
     if embed.magnitude or head.magnitude or embed.bias or head.bias or embed.scale != head.scale:
         return False

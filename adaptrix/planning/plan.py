@@ -12,7 +12,7 @@ from adaptrix.adapter import Fit, Recorded
 from adaptrix.architecture import Site
 from adaptrix.binding.bind import BoundAdapter, summed
 from adaptrix.binding.stacks import ranges
-from adaptrix.delta import LowRank
+from adaptrix.delta import Delta
 from adaptrix.errors import Problem, UsageError
 
 #: layers by stack; the stack is named by the dimension that counts it
@@ -38,7 +38,7 @@ class Plan:
     policy: str
     layers: Layers
     gains: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
-    overrides: Mapping[Site, LowRank] = field(default_factory=lambda: MappingProxyType({}))
+    overrides: Mapping[Site, Delta] = field(default_factory=lambda: MappingProxyType({}))
     notes: tuple[Problem, ...] = ()
     fit: Fit | None = None
 
@@ -50,7 +50,7 @@ class Plan:
         stack = self.bound.stack(site)
         return self.policy == "all" if stack is None else site.layer in self.layers.get(stack, ())
 
-    def delta(self, site: Site) -> LowRank:
+    def delta(self, site: Site) -> Delta:
         """The delta in force at an active site."""
         return self.overrides.get(site) or self.bound.deltas[site]
 

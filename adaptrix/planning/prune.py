@@ -9,10 +9,9 @@ from types import MappingProxyType
 import numpy as np
 
 from adaptrix.architecture import Site
-from adaptrix.delta import LowRank
+from adaptrix.delta import Delta, Matrix, Spectral
 from adaptrix.errors import Problem, UsageError, refuse
 from adaptrix.planning.plan import Plan
-from adaptrix.tensor import Tensor
 
 
 def pruned(plan: Plan) -> Plan:
@@ -41,12 +40,12 @@ def _layer(site: Site) -> int:
     return -1 if site.layer is None else site.layer
 
 
-def _gained(delta: LowRank, gain: float) -> LowRank:
-    return replace(delta, alpha=delta.alpha * gain)
+def _gained(delta: Delta, gain: float) -> Delta:
+    return delta.multiplied(gain) if isinstance(delta, Spectral) else replace(delta, alpha=delta.alpha * gain)
 
 
 def cast(plan: Plan, dtype: str) -> Plan:
-    """The plan with every tensor of a delta in another dtype; extras stay as they are.
+    """The plan with every trained tensor of a delta in another dtype; extras stay as they are, and a base's S, U and V.
 
     Raises :class:`RefusedError` where a number is too large for it.
     """
@@ -65,12 +64,20 @@ def cast(plan: Plan, dtype: str) -> Plan:
         plan.bound.adapter, deltas=MappingProxyType({plan.bound.targets[s]: d for s, d in deltas.items()})
     )
     bound = replace(plan.bound, adapter=adapter, deltas=MappingProxyType(deltas))
-    fit = plan.fit if all(t.dtype == dtype for d in plan.overrides.values() for t in d.tensors().values()) else None
-    return replace(plan, bound=bound, overrides=MappingProxyType(overrides), notes=(*plan.notes, note), fit=fit)
+    same = all(t.dtype == dtype for d in plan.overrides.values() for t in d.tensors().values())
+    return replace(
+        plan,
+        bound=bound,
+        overrides=MappingProxyType(overrides),
+        notes=(*plan.notes, note),
+        fit=plan.fit if same else None,
+    )
 
 
-def _cast(delta: LowRank, dtype: str) -> LowRank:
+def _cast(delta: Delta, dtype: str) -> Delta:
     with np.errstate(over="ignore", invalid="ignore"):  # the errors are measured, and refused if they are infinite
+        if isinstance(delta, Spectral):
+            return replace(delta, z=delta.z.cast(dtype))
         return replace(
             delta,
             A=delta.A.cast(dtype),
@@ -80,13 +87,16 @@ def _cast(delta: LowRank, dtype: str) -> LowRank:
         )
 
 
-def _pairs(before: LowRank, after: LowRank) -> list[tuple[Tensor, Tensor]]:
-    return list(zip(before.tensors().values(), after.tensors().values(), strict=True))
+def _pairs(before: Delta, after: Delta) -> list[tuple[Matrix, Matrix]]:
+    """What was rounded, before and after; of a spectral delta d, for z is near 1 whatever it does."""
+    if isinstance(before, Spectral) and isinstance(after, Spectral):
+        return [(before.d, after.d)]
+    pairs = zip(before.tensors().values(), after.tensors().values(), strict=True)
+    return [(one.float64(), other.float64()) for one, other in pairs]
 
 
-def _error(before: Tensor, after: Tensor) -> float:
-    """‖before − after‖ / ‖before‖, of what is finite before; not finite where a number left the range."""
-    original, rounded = before.float64(), after.float64()
+def _error(original: Matrix, rounded: Matrix) -> float:
+    """‖original − rounded‖ / ‖original‖, of what is finite before; not finite where a number left the range."""
     finite = np.isfinite(original)
     with np.errstate(over="ignore", invalid="ignore"):
         size = float(np.linalg.norm(original[finite]))

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 
 from adaptrix.architecture import Site
-from adaptrix.delta import LowRank, Matrix, distance, from_factors, stack, truncate
+from adaptrix.delta import LowRank, Matrix, distance, from_factors, require_low_rank, stack, truncate
 from adaptrix.errors import Problem, RefusedError
 from adaptrix.planning.plan import Plan
 from adaptrix.tensor import Tensor
@@ -40,8 +40,10 @@ def reshape_plan(plan: Plan, redistribute: Redistribution, rank: int | None) -> 
     earlier = plan.overrides if redistribute == "none" else {}
     deltas = {**plan.bound.deltas, **earlier}
     changed = {s: members for s, members in groups.items() if len(members) > 1 or (rank and deltas[s].rank > rank)}
-    _require_sums(plan, changed.values())
-    results = _combined({site: [deltas[member] for member in members] for site, members in changed.items()}, rank)
+    name, touched = plan.bound.adapter.name, [member for members in changed.values() for member in members]
+    plain = require_low_rank({site: deltas[site] for site in touched}, name, "--redistribute or --rank")
+    _require_sums(plain, changed.values())
+    results = _combined({site: [plain[member] for member in members] for site, members in changed.items()}, rank)
     notes = [*plan.notes, *_notes(results, changed, rank), *_homeless(lost)]
     overrides = MappingProxyType({**earlier, **{site: delta for site, (delta, _) in results.items()}})
     fit = plan.fit if not results and overrides.keys() == plan.overrides.keys() else None  # else it is another plan
@@ -74,8 +76,8 @@ def _nearest(layer: int, kept: list[int]) -> int:
     return min(kept[max(place - 1, 0) : place + 1], key=lambda other: abs(other - layer))
 
 
-def _require_sums(plan: Plan, groups: Iterable[list[Site]]) -> None:
-    odd = [s for members in groups for s in members if (d := plan.bound.deltas[s]).magnitude is not None or d.experts]
+def _require_sums(deltas: Mapping[Site, LowRank], groups: Iterable[list[Site]]) -> None:
+    odd = [s for members in groups for s in members if (d := deltas[s]).magnitude is not None or d.experts]
     if odd:
         raise RefusedError(
             Problem(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from adaptrix.architecture import Site
 from adaptrix.errors import Problem, RefusedError
 from adaptrix.planning.plan import Plan
-from adaptrix.runtime.factors import device_of, factors, kernel_of
+from adaptrix.runtime.factors import device_of, factors, is_embedding, kernel_of
 from adaptrix.runtime.kernel import Kernel
 from adaptrix.runtime.reach import Reached, whole_site
 from adaptrix.runtime.replaced import Change, numbers
@@ -53,7 +53,7 @@ def home(module: nn.Module) -> tuple[torch.device, torch.dtype]:
 def _kernel(plan: Plan, sites: list[Site], reached: Reached, dtype: torch.dtype | None) -> Kernel:
     device, own = home(reached.module)
     parts = [factors(plan, site, device) for site in sites]
-    return kernel_of(parts, reached, dtype or own, embedding=plan.delta(sites[0]).embedding)
+    return kernel_of(parts, reached, dtype or own, embedding=is_embedding(plan.delta(sites[0])))
 
 
 def require_finite(built: Mapping[Site, Change], plan: Plan) -> None:

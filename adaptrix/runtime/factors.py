@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from adaptrix.architecture import Site
 from adaptrix.architecture.layout import role_rows
+from adaptrix.delta import Delta, LowRank
 from adaptrix.errors import refuse
 from adaptrix.planning.plan import Plan
 from adaptrix.runtime.kernel import Kernel
@@ -45,6 +46,9 @@ class Factors:
 def factors(plan: Plan, site: Site, device: torch.device, dtype: torch.dtype = torch.float32) -> Factors:
     """The numbers of the delta that a plan has at a site. Raises :class:`RefusedError` for a part of unknown rows."""
     delta = plan.delta(site)
+    if not isinstance(delta, LowRank):
+        remedy = "`adaptrix convert SRC --base MODEL --to peft` makes a LoRA of it, and that can be attached."
+        raise refuse("spectral", str(site), "a spectral delta is not injected", "a LoRA", remedy)
     gain = 1.0 if site.layer is None else plan.gains.get(site.layer, 1.0)
     A, B, bias, magnitude = (
         None if tensor is None else as_torch(tensor, device, dtype)
@@ -85,6 +89,11 @@ def weight_of(reached: Reached) -> Tensor:
     turned = isinstance(reached.module, nn.Embedding) or type(reached.module).__name__ == "Conv1D"
     whole: Tensor = (weight.T if turned else weight).detach().float()
     return whole
+
+
+def is_embedding(delta: Delta) -> bool:
+    """Whether a delta changes the rows of an embedding."""
+    return isinstance(delta, LowRank) and delta.embedding
 
 
 def output_scale(module: nn.Module) -> float:

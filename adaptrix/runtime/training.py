@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from adaptrix.adapter import Adapter
 from adaptrix.architecture import Site
-from adaptrix.delta import LowRank
+from adaptrix.delta import LowRank, require_low_rank
 from adaptrix.errors import Problem, RefusedError, UsageError, refuse
 from adaptrix.planning.plan import Plan
 from adaptrix.runtime.build import by_module, home
-from adaptrix.runtime.factors import Factors, factors
+from adaptrix.runtime.factors import Factors, factors, is_embedding
 from adaptrix.runtime.kernel import Kernel
 from adaptrix.runtime.learned import Learned
 from adaptrix.runtime.reach import Reached
@@ -48,8 +48,10 @@ def learned(plan: Plan, modules: Mapping[Site, Reached], loaded: Mapping[Site, o
 def adapter_now(plan: Plan, changes: Mapping[Site, object]) -> Adapter:
     """The adapter of a plan with the numbers that its leaves have now; what has no leaves is as it was."""
     trained = (change for change in changes.values() if isinstance(change, Learned))
-    now = {site: _stored(plan.delta(site), part) for change in trained for site, part in change.parts.items()}
     adapter, targets = plan.bound.adapter, plan.bound.targets
+    parts = {site: part for change in trained for site, part in change.parts.items()}
+    before = require_low_rank({site: plan.delta(site) for site in parts}, adapter.name, "training")
+    now = {site: _stored(before[site], part) for site, part in parts.items()}
     own = {targets[site]: delta for site, delta in now.items() if site not in plan.overrides}
     adapter = replace(adapter, deltas=MappingProxyType({**adapter.deltas, **own}))
     if adapter.recorded is None:
@@ -63,7 +65,7 @@ def _learned(plan: Plan, sites: list[Site], reached: Reached, dropout: float) ->
     device, own = home(reached.module)
     dtype = torch.float64 if own is torch.float64 else torch.float32
     parts = {site: _leaves(factors(plan, site, device, dtype)) for site in sites}
-    return Learned(parts, reached, dtype, dropout, plan.delta(sites[0]).embedding)
+    return Learned(parts, reached, dtype, dropout, is_embedding(plan.delta(sites[0])))
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Deltas: one change to one weight, and what can be computed from it without building it.
+"""The product of two thin factors as a change to a weight, and what can be computed from them without multiplying.
 
 ΔW is always ``[out, in]``, whatever the module's own layout. A factorisation is never multiplied
 out: norms come from the r×r Gram matrices (‖BA‖²_F = tr((BᵀB)(AAᵀ))), truncation from the QR of the

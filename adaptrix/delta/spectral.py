@@ -1,0 +1,152 @@
+"""A change of a weight's singular values: singular-value fine-tuning (arXiv 2501.06252).
+
+With W = U·diag(s)·Vᵀ the tuned weight is U·diag(s⊙z)·Vᵀ, so that ΔW = U·diag(d)·Vᵀ with d = s⊙(z−1). U and V are
+those of the base: a delta either has them at hand, or names the base's tensor that they can be computed from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from math import sqrt
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adaptrix.delta.low_rank import LowRank, Matrix
+from adaptrix.errors import refuse
+from adaptrix.tensor import Tensor
+
+_ROWS = 512  # of ΔW that are multiplied out at a time where an error is measured
+
+
+@dataclass(frozen=True, slots=True)
+class Basis:
+    """Which decomposition the numbers of a spectral delta belong to.
+
+    ``weight``: SHA-256 of the base tensor's bytes as stored, in its own ``dtype`` (as safetensors names it) and its
+    own orientation. ``backend``: how it was decomposed, such as ``lapack-f32``.
+    """
+
+    weight: str
+    dtype: str
+    backend: str
+
+
+@dataclass(frozen=True, slots=True)
+class Truncation:
+    """What of ΔW is lost in a smaller rank: ‖ΔW − ΔW_k‖_F, and that over ‖ΔW‖_F (0 where ΔW is zero)."""
+
+    absolute: float
+    relative: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Spectral:
+    """ΔW = U·diag(s⊙(z−1))·Vᵀ, with k = min(out, in) singular values.
+
+    ``z`` and ``S`` are ``[k]``; S, in fp32, is always there, so that norms, plans and errors can be told without the
+    base. ``shape`` is (out, in). ``U`` ``[out, k]`` and ``Vt`` ``[k, in]``, in fp32, are a cache: both or neither.
+    """
+
+    z: Tensor
+    S: Tensor
+    basis: Basis
+    shape: tuple[int, int]
+    U: Tensor | None = None
+    Vt: Tensor | None = None
+
+    @property
+    def rank(self) -> int:
+        """The number of singular values, k."""
+        return self.z.shape[0]
+
+    @property
+    def scale(self) -> float:
+        return 1.0
+
+    @property
+    def resolved(self) -> bool:
+        """Whether U and V are at hand."""
+        return self.U is not None and self.Vt is not None
+
+    @property
+    def d(self) -> NDArray[np.float64]:
+        """s⊙(z−1) ``[k]``: ΔW in the basis of W's singular vectors."""
+        return self.S.float64() * (self.z.float64() - 1.0)
+
+    def energy(self) -> float:
+        """‖ΔW‖²_F = Σd². Not finite where z or S is not."""
+        d = self.d
+        return float(d @ d)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by their names in an injection file."""
+        named = {"spectral_z": self.z, "spectral_S": self.S, "spectral_U": self.U, "spectral_Vt": self.Vt}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    def vectors(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(U ``[out, k]``, Vᵀ ``[k, in]``). Raises :class:`RefusedError` where they are not at hand."""
+        if self.U is None or self.Vt is None:
+            found, remedy = "its singular vectors are not at hand", "Name the base it was trained on with --base MODEL."
+            raise refuse("unresolved", "spectral delta", found, "U and V of the base's weight", remedy)
+        return self.U.float32(), self.Vt.float32()
+
+    def dense(self) -> Matrix:
+        """ΔW itself, ``[out, in]``: for tests and small weights. Raises as :meth:`vectors` does."""
+        U, Vt = self.vectors()
+        return np.asarray((U * self.d) @ Vt.astype(np.float64))
+
+    def without_vectors(self) -> Spectral:
+        """The same delta without its cache of U and V."""
+        return replace(self, U=None, Vt=None)
+
+    def multiplied(self, gain: float) -> Spectral:
+        """gain·ΔW, which is z' = 1 + gain·(z − 1), rounded to the dtype of z."""
+        z = 1.0 + gain * (self.z.float64() - 1.0)
+        return self if gain == 1.0 else replace(self, z=Tensor.of(z).cast(self.z.dtype))
+
+    def lost(self, rank: int | None) -> Truncation:
+        """What is missing of the best approximation of at most ``rank``: √Σd² over all but the largest |d|.
+
+        Exact as far as U and V are orthonormal (Eckart–Young); nothing where ``rank`` is None.
+        """
+        squares = np.sort(self.d**2)[::-1]
+        return _truncation(float(squares[len(squares) if rank is None else rank :].sum()), float(squares.sum()))
+
+    def low_rank(self, rank: int | None = None) -> tuple[LowRank, Truncation]:
+        """A LoRA of the same ΔW, in fp32, and what it lacks, as measured.
+
+        A = diag(√|d|)·Vᵀ and B = U·diag(sign(d)·√|d|): for ``rank`` None of every d that is not zero, which is exact
+        but for rounding, else of the ``rank`` largest |d| (not the largest singular values). ΔW = 0 has rank 1 there.
+        Raises :class:`RefusedError` where U and V are not at hand.
+        """
+        U, Vt = self.vectors()
+        d = self.d
+        kept = np.argsort(-np.abs(d), kind="stable")[: max(1, np.count_nonzero(d))][:rank]
+        kept.sort()  # in the order of the singular values
+        root = np.sqrt(np.abs(d[kept]))
+        A = (root[:, None] * Vt[kept]).astype(np.float32)
+        B = (U[:, kept] * (np.sign(d[kept]) * root)).astype(np.float32)
+        found = LowRank(Tensor.of(A), Tensor.of(B), alpha=float(len(kept)))
+        return found, self._measured(A, B)
+
+    def _measured(self, A: NDArray[np.float32], B: NDArray[np.float32]) -> Truncation:
+        """What B·A lacks of ΔW, multiplied out a few rows at a time."""
+        lost = wanted = 0.0
+        for whole, gap in self._rows(A, B):
+            lost += float(np.vdot(gap, gap))
+            wanted += float(np.vdot(whole, whole))
+        return _truncation(lost, wanted)
+
+    def _rows(self, A: NDArray[np.float32], B: NDArray[np.float32]) -> Iterator[tuple[Matrix, Matrix]]:
+        """Some rows of ΔW, and of ΔW − B·A, in fp64."""
+        U, Vt = self.vectors()
+        right, A64, d = Vt.astype(np.float64), A.astype(np.float64), self.d
+        for start in range(0, len(U), _ROWS):
+            whole = (U[start : start + _ROWS] * d) @ right
+            yield whole, whole - B[start : start + _ROWS].astype(np.float64) @ A64
+
+
+def _truncation(lost: float, wanted: float) -> Truncation:
+    return Truncation(sqrt(lost), sqrt(lost / wanted) if wanted else sqrt(lost))
