@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from adaptrix_text_to_lora.generator import TextToLoRA as TextToLoRA
     from adaptrix_text_to_lora.hypernetwork import Hypernetwork as Hypernetwork
     from adaptrix_text_to_lora.shape import Shape as Shape
+    from adaptrix_text_to_lora.skills import SkillDetector as SkillDetector
     from adaptrix_text_to_lora.states import ModelStates as ModelStates
     from adaptrix_text_to_lora.targets import shape_for as shape_for
 
@@ -29,10 +30,20 @@ _HOMES = {
     "Hypernetwork": "hypernetwork",
     "ModelStates": "states",
     "Shape": "shape",
+    "SkillDetector": "skills",
     "TextToLoRA": "generator",
     "shape_for": "targets",
 }
-__all__ = ["Encoder", "HashedNgrams", "Hypernetwork", "ModelStates", "Shape", "TextToLoRA", "shape_for"]
+__all__ = [
+    "Encoder",
+    "HashedNgrams",
+    "Hypernetwork",
+    "ModelStates",
+    "Shape",
+    "SkillDetector",
+    "TextToLoRA",
+    "shape_for",
+]
 
 
 @hookimpl

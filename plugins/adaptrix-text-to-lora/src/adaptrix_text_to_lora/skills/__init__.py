@@ -1,0 +1,10 @@
+"""Which skills a prompt asks for: keywords and an embedding of the text, weighed together and calibrated."""
+
+from __future__ import annotations
+
+from adaptrix_text_to_lora.skills.detector import SkillDetector
+from adaptrix_text_to_lora.skills.keywords import KEYWORDS
+
+SKILLS = tuple(KEYWORDS)
+
+__all__ = ["KEYWORDS", "SKILLS", "SkillDetector"]
