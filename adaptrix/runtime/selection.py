@@ -10,11 +10,12 @@ from adaptrix.architecture import Site
 from adaptrix.planning.plan import Plan
 from adaptrix.runtime.kernel import Kernel, combined
 from adaptrix.runtime.learned import Learned, Sum
+from adaptrix.runtime.live import Live
 from adaptrix.runtime.replaced import Change, Mixed, adding_only
 from adaptrix.runtime.rows import Rows, side_by_side
 
 #: what a hook applies at one module
-Injected = Change | Learned | Sum | Rows | Mixed
+Injected = Change | Learned | Sum | Rows | Mixed | Live
 
 
 @dataclass(frozen=True, eq=False)

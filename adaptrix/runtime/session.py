@@ -26,6 +26,7 @@ from adaptrix.runtime.choices import require_name
 from adaptrix.runtime.context import Swap, refill
 from adaptrix.runtime.hooks import Hooks
 from adaptrix.runtime.learned import Learned
+from adaptrix.runtime.live import Places, RowFactors
 from adaptrix.runtime.reach import require_plain
 from adaptrix.runtime.replaced import Change
 from adaptrix.runtime.report import Report
@@ -51,6 +52,7 @@ class Session:
     def __init__(self, hooks: Hooks, users: Users, build: Builder, slots: Slots | None = None) -> None:
         self._hooks, self._users, self._build, self._slots = hooks, users, build, slots
         self._roster = Roster(users, slots)
+        self._places = Places(build)
         self._swaps = self._kept = 0
 
     def activate(self, choice: Choice) -> None:
@@ -75,6 +77,23 @@ class Session:
     def route(self, rows: Sequence[str | None]) -> Iterator[None]:
         """One adapter, or None for the base, for each row of the batch; beams count with their row."""
         with self._users.using(lambda: self._open.routed(rows)) as selection, self._hooks.choosing(selection):
+            yield
+
+    @contextmanager
+    def given(self, factors: RowFactors, scale: float = 1.0) -> Iterator[None]:
+        """Factors that the caller has made, a pair for each row of the batch, are in force in this context.
+
+        By module path A ``[rows, r, in]`` and B ``[rows, out, r]``; ΔW = scale · B·A. They are used as they are, so
+        that gradients reach what they were made of; where they do, the base is frozen until ``detach``. Where the batch
+        has more rows, those that lie together share a pair. Raises :class:`RefusedError` for what does not fit.
+        """
+        self._require_open()
+        self._require_no_slots("factors")
+        changes = self._places.changes(factors, scale)
+        self._hooks.cover(changes)
+        if any(factor.requires_grad for pair in factors.values() for factor in pair):
+            self._hooks.freeze()
+        with self._hooks.choosing(Selection(changes, key=("given", self._users.version()))):
             yield
 
     def new_cache(self, *names: str) -> AdapterCache:
@@ -250,9 +269,7 @@ class Session:
 
     def _in_training(self, loaded: Loaded) -> Loaded:
         """The adapter with leaves for its numbers, in the place of what it was."""
-        if self._slots is not None:
-            found, remedy = "it lies in a slot, which has no leaves", "Train it in a session without slots."
-            raise UsageError(Problem("slots", loaded.name, found, "an adapter outside slots", remedy))
+        self._require_no_slots(loaded.name)
         self._require_not_default(loaded)
         if self._users.busy(loaded):
             remedy = "Ask for its parameters before session.use."
@@ -262,6 +279,11 @@ class Session:
         self._hooks.freeze()
         self._roster.put(training)
         return training
+
+    def _require_no_slots(self, name: str) -> None:
+        if self._slots is not None:
+            found, remedy = "what lies in a slot has no leaves", "Train it in a session without slots."
+            raise UsageError(Problem("slots", name, found, "a session without slots", remedy))
 
     def _require_not_default(self, loaded: Loaded) -> None:
         if loaded in self._hooks.default.adapters:
