@@ -1,0 +1,113 @@
+"""Brings a spectral delta and the weight it belongs to together, and refuses every other weight."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adaptrix.decomposing.cache import Decomposition, SvdCache
+from adaptrix.decomposing.svd import BACKEND, BACKENDS, sensitivity, tensor_hash
+from adaptrix.delta import Basis, Spectral
+from adaptrix.errors import RefusedError, refuse
+from adaptrix.tensor import FLOATS, Tensor
+
+#: how far singular values of one weight may lie apart, over the largest
+_AGREE = 1e-5
+#: of ‖ΔW‖: what may depend on who computed the decomposition
+_SHAKY = 1e-3
+#: how far given U, S and V may be from being a decomposition of the weight
+_WHOLE = 1e-3
+_PROBES = 4
+_OTHER_BASE = "It belongs to another base, or to another version of it: name the one that it was trained on."
+
+
+def resolve(delta: Spectral, weight: Tensor, cache: SvdCache, *, turned: bool = False, where: str = "site") -> Spectral:
+    """The delta with U and V, once it is sure that they are those of ``weight``.
+
+    ``weight``: the base's tensor as the module stores it, ``[in, out]`` where ``turned`` (Conv1D); one that was loaded
+    in a wider dtype than it was stored in still counts as itself. U and V that the delta brings are held to the
+    weight, others are taken from ``cache``. Raises :class:`RefusedError` for another weight, for a decomposition that
+    is not this one, and where singular values are so close that z does not say what ΔW is.
+    """
+    stored = _as_stored(delta, weight, where)
+    _require_weight(delta, stored, turned, where)
+    if delta.resolved:
+        _require_vectors(delta, stored, turned, where)
+        return delta
+    if delta.basis.backend not in BACKENDS:
+        remedy = "Write it with its U and V, as whoever made it has them."
+        found = f"z for a decomposition by {delta.basis.backend!r}"
+        raise refuse("backend", where, found, " or ".join(BACKENDS), remedy)
+    own = cache.svd(stored, turned=turned, where=where)
+    _require_values(delta, own, where)
+    return replace(delta, U=own.U, Vt=own.Vt)
+
+
+def spectral(
+    z: NDArray[np.floating], weight: Tensor, cache: SvdCache, *, turned: bool = False, where: str = "weight"
+) -> Spectral:
+    """The delta that ``z`` ``[k]`` is on a weight as its module stores it, with its U and V."""
+    own = cache.svd(weight, turned=turned, where=where)
+    out, inp = weight.shape[::-1] if turned else weight.shape
+    basis = Basis(tensor_hash(weight), weight.dtype, BACKEND)
+    return Spectral(Tensor.of(np.asarray(z)), own.S.cast("F32"), basis, (out, inp), own.U, own.Vt)
+
+
+def _as_stored(delta: Spectral, weight: Tensor, where: str) -> Tensor:
+    """The weight in the dtype that the base's file has it in."""
+    if weight.dtype not in FLOATS or delta.basis.dtype not in FLOATS:
+        odd = weight.dtype if weight.dtype not in FLOATS else delta.basis.dtype
+        remedy = "Load the base without quantisation."
+        raise refuse("quantised", where, f"a weight in {odd}", "a weight in floats", remedy)
+    return weight.cast(delta.basis.dtype)
+
+
+def _require_weight(delta: Spectral, stored: Tensor, turned: bool, where: str) -> None:
+    shape = delta.shape[::-1] if turned else delta.shape
+    if stored.shape != shape:
+        raise refuse("shape", where, f"a weight of shape {list(stored.shape)}", f"{list(shape)}", _OTHER_BASE)
+    if (found := tensor_hash(stored)) != delta.basis.weight:
+        said = f"the weight's SHA-256 is {found[:16]}… as {stored.dtype}"
+        raise refuse("other-base", where, said, f"{delta.basis.weight[:16]}…", _OTHER_BASE)
+
+
+def _require_values(delta: Spectral, own: Decomposition, where: str) -> None:
+    """Raises where z does not belong to these singular values, or where they leave open what it means."""
+    mine, theirs = own.S.float64(), delta.S.float64()
+    if mine.shape != theirs.shape or not np.abs(mine - theirs).max() <= _AGREE * mine[0]:
+        raise _other_values(where)
+    spread = sensitivity(delta.d, mine, delta.basis.backend)
+    if not spread <= _SHAKY:
+        found = f"singular values so close together that {spread:.1%} of ΔW depend on who decomposed the weight"
+        raise refuse(
+            "degenerate", where, found, "distinct ones", "Write it with its U and V, as whoever made it has them."
+        )
+
+
+def _other_values(where: str) -> RefusedError:
+    found = "its singular values are not those of the weight"
+    return refuse("other-svd", where, found, "S of the weight's decomposition", "The file is damaged: fetch it again.")
+
+
+def _require_vectors(delta: Spectral, stored: Tensor, turned: bool, where: str) -> None:
+    """Raises unless U·diag(S)·Vᵀ is the weight and both are orthonormal, as far as a few random vectors tell.
+
+    A decomposition in fp32 is off by about 1e-6 of the largest singular value; bf16 vectors are by 1e-2.
+    """
+    U, Vt = delta.vectors()
+    S = delta.S.float32()
+    numbers = stored.float32().T if turned else stored.float32()
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((delta.shape[1], _PROBES), dtype=np.float32)
+    y = rng.standard_normal((delta.rank, _PROBES), dtype=np.float32)
+    product, kept = numbers @ x, np.linalg.norm(y)
+    gaps = (
+        np.linalg.norm(product - U @ (S[:, None] * (Vt @ x))) / (np.linalg.norm(product) or 1.0),
+        np.linalg.norm(U.T @ (U @ y) - y) / kept,
+        np.linalg.norm(Vt @ (Vt.T @ y) - y) / kept,
+    )
+    if not max(gaps) <= _WHOLE:
+        found = f"its U, S and V are off by {max(gaps):.1e} as a decomposition of the weight"
+        raise refuse("other-svd", where, found, f"at most {_WHOLE:g}", "The file is damaged: fetch it again.")

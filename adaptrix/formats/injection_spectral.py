@@ -1,0 +1,92 @@
+"""A spectral delta in an injection file: read with nothing taken on trust, least of all a size."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from adaptrix.adapter import Target
+from adaptrix.delta import Basis, Spectral
+from adaptrix.errors import Problem
+from adaptrix.formats.manifest import MalformedError, a_list, a_size, a_text, an_object
+from adaptrix.tensor import FLOATS, Tensor
+
+#: a tensor's name -> the field it is
+NAMES = {"spectral_z": "z", "spectral_S": "S", "spectral_U": "U", "spectral_Vt": "Vt"}
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+def read(
+    target: Target, entry: Mapping[str, Any], tensors: dict[str, Tensor], where: str, problems: list[Problem]
+) -> Spectral | None:
+    """The delta of an entry, its tensors taken out of ``tensors``; None where something is wrong, which is told.
+
+    Raises :class:`MalformedError` for an entry that is none.
+    """
+    found = {field: tensors.pop(f"{where}.{name}", None) for name, field in NAMES.items()}
+    shape, basis = _shape(entry, where), _basis(entry, where)
+    z, S = found["z"], found["S"]
+    if z is None or S is None:
+        problems.append(Problem("pair", where, "spectral_z or spectral_S is missing", "both"))
+        return None
+    delta = Spectral(z, S, basis, shape, found["U"], found["Vt"])
+    wrong = list(_tensor_problems(delta, where))
+    wrong = wrong or [*_entry_problems(delta, target, entry, where), *_value_problems(delta, where)]
+    problems += wrong
+    return None if wrong else delta
+
+
+def _shape(entry: Mapping[str, Any], where: str) -> tuple[int, int]:
+    shape = a_list(entry.get("shape"), f"{where} shape")
+    if len(shape) != 2 or 0 in shape:
+        raise MalformedError(f"{where} shape is {shape!r}"[:200])
+    return a_size(shape[0], f"{where} shape"), a_size(shape[1], f"{where} shape")
+
+
+def _basis(entry: Mapping[str, Any], where: str) -> Basis:
+    told = an_object(entry.get("basis"), f"{where} basis")
+    basis = Basis(**{name: a_text(told.get(name), f"{where} basis {name}") for name in ("weight", "dtype", "backend")})
+    if not _DIGEST.fullmatch(basis.weight):
+        raise MalformedError(f"{where} basis weight is {basis.weight!r}, no SHA-256"[:200])
+    if basis.dtype not in FLOATS:
+        raise MalformedError(f"{where} basis dtype is {basis.dtype!r}"[:200])
+    return basis
+
+
+def _entry_problems(delta: Spectral, target: Target, entry: Mapping[str, Any], where: str) -> Iterator[Problem]:
+    """Where the manifest and the tensors disagree."""
+    if target.slot is not None:
+        yield Problem("spectral", where, f"a spectral delta on {target}", "one on the whole weight")
+    if entry.get("rank") != delta.rank or entry.get("scale") != 1:
+        told = f"rank {entry.get('rank')!r}, scale {entry.get('scale')!r}"[:160]
+        yield Problem("rank", where, f"{told} in the manifest", f"rank {delta.rank} as z has, and scale 1")
+    held = [tensor is not None for tensor in (delta.U, delta.Vt)]
+    if entry.get("vectors") is not held[0] or held[0] is not held[1]:
+        said = " and ".join(name for name, there in zip(("U", "Vᵀ"), held, strict=True) if there) or "neither U nor Vᵀ"
+        expected = "both, as the manifest says" if entry.get("vectors") is True else "neither, as the manifest says"
+        yield Problem("pair", where, f"it has {said}", expected, "The file is damaged: convert again.")
+
+
+def _tensor_problems(delta: Spectral, where: str) -> Iterator[Problem]:
+    """Dtypes, and shapes beside that of the weight."""
+    out, inp = delta.shape
+    k = min(out, inp)
+    wanted = {"spectral_z": (k,), "spectral_S": (k,), "spectral_U": (out, k), "spectral_Vt": (k, inp)}
+    for name, tensor in delta.tensors().items():
+        if tensor.shape != wanted[name]:
+            expected = f"{list(wanted[name])} for a weight of {out} × {inp}"
+            yield Problem("shape", f"{where}.{name}", f"shape {list(tensor.shape)}", expected)
+        dtypes = FLOATS if name == "spectral_z" else ("F32",)
+        if tensor.dtype not in dtypes:
+            yield Problem("dtype", f"{where}.{name}", tensor.dtype, f"one of {', '.join(dtypes)}")
+
+
+def _value_problems(delta: Spectral, where: str) -> Iterator[Problem]:
+    """Singular values that are none; NaN and Inf are looked for elsewhere."""
+    S = delta.S.float32()
+    with np.errstate(invalid="ignore"):  # Inf - Inf
+        if (S < 0).any() or (np.diff(S) > 0).any():
+            yield Problem("values", f"{where}.spectral_S", "negative or unordered numbers", "from the largest on, to 0")

@@ -1,0 +1,79 @@
+"""Values of an injection file's manifest, each taken as what it has to be.
+
+A manifest comes from a stranger: :class:`MalformedError` says which value is not what the format says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+LARGEST = 1 << 40  # of a dimension
+
+
+class MalformedError(Exception):
+    """A value of the manifest that is not what the format says; its text says which."""
+
+
+def table(owner: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """The object that another holds under a key."""
+    return an_object(owner.get(key), key)
+
+
+def an_object(value: Any, what: str) -> dict[str, Any]:
+    """A JSON object; ``what`` is what messages call it."""
+    if not isinstance(value, dict):
+        raise MalformedError(f"{what} is not an object")
+    return value
+
+
+def a_list(value: Any, what: str) -> list[Any]:
+    """A JSON list."""
+    if not isinstance(value, list):
+        raise MalformedError(f"{what} is not a list")
+    return value
+
+
+def a_layer(value: Any) -> int:
+    """The number of a layer."""
+    if not is_whole(value) or value > 999_999:
+        raise MalformedError(f"layer {value!r}"[:200])
+    return int(value)
+
+
+def an_index(text: str) -> int:
+    """The number of a layer where it is a key, and so text."""
+    if not (text.isascii() and text.isdecimal() and len(text) <= 6):
+        raise MalformedError(f"layer {text!r}"[:200])
+    return int(text)
+
+
+def a_number(value: Any, what: str) -> float:
+    """A finite number of a sensible size."""
+    if type(value) not in (int, float) or not abs(value) < 1e30:  # neither NaN nor an integer of 400 digits
+        raise MalformedError(f"{what} is {value!r}"[:200])
+    return float(value)
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value is a whole number of at least 0."""
+    return type(value) is int and value >= 0
+
+
+def a_size(value: Any, what: str) -> int:
+    """A whole number such as a dimension may be."""
+    if not is_whole(value) or value > LARGEST:
+        raise MalformedError(f"{what} is {value!r}"[:200])
+    return int(value)
+
+
+def optional_text(value: Any, what: str) -> str | None:
+    """Text, or nothing."""
+    return None if value is None else a_text(value, what)
+
+
+def a_text(value: Any, what: str) -> str:
+    """Printable text of a sensible length."""
+    if not isinstance(value, str) or len(value) > 4096 or not value.isprintable():
+        raise MalformedError(f"{what} is {repr(value)[:80]}")
+    return value
