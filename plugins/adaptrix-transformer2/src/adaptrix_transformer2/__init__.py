@@ -1,0 +1,65 @@
+"""Transformer² for Adaptrix: experts that are vectors of singular values, trained, imported and put to use.
+
+What is heavy is imported when it is used: the command line imports this module to list its commands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from adaptrix import Command, hookimpl
+
+if TYPE_CHECKING:
+    import click
+
+    from adaptrix_transformer2.decomposition import Decomposition as Decomposition
+    from adaptrix_transformer2.decomposition import decomposed as decomposed
+    from adaptrix_transformer2.decomposition import decomposed_base as decomposed_base
+    from adaptrix_transformer2.expert import expert as expert
+    from adaptrix_transformer2.expert import save as save
+    from adaptrix_transformer2.expert import untrained as untrained
+    from adaptrix_transformer2.expert import z_of_expert as z_of_expert
+    from adaptrix_transformer2.published import read_published as read_published
+
+_HOMES = {
+    "Decomposition": "decomposition",
+    "decomposed": "decomposition",
+    "decomposed_base": "decomposition",
+    "expert": "expert",
+    "read_published": "published",
+    "save": "expert",
+    "untrained": "expert",
+    "z_of_expert": "expert",
+}
+__all__ = [
+    "Decomposition",
+    "decomposed",
+    "decomposed_base",
+    "expert",
+    "read_published",
+    "save",
+    "untrained",
+    "z_of_expert",
+]
+
+
+@hookimpl
+def adaptrix_commands() -> Iterator[Command]:
+    """``adaptrix transformer2``."""
+    yield Command("transformer2", "Train, import and evaluate experts of singular values.", _load_command)
+
+
+def _load_command() -> click.Command:
+    from adaptrix_transformer2.commands import command
+
+    return command
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,56 @@
+"""``adaptrix transformer2 import``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from adaptrix.cli.common import Voice, bars, clean, print_json, show_problems, voice_options, whole_base_option
+from adaptrix.options import Options, require_options
+from adaptrix.workflow import Workshop
+
+_DECOMPOSED = "The *_decomposed_params.pt that they were trained with; what the base's own makes of them is measured."
+
+
+@click.command()
+@click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
+@whole_base_option
+@click.option("--decomposed", type=click.Path(path_type=Path), metavar="FILE", help=_DECOMPOSED)
+@click.option("-o", "--out", type=click.Path(), help="File to write; FOLDER/ to write into it.")
+@click.option("--name", help="Name for the expert. [default: that of the file]")
+@click.option("--force", is_flag=True, help="Replace an existing output.")
+@voice_options
+def command(
+    file: Path, base: str, decomposed: Path | None, out: str | None, name: str | None, force: bool, voice: Voice
+) -> int:
+    """Read an expert that the published code has saved.
+
+    \b
+    FILE is a policy_params.pt or a learnable_params.pt; the pickle in it is never run:
+      adaptrix transformer2 import policy_params.pt --base ./llama3-8b --name maths
+
+    What is written is an injection file of z and S, bound to the weights of the base. These are decomposed once, and
+    the cache keeps that ($ADAPTRIX_CACHE moves it).
+    """
+    options = Options(name=name, force=force)
+    require_options(options)
+    workshop = Workshop()
+    workshop.prepare(out, options)
+    from adaptrix_transformer2.decomposition import decomposed_base
+    from adaptrix_transformer2.expert import save
+    from adaptrix_transformer2.published import read_published
+
+    parts = decomposed_base(base, workshop, display=bars(voice))
+    made = read_published(file, parts, decomposed, name=name)
+    path = save(made, parts, out, force=force)
+    numbers = sum(delta.rank for delta in made.deltas.values())
+    told: dict[str, Any] = {"path": str(path), "name": made.name, "matrices": len(made.deltas), "numbers": numbers}
+    if voice.json:
+        print_json({**told, "ok": True, "problems": [problem.as_dict() for problem in made.problems]})
+    elif not voice.quiet:
+        held = f"{numbers:,} numbers for {len(made.deltas)} matrices"
+        click.echo(f"{click.style(clean(str(path)), bold=True)}  {held}")
+    show_problems((*workshop.catalog.problems, *made.problems), voice)
+    return 0

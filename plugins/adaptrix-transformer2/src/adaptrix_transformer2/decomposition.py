@@ -1,0 +1,94 @@
+"""A base taken apart: the singular value decomposition of every MLP matrix, from the cache that Adaptrix keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+from torch import nn
+
+from adaptrix.binding.identify import Identity
+from adaptrix.decomposing import SvdCache, spectral, tensor_hash
+from adaptrix.delta import Spectral
+from adaptrix.errors import Problem, RefusedError, refuse
+from adaptrix.fitting.maker import Display, quiet
+from adaptrix.workflow import Workshop
+from adaptrix_transformer2.matrices import Matrices, Matrix, of_base, of_model
+
+_OTHER = "Take the model apart anew, with decomposed(model)."
+
+
+@dataclass(frozen=True, eq=False)
+class Decomposition:
+    """What every expert of a base shares: its name, its family, and by module path the delta of z = 1 with U and V."""
+
+    base: str | None
+    identity: Identity
+    spectra: Mapping[str, Spectral]
+
+
+def decomposed(
+    model: nn.Module,
+    *,
+    layers: Collection[int] | None = None,
+    cache: SvdCache | None = None,
+    display: Display = quiet,
+) -> Decomposition:
+    """The MLP matrices of a live model, in some ``layers`` or in all, taken apart.
+
+    Each is decomposed once: the cache keeps it, and an interrupted call goes on where it was. Raises
+    :class:`AdaptrixError` with every problem.
+    """
+    return _decomposed(of_model(model, layers), cache, display)
+
+
+def decomposed_base(
+    uri: str,
+    workshop: Workshop,
+    *,
+    layers: Collection[int] | None = None,
+    cache: SvdCache | None = None,
+    display: Display = quiet,
+) -> Decomposition:
+    """The same of a base's files; the model itself is not loaded."""
+    return _decomposed(of_base(uri, workshop, layers), cache, display)
+
+
+def require_of(decomposition: Decomposition, model: nn.Module) -> None:
+    """Raises :class:`RefusedError` with every matrix that the model lacks or has with other numbers."""
+    found = {matrix.path: matrix for matrix in of_model(model).matrices}
+    problems = []
+    for path, delta in decomposition.spectra.items():
+        if path not in found:
+            problems.append(Problem("no-module", path, "the model has no such MLP matrix", remedy=_OTHER))
+        elif tensor_hash(found[path].stored().cast(delta.basis.dtype)) != delta.basis.weight:
+            said = "the model's weight is not the one that was decomposed"
+            problems.append(Problem("other-base", path, said, remedy=_OTHER))
+    if problems:
+        raise RefusedError(problems)
+
+
+def _decomposed(matrices: Matrices, cache: SvdCache | None, display: Display) -> Decomposition:
+    cache = cache or SvdCache()
+    spectra, problems = dict[str, Spectral](), list[Problem]()
+    with display("decomposing", len(matrices.matrices)) as advance:
+        for matrix in matrices.matrices:
+            try:
+                spectra[matrix.path] = _spectral(matrix, cache)
+            except RefusedError as error:
+                problems += error.problems
+            advance(1)
+    if problems:
+        raise RefusedError(problems)
+    return Decomposition(matrices.base, matrices.identity, MappingProxyType(spectra))
+
+
+def _spectral(matrix: Matrix, cache: SvdCache) -> Spectral:
+    weight = matrix.stored()
+    ones = np.ones(min(weight.shape), dtype=np.float32)
+    found = spectral(ones, weight, cache, turned=matrix.transposed, where=matrix.path)
+    if not found.S.float32().any():
+        raise refuse("degenerate", matrix.path, "a weight of zeros, which no z changes", "a trained weight")
+    return found

@@ -1,0 +1,88 @@
+"""What every training stands on: a causal model that is taken apart, and examples that it can read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+
+from adaptrix.adapter import Adapter
+from adaptrix.measuring.models import context_of, require_causal, require_in_vocabulary
+from adaptrix_transformer2.decomposition import Decomposition, require_of
+from adaptrix_transformer2.expert import expert
+from adaptrix_transformer2.train.course import Course
+from adaptrix_transformer2.train.examples import Example, require_examples
+from adaptrix_transformer2.train.live import Live
+from adaptrix_transformer2.train.run import State
+from adaptrix_transformer2.train.saved import Saved
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """An expert, the figures of every step, and how the best scored on the validation examples, if there were any.
+
+    ``started``: the score before the first step. The score is minus the loss a token, or the mean reward.
+    """
+
+    adapter: Adapter
+    history: tuple[Mapping[str, float], ...]
+    score: float | None
+    started: float | None
+
+
+def ends_of(model: Any, ends: Collection[int] | None) -> tuple[int, ...]:
+    """The tokens that end a text: those given, else the model's own."""
+    if ends is not None:
+        return tuple(ends)
+    config = getattr(model, "generation_config", None) or model.config
+    own = config.eos_token_id
+    return () if own is None else tuple(own) if isinstance(own, Sequence) else (own,)
+
+
+@torch.no_grad()
+def require_ground(model: Any, sets: Mapping[str, Sequence[Example]], extra: int) -> None:
+    """Raises :class:`AdaptrixError` for a model that is none to train on, and for examples that it cannot read."""
+    limit = context_of(model)
+    for name, examples in sets.items():
+        require_examples(examples, name, limit, extra)
+        tokens = [token for example in examples for token in (*example.prompt, *example.response)]
+        require_in_vocabulary(model, torch.tensor(tokens), name)
+    first = next(iter(sets.values()))[0]
+    require_causal(model, torch.tensor((*first.prompt, *first.response)), type(model).__name__)
+
+
+@contextmanager
+def training(model: Any, decomposition: Decomposition, course: Course) -> Iterator[Live]:
+    """The expert in training on a model, which is as it was when the block ends."""
+    require_of(decomposition, model)
+    live = Live(decomposition, course.kind, course.seed, model.device)
+    with live.on(model):
+        yield live
+
+
+def saved_at(
+    path: Path | None, decomposition: Decomposition, sets: Mapping[str, Sequence[Example]], settings: Mapping[str, Any]
+) -> Saved | None:
+    """Where a training's state is kept, for this base, these examples and these settings alone."""
+    if path is None:
+        return None
+    told = json.dumps({name: [asdict(example) for example in examples] for name, examples in sets.items()})
+    weights = [delta.basis.weight for delta in decomposition.spectra.values()]
+    digest = hashlib.sha256((told + "".join(weights)).encode()).hexdigest()
+    return Saved.at(path, {**settings, "on": digest})
+
+
+def result(live: Live, name: str, state: State, settings: Mapping[str, Any]) -> Trained:
+    """What became of a training; the settings go into the expert's provenance."""
+    with torch.no_grad():
+        z = dict(zip(live.decomposition.spectra, live.z(), strict=True))
+    told = {**settings, "taken": state.taken} | ({} if state.score is None else {"score": state.score})
+    history = tuple(MappingProxyType(figures) for figures in state.history)
+    return Trained(expert(live.decomposition, name, z, told), history, state.score, state.started)

@@ -1,0 +1,191 @@
+"""Training on rewards: REINFORCE with a KL penalty, as published (:meth:`Policy.published`) or with several answers
+to a prompt, each of which is compared with the others.
+
+The loss of an answer ŷ to x is −A·Σ log π(ŷ) + λ·Σ KL(base ‖ expert), both summed over the answer's tokens, and in the
+mean over the answers of a batch. A is the reward, less the mean reward of the other answers to the same prompt where
+there is a baseline (leave-one-out: arXiv 2402.14740). KL is over the whole vocabulary, in the direction that the
+published code has it; the paper writes KL(expert ‖ base).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adaptrix.errors import refuse
+from adaptrix.fitting.maker import Display, quiet
+from adaptrix_transformer2.decomposition import Decomposition, decomposed
+from adaptrix_transformer2.train.answers import Tokens, answers, chosen, log_probabilities
+from adaptrix_transformer2.train.course import Course, Policy, require_sane
+from adaptrix_transformer2.train.examples import Example, rows_of
+from adaptrix_transformer2.train.ground import Trained, ends_of, require_ground, result, saved_at, training
+from adaptrix_transformer2.train.live import Live
+from adaptrix_transformer2.train.run import SKIPPED, Figures, Run
+
+#: what an answer is worth; it comes without the token that ended it
+Reward = Callable[[Example, Tokens], float]
+EQUAL = "equal"  # in the figures of a step whose rewards were all the same
+
+_SEEDS = 1_000_003  # steps that a seed is apart from the next
+
+
+def reinforce(
+    model: nn.Module,
+    examples: Sequence[Example],
+    reward: Reward,
+    course: Course | None = None,
+    policy: Policy | None = None,
+    *,
+    validation: Sequence[Example] = (),
+    ends: Collection[int] | None = None,
+    decomposition: Decomposition | None = None,
+    name: str = "expert",
+    state: Path | None = None,
+    display: Display = quiet,
+) -> Trained:
+    """An expert whose answers are rewarded. The model is as it was before when this returns or raises.
+
+    ``validation``: examples by whose mean reward, of the likeliest answers, the best numbers are kept; without, the
+    last are. The rest is as for :func:`sft`. A step whose rewards tell no answer from another is left out, and says
+    so in the figures; after ``policy.patience`` of them in a row the training ends. Raises :class:`AdaptrixError`
+    with every problem, and where no two rewards differed until then.
+    """
+    course, policy, ends = course or Course(), policy or Policy(), ends_of(model, ends)
+    require_sane(course, policy)
+    sets = {"examples": examples} | ({"validation": validation} if validation else {})
+    require_ground(model, sets, policy.longest)
+    parts = decomposition or decomposed(model)
+    settings = {"method": "reinforce", **asdict(course), **asdict(policy), "ends": ends}
+    saved = saved_at(state, parts, sets, settings)
+    with training(model, parts, course) as live:
+        task = _Rewarded(model, live, tuple(examples), reward, course, policy, ends)
+        run = Run(live, course, task.step, task.scorer(validation) if validation else None, task.enough)
+        done = run.run(saved, display)
+        trained = result(live, name, done, settings)
+    if saved is not None:
+        saved.remove()
+    return trained
+
+
+def mean_reward(
+    model: Any,
+    examples: Sequence[Example],
+    reward: Reward,
+    longest: int,
+    ends: Collection[int] | None = None,
+    rows: int = 128,
+) -> float:
+    """The mean reward of the likeliest answers of the model as it is."""
+    ends, total = ends_of(model, ends), 0.0
+    for start in range(0, len(examples), rows):
+        batch = examples[start : start + rows]
+        found = answers(model, [example.prompt for example in batch], longest, ends)
+        total += sum(_judged(reward, example, answer, ends) for example, answer in zip(batch, found, strict=True))
+    return total / len(examples)
+
+
+def _judged(reward: Reward, example: Example, answer: Tokens, ends: Collection[int]) -> float:
+    """The reward of an answer. Raises :class:`RefusedError` for one that is no finite number."""
+    told = float(reward(example, answer[:-1] if answer and answer[-1] in ends else answer))
+    if not isfinite(told):
+        raise refuse("reward", "reward", f"{told} for an answer of {len(answer)} tokens", "a finite number")
+    return told
+
+
+@dataclass(frozen=True, eq=False)
+class _Rewarded:
+    model: Any
+    live: Live
+    examples: tuple[Example, ...]
+    reward: Reward
+    course: Course
+    policy: Policy
+    ends: tuple[int, ...]
+
+    def step(self, step: int) -> Figures:
+        """Leaves the gradient of a batch; none where its rewards say nothing."""
+        rows = rows_of(len(self.examples), self.course.batch, step, self.course.seed)
+        batch = [self.examples[at] for at in rows for _ in range(self.policy.samples)]
+        found = self._drawn(batch, step)
+        rewards = torch.tensor([self._reward(*pair) for pair in zip(batch, found, strict=True)], dtype=torch.float64)
+        figures = {"loss": 0.0, "reward": float(rewards.mean())}
+        if bool((rewards == rewards[0]).all()):
+            figures[EQUAL] = 1.0
+        worth = self._worth(rewards)
+        if not bool(worth.any()) or (EQUAL in figures and self.policy.baseline):
+            return {**figures, SKIPPED: 1.0}
+        return figures | self._gradient(batch, found, worth)
+
+    def enough(self, figures: Sequence[Figures]) -> bool:
+        """Whether the last steps had rewards that were all equal. Raises :class:`RefusedError` if all steps had."""
+        last = figures[-self.policy.patience :]
+        if len(last) < self.policy.patience or not all(EQUAL in one for one in last):
+            return False
+        if any(EQUAL not in one for one in figures):
+            return True
+        found = f"every answer of {len(figures)} steps was worth {last[-1]['reward']:g}"
+        remedy = "Take examples that the base answers rightly now and then, or train on the answers first."
+        raise refuse("rewards-equal", "reward", found, "rewards that tell answers from one another", remedy)
+
+    def scorer(self, validation: Sequence[Example]) -> Callable[[], float]:
+        """The mean reward of the likeliest answers to the validation examples."""
+
+        def score() -> float:
+            with self.live.acting():
+                told = (self.model, validation, self.reward, self.policy.longest, self.ends, self.course.rows)
+                return mean_reward(*told)
+
+        return score
+
+    def _reward(self, example: Example, answer: Tokens) -> float:
+        found = _judged(self.reward, example, answer, self.ends)
+        return (1.0 if found > 0 else -1.0) if self.policy.signed else found
+
+    def _drawn(self, batch: Sequence[Example], step: int) -> list[Tokens]:
+        generator = torch.Generator().manual_seed(self.course.seed * _SEEDS + step)
+        found, rows = list[Tokens](), self.course.rows
+        with torch.no_grad(), self.live.acting():
+            for start in range(0, len(batch), rows):
+                prompts = [example.prompt for example in batch[start : start + rows]]
+                told = (self.policy.longest, self.ends, self.policy.temperature, generator)
+                found += answers(self.model, prompts, *told)
+        return found
+
+    def _worth(self, rewards: Tensor) -> Tensor:
+        """A of each answer ``[answers]``: the reward, or how far it is above those of the others to its prompt."""
+        if not self.policy.baseline:
+            return rewards
+        count = self.policy.samples
+        groups = rewards.view(-1, count)
+        return ((groups - (groups.sum(1, keepdim=True) - groups) / (count - 1)).round(decimals=12)).flatten()
+
+    def _gradient(self, batch: Sequence[Example], found: Sequence[Tokens], worth: Tensor) -> Figures:
+        """Leaves the gradient; an answer that is worth 0 counts only where KL does."""
+        kept = [at for at in range(len(batch)) if self.policy.kl or worth[at]]
+        totals = {"loss": 0.0, "kl": 0.0}
+        for start in range(0, len(kept), self.course.rows):
+            part = kept[start : start + self.course.rows]
+            pairs = [(batch[at].prompt, found[at]) for at in part]
+            loss, kl = self._loss(pairs, worth[part], len(batch))
+            loss.backward()  # type: ignore[no-untyped-call]  # torch has no types there
+            totals["loss"] += float(loss.detach())
+            totals["kl"] += float(kl.detach())
+        return totals
+
+    def _loss(self, pairs: Sequence[tuple[Tokens, Tokens]], worth: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """The share of some answers in the mean loss of ``count``, and in the mean KL of an answer."""
+        with self.live.acting():
+            log_p, told, mask = log_probabilities(self.model, pairs)
+        gain = ((chosen(log_p, told) * mask).sum(1) * worth.to(log_p)).sum() / count
+        if not self.policy.kl:
+            return -gain, gain * 0
+        with torch.no_grad():
+            base = log_probabilities(self.model, pairs)[0]
+        kl = (nn.functional.kl_div(log_p, base, reduction="none", log_target=True).sum(2) * mask).sum() / count
+        return self.policy.kl * kl - gain, kl

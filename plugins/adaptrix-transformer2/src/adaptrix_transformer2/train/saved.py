@@ -1,0 +1,56 @@
+"""A training that was stopped: what it takes to go on, in a safetensors file.
+
+``key`` says what was being trained on what: a state of another base, data or settings is not gone on from.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from adaptrix import atomic
+from adaptrix.errors import Problem, UsageError
+from adaptrix.formats import safetensors_file
+from adaptrix.runtime.tensors import as_torch
+from adaptrix.tensor import Tensor as Stored
+
+
+@dataclass(frozen=True)
+class Saved:
+    """The file of a training's state, and the key of the training."""
+
+    path: Path
+    key: str
+
+    @classmethod
+    def at(cls, path: Path, key: Mapping[str, Any]) -> Saved:
+        """The file at a path, for what ``key`` describes."""
+        return cls(path, json.dumps(key, sort_keys=True))
+
+    def read(self, leaves: int) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Tensors and numbers of the state; None where nothing was begun.
+
+        Raises :class:`UsageError` for the state of another training, or of another number of ``leaves``.
+        """
+        if not self.path.exists():
+            return None
+        tensors, metadata = safetensors_file.read(self.path)
+        if metadata.get("key") != self.key or len(tensors) != 4 * leaves:
+            found = "the state of another training: of another base or data, or with other settings"
+            raise UsageError(Problem("other-training", str(self.path), found, remedy="Remove it to begin anew."))
+        return {name: as_torch(tensor) for name, tensor in tensors.items()}, json.loads(metadata["state"])
+
+    def write(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
+        """Replaces what was there, whole or not at all."""
+        stored = {name: Stored.of(tensor.cpu().numpy()) for name, tensor in tensors.items()}
+        with atomic.output(self.path, force=True) as work:
+            safetensors_file.write(work, stored, {"key": self.key, "state": json.dumps(dict(numbers))})
+
+    def remove(self) -> None:
+        """For when it is of no more use."""
+        self.path.unlink(missing_ok=True)

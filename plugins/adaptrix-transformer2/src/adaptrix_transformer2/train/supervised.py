@@ -1,0 +1,109 @@
+"""Training on answers: the cross-entropy of the answers' own tokens, in the mean over the tokens of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adaptrix.fitting.maker import Display, quiet
+from adaptrix_transformer2.decomposition import Decomposition, decomposed
+from adaptrix_transformer2.train.answers import Tokens, chosen, log_probabilities
+from adaptrix_transformer2.train.course import Course, require_sane
+from adaptrix_transformer2.train.examples import Example, rows_of
+from adaptrix_transformer2.train.ground import Trained, ends_of, require_ground, result, saved_at, training
+from adaptrix_transformer2.train.live import Live
+from adaptrix_transformer2.train.run import Figures, Run
+
+_ROWS = 128  # at once where only the loss is asked for
+
+
+def sft(
+    model: nn.Module,
+    examples: Sequence[Example],
+    course: Course | None = None,
+    *,
+    validation: Sequence[Example] = (),
+    ends: Collection[int] | None = None,
+    decomposition: Decomposition | None = None,
+    name: str = "expert",
+    state: Path | None = None,
+    display: Display = quiet,
+) -> Trained:
+    """An expert that gives the examples' answers. The model is as it was before when this returns or raises.
+
+    ``validation``: examples by whose loss the best numbers are kept; without, the last are. ``ends``: the tokens that
+    end a text, by default the model's own; the first of them ends every answer. ``decomposition``: of the model, for
+    whoever trains several experts. ``state``: a file in which a training that is stopped keeps how far it came, and
+    from which the same call goes on. Raises :class:`AdaptrixError` with every problem.
+    """
+    course, ends = course or Course(), ends_of(model, ends)
+    require_sane(course)
+    sets = {"examples": examples} | ({"validation": validation} if validation else {})
+    require_ground(model, sets, len(ends[:1]))
+    parts = decomposition or decomposed(model)
+    settings = {"method": "sft", **asdict(course), "ends": ends}
+    saved = saved_at(state, parts, sets, settings)
+    with training(model, parts, course) as live:
+        task = _Supervised(model, live, tuple(examples), course, ends)
+        done = Run(live, course, task.step, task.scorer(validation) if validation else None).run(saved, display)
+        trained = result(live, name, done, settings)
+    if saved is not None:
+        saved.remove()
+    return trained
+
+
+def mean_loss(model: nn.Module, examples: Sequence[Example], ends: Collection[int] | None = None) -> float:
+    """The cross-entropy of the examples' answers, in nats a token, of the model as it is."""
+    ends, total, count = ends_of(model, ends), 0.0, 0
+    with torch.no_grad():
+        for start in range(0, len(examples), _ROWS):
+            losses, tokens = _losses(model, examples[start : start + _ROWS], ends)
+            total += float(losses.double().sum())
+            count += tokens
+    return total / count
+
+
+@dataclass(frozen=True, eq=False)
+class _Supervised:
+    model: Any
+    live: Live
+    examples: tuple[Example, ...]
+    course: Course
+    ends: tuple[int, ...]
+
+    def step(self, step: int) -> Figures:
+        """Leaves the gradient of a batch."""
+        batch = [self.examples[at] for at in rows_of(len(self.examples), self.course.batch, step, self.course.seed)]
+        count, total = sum(len(_whole(example, self.ends)) for example in batch), 0.0
+        for start in range(0, len(batch), self.course.rows):
+            with self.live.acting():
+                loss = _losses(self.model, batch[start : start + self.course.rows], self.ends)[0].sum() / count
+            loss.backward()  # type: ignore[no-untyped-call]  # torch has no types there
+            total += float(loss.detach())
+        return {"loss": total}
+
+    def scorer(self, validation: Sequence[Example]) -> Callable[[], float]:
+        """Minus the loss on the validation examples."""
+
+        def score() -> float:
+            with self.live.acting():
+                return -mean_loss(self.model, validation, self.ends)
+
+        return score
+
+
+def _whole(example: Example, ends: tuple[int, ...]) -> Tokens:
+    """An answer with the token that ends it."""
+    return (*example.response, *ends[:1])
+
+
+def _losses(model: Any, batch: Sequence[Example], ends: tuple[int, ...]) -> tuple[Tensor, int]:
+    """−log π of every token of the answers ``[rows, places]``, 0 where there is none, and how many there are."""
+    pairs = [(example.prompt, _whole(example, ends)) for example in batch]
+    log_p, told, mask = log_probabilities(model, pairs)
+    return -chosen(log_p, told) * mask, sum(len(answer) for _, answer in pairs)
