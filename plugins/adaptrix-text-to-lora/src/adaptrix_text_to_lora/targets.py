@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 from adaptrix.adapter import Adapter, Provenance
 from adaptrix.architecture import Architecture, Role
@@ -49,7 +50,15 @@ class Base:
     @classmethod
     def read(cls, uri: str, workshop: Workshop) -> Base:
         """The base of a uri. Raises :class:`AdaptrixError` for one out of reach, or of unknown family."""
-        config = workshop.base_config(uri)
+        return cls._of_config(uri, workshop.base_config(uri), workshop)
+
+    @classmethod
+    def of_model(cls, model: Any) -> Base:
+        """The base that a live model is. Raises :class:`RefusedError` for one of unknown family."""
+        return cls._of_config(type(model).__name__, model.config.to_dict(), Workshop())
+
+    @classmethod
+    def _of_config(cls, uri: str, config: Mapping[str, Any], workshop: Workshop) -> Base:
         nothing = Adapter(uri, {}, {}, Provenance(uri, "text-to-lora"))
         found = by_config(config, workshop.catalog.architectures, nothing, f"{uri} config.json")
         if problems := errors_in(found.problems):

@@ -1,0 +1,134 @@
+"""The steps of a training run, whatever the loss.
+
+All that is drawn in a step (tasks, descriptions, examples, dropout) comes from torch's generator, seeded by the
+run's seed and the step: a run that is taken up from a :class:`State` takes the steps that it would have taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import isfinite
+
+import torch
+from torch import Tensor, nn
+
+from adaptrix.errors import refuse
+from adaptrix_text_to_lora.training.recipe import Recipe
+
+_LOOKS = 20  # how often in a run its state is taken down
+_APART = 1_000_003  # between the seeds of two runs, more than steps
+
+#: the loss of the hypernetwork as it is, on what torch's generator draws
+Loss = Callable[[], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """A run after ``step`` steps: the hypernetwork's tensors by name, AdamW's moments by parameter, and the ``curve``
+    ``[step, 3]``: loss, rate and norm of the gradient of every step."""
+
+    step: int
+    network: Mapping[str, Tensor]
+    first: Mapping[str, Tensor]
+    second: Mapping[str, Tensor]
+    curve: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Who is told of a run: ``looked`` of its state now and then and at its end, ``advance`` of every step taken."""
+
+    looked: Callable[[State], object] = lambda _state: None
+    advance: Callable[[int], object] = lambda _count: None
+
+
+QUIET = Watch()
+
+
+def run(network: nn.Module, loss: Loss, recipe: Recipe, state: State | None = None, watch: Watch = QUIET) -> Tensor:
+    """Takes the steps that are left after ``state``, all of them without one; returns the curve ``[steps, 3]``.
+
+    Raises :class:`RefusedError` for a loss or a gradient that is not finite, with the numbers of the step before.
+    """
+    with _training(network, recipe.dropout):
+        optimiser, curve = _optimiser(network, recipe, state), list(state.curve if state else ())
+        for step in range(len(curve), recipe.steps):
+            with _drawing(recipe.seed, step, next(network.parameters()).device):
+                curve.append(_step(network, loss, optimiser, recipe, step))
+            watch.advance(1)
+            if (step + 1) % max(1, recipe.steps // _LOOKS) == 0 or step + 1 == recipe.steps:
+                watch.looked(_state(network, optimiser, curve))
+    return _stacked(curve)
+
+
+def _step(network: nn.Module, loss: Loss, optimiser: torch.optim.Optimizer, recipe: Recipe, step: int) -> Tensor:
+    value = loss()
+    _require_finite(float(value.detach()), "loss", step)
+    optimiser.zero_grad()
+    value.backward()  # type: ignore[no-untyped-call]  # torch has no types there
+    norm = float(nn.utils.clip_grad_norm_(network.parameters(), recipe.clip))
+    _require_finite(norm, "gradient", step)
+    rate = recipe.rate_at(step)
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+    optimiser.step()
+    return torch.tensor([float(value.detach()), rate, norm], dtype=torch.float64)
+
+
+def _require_finite(value: float, what: str, step: int) -> None:
+    if not isfinite(value):
+        remedy = "A smaller rate may help; a base in fp16 may overflow."
+        raise refuse("diverged", f"step {step + 1}", f"the {what} is {value}", "a finite number", remedy)
+
+
+def _optimiser(network: nn.Module, recipe: Recipe, state: State | None) -> torch.optim.Optimizer:
+    """AdamW, as it was at a state; the network becomes what it was then."""
+    named = dict(network.named_parameters())
+    optimiser = torch.optim.AdamW(named.values(), lr=recipe.rate, weight_decay=recipe.decay, fused=True)
+    if state is not None:
+        network.load_state_dict(dict(state.network))
+        for name, parameter in named.items():
+            moments = {"exp_avg": state.first[name], "exp_avg_sq": state.second[name]}
+            own = {key: moment.to(parameter.device, copy=True) for key, moment in moments.items()}
+            optimiser.state[parameter] = {"step": torch.tensor(float(state.step)).to(parameter.device), **own}
+    return optimiser
+
+
+def _state(network: nn.Module, optimiser: torch.optim.Optimizer, curve: list[Tensor]) -> State:
+    """Copies of all that the next step depends on. Raises :class:`RefusedError` where it is not finite."""
+    named = dict(network.named_parameters())
+    now = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+    for tensor in now.values():
+        _require_finite(float(tensor.abs().amax()), "largest number of a tensor", len(curve) - 1)
+    first, second = (
+        {name: optimiser.state[parameter][key].clone() for name, parameter in named.items()}
+        for key in ("exp_avg", "exp_avg_sq")
+    )
+    return State(len(curve), now, first, second, _stacked(curve))
+
+
+def _stacked(curve: list[Tensor]) -> Tensor:
+    return torch.stack(curve) if curve else torch.zeros(0, 3, dtype=torch.float64)
+
+
+@contextmanager
+def _training(network: nn.Module, dropout: bool) -> Iterator[None]:
+    """A block in which the network's parameters take gradients; afterwards its modes are what they were."""
+    mode, grads = network.training, [parameter.requires_grad for parameter in network.parameters()]
+    network.train(dropout).requires_grad_(True)
+    try:
+        yield
+    finally:
+        network.train(mode).zero_grad()
+        for parameter, grad in zip(network.parameters(), grads, strict=True):
+            parameter.requires_grad_(grad)
+
+
+@contextmanager
+def _drawing(seed: int, step: int, device: torch.device) -> Iterator[None]:
+    """A block whose random numbers are those of a seed and a step; those of everyone else go on as if it were not."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed * _APART + step)
+        yield
