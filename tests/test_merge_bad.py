@@ -125,13 +125,14 @@ def test_a_truncated_shard(made):
     assert refused(made)[0] == ["truncated"]
 
 
-def test_pickled_weights_alone(made):
+@pytest.mark.parametrize(("name", "code"), [("a.gguf", "no-weights"), ("model-00001-of-00002.safetensors", "no-index")])
+def test_weights_in_other_files_alone(name, code, made):
     for file in [*made.base.glob("*.safetensors"), made.base / INDEX]:
         file.unlink()
-    (made.base / "pytorch_model.bin").write_bytes(b"x")
+    (made.base / name).write_bytes(b"x")
     codes, text = refused(made)
-    assert codes == ["no-weights"]
-    assert "save_pretrained()" in text
+    assert codes == [code]
+    assert name in text
 
 
 def test_a_quantised_base(made):

@@ -4,10 +4,12 @@ import json
 import sys
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests import hub_server
 from tests.hub_server import TOKEN
-from tests.merge_models import pair
+from tests.merge_models import pair, tensors
 
 hub = hub_server.hub
 BASE = "someone/base"
@@ -98,9 +100,13 @@ def test_the_hub_fails_half_way(hub, tmp_path, made):
     assert not (tmp_path / "out").exists()
 
 
-def test_pickled_weights_are_not_even_fetched(hub, tmp_path, made):
-    hub.add_repo(BASE, {path.name: path for path in made.base.iterdir() if not path.name.startswith("model")})
+def test_pickled_weights_are_fetched_where_there_are_no_others(hub, tmp_path, made):
+    files = {path.name: path for path in made.base.iterdir() if not path.name.startswith(("model", "pytorch_model"))}
+    shards = [load_file(path) for path in made.base.glob("model-*.safetensors")]
+    torch.save({name: tensor for shard in shards for name, tensor in shard.items()}, tmp_path / "pytorch_model.bin")
+    hub.add_repo(BASE, files | {"pytorch_model.bin": tmp_path / "pytorch_model.bin"})
     done = merge(hub, hub.env(tmp_path), made, BASE, tmp_path / "out")
-    assert done.returncode == 1
-    assert "no model.safetensors" in done.stderr
-    assert not any("pytorch_model" in path for path in hub.asked())
+    assert done.returncode == 0, done.stderr
+    made.merge(tmp_path / "local")
+    found, wanted = ({n: t.tobytes() for n, t in tensors(tmp_path / f).items()} for f in ("out", "local"))
+    assert found == wanted

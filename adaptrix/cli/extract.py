@@ -16,7 +16,7 @@ from adaptrix.cli.outcome import output_options, show_outcome
 from adaptrix.options import Options
 from adaptrix.workflow import Workshop
 
-_MODEL = "A folder with a model's config and safetensors, or OWNER/NAME on the Hub."
+_MODEL = "A folder with a model's config and weights, or OWNER/NAME on the Hub."
 
 
 @click.command()

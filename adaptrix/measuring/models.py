@@ -12,7 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+)
 from transformers.utils import logging
 
 from adaptrix.errors import Problem, UsageError, refuse
@@ -20,7 +23,7 @@ from adaptrix.merging.base import TOKENIZER, Base, matching
 from adaptrix.merging.fetch import fetch_base
 from adaptrix.options import dtype_name
 from adaptrix.runtime.reach import require_plain
-from adaptrix.runtime.tensors import TORCH
+from adaptrix.runtime.tensors import TORCH, as_torch
 from adaptrix.text import some
 from adaptrix.workflow import Workshop
 
@@ -105,18 +108,26 @@ def given(model: nn.Module, tokenizer: Any = None) -> Ground:
 def _loaded(base: Base, where: Placement) -> Iterator[Any]:
     """The model of a base for a while. Raises :class:`RefusedError` where it is no causal language model, or would
     have weights that are in no file."""
-    _require_causal_class(base)
-    options = {"use_safetensors": True, "local_files_only": True, "trust_remote_code": False}
-    load: Any = AutoModelForCausalLM.from_pretrained
+    config = _require_causal_class(base)
     with _quietly():
         try:
-            model, info = load(base.folder, dtype=where.dtype, output_loading_info=True, **options)
+            model, info = _load(base, config, dtype=where.dtype, output_loading_info=True)
         except _UNLOADABLE as error:
             raise _unloadable("base", base.name, "it", error) from None
     if lacking := sorted(map(str, (*info["missing_keys"], *info["mismatched_keys"]))):
         found = f"its weights lack {some(lacking, 4)}, and the model would get random ones"
         raise refuse("base", base.name, found, "the weights of a whole causal language model")
     yield model.eval().to(where.device)
+
+
+def _load(base: Base, config: Any, **options: Any) -> Any:
+    """What transformers makes of a base's files. It is given the tensors of those that it would open as pickles."""
+    if not base.pickled:
+        load: Any = AutoModelForCausalLM.from_pretrained
+        return load(base.folder, use_safetensors=True, local_files_only=True, trust_remote_code=False, **options)
+    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    state = {name: as_torch(tensor) for name, tensor in base.tensors().items()}
+    return kind.from_pretrained(None, config=config, state_dict=state, **options)
 
 
 def _tokenizer(name: str, folder: Path) -> Any:
@@ -182,7 +193,8 @@ def _logits(model: Any, ids: Tensor, name: str) -> Tensor:
     return found
 
 
-def _require_causal_class(base: Base) -> None:
+def _require_causal_class(base: Base) -> Any:
+    """The base's config. Raises :class:`RefusedError` where it is not that of a causal language model."""
     kind = base.config.get("model_type")
     with _quietly():
         try:
@@ -191,6 +203,7 @@ def _require_causal_class(base: Base) -> None:
             raise _unloadable("base", base.name, "its config", error) from None
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or getattr(config, "is_encoder_decoder", False):
         raise _not_causal(base.name, f"transformers has no causal language model of type {kind!r}")
+    return config
 
 
 def _not_causal(name: str, found: str) -> Exception:

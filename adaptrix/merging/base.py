@@ -14,13 +14,11 @@ from types import MappingProxyType
 from typing import Any
 
 from adaptrix.errors import Problem, RefusedError, refuse
-from adaptrix.formats import safetensors_file
 from adaptrix.json_file import read_object
+from adaptrix.merging.weights import KINDS, TORCH, Held, Kind
 from adaptrix.tensor import Tensor
 from adaptrix.text import some
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 #: what goes along with the weights; nothing else does: no second copy of them, no optimiser's state
 CARRIED = (
     *("config.json", "generation_config.json", "*tokenizer*.json", "special_tokens_map.json", "added_tokens.json"),
@@ -31,14 +29,15 @@ CARRIED = (
 #: of these, what an adapter that was trained with more tokens brings its own of
 TOKENIZER = ("*tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model")
 _MAX_INDEX = 100_000_000
-_OTHER_KINDS = ("pytorch_model*.bin", "*.gguf", "*.pth", "*.pt", "consolidated*", "tf_model.h5", "*.msgpack")
+_OTHER_KINDS = ("*.gguf", "*.pth", "*.pt", "consolidated*", "tf_model.h5", "*.msgpack")
 
 
 @dataclass(frozen=True, eq=False)
 class Base:
     """A model's weights: tensors by shard, in the order of their bytes, each shard's metadata, and the index.
 
-    ``name`` is what the user called it; ``index`` is None where all is in one file.
+    ``name`` is what the user called it; ``index`` is None where all is in one file. Shards are named as safetensors
+    are, in the index as well; ``sources`` are the names of the files that they were read from.
     """
 
     name: str
@@ -46,8 +45,14 @@ class Base:
     config: Mapping[str, Any]
     shards: Mapping[str, Mapping[str, Tensor]]
     metadata: Mapping[str, Mapping[str, str]]
+    sources: tuple[str, ...]
     index: Mapping[str, Any] | None = None
     commit: str | None = None
+
+    @property
+    def pickled(self) -> bool:
+        """Whether its files are torch's, which no other library may be left to open: it might run them."""
+        return any(file.endswith(TORCH.suffix) for file in self.sources)
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor by its name."""
@@ -59,7 +64,7 @@ class Base:
 
     def files(self) -> list[Path]:
         """Everything that no output may take the place of."""
-        return [self.folder / "config.json", *(self.folder / shard for shard in self.shards)]
+        return [self.folder / "config.json", *(self.folder / file for file in self.sources)]
 
 
 def matching(folder: Path, patterns: tuple[str, ...]) -> dict[str, Path]:
@@ -70,55 +75,71 @@ def matching(folder: Path, patterns: tuple[str, ...]) -> dict[str, Path]:
 
 def open_base(folder: Path, name: str, config: Mapping[str, Any], commit: str | None = None) -> Base:
     """The weights in a folder. Raises :class:`RefusedError` with everything that is missing or contradicts itself."""
-    index = None if (folder / SINGLE).is_file() else _index(folder, name)
-    files = [SINGLE] if index is None else sorted(set(index["weight_map"].values()))
+    kind = next((kind for kind in KINDS if kind.is_in(folder)), None)
+    if kind is None:
+        raise _no_weights(folder, name)
+    index = None if (folder / kind.single).is_file() else _index(folder / kind.index, kind)
+    files = [kind.single] if index is None else sorted(set(index["weight_map"].values()))
     problems = [_no_shard(folder, file) for file in files if not (folder / file).is_file()]
-    found: dict[str, tuple[dict[str, Tensor], dict[str, str]]] = {}
+    found: dict[str, Held] = {}
     for file in files:
         if (folder / file).is_file():
             try:
-                found[file] = safetensors_file.read(folder / file)
+                found[file] = kind.read(folder / file)
             except RefusedError as error:
                 problems += error.problems
     if index is not None and not problems:
-        problems += _contradictions({file: tensors for file, (tensors, _) in found.items()}, index, folder / INDEX)
+        tensors = {file: held for file, (held, _) in found.items()}
+        problems += _contradictions(tensors, index["weight_map"], folder / kind.index)
     if problems:
         raise RefusedError(problems)
     return Base(
         name,
         folder,
         config,
-        MappingProxyType({file: MappingProxyType(tensors) for file, (tensors, _) in found.items()}),
-        MappingProxyType({file: metadata for file, (_, metadata) in found.items()}),
-        index,
+        MappingProxyType({kind.written(file): MappingProxyType(tensors) for file, (tensors, _) in found.items()}),
+        MappingProxyType({kind.written(file): metadata for file, (_, metadata) in found.items()}),
+        tuple(files),
+        None if index is None else _as_written(index, kind),
         commit,
     )
 
 
-def _index(folder: Path, name: str) -> dict[str, Any]:
+def _index(path: Path, kind: Kind) -> dict[str, Any]:
     """The object of the index, its map from tensors to file names checked."""
-    if not (folder / INDEX).is_file():
-        raise _no_weights(folder, name)
-    index = read_object(folder / INDEX, str(folder / INDEX), _MAX_INDEX)
+    index = read_object(path, str(path), _MAX_INDEX)
     places = index.get("weight_map")
     if not isinstance(places, dict) or not places or not all(isinstance(file, str) for file in places.values()):
-        raise refuse("bad-index", folder / INDEX, "its weight_map is no map from tensors to files", remedy=_AGAIN)
-    odd = sorted({file for file in places.values() if Path(file).name != file or not file.endswith(".safetensors")})
+        raise refuse("bad-index", path, "its weight_map is no map from tensors to files", remedy=_AGAIN)
+    files = set(places.values())
+    odd = sorted(file for file in files if Path(file).name != file or not file.endswith(kind.suffix))
     if odd:
-        raise refuse("bad-index", folder / INDEX, f"it names {some(odd, 3)}", "safetensors files beside it", _AGAIN)
+        raise refuse("bad-index", path, f"it names {some(odd, 3)}", f"{kind.suffix} files beside it", _AGAIN)
+    if len({kind.written(file) for file in files}) < len(files):
+        raise refuse("bad-index", path, "two of its files would have one name as safetensors", remedy=_AGAIN)
     return index
+
+
+def _as_written(index: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
+    """The index with the names that the shards are written under."""
+    return {**index, "weight_map": {name: kind.written(file) for name, file in index["weight_map"].items()}}
 
 
 _AGAIN = "Fetch the base again."
 
 
 def _no_weights(folder: Path, name: str) -> RefusedError:
+    parts = matching(folder, tuple(kind.shards for kind in KINDS))
+    if parts:
+        expected = " or ".join(kind.index for kind in KINDS)
+        return refuse("no-index", name, f"it holds {some(parts, 3)} and no index of them", expected, _AGAIN)
     others = matching(folder, _OTHER_KINDS)
     if not others:
-        found = f"there is no {SINGLE} and no {INDEX} in it"
+        found = "there is neither " + " nor ".join(f"{kind.single} or {kind.index}" for kind in KINDS) + " in it"
         return refuse("no-weights", name, found, "a model's weights", "Name a folder that holds the whole base.")
+    expected = " or ".join(kind.single for kind in KINDS)
     remedy = "Load it with transformers and save_pretrained() it into a folder: that writes safetensors."
-    return refuse("no-weights", name, f"its weights are in {some(others, 3)} alone", "safetensors", remedy)
+    return refuse("no-weights", name, f"its weights are in {some(others, 3)} alone", expected, remedy)
 
 
 def _no_shard(folder: Path, file: str) -> Problem:
@@ -126,10 +147,10 @@ def _no_shard(folder: Path, file: str) -> Problem:
 
 
 def _contradictions(
-    shards: Mapping[str, Mapping[str, Tensor]], index: Mapping[str, Any], where: Path
+    shards: Mapping[str, Mapping[str, Tensor]], places: Mapping[str, str], where: Path
 ) -> Iterator[Problem]:
     """Tensors that the index puts where they are not, and tensors in two places."""
-    for name, file in index["weight_map"].items():
+    for name, file in places.items():
         if name not in shards[file]:
             yield Problem("tensor-missing", f"{where} {name}", f"{file} has no such tensor", remedy=_AGAIN)
     seen: dict[str, str] = {}

@@ -55,7 +55,7 @@ class Drafting:
             self._replace(plain, names, key, extra.tensor)
 
     def _replace(self, plain: str, names: list[str], key: str, tensor: Tensor) -> None:
-        if not names and not self._is_tied_head(plain):
+        if not names and not self._is_tied_head(plain) and not self._is_twin(plain, tensor):
             remedy = (
                 "Load the base with the class the adapter was trained with, save_pretrained() it, and merge into that."
             )
@@ -114,8 +114,20 @@ class Drafting:
 
     def _is_tied_head(self, plain: str) -> bool:
         """Whether a key is that of a head which the base's files leave out: :mod:`adaptrix.merging.tied` sees to it."""
-        site = self.plan.bound.architecture.locate(plain.rpartition(".")[0])
-        return self.tied and site == HEAD and not self.places.weights("head")
+        path, _, leaf = plain.rpartition(".")
+        site = self.plan.bound.architecture.locate(path)
+        return leaf == "weight" and self.tied and site == HEAD and not self.places.weights("head")
+
+    def _is_twin(self, plain: str, tensor: Tensor) -> bool:
+        """Whether a key is that of a bias which the adapter has under the name of the base's files as well.
+
+        BERT's head and RoBERTa's show theirs twice, as their own and as the decoder's. It is one parameter, and peft
+        saves it under both names.
+        """
+        path, _, leaf = plain.rpartition(".")
+        other = f"{path.rpartition('.')[0]}.{leaf}"
+        twin = self.plan.bound.adapter.extras.get(other)
+        return leaf == "bias" and twin is not None and bool(self.places.named(other)) and equal(tensor, twin.tensor)
 
     def _note(self, code: str, where: str, found: str, remedy: str, severity: str = "error") -> None:
         self.problems.append(

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from adaptrix.errors import Problem, UsageError, refuse
-from adaptrix.merging.base import CARRIED, INDEX, SINGLE, Base, open_base
+from adaptrix.errors import Problem, UsageError
+from adaptrix.merging.base import CARRIED, Base, open_base
+from adaptrix.merging.weights import KINDS
 from adaptrix.sources import hub, local
 from adaptrix.workflow import Workshop
-
-_WEIGHTS = (SINGLE, INDEX, "model-*-of-*.safetensors")
 
 
 def base_folder(uri: str) -> Path | None:
@@ -28,8 +27,8 @@ def fetch_base(uri: str, workshop: Workshop) -> Base:
     config, folder = workshop.base_config(uri), base_folder(uri)
     if folder is not None:
         return open_base(folder, uri, config)
-    snapshot, commit = hub.folder(uri, (*_WEIGHTS, *CARRIED))
-    if not any((snapshot / name).is_file() for name in (SINGLE, INDEX)):
-        remedy = "If its weights are pickles: load it with transformers and save_pretrained() it into a folder."
-        raise refuse("no-weights", uri, f"there is no {SINGLE} and no {INDEX} in it", "a model's weights", remedy)
+    for kind in KINDS:  # no second copy of the weights: the next kind is for repositories without the first
+        snapshot, commit = hub.folder(uri, (*kind.patterns, *CARRIED))
+        if kind.is_in(snapshot):
+            break
     return open_base(snapshot, uri, config, commit)

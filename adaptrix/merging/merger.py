@@ -12,11 +12,12 @@ from adaptrix import atomic
 from adaptrix.destination import require_apart, require_folder
 from adaptrix.errors import Problem
 from adaptrix.merging.agreement import Agreement
-from adaptrix.merging.base import INDEX, TOKENIZER, matching
+from adaptrix.merging.base import TOKENIZER, matching
 from adaptrix.merging.draft import Draft
 from adaptrix.merging.model_files import as_json, write_model
 from adaptrix.merging.options import MergeOptions
 from adaptrix.merging.record import RECORD, record
+from adaptrix.merging.weights import INDEX
 from adaptrix.planning.plan import Plan
 from adaptrix.progress import Display, quiet
 

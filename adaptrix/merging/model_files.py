@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adaptrix.merging.base import INDEX, Base
+from adaptrix.merging.base import Base
 from adaptrix.merging.change import Change
 from adaptrix.merging.config import merged_config
 from adaptrix.merging.draft import Draft
+from adaptrix.merging.weights import INDEX
 from adaptrix.options import dtype_name
 from adaptrix.progress import Display, quiet
 from adaptrix.tensor import FLOATS

@@ -78,8 +78,17 @@ def verifier(made: Draft, options: MergeOptions, room: Path) -> Check:
     """
     if options.qlora_base is not None:
         return _on_nf4(made, options, room)
-    answers = reference(made, made.base.folder, options.layers)
+    answers = _answers(made, options, room)
     return lambda folder: _held(answers.agreement(folder), made, options)
+
+
+def _answers(made: Draft, options: MergeOptions, room: Path) -> Reference:
+    """What the base answers; as safetensors where its files are pickles, which transformers would open as such."""
+    if not made.base.pickled:
+        return reference(made, made.base.folder, options.layers)
+    alone = replace(made, changes={}, vocabulary=None)
+    with _written(alone, replace(options, dtype=None), room) as folder:
+        return reference(made, folder, options.layers)
 
 
 def _on_nf4(made: Draft, options: MergeOptions, room: Path) -> Check:
