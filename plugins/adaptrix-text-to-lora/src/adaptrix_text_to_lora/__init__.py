@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from adaptrix_text_to_lora.encoders import Encoder as Encoder
     from adaptrix_text_to_lora.encoders import HashedNgrams as HashedNgrams
     from adaptrix_text_to_lora.generator import TextToLoRA as TextToLoRA
+    from adaptrix_text_to_lora.guide import SakanaAIIntegration as SakanaAIIntegration
+    from adaptrix_text_to_lora.guide import TextToLoRAConfig as TextToLoRAConfig
     from adaptrix_text_to_lora.hypernetwork import Hypernetwork as Hypernetwork
     from adaptrix_text_to_lora.shape import Shape as Shape
     from adaptrix_text_to_lora.skills import SkillDetector as SkillDetector
@@ -29,9 +31,11 @@ _HOMES = {
     "HashedNgrams": "encoders",
     "Hypernetwork": "hypernetwork",
     "ModelStates": "states",
+    "SakanaAIIntegration": "guide",
     "Shape": "shape",
     "SkillDetector": "skills",
     "TextToLoRA": "generator",
+    "TextToLoRAConfig": "guide",
     "shape_for": "targets",
 }
 __all__ = [
@@ -39,9 +43,11 @@ __all__ = [
     "HashedNgrams",
     "Hypernetwork",
     "ModelStates",
+    "SakanaAIIntegration",
     "Shape",
     "SkillDetector",
     "TextToLoRA",
+    "TextToLoRAConfig",
     "shape_for",
 ]
 

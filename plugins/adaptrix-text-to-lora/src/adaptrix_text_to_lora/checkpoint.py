@@ -23,6 +23,8 @@ from adaptrix_text_to_lora.hypernetwork import Hypernetwork
 from adaptrix_text_to_lora.layout import read_shape
 from adaptrix_text_to_lora.settings import Settings, read_settings
 
+#: the folder of a base that holds a hypernetwork trained for it
+OWN = "text-to-lora"
 NAME, ARGS, CONFIG = "hypermod.pt", "args.yaml", "adapter_config.json"
 _AGAIN = "Download the checkpoint again."
 #: statistics of a library of LoRAs, which only reconstruction uses; some files leave them out
@@ -60,6 +62,20 @@ def read_checkpoint(uri: str) -> Checkpoint:
     state |= {name: torch.from_numpy(tensor.float32().copy()) for name, tensor in tensors.items()}
     hypernetwork.load_state_dict(state, strict=True, assign=True)
     return Checkpoint(uri, hypernetwork.eval().requires_grad_(False), settings, MappingProxyType(dict(bundle.sha256)))
+
+
+def own_checkpoint(base: str | None) -> str:
+    """The hypernetwork that lies in a base's own folder. Raises :class:`UsageError`, and says how to come by one."""
+    folder = None if base is None else Path(base).expanduser() / OWN
+    if folder is not None and (folder / NAME).is_file():
+        return str(folder)
+    found = (
+        "no checkpoint was named, and no base"
+        if base is None
+        else f"no checkpoint was named, and it has no {OWN}/{NAME}"
+    )
+    remedy = "Name one with --checkpoint, or train one: `adaptrix text-to-lora train CONFIG.yaml`; none is made up."
+    raise UsageError(Problem("no-checkpoint", base or "generate", found, "a hypernetwork trained for the base", remedy))
 
 
 def _files(uri: str) -> Bundle:

@@ -12,7 +12,7 @@ import torch
 from adaptrix.adapter import Adapter
 from adaptrix.errors import Problem, RefusedError, UsageError
 from adaptrix.workflow import Workshop
-from adaptrix_text_to_lora.checkpoint import Checkpoint, read_checkpoint
+from adaptrix_text_to_lora.checkpoint import Checkpoint, own_checkpoint, read_checkpoint
 from adaptrix_text_to_lora.emit import Origin
 from adaptrix_text_to_lora.encoders import Encoder, HashedNgrams, Pooling, require_width, scaled
 from adaptrix_text_to_lora.prompts import require_prompts
@@ -26,24 +26,25 @@ _REMEMBERED = 1024  # embeddings
 class TextToLoRA:
     """Makes adapters out of sentences.
 
-    ``checkpoint``: a folder with SakanaAI's three files, or its ``hypermod.pt``. ``base``: the model that the adapters
-    are for, a folder or ``owner/name``; its config.json is read, and its weights where its own states are the
-    encoder. ``encoder``: any :class:`Encoder`, ``"base"``, ``"hashed"``, or the folder or Hub name of an embedding
-    model; by default what the checkpoint was trained with. ``pooling``: of an embedding model that does not say.
+    ``checkpoint``: a folder with SakanaAI's three files, or its ``hypermod.pt``; by default that in the folder
+    ``text-to-lora`` of the base's own. ``base``: the model that the adapters are for, a folder or ``owner/name``; its
+    config.json is read, and its weights where its own states are the encoder. ``encoder``: any :class:`Encoder`,
+    ``"base"``, ``"hashed"``, or the folder or Hub name of an embedding model; by default what the checkpoint was
+    trained with. ``pooling``: of an embedding model that does not say.
 
     Embeddings are remembered in memory, up to 1,024. Raises :class:`AdaptrixError` with every problem.
     """
 
     def __init__(
         self,
-        checkpoint: str | PathLike[str],
+        checkpoint: str | PathLike[str] | None = None,
         base: str | PathLike[str] | None = None,
         encoder: Encoder | str | None = None,
         pooling: Pooling | None = None,
     ) -> None:
-        self._checkpoint = read_checkpoint(fspath(checkpoint))
         wanted = None if base is None else fspath(base)
-        self._places, note = _placed(self._checkpoint, wanted)
+        self._checkpoint = read_checkpoint(own_checkpoint(wanted) if checkpoint is None else fspath(checkpoint))
+        self.places, note = _placed(self._checkpoint, wanted)
         self.encoder = _encoder(encoder, self._checkpoint, wanted, pooling)
         require_width(self.encoder.width, self.shape.embedding, self.encoder.name)
         settings = self._checkpoint.settings
@@ -62,6 +63,11 @@ class TextToLoRA:
     def shape(self) -> Shape:
         """The hypernetwork's sizes."""
         return self._checkpoint.hypernetwork.shape
+
+    @property
+    def alpha(self) -> float:
+        """What every adapter is scaled by, over its rank or, for rsLoRA, over the root of it."""
+        return self._origin.alpha
 
     def generate(self, text: str) -> Adapter:
         """The adapter of one sentence."""
@@ -94,7 +100,7 @@ class TextToLoRA:
     def _batch(self, texts: list[str], vectors: torch.Tensor) -> list[Adapter]:
         factors = self._checkpoint.hypernetwork(vectors)
         return [
-            self._origin.adapter(text, {name: (A[row], B[row]) for name, (A, B) in factors.items()}, self._places)
+            self._origin.adapter(text, {name: (A[row], B[row]) for name, (A, B) in factors.items()}, self.places)
             for row, text in enumerate(texts)
         ]
 
@@ -110,7 +116,7 @@ def _placed(checkpoint: Checkpoint, base: str | None) -> tuple[tuple[Place, ...]
     known = Base.read(base, workshop)
     places = known.places(names)
     require_fit(shape, known, places)
-    return places, ()
+    return places, known.borrowed(names)
 
 
 def _encoder(given: Encoder | str | None, checkpoint: Checkpoint, base: str | None, pooling: Pooling | None) -> Encoder:

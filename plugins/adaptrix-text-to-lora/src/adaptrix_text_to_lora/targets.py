@@ -1,7 +1,8 @@
 """Where a base has the modules that a hypernetwork speaks of, and how large they are there.
 
 A module is asked for by its role (``q``), by its part in a fused weight (GPT-2's ``q`` of ``qkv``), or as a
-checkpoint names it (``q_proj``), and found in the architecture registry; dimensions are those of config.json.
+checkpoint names it (``q_proj``), and found in the architecture registry; dimensions are those of config.json. A name
+of Llama's that the base does not have means the role that it has there: GPT-2's ``q_proj`` is ``q`` of ``c_attn``.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class Base:
     name: str
     architecture: Architecture
     dims: Dims
+    plainest: Architecture
 
     @classmethod
     def read(cls, uri: str, workshop: Workshop) -> Base:
@@ -67,17 +69,32 @@ class Base:
             kind = config.get("model_type")
             remedy = "See `adaptrix architectures`; a family can be taught with `adaptrix architectures derive MODEL`."
             raise RefusedError(Problem("unknown-family", uri, f"no architecture claims {kind!r}", remedy=remedy))
-        return cls(uri, found.architecture, found.dims)
+        return cls(uri, found.architecture, found.dims, _plainest(workshop.catalog.architectures))
 
     def places(self, names: Iterable[str]) -> tuple[Place, ...]:
         """Where it has these modules. Raises :class:`RefusedError` with every name that cannot be served."""
-        found = [find(name, self.architecture) for name in names]
+        found = [self._find(name) for name in names]
         problems = [place for place in found if isinstance(place, Problem)]
         places = [place for place in found if isinstance(place, Place)]
         problems += _overlaps(places)
         if problems:
             raise RefusedError(problems)
         return tuple(self._with_rows(place) for place in places)
+
+    def borrowed(self, names: Iterable[str]) -> tuple[Problem, ...]:
+        """Notes on the names that only Llama has, and on the role that is meant by them here."""
+        return tuple(
+            Problem("targets", f"{self.name} {name}", f"{self.architecture.family} has none: {_meant(place)} is meant",
+                    severity="note")
+            for name in names
+            if isinstance(find(name, self.architecture), Problem) and isinstance(place := self._find(name), Place)
+        )  # fmt: skip
+
+    def _find(self, name: str) -> Place | Problem:
+        place = find(name, self.architecture)
+        elsewhere = _by_path(name, self.plainest) if isinstance(place, Problem) else None
+        here = find(elsewhere.role.name, self.architecture) if elsewhere else None
+        return Place(name, here.role, here.part) if isinstance(here, Place) else place
 
     def modules(self, places: Sequence[Place]) -> tuple[Module, ...]:
         """Their sizes here. Raises :class:`RefusedError` for what config.json does not say."""
@@ -145,13 +162,22 @@ def without_base(names: Sequence[str], architectures: Iterable[Architecture]) ->
 
     Raises :class:`RefusedError` for modules that these do not have.
     """
-    plainest = next(architecture for architecture in architectures if architecture.family == _PLAINEST)
+    plainest = _plainest(architectures)
     places = [place for name in names if (place := _by_path(name, plainest)) is not None]
     if len(places) == len(names):
         return tuple(places)
     found = f"{_PLAINEST} has no modules called {', '.join(names)}, and nothing says whose they are"
     remedy = "Name the base with --base MODEL: only its config.json is read."
     raise RefusedError(Problem("no-base", "base", found, remedy=remedy))
+
+
+def _plainest(architectures: Iterable[Architecture]) -> Architecture:
+    return next(architecture for architecture in architectures if architecture.family == _PLAINEST)
+
+
+def _meant(place: Place) -> str:
+    path = place.role.paths[0]
+    return f"part {place.part} of {path}" if place.part else path
 
 
 def find(name: str, architecture: Architecture) -> Place | Problem:

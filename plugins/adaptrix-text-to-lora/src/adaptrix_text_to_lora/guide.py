@@ -1,0 +1,148 @@
+"""The calls of the Sakana guide, whose snippets run with only the import line changed, on trained hypernetworks.
+
+The guide's adapters were random numbers, and its ``q_proj`` does not exist in its own example's model. Here an adapter
+comes from a hypernetwork that was trained for the model, or not at all, and targets are found by their role.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import nn
+
+from adaptrix.adapter import Adapter, Target
+from adaptrix.errors import Problem, RefusedError
+from adaptrix.workflow import Workshop
+from adaptrix_text_to_lora.encoders import Encoder
+from adaptrix_text_to_lora.generator import TextToLoRA
+from adaptrix_text_to_lora.hypernetwork import Hypernetwork
+from adaptrix_text_to_lora.shape import Shape, Variant
+from adaptrix_text_to_lora.skills import SkillDetector
+from adaptrix_text_to_lora.targets import Base
+
+
+@dataclass(frozen=True)
+class TextToLoRAConfig:
+    """The guide's fields, with the values that it gives them.
+
+    ``hyper_network_size``: H, what the heads read; ``skill_embeddings_dim``: ℓ, the width inside; ``adapter_rank``,
+    ``adapter_alpha``: of every adapter; ``dropout``: in training; ``num_layers_to_adapt``: so many in the middle of the
+    model get a delta; ``target_modules``: by role, by name, or by Llama's name for a role.
+    """
+
+    hyper_network_size: int = 256
+    skill_embeddings_dim: int = 128
+    adapter_rank: int = 16
+    adapter_alpha: float = 32
+    dropout: float = 0.1
+    num_layers_to_adapt: int = 8
+    target_modules: tuple[str, ...] | list[str] = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+    def hypernetwork(self, base: str, embedding: int, variant: Variant = "L") -> Hypernetwork:
+        """A hypernetwork of these sizes for a base, not trained yet. ``embedding``: E of the text encoder.
+
+        Raises :class:`AdaptrixError` for targets that the base cannot serve.
+        """
+        found = Base.read(base, Workshop())
+        places = found.places(self.target_modules)
+        sizes = (self.adapter_rank, embedding, self.skill_embeddings_dim, self.hyper_network_size)
+        made = Hypernetwork(Shape(variant, found.modules(places), found.layers(places), *sizes))
+        for module in made.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = self.dropout
+        return made
+
+
+class SakanaAIIntegration:
+    """Adapters and skills from prompts.
+
+    ``checkpoint``: the hypernetwork, by default the one in a model's own folder ``text-to-lora``. ``config``: held to
+    the hypernetwork, which is refused if it was made with other sizes; by default whatever the hypernetwork has, in
+    every layer.
+    """
+
+    def __init__(
+        self,
+        config: TextToLoRAConfig | None = None,
+        *,
+        checkpoint: str | None = None,
+        encoder: Encoder | str | None = None,
+    ) -> None:
+        self._config, self._checkpoint, self._encoder = config, checkpoint, encoder
+        self._skills = SkillDetector()
+        self._generators: dict[str, TextToLoRA] = {}
+
+    def add_custom_skills(self, skills: Mapping[str, Any]) -> None:
+        """Adds skills that are told by keywords, examples or a description. Raises :class:`RefusedError`."""
+        self._skills.add_custom_skills(skills)
+
+    def generate_adapter_from_text(self, prompt: str, model_path: str) -> dict[str, Any]:
+        """``{"adapter_info": {"prompt", "detected_skills", "skill_weights", "adapters"}, "adapter"}``.
+
+        ``skill_weights`` are the probabilities of the detected skills, in their order; ``adapters`` the factors under
+        peft's names, without their scale; ``adapter`` the same as an :class:`adaptrix.Adapter`, with its scale, its
+        origin, and notes on targets that the model calls otherwise. Raises :class:`AdaptrixError`; where there is no
+        hypernetwork for the model, with a word on how to train one.
+        """
+        skills = self._skills.detect(prompt)
+        generator = self._generator(model_path)
+        adapter = generator.generate(prompt)
+        if self._config is not None:
+            adapter = _central(adapter, generator, self._config.num_layers_to_adapt)
+        info = {
+            "prompt": prompt,
+            "detected_skills": list(skills),
+            "skill_weights": list(skills.values()),
+            "adapters": dict(_tensors(adapter)),
+        }
+        return {"adapter_info": info, "adapter": adapter}
+
+    def _generator(self, model_path: str) -> TextToLoRA:
+        """One a model, so that a batch of prompts reads its files once."""
+        if model_path not in self._generators:
+            made = TextToLoRA(self._checkpoint, model_path, self._encoder)
+            if self._config is not None:
+                _require_same(self._config, made, model_path)
+            self._generators[model_path] = made
+        return self._generators[model_path]
+
+
+def _require_same(config: TextToLoRAConfig, generator: TextToLoRA, model_path: str) -> None:
+    """Raises :class:`RefusedError` with every field in which the hypernetwork was made otherwise."""
+    shape = generator.shape
+    wanted = Base.read(model_path, Workshop()).places(config.target_modules)
+    targets = [sorted({(place.role.name, place.part or "") for place in each}) for each in (wanted, generator.places)]
+    fields = {
+        "hyper_network_size": (config.hyper_network_size, shape.head_in),
+        "skill_embeddings_dim": (config.skill_embeddings_dim, shape.latent),
+        "adapter_rank": (config.adapter_rank, shape.rank),
+        "adapter_alpha": (config.adapter_alpha, generator.alpha),
+        "target_modules": tuple(" ".join(part or role for role, part in each) for each in targets),
+    }
+    remedy = "Leave the config out, or train a hypernetwork with it."
+    if problems := [
+        Problem("other-config", field, f"{asked}", f"{made}, as the hypernetwork has", remedy)
+        for field, (asked, made) in fields.items()
+        if asked != made
+    ]:
+        raise RefusedError(problems)
+
+
+def _central(adapter: Adapter, generator: TextToLoRA, count: int) -> Adapter:
+    """The deltas of so many layers in the middle; of all where there are no more."""
+    layers = generator.shape.layers
+    first = max(layers - count, 0) // 2
+    kept = {Target(place.path(layer)) for place in generator.places for layer in range(layers)[first : first + count]}
+    deltas = {target: delta for target, delta in adapter.deltas.items() if target in kept}
+    return replace(adapter, deltas=MappingProxyType(deltas))
+
+
+def _tensors(adapter: Adapter) -> Iterator[tuple[str, torch.Tensor]]:
+    """A ``[r, in]`` and B ``[out, r]`` of every delta."""
+    for target, delta in adapter.deltas.items():
+        for name, factor in (("lora_A", delta.A), ("lora_B", delta.B)):
+            yield f"{target.path}.{name}.weight", torch.from_numpy(factor.float32().copy())
