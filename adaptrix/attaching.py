@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from os import PathLike
 from typing import Any
 
@@ -16,10 +17,12 @@ from adaptrix.adapter import Adapter
 from adaptrix.architecture import Architecture, Site
 from adaptrix.binding.bind import BoundAdapter, bind
 from adaptrix.binding.identify import by_config
+from adaptrix.decomposing import SvdCache, resolve
 from adaptrix.errors import AdaptrixError, Problem, RefusedError, UsageError, errors_in
 from adaptrix.planning.plan import Plan, make_plan, recorded_plan
 from adaptrix.runtime.build import kernels, require_finite
 from adaptrix.runtime.choices import require_name
+from adaptrix.runtime.decompositions import Decompositions
 from adaptrix.runtime.drift import Drift
 from adaptrix.runtime.extras import places, with_extras
 from adaptrix.runtime.hooks import Hooks
@@ -133,6 +136,7 @@ class _Loader:
         self._model, self._layers = model, layers
         self._workshop = Workshop()
         self._config = _config(model)
+        self._decompositions = Decompositions(partial(resolve, cache=SvdCache()))
         self._reached: dict[tuple[str, ...], dict[Site, Reached]] = {}
         self.modules: dict[Site, Reached] = {}
 
@@ -148,7 +152,7 @@ class _Loader:
         extras, problems = places(plan, self._model, modules)
         if problems := [*unreachable(plan, modules), *problems]:
             raise RefusedError(problems)
-        found = with_extras(kernels(plan, modules), extras)
+        found = with_extras(kernels(plan, modules, self._decompositions), extras)
         require_finite(found, plan)
         modules |= {place.reached.site: place.reached for place in extras}
         self.modules |= {site: modules[site] for site in found}

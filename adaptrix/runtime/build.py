@@ -8,25 +8,28 @@ import torch
 from torch import Tensor, nn
 
 from adaptrix.architecture import Site
+from adaptrix.delta import Spectral
 from adaptrix.errors import Problem, RefusedError
 from adaptrix.planning.plan import Plan
+from adaptrix.runtime.decompositions import Decompositions
 from adaptrix.runtime.factors import device_of, factors, is_embedding, kernel_of
-from adaptrix.runtime.kernel import Kernel
 from adaptrix.runtime.reach import Reached, whole_site
 from adaptrix.runtime.replaced import Change, numbers
+from adaptrix.runtime.spectral import Adding
 
 
-def kernels(plan: Plan, modules: Mapping[Site, Reached], dtype: torch.dtype | None = None) -> dict[Site, Kernel]:
+def kernels(plan: Plan, modules: Mapping[Site, Reached], decompositions: Decompositions) -> dict[Site, Adding]:
     """The kernels of a plan by the site of the whole weight, on each module's own device.
 
-    ``dtype``: that of the arithmetic, by default that of the module's weight (fp32 for a quantised one).
+    The arithmetic is in the dtype of the module's weight, in fp32 for a quantised one. ``decompositions``: those of
+    the model's weights, for spectral deltas.
     Raises :class:`RefusedError` for what cannot be computed; the numbers are left to :func:`require_finite`.
     """
-    built: dict[Site, Kernel] = {}
+    built: dict[Site, Adding] = {}
     problems: list[Problem] = []
     for whole, sites in by_module(plan).items():
         try:
-            built[whole] = _kernel(plan, sites, modules[whole], dtype)
+            built[whole] = _kernel(plan, sites, modules[whole], decompositions)
         except RefusedError as error:
             problems += error.problems
     if problems:
@@ -50,10 +53,13 @@ def home(module: nn.Module) -> tuple[torch.device, torch.dtype]:
     return device_of(module), weight.dtype if floats else torch.float32
 
 
-def _kernel(plan: Plan, sites: list[Site], reached: Reached, dtype: torch.dtype | None) -> Kernel:
-    device, own = home(reached.module)
+def _kernel(plan: Plan, sites: list[Site], reached: Reached, decompositions: Decompositions) -> Adding:
+    device, dtype = home(reached.module)
+    delta = plan.delta(sites[0])
+    if isinstance(delta, Spectral) and len(sites) == 1:
+        return decompositions.kernel(plan, sites[0], delta, reached, dtype)
     parts = [factors(plan, site, device) for site in sites]
-    return kernel_of(parts, reached, dtype or own, embedding=is_embedding(plan.delta(sites[0])))
+    return kernel_of(parts, reached, dtype, embedding=is_embedding(delta))
 
 
 def require_finite(built: Mapping[Site, Change], plan: Plan) -> None:

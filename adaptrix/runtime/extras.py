@@ -20,12 +20,14 @@ from torch import Tensor, nn
 from adaptrix.adapter import Extra
 from adaptrix.architecture import Site
 from adaptrix.binding.identify import kept_paths
+from adaptrix.delta import Spectral
 from adaptrix.errors import Problem, RefusedError, refuse
 from adaptrix.planning.plan import Plan
 from adaptrix.runtime.factors import offloaded, present
 from adaptrix.runtime.kernel import Kernel
 from adaptrix.runtime.reach import Reached, whole_site
 from adaptrix.runtime.replaced import Change, twin
+from adaptrix.runtime.spectral import Adding
 from adaptrix.runtime.tensors import as_torch
 
 #: what stands in the names under which peft saves a tensor of a module saved whole once more
@@ -67,7 +69,7 @@ def places(plan: Plan, model: nn.Module, modules: Mapping[Site, Reached]) -> tup
     return found, problems
 
 
-def with_extras(kernels: Mapping[Site, Kernel], extras: Iterable[Place]) -> dict[Site, Change]:
+def with_extras(kernels: Mapping[Site, Adding], extras: Iterable[Place]) -> dict[Site, Change]:
     """The kernels with every extra in its place."""
     changes: dict[Site, Change] = dict(kernels)
     whole: dict[Site, list[Place]] = {}
@@ -176,6 +178,9 @@ def _require_servable(place: Place, key: str, extra: Extra, plan: Plan) -> None:
     if extra.kind == "base_weight":
         remedy = "Attach to the base that it was trained on, with the same changes to its vocabulary."
         raise refuse("extra", where, "the base's own weight, and the model has another", "the same base", remedy)
+    beside = plan.delta(place.reached.site) if place.reached.site in plan.sites else None
+    if place.constant and isinstance(beside, Spectral):
+        raise refuse("extra", where, "a bias that is replaced beside a spectral delta", "one or the other", _MERGE)
     if place.constant:
         return
     if place.reached.site in map(whole_site, plan.sites):
@@ -192,11 +197,12 @@ def _adds_last(module: nn.Module) -> bool:
     return isinstance(module, (nn.Linear, nn.LayerNorm)) or type(module).__name__ == "Conv1D"
 
 
-def _shifted(kernel: Kernel | None, place: Place) -> Kernel:
+def _shifted(kernel: Adding | None, place: Place) -> Kernel:
     """A kernel, or one of zeros, with the difference from the model's own bias."""
     own = place.own.detach().float()
     difference = place.tensor.float() - own
     if kernel is not None:
+        assert isinstance(kernel, Kernel)  # beside a spectral one it was refused
         c = difference if kernel.c is None else kernel.c.float() + difference
         return replace(kernel, c=c.to(kernel.At.dtype))
     module = place.reached.module

@@ -47,16 +47,19 @@ def factors(plan: Plan, site: Site, device: torch.device, dtype: torch.dtype = t
     """The numbers of the delta that a plan has at a site. Raises :class:`RefusedError` for a part of unknown rows."""
     delta = plan.delta(site)
     if not isinstance(delta, LowRank):
-        remedy = "`adaptrix convert SRC --base MODEL --to peft` makes a LoRA of it, and that can be attached."
-        raise refuse("spectral", str(site), "a spectral delta is not injected", "a LoRA", remedy)
-    gain = 1.0 if site.layer is None else plan.gains.get(site.layer, 1.0)
+        raise refuse("part", str(site), "a spectral delta beside others on one weight", "one delta on a weight")
     A, B, bias, magnitude = (
         None if tensor is None else as_torch(tensor, device, dtype)
         for tensor in (delta.A, delta.B, delta.bias, delta.magnitude)
     )
     assert A is not None and B is not None  # noqa: PT018  # a delta has both
     rows, height = _rows(plan, site, device)
-    return Factors(A, B, bias, magnitude, delta.scale * gain, rows, height)
+    return Factors(A, B, bias, magnitude, delta.scale * gain_of(plan, site), rows, height)
+
+
+def gain_of(plan: Plan, site: Site) -> float:
+    """What the plan multiplies ΔW of a site by."""
+    return 1.0 if site.layer is None else plan.gains.get(site.layer, 1.0)
 
 
 def kernel_of(parts: Sequence[Factors], reached: Reached, dtype: torch.dtype, *, embedding: bool) -> Kernel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from adaptrix.architecture import Site
 from adaptrix.runtime.factors import Factors, kernel_of, present, weight_of
 from adaptrix.runtime.kernel import Kernel
 from adaptrix.runtime.reach import Reached
+from adaptrix.runtime.spectral import Adding, Axes, SpectralKernel
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,18 +52,54 @@ class Learned:
         """``y`` with the delta added."""
         return (y + self.delta(x, y)).to(y.dtype)
 
-    def leaves(self) -> Iterator[nn.Parameter]:
-        """A, B, bias and magnitude of each part, where it has them."""
-        for part in self.parts.values():
-            found = (part.A, part.B, part.bias, part.magnitude)
-            yield from (tensor for tensor in found if isinstance(tensor, nn.Parameter))
+    def leaves(self) -> Iterator[tuple[Site, str, nn.Parameter]]:
+        """A, B, bias and magnitude of each part, where it has them, by site and by their names in a file."""
+        for site, part in self.parts.items():
+            found = {"lora_A": part.A, "lora_B": part.B, "lora_B.bias": part.bias, "magnitude": part.magnitude}
+            yield from ((site, name, leaf) for name, leaf in found.items() if isinstance(leaf, nn.Parameter))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LearnedSpectral:
+    """What a spectral adapter in training does at the module of ``site``: its leaf is z ``[k]``, as its file has it.
+
+    ``s``: the singular values, in the dtype of z; ``gain``: the plan's. The axes are the weight's and stay as they are.
+    """
+
+    site: Site
+    axes: Axes
+    z: nn.Parameter
+    s: Tensor
+    gain: float
+    embedding: ClassVar[bool] = False
+
+    @property
+    def kernel(self) -> SpectralKernel:
+        """The kernel of z as it is now, differentiable in it."""
+        return SpectralKernel(self.axes, self.s * (self.z - 1) * self.gain)
+
+    def delta(self, x: Tensor, y: Tensor) -> Tensor:
+        """What is added to ``y`` for ``x``."""
+        return self.kernel.delta(x, y)
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        """``y`` with the delta added."""
+        return (y + self.delta(x, y)).to(y.dtype)
+
+    def leaves(self) -> Iterator[tuple[Site, str, nn.Parameter]]:
+        """Its z, by site and by its name in a file."""
+        yield self.site, "spectral_z", self.z
+
+
+#: what an adapter in training does at a module
+Trained = Learned | LearnedSpectral
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sum:
     """A weighted sum of which a term is in training, so that it is added up at every pass."""
 
-    terms: tuple[tuple[float, Kernel | Learned], ...]
+    terms: tuple[tuple[float, Adding | Trained], ...]
 
     @property
     def embedding(self) -> bool:

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from adaptrix.architecture import Site
 from adaptrix.errors import Problem, UsageError
-from adaptrix.runtime.kernel import Kernel
-from adaptrix.runtime.learned import Learned
+from adaptrix.runtime.learned import Trained
 from adaptrix.runtime.rows import rows_of
+from adaptrix.runtime.spectral import Adding, SpectralKernel
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,7 +44,7 @@ class Replaced:
 
 
 #: what an adapter does at one module
-Change = Kernel | Replaced
+Change = Adding | Replaced
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,7 +52,7 @@ class Mixed:
     """The changes of a batch's rows, one a row, None for the base, where some row is in training or
     replaces the module."""
 
-    changes: tuple[Change | Learned | None, ...]
+    changes: tuple[Change | Trained | None, ...]
 
     @property
     def embedding(self) -> bool:
@@ -67,7 +67,7 @@ class Mixed:
         """``y`` with each row changed. Raises :class:`UsageError` for a batch of another length."""
         count = rows_of(x, len(self.changes))
         pairs = zip(x.chunk(count), y.chunk(count), strict=True)
-        rows = [b if c is None else (b + c.delta(a, b)).to(y.dtype) if isinstance(c, Kernel) else c.add(a, b)
+        rows = [b if c is None else (b + c.delta(a, b)).to(y.dtype) if isinstance(c, Adding) else c.add(a, b)
                 for c, (a, b) in zip(self.changes, pairs, strict=True)]  # fmt: skip
         return torch.cat(rows)
 
@@ -80,7 +80,7 @@ def twin(module: nn.Module, tensors: Mapping[str, Tensor]) -> Replaced:
     return Replaced(other)
 
 
-def adding_only(site: Site, terms: Sequence[tuple[float, Change | Learned]]) -> list[tuple[float, Kernel | Learned]]:
+def adding_only(site: Site, terms: Sequence[tuple[float, Change | Trained]]) -> list[tuple[float, Adding | Trained]]:
     """The terms of a weighted sum at a module. Raises :class:`UsageError` where one replaces the module."""
     if any(isinstance(change, Replaced) for _, change in terms):
         found = "an adapter replaces this module whole, which has no weighted sum"
@@ -93,5 +93,7 @@ def numbers(change: Change) -> Iterator[Tensor]:
     """The tensors of a change that come from its adapter, or are made with it."""
     if isinstance(change, Replaced):
         yield from (tensor for tensor in change.module._parameters.values() if tensor is not None)
+    elif isinstance(change, SpectralKernel):
+        yield change.d
     else:
         yield from (tensor for tensor in (change.At, change.Bt, change.g, change.c) if tensor is not None)

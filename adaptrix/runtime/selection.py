@@ -8,14 +8,14 @@ from typing import Any
 
 from adaptrix.architecture import Site
 from adaptrix.planning.plan import Plan
-from adaptrix.runtime.kernel import Kernel, combined
-from adaptrix.runtime.learned import Learned, Sum
+from adaptrix.runtime.kernel import Kernel
+from adaptrix.runtime.learned import Trained
 from adaptrix.runtime.live import Live
-from adaptrix.runtime.replaced import Change, Mixed, adding_only
-from adaptrix.runtime.rows import Rows, side_by_side
+from adaptrix.runtime.mixing import Mixture, by_row, summed
+from adaptrix.runtime.replaced import Change
 
 #: what a hook applies at one module
-Injected = Change | Learned | Sum | Rows | Mixed | Live
+Injected = Mixture | Live
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +24,7 @@ class Loaded:
 
     name: str
     version: int
-    kernels: Mapping[Site, Change | Learned]
+    kernels: Mapping[Site, Change | Trained]
     plan: Plan | None = None
 
 
@@ -74,20 +74,11 @@ def weighted(terms: Sequence[tuple[float, Loaded]]) -> Selection:
     """The selection of a weighted sum of ΔW; one adapter of weight 1 costs nothing."""
     sites = dict.fromkeys(site for _, loaded in terms for site in loaded.kernels)
     kernels = {
-        site: _sum(site, [(weight, loaded.kernels[site]) for weight, loaded in terms if site in loaded.kernels])
+        site: summed(site, [(weight, loaded.kernels[site]) for weight, loaded in terms if site in loaded.kernels])
         for site in sites
     }
     key = ("sum", *((loaded.version, weight) for weight, loaded in terms))
     return Selection(kernels, tuple(loaded for _, loaded in terms), key)
-
-
-def _sum(site: Site, terms: Sequence[tuple[float, Change | Learned]]) -> Change | Learned | Sum:
-    """One change for a weighted sum; a module that is replaced whole has none, unless it is alone."""
-    if len(terms) == 1 and terms[0][0] == 1.0:
-        return terms[0][1]
-    adding = adding_only(site, terms)
-    kernels = [(weight, change) for weight, change in adding if isinstance(change, Kernel)]
-    return combined(kernels) if len(kernels) == len(adding) else Sum(tuple(adding))
 
 
 def routed(rows: Sequence[Loaded | None]) -> Selection:
@@ -95,10 +86,5 @@ def routed(rows: Sequence[Loaded | None]) -> Selection:
     present = tuple({id(loaded): loaded for loaded in rows if loaded is not None}.values())
     sites = dict.fromkeys(site for loaded in present for site in loaded.kernels)
     key = ("rows", *(None if loaded is None else loaded.version for loaded in rows))
-    return Selection({site: _rows(site, rows) for site in sites}, present, key)
-
-
-def _rows(site: Site, rows: Sequence[Loaded | None]) -> Rows | Mixed:
-    changes = [None if loaded is None else loaded.kernels.get(site) for loaded in rows]
-    kernels = [change for change in changes if change is None or isinstance(change, Kernel)]
-    return side_by_side(kernels) if len(kernels) == len(changes) else Mixed(tuple(changes))
+    kernels = {site: by_row([loaded.kernels.get(site) if loaded else None for loaded in rows]) for site in sites}
+    return Selection(kernels, present, key)

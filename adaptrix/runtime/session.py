@@ -25,7 +25,7 @@ from adaptrix.runtime.cache import AdapterCache
 from adaptrix.runtime.choices import require_name
 from adaptrix.runtime.context import Swap, refill
 from adaptrix.runtime.hooks import Hooks
-from adaptrix.runtime.learned import Learned
+from adaptrix.runtime.learned import Trained
 from adaptrix.runtime.live import Places, RowFactors
 from adaptrix.runtime.reach import require_plain
 from adaptrix.runtime.replaced import Change
@@ -164,7 +164,8 @@ class Session:
         self._roster.put(Loaded(name, self._users.version(), kernels, plan))
 
     def parameters(self, name: str) -> list[nn.Parameter]:
-        """The numbers of an adapter, to be learned: for each delta A, B, and bias and magnitude where it has them.
+        """The numbers of an adapter, to be learned: for each delta A, B, and bias and magnitude where it has them; of a
+        spectral one z.
 
         The same ones at every call. From the first call on the adapter acts as they say, in fp32, and gradients
         reach them, in mixes and in rows of their own as well; the base is frozen until ``detach``. The config's
@@ -172,11 +173,17 @@ class Session:
         not know that they have changed. Raises :class:`RefusedError` for adapters with more than deltas,
         :class:`UsageError` while the adapter is in use: ask for them before ``activate`` and ``use``.
         """
+        return list(self.named_parameters(name).values())
+
+    def named_parameters(self, name: str) -> dict[str, nn.Parameter]:
+        """The same as :meth:`parameters`, by the path of the module and the name that each has in an injection file:
+        ``model.layers.0.mlp.up_proj.spectral_z``."""
         loaded = self._open.one(name)
-        if not any(isinstance(change, Learned) for change in loaded.kernels.values()):
+        if not any(isinstance(change, Trained) for change in loaded.kernels.values()):
             loaded = self._in_training(loaded)
-        changes = loaded.kernels.values()
-        return [leaf for change in changes if isinstance(change, Learned) for leaf in change.leaves()]
+        trained = (change for change in loaded.kernels.values() if isinstance(change, Trained))
+        targets = self._planned(loaded).bound.targets
+        return {f"{targets[site]}.{key}": leaf for change in trained for site, key, leaf in change.leaves()}
 
     def adapter(self, name: str) -> Adapter:
         """An adapter as it is now, its leaves' numbers in it: for ``adaptrix.convert``, or to be loaded again."""

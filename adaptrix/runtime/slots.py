@@ -21,6 +21,7 @@ from adaptrix.runtime.kernel import Kernel
 from adaptrix.runtime.replaced import Change
 from adaptrix.runtime.rows import rows_of
 from adaptrix.runtime.selection import Resident
+from adaptrix.runtime.spectral import SpectralKernel
 from adaptrix.runtime.users import DEFAULT, Users
 
 #: ranks that banks come in; a smaller one is filled up with zeros
@@ -92,8 +93,9 @@ class Slots:
         for site, change in changes.items():
             where = f"{name} {site}"
             if not isinstance(change, Kernel):
-                remedy = "Attach it without slots."
-                yield Problem("slots", where, "the module is replaced whole", "low-rank changes in slots", remedy)
+                spectral = isinstance(change, SpectralKernel)
+                found = "a spectral delta, of full rank" if spectral else "the module is replaced whole"
+                yield Problem("slots", where, found, "low-rank changes in slots", "Attach it without slots.")
             elif site in self.banks and change.At.dtype is not self.banks[site].At.dtype:
                 found, own = f"{change.At.dtype}: the model was cast", f"{self.banks[site].At.dtype}, as the slots are"
                 yield Problem("dtype", where, found, own, "Attach anew after the model was cast.")
@@ -189,7 +191,8 @@ class Slots:
 
 def largest_rank(adapters: Iterable[Mapping[Site, Change]]) -> int:
     """The largest rank of several adapters. Raises :class:`UsageError` where there is none to go by."""
-    ranks = [change.rank for changes in adapters for change in changes.values() if isinstance(change, Kernel)]
+    kinds = [change for changes in adapters for change in changes.values()]
+    ranks = [change.rank if isinstance(change, Kernel) else 1 for change in kinds]  # others are refused by name
     if not ranks:
         remedy = "attach(…, slots=8, max_rank=64)"
         raise UsageError(Problem("option", "max_rank", "no adapter to take it from", "the largest rank", remedy))

@@ -16,6 +16,14 @@ TORCH = {
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
 }
+#: the same the other way round
+NAMES = {dtype: name for name, dtype in TORCH.items()}
+
+
+def as_stored(tensor: Tensor) -> Stored:
+    """A tensor of floats as it would be stored, to the byte; a copy in memory."""
+    flat = tensor.detach().cpu().contiguous().view(-1)
+    return Stored(NAMES[tensor.dtype], tuple(tensor.shape), flat.view(torch.uint8).numpy().tobytes())
 
 
 def as_torch(tensor: Stored, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Tensor:

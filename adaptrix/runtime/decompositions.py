@@ -1,0 +1,99 @@
+"""The singular vectors of a model's weights, for as long as a spectral adapter uses them.
+
+Whose decomposition it is has to be certain before anything is hooked: the weight is held to the hash that the delta
+names, and what comes back is shared by all adapters whose vectors are the same to the bit. An adapter that brings
+none is told from others by what it names alone, so that its second load looks at no weight again.
+"""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from typing import Protocol
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor, nn
+
+from adaptrix.architecture import Site
+from adaptrix.delta import Spectral
+from adaptrix.errors import refuse
+from adaptrix.planning.plan import Plan
+from adaptrix.runtime.factors import device_of, gain_of, present
+from adaptrix.runtime.reach import Reached
+from adaptrix.runtime.spectral import Axes, SpectralKernel, axes_of
+from adaptrix.runtime.tensors import NAMES, as_stored, as_torch
+from adaptrix.tensor import Tensor as Stored
+
+
+class Resolve(Protocol):
+    """Gives a delta its U and V once it is sure that they are those of ``weight``; raises :class:`RefusedError`.
+
+    ``turned``: the weight is stored ``[in, out]`` (Conv1D); ``where`` is what messages call it.
+    """
+
+    def __call__(self, delta: Spectral, weight: Stored, *, turned: bool, where: str) -> Spectral: ...
+
+
+_UNQUANTISED = "Load the base without quantisation, or merge the adapter into it."
+
+
+class Decompositions:
+    """Axes by module and by what they are of; forgotten when no adapter has them."""
+
+    def __init__(self, resolve: Resolve) -> None:
+        self._resolve = resolve
+        self._axes: WeakValueDictionary[tuple[object, ...], Axes] = WeakValueDictionary()
+
+    def kernel(self, plan: Plan, site: Site, delta: Spectral, reached: Reached, dtype: torch.dtype) -> SpectralKernel:
+        """The kernel of a plan's spectral delta. Raises :class:`RefusedError` where the weight is not the delta's."""
+        where = f"{plan.bound.adapter.name} {site}"
+        _require_matrix(reached, where)
+        turned = type(reached.module).__name__ == "Conv1D"
+        found = self._resolve(delta, _weight(reached, where), turned=turned, where=where)
+        named = None if delta.resolved else (site, dtype, delta.basis)  # whose U and V are the cache's
+        axes = self._axes.get(named) if named else None
+        if axes is None:
+            axes = self._shared(found, reached, dtype)
+        if named is not None:
+            self._axes[named] = axes
+        return SpectralKernel(axes, changes(plan, site, delta, axes.V.device).to(dtype))
+
+    def _shared(self, found: Spectral, reached: Reached, dtype: torch.dtype) -> Axes:
+        """Its axes: those that are there already where U and V are the same."""
+        assert found.U is not None and found.Vt is not None  # noqa: PT018  # it is resolved
+        key = (reached.site, dtype, _hash(found.U), _hash(found.Vt))
+        axes = self._axes.get(key)
+        if axes is None:
+            device = device_of(reached.module)
+            axes = axes_of(as_torch(found.U, device), as_torch(found.Vt, device), dtype)
+            self._axes[key] = axes
+        return axes
+
+
+def changes(plan: Plan, site: Site, delta: Spectral, device: torch.device) -> Tensor:
+    """What the singular values change by under a plan, its gain included, in fp64."""
+    return torch.from_numpy(delta.d * gain_of(plan, site)).to(device)
+
+
+def _weight(reached: Reached, where: str) -> Stored:
+    """The module's weight to the byte. Raises :class:`RefusedError` for one that is not kept in floats."""
+    with present(reached.module):
+        weight = reached.module.weight
+        plain = isinstance(weight, Tensor) and type(weight) in (Tensor, nn.Parameter) and weight.dtype in NAMES
+        if not isinstance(weight, Tensor) or not plain:
+            found = "the weight is quantised, and whose decomposition the delta is of cannot be told"
+            raise refuse("quantised", where, found, "a weight in floats", _UNQUANTISED)
+        return as_stored(weight)
+
+
+def _require_matrix(reached: Reached, where: str) -> None:
+    """Raises :class:`RefusedError` for rows that are looked up, of a family that nobody knows as such."""
+    if isinstance(reached.module, nn.Embedding):
+        raise refuse("embedding", where, "a spectral delta on an embedding", "one on a linear module")
+
+
+def _hash(tensor: Stored) -> bytes:
+    digest = sha256()
+    for chunk in tensor.chunks():
+        digest.update(chunk)
+    return digest.digest()

@@ -1,0 +1,126 @@
+"""What a spectral delta does at one module, and what several do there.
+
+Singular-value fine-tuning (arXiv 2501.06252) changes a weight W = U·diag(s)·Vᵀ by ΔW = U·diag(d)·Vᵀ, so that
+
+    y ← y + (d ⊙ x·V)·Uᵀ
+
+U and V are the weight's own: there is one pair of them for all adapters, and what is an adapter's own is the vector d.
+A weighted sum of adapters is a sum of vectors, and a batch whose rows have adapters of their own multiplies
+each row by its own d between the same two products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from adaptrix.runtime.kernel import Kernel
+from adaptrix.runtime.rows import rows_of
+
+
+@dataclass(frozen=True, eq=False)
+class Axes:
+    """The singular vectors of one weight, ``V`` ``[in, k]`` and ``Ut`` ``[k, out]``, in the module's dtype."""
+
+    V: Tensor
+    Ut: Tensor
+
+
+def axes_of(U: Tensor, Vt: Tensor, dtype: torch.dtype) -> Axes:
+    """Axes of U ``[out, k]`` and Vᵀ ``[k, in]``, laid out as products of this dtype are fastest on a CPU.
+
+    In fp32 row by row; half precision is multiplied by dot products, and wants the rows of a weight ``[out, in]``.
+    """
+    U, Vt = U.to(dtype), Vt.to(dtype)
+    if dtype.itemsize < torch.float32.itemsize:
+        return Axes(Vt.contiguous().T, U.contiguous().T)
+    return Axes(Vt.T.contiguous(), U.T.contiguous())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SpectralKernel:
+    """``d`` ``[k]``, the plan's gain folded in; the axes are shared by every adapter of the weight."""
+
+    axes: Axes
+    d: Tensor
+    embedding: ClassVar[bool] = False
+
+    def delta(self, x: Tensor, y: Tensor) -> Tensor:
+        """What is added to the module's output for its input ``x``, in the dtype of the axes."""
+        V = self.axes.V
+        return ((x.to(V.dtype) @ V) * self.d).to(V.dtype) @ self.axes.Ut
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        """``y`` with the delta added; in place where no gradient needs what was there before."""
+        V, Ut = self.axes.V, self.axes.Ut
+        if x.dtype is not V.dtype or y.dtype is not V.dtype or y.dim() < 2 or not y.is_contiguous():
+            return (y + self.delta(x, y)).to(y.dtype)
+        inner = torch.mm(x.flatten(0, -2), V)
+        if torch.is_grad_enabled() and (y.requires_grad or inner.requires_grad):
+            return torch.addmm(y.flatten(0, -2), inner * self.d, Ut).view(y.shape)
+        y.flatten(0, -2).addmm_(inner.mul_(self.d), Ut)
+        return y
+
+
+#: what adds to what a module says
+Adding = Kernel | SpectralKernel
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SpectralRows:
+    """A batch whose rows have spectral adapters of their own over the same axes: ``d`` ``[rows, 1, k]``.
+
+    ``idle`` ``[rows, 1, 1]``: the rows that have none, None where all have. They are put to zero and not multiplied by
+    it: what overflows there must not become NaN.
+    """
+
+    axes: Axes
+    d: Tensor
+    idle: Tensor | None
+    embedding: ClassVar[bool] = False
+
+    def delta(self, x: Tensor, y: Tensor) -> Tensor:
+        """What is added to ``y`` ``[batch, …, out]``. Beams of a row lie together, so they share its adapter."""
+        V = self.axes.V
+        inner = (x.to(V.dtype) @ V).view(rows_of(x, len(self.d)), -1, V.shape[1]) * self.d
+        if self.idle is not None:
+            inner = inner.masked_fill(self.idle, 0)
+        return (inner @ self.axes.Ut).view(y.shape)
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        """``y`` with each row's delta added."""
+        V = self.axes.V
+        if x.dtype is not V.dtype or y.dtype is not V.dtype or not y.is_contiguous():
+            return (y + self.delta(x, y)).to(y.dtype)
+        if torch.is_grad_enabled() and (x.requires_grad or y.requires_grad):
+            return y + self.delta(x, y)
+        inner = torch.mm(x.flatten(0, -2), V)
+        by_row = inner.view(rows_of(x, len(self.d)), -1, inner.shape[1]).mul_(self.d)
+        if self.idle is not None:
+            by_row.masked_fill_(self.idle, 0)
+        y.flatten(0, -2).addmm_(inner, self.axes.Ut)
+        return y
+
+
+def combined_spectral(terms: Sequence[tuple[float, SpectralKernel]]) -> SpectralKernel:
+    """One kernel for the weighted sum of several over the same axes, exact."""
+    (weight, first), *others = terms
+    return SpectralKernel(first.axes, sum((w * kernel.d for w, kernel in others), start=weight * first.d))
+
+
+def spectral_rows(kernels: Sequence[SpectralKernel | None], axes: Axes) -> SpectralRows:
+    """The kernels of a batch's rows, of which those over these axes act."""
+    mine = [kernel is not None and kernel.axes is axes for kernel in kernels]
+    model = next(kernel.d for kernel in kernels if kernel is not None and kernel.axes is axes)
+    rows = [kernel.d if own and kernel else torch.zeros_like(model) for own, kernel in zip(mine, kernels, strict=True)]
+    idle = None if all(mine) else torch.tensor([not own for own in mine], device=model.device)[:, None, None]
+    return SpectralRows(axes, torch.stack(rows)[:, None], idle)
+
+
+def distinct_axes(kernels: Iterable[SpectralKernel | None]) -> list[Axes]:
+    """The axes of these, each once."""
+    return list({id(kernel.axes): kernel.axes for kernel in kernels if kernel is not None}.values())
