@@ -21,9 +21,10 @@ from adaptrix.inspection import Inspection, summarise
 from adaptrix.merging.draft import draft
 from adaptrix.merging.merger import write
 from adaptrix.merging.options import MergeOptions, QloraBase, prepare
-from adaptrix.options import Options
+from adaptrix.options import Options, Vectors
 from adaptrix.planning.redistribute import Redistribution
 from adaptrix.results import Report
+from adaptrix.vectors import BaseVectors
 from adaptrix.workflow import Workshop
 
 Uri = str | PathLike[str]
@@ -70,6 +71,8 @@ def convert(
     redistribute: Redistribution = "none",
     rank: int | None = None,
     prune: bool = False,
+    max_error: float | None = None,
+    vectors: Vectors | None = None,
     dtype: str | None = None,
     name: str | None = None,
     force: bool = False,
@@ -88,7 +91,10 @@ def convert(
     ``bfloat16`` …) rounds the deltas; nothing else loses anything. ``layers="fit:K"`` chooses K layers by what they
     do on ``text``, a file, and trains their deltas in at most ``steps`` (300) with a ``seed`` (0) to do on ``base``,
     a model with its weights, what the whole adapter does; the file holds them beside the adapter's own. Needs
-    ``adaptrix[torch]``; stopped, and called again, it goes on where it was. Problems of severity ``warning`` are
+    ``adaptrix[torch]``; stopped, and called again, it goes on where it was. Spectral deltas become LoRA in a PEFT
+    folder: exactly, or at ``rank`` if that leaves out at most ``max_error`` (0.05) of each ‖ΔW‖; the U and V that it
+    takes are in the file or come from ``base``, weights and all. ``vectors``: ``include`` writes them into an
+    injection file, ``omit`` leaves them out. Problems of severity ``warning`` are
     issued as :class:`AdaptrixWarning`. Raises :class:`AdaptrixError` with every problem, and then leaves
     nothing behind.
     """
@@ -99,6 +105,8 @@ def convert(
         redistribute=redistribute,
         rank=rank,
         prune=prune,
+        max_error=max_error,
+        vectors=vectors,
         dtype=dtype,
         name=name,
         force=force,
@@ -108,7 +116,7 @@ def convert(
         seed=seed,
     )
     workshop = Workshop()
-    done = workshop.convert(_subject(uri), out, options, maker_for(options, workshop))
+    done = workshop.convert(_subject(uri), out, options, maker_for(options, workshop), BaseVectors(workshop))
     _warn(done.problems)
     return done.path
 

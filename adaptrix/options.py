@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from adaptrix.errors import Problem, UsageError
 from adaptrix.planning.plan import FITTED
 from adaptrix.planning.redistribute import Redistribution
 from adaptrix.tensor import FLOATS
+
+Vectors = Literal["include", "omit"]
 
 _MOST = 1 << 40  # steps, and the largest seed
 _NAME = re.compile(r"[\w][\w.+@-]{0,200}")
@@ -23,6 +26,8 @@ class Options:
     ``layers``: a policy; None is ``middle`` for an injection file (or the plan of the injection file
     that is read) and ``all`` for a PEFT folder, which cannot hold inactive deltas; pruning an injection
     file means its own plan. ``dtype``: as safetensors, numpy or torch name it (``BF16``, ``bfloat16`` …).
+    ``max_error``: how much of a spectral delta's ‖ΔW‖ a rank may leave out; None is :data:`TOLERANCE`. ``vectors``:
+    whether spectral deltas are written with the U and V of the base, by default as they came.
     ``text``: the file that ``fit:K`` is fitted on, in so many ``steps`` with a ``seed``; for no other policy.
     """
 
@@ -32,6 +37,8 @@ class Options:
     redistribute: Redistribution = "none"
     rank: int | None = None
     prune: bool = False
+    max_error: float | None = None
+    vectors: Vectors | None = None
     dtype: str | None = None
     name: str | None = None
     force: bool = False
@@ -57,6 +64,12 @@ def require_options(options: Options) -> None:
         problems.append(Problem("option", "redistribute", f"{options.redistribute!r}", "none or nearest"))
     if options.name is not None and not _NAME.fullmatch(options.name):
         problems.append(Problem("option", "name", f"{options.name!r}", "letters, digits and . _ - + @, no path"))
+    if options.max_error is not None and not 0 <= options.max_error <= 1:
+        problems.append(Problem("option", "max_error", f"{options.max_error}", "a share from 0 to 1, such as 0.05"))
+    if options.max_error is not None and options.rank is None:
+        problems.append(Problem("option", "max_error", f"{options.max_error} without a rank", "--rank R beside it"))
+    if options.vectors is not None and options.vectors not in get_args(Vectors):
+        problems.append(Problem("option", "vectors", f"{options.vectors!r}", "include or omit"))
     problems += _fit_problems(options)
     if problems:
         raise UsageError(problems)

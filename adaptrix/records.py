@@ -115,7 +115,8 @@ class Format:
     where there is one, writes a plan to a path that does not exist yet; the caller moves it into place.
     ``suffix``: what is added to an adapter's name for a default output; "" for a folder, which is called
     ``<adapter>-<format>``. ``writes``: the names of the files in such a folder; one that has any other is never
-    replaced. ``keeps_plan``: what is written holds inactive deltas and the plan itself.
+    replaced. ``keeps_plan``: what is written holds inactive deltas and the plan itself. ``keeps_spectral``: it holds
+    spectral deltas as they are; ``write`` of any other format is given LoRAs of them.
     """
 
     name: str
@@ -126,6 +127,7 @@ class Format:
     suffix: str = ""
     writes: tuple[str, ...] = ()
     keeps_plan: bool = False
+    keeps_spectral: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,9 +17,11 @@ from adaptrix import atomic
 from adaptrix.adapter import Adapter
 from adaptrix.binding.bind import BoundAdapter, bind
 from adaptrix.binding.identify import Identity, by_config, by_paths, by_record
+from adaptrix.delta import require_low_rank
 from adaptrix.destination import destination, no_place_for_fit, require_apart, require_untaken, would_lose
 from adaptrix.errors import AdaptrixError, Problem, RefusedError, UnreachableError, UsageError, errors_in
 from adaptrix.options import Options, dtype_name, require_options
+from adaptrix.planning.lowering import lowered, require_small_loss, spectral_deltas, without_vectors
 from adaptrix.planning.plan import Plan, make_plan, powerless, recorded_plan
 from adaptrix.planning.prune import cast, pruned
 from adaptrix.planning.redistribute import reshape_plan
@@ -36,6 +38,13 @@ class Maker(Protocol):
 
     def forget(self, out: Path) -> None:
         """Removes what was kept beside ``out`` to go on from: it is written."""
+
+
+class Resolver(Protocol):
+    """Gives spectral deltas the singular vectors of the base's weights."""
+
+    def __call__(self, plan: Plan, base: str | None) -> Plan:
+        """The plan with U and V in all of them. Raises :class:`AdaptrixError`."""
 
 
 class Workshop:
@@ -103,15 +112,26 @@ class Workshop:
         path = destination(out if out is None else fspath(out), options.name, form)
         if path is not None:
             atomic.require_free(path, force=options.force, holds=form.writes)
+        if options.vectors is not None and not form.keeps_spectral:
+            found, remedy = (
+                f"{options.vectors!r} for a {form.name} output",
+                "It is for spectral deltas in injection files.",
+            )
+            raise UsageError(Problem("option", "vectors", found, remedy=remedy))
         if options.fits and not form.keeps_plan and not options.prune:
             raise no_place_for_fit(options)
 
     def convert(
-        self, uri: Adapter | str, out: str | PathLike[str] | None, options: Options, maker: Maker | None = None
+        self,
+        uri: Adapter | str,
+        out: str | PathLike[str] | None,
+        options: Options,
+        maker: Maker | None = None,
+        resolver: Resolver | None = None,
     ) -> Conversion:
         """Reads, checks, plans and writes; raises :class:`AdaptrixError` and then leaves nothing behind."""
         self.prepare(out, options)
-        return self.write(self.fit(uri, options.base), out, options, maker=maker)
+        return self.write(self.fit(uri, options.base), out, options, maker=maker, resolver=resolver)
 
     def write(
         self,
@@ -120,11 +140,12 @@ class Workshop:
         options: Options,
         taken: Mapping[Path, str] = MappingProxyType({}),
         maker: Maker | None = None,
+        resolver: Resolver | None = None,
     ) -> Conversion:
         """What :meth:`convert` does after :meth:`prepare` and :meth:`fit`; needs no network.
 
         ``taken``: paths that are not replaced even so, with what to say of each: other outputs of the same run.
-        ``maker``: makes the plan.
+        ``maker``: makes the plan. ``resolver``: finds the singular vectors that spectral deltas lack.
         """
         form = self._writable(options.to)
         report = report if options.allow_nonfinite else report.examined()
@@ -134,7 +155,8 @@ class Workshop:
         made = None
         if maker is not None:  # it may take hours: what can be known to be wrong is known before
             made = maker(bound, options, self._place(bound.adapter.name, out, options, sources, taken))
-        done = self.publish(_plan(bound, options, form, made), out, options, sources, taken)
+        plan = _plan(bound, options, form, made, resolver)
+        done = self.publish(plan, out, options, sources, taken)
         if maker is not None:
             maker.forget(done.path)
         return replace(done, problems=(*report.problems, *done.problems))
@@ -217,7 +239,7 @@ def _named(bound: BoundAdapter, options: Options) -> BoundAdapter:
     return bound if options.name is None else replace(bound, adapter=replace(bound.adapter, name=options.name))
 
 
-def _plan(bound: BoundAdapter, options: Options, form: Format, made: Plan | None) -> Plan:
+def _plan(bound: BoundAdapter, options: Options, form: Format, made: Plan | None, resolver: Resolver | None) -> Plan:
     """The plan to write; ``made``: by another's hands, as the options say."""
     recorded = bound.adapter.recorded
     if made is not None:
@@ -234,7 +256,23 @@ def _plan(bound: BoundAdapter, options: Options, form: Format, made: Plan | None
         plan = pruned(plan)
     elif not form.keeps_plan and not plan.complete:
         raise would_lose(plan, options)
+    plan = _spectral(plan, options, form, resolver)
     return cast(plan, dtype_name(options.dtype)) if options.dtype is not None else plan
+
+
+def _spectral(plan: Plan, options: Options, form: Format, resolver: Resolver | None) -> Plan:
+    """The plan with its spectral deltas as the format and the options want them."""
+    if not spectral_deltas(plan):
+        return plan
+    if form.keeps_spectral and options.rank is not None:
+        require_low_rank({site: plan.delta(site) for site in plan.sites}, plan.bound.adapter.name, "--rank here")
+    if form.keeps_spectral and options.vectors == "omit":
+        return without_vectors(plan)
+    if not form.keeps_spectral:
+        require_small_loss(plan, options.rank, options.max_error)
+    if resolver is not None and (options.vectors == "include" or not form.keeps_spectral):
+        plan = resolver(plan, options.base)
+    return plan if form.keeps_spectral else lowered(plan, options.rank)
 
 
 class _Written(Bundle):

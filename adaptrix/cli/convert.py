@@ -24,8 +24,10 @@ from adaptrix.destination import require_folder
 from adaptrix.errors import AdaptrixError, Problem, UsageError
 from adaptrix.fitting.maker import maker_for
 from adaptrix.options import Options
+from adaptrix.planning.lowering import TOLERANCE
 from adaptrix.results import Conversion
 from adaptrix.text import amount
+from adaptrix.vectors import BaseVectors, draws
 from adaptrix.workflow import Workshop
 
 _LAYERS = """all, middle, spread:K, energy:K, 8-23,28, or fit:K. [default: for an injection file the plan of the one
@@ -45,7 +47,18 @@ _LAYERS = """all, middle, spread:K, energy:K, 8-23,28, or fit:K. [default: for a
     show_default=True,
     help="Fold the deltas of dropped layers into the nearest kept layer.",
 )
-@click.option("--rank", type=int, metavar="R", help="Recompress deltas above this rank (QR + SVD).")
+@click.option("--rank", type=int, metavar="R", help="Recompress deltas above this rank (SVD).")
+@click.option(
+    "--max-error",
+    type=float,
+    metavar="SHARE",
+    help=f"What --rank may leave out of a spectral delta's ‖ΔW‖. [default: {TOLERANCE:g}]",
+)
+@click.option(
+    "--vectors",
+    type=click.Choice(["include", "omit"]),
+    help="Write spectral deltas with or without the U and V of their base. [default: as they came]",
+)
 @click.option("--prune", is_flag=True, help="Drop what the plan leaves out or replaces; it is lost.")
 @click.option(
     "--dtype", metavar="DTYPE", help="Round every delta to bf16, fp16, fp32 or fp64; the source's own bytes are lost."
@@ -113,9 +126,11 @@ class _Batch:
         try:
             self._workshop.prepare(self._out, self._options)
             maker = maker_for(self._options, self._workshop, bars(self._voice))
+            resolver = BaseVectors(self._workshop, bars(self._voice))
             report = self._workshop.fit(source, self._options.base)  # no spinner: the Hub's client draws bars
-            with nullcontext() if maker else working(f"converting {source}", self._voice):
-                done = self._workshop.write(report, self._out, self._options, self._taken, maker)
+            drawn = maker is not None or (report.bound is not None and draws(report.bound))  # a bar, so no spinner
+            with nullcontext() if drawn else working(f"converting {source}", self._voice):
+                done = self._workshop.write(report, self._out, self._options, self._taken, maker, resolver)
         except AdaptrixError as error:
             self.code = max(self.code, error.exit_code)
             self.results.append({"source": source, "ok": False, "problems": [p.as_dict() for p in error.problems]})

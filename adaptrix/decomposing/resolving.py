@@ -31,8 +31,7 @@ def resolve(delta: Spectral, weight: Tensor, cache: SvdCache, *, turned: bool = 
     weight, others are taken from ``cache``. Raises :class:`RefusedError` for another weight, for a decomposition that
     is not this one, and where singular values are so close that z does not say what ΔW is.
     """
-    stored = _as_stored(delta, weight, where)
-    _require_weight(delta, stored, turned, where)
+    stored = require_weight(delta, weight, turned=turned, where=where)
     if delta.resolved:
         _require_vectors(delta, stored, turned, where)
         return delta
@@ -64,13 +63,16 @@ def _as_stored(delta: Spectral, weight: Tensor, where: str) -> Tensor:
     return weight.cast(delta.basis.dtype)
 
 
-def _require_weight(delta: Spectral, stored: Tensor, turned: bool, where: str) -> None:
+def require_weight(delta: Spectral, weight: Tensor, *, turned: bool = False, where: str = "site") -> Tensor:
+    """The weight as the base stores it; raises :class:`RefusedError` unless it is the one the delta belongs to."""
+    stored = _as_stored(delta, weight, where)
     shape = delta.shape[::-1] if turned else delta.shape
     if stored.shape != shape:
         raise refuse("shape", where, f"a weight of shape {list(stored.shape)}", f"{list(shape)}", _OTHER_BASE)
     if (found := tensor_hash(stored)) != delta.basis.weight:
         said = f"the weight's SHA-256 is {found[:16]}… as {stored.dtype}"
         raise refuse("other-base", where, said, f"{delta.basis.weight[:16]}…", _OTHER_BASE)
+    return stored
 
 
 def _require_values(delta: Spectral, own: Decomposition, where: str) -> None:

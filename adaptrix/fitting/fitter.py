@@ -25,7 +25,6 @@ from adaptrix.delta import LowRank, require_low_rank
 from adaptrix.errors import Problem, RefusedError, refuse
 from adaptrix.fitting.choice import choose, looks
 from adaptrix.fitting.corpus import Corpus
-from adaptrix.fitting.maker import Display
 from adaptrix.fitting.refit import FULL, KEPT, Refit, State
 from adaptrix.fitting.resume import Saved
 from adaptrix.measuring.divergence import divergence
@@ -34,6 +33,7 @@ from adaptrix.measuring.windows import Window
 from adaptrix.options import Options, dtype_name
 from adaptrix.planning.plan import Plan, fitted_count, make_plan
 from adaptrix.planning.redistribute import reshape_plan
+from adaptrix.progress import Counted
 from adaptrix.runtime.session import Choice, Session
 
 _FITTED = "fitted"
@@ -67,7 +67,7 @@ class Fitter:
     model: Any
     corpus: Corpus
     options: Options
-    display: Display
+    display: Counted
 
     def plan(self, out: Path) -> Plan:
         """The plan; its state is kept beside ``out``. Raises :class:`AdaptrixError`."""

@@ -5,8 +5,6 @@ Nothing here needs torch before a plan is made.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -17,21 +15,14 @@ from adaptrix.errors import Problem, UsageError
 from adaptrix.fitting.place import state_file
 from adaptrix.options import Options, require_options
 from adaptrix.planning.plan import Plan
+from adaptrix.progress import Counted, uncounted
 from adaptrix.workflow import Maker, Workshop
 
 if TYPE_CHECKING:
     from adaptrix.measuring.text import Text
 
-#: what is done and how much of it there is -> what is told of every bit that is done
-Display = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
 
-
-def quiet(_what: str, _total: int) -> AbstractContextManager[Callable[[int], object]]:
-    """No display at all."""
-    return nullcontext(lambda _count: None)
-
-
-def maker_for(options: Options, workshop: Workshop, display: Display = quiet) -> Maker | None:
+def maker_for(options: Options, workshop: Workshop, display: Counted = uncounted) -> Maker | None:
     """Who makes the plan that is asked for; None where a policy says it all.
 
     Raises :class:`AdaptrixError` for a text that is none, and where what fitting needs is not installed.
@@ -56,7 +47,7 @@ class FitMaker:
     """Makes fitted plans."""
 
     workshop: Workshop
-    display: Display
+    display: Counted
     text: Text
 
     def __call__(self, bound: BoundAdapter, options: Options, out: Path) -> Plan:

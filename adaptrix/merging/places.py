@@ -38,6 +38,10 @@ class Places:
         """The names of a role outside the layers."""
         return self._weights.get(Site(None, role), [])
 
+    def whole(self, site: Site) -> list[str]:
+        """The names of the weight of a site, where the base stores it as it is."""
+        return self._weights.get(site, [])
+
     def linear(self) -> dict[str, bool]:
         """The weights of linear modules in the layers, and whether each is stored ``[in, out]``.
 

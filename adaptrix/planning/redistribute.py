@@ -27,7 +27,8 @@ Redistribution = Literal["none", "nearest"]
 def reshape_plan(plan: Plan, redistribute: Redistribution, rank: int | None) -> Plan:
     """The plan with its deltas folded and recompressed as asked; itself where nothing was asked.
 
-    A rank alone applies to the deltas in force, whatever put them there; folding starts from the adapter's own.
+    A rank alone applies to the LoRAs in force, whatever put them there; folding starts from the adapter's own. What
+    is spectral gets its rank where it becomes a LoRA (:mod:`adaptrix.planning.lowering`).
 
     ``nearest``: every delta of a layer outside the plan is added to the delta of the same role in the
     nearest layer inside it (the lower one of two); ranks add up. ``rank``: each delta of a higher rank
@@ -39,7 +40,8 @@ def reshape_plan(plan: Plan, redistribute: Redistribution, rank: int | None) -> 
     groups, lost = _grouped(plan) if redistribute == "nearest" else ({site: [site] for site in plan.sites}, [])
     earlier = plan.overrides if redistribute == "none" else {}
     deltas = {**plan.bound.deltas, **earlier}
-    changed = {s: members for s, members in groups.items() if len(members) > 1 or (rank and deltas[s].rank > rank)}
+    above = {s for s, delta in deltas.items() if rank and isinstance(delta, LowRank) and delta.rank > rank}
+    changed = {s: members for s, members in groups.items() if len(members) > 1 or s in above}
     name, touched = plan.bound.adapter.name, [member for members in changed.values() for member in members]
     plain = require_low_rank({site: deltas[site] for site in touched}, name, "--redistribute or --rank")
     _require_sums(plain, changed.values())

@@ -29,6 +29,7 @@ def adaptrix_formats() -> Iterator[Format]:
         write=injection.write,
         suffix=injection.SUFFIX,
         keeps_plan=True,
+        keeps_spectral=True,
     )
     yield Format(
         name="peft",

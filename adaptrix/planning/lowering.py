@@ -1,0 +1,111 @@
+"""Spectral deltas as LoRA, for what holds nothing else: exactly, or at a rank that loses little enough."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
+
+import numpy as np
+
+from adaptrix.architecture import Site
+from adaptrix.delta import Delta, Spectral, Truncation
+from adaptrix.errors import Problem, RefusedError, refuse
+from adaptrix.planning.plan import Plan
+
+TOLERANCE = 0.05  # ‖ΔW − ΔW_k‖ / ‖ΔW‖ of a site, where nobody says otherwise
+_ROUNDED = 1e-3  # how far a measured error may be from that which the singular values tell
+
+
+def spectral_deltas(plan: Plan) -> dict[str, Spectral]:
+    """Every spectral delta of a plan and of its adapter, by where it is."""
+    held = {str(site): delta for site, delta in plan.bound.deltas.items()}
+    held |= {f"plan.{site}": delta for site, delta in plan.overrides.items()}
+    return {where: delta for where, delta in held.items() if isinstance(delta, Spectral)}
+
+
+def require_small_loss(plan: Plan, rank: int | None, tolerance: float | None) -> None:
+    """Raises :class:`RefusedError` where a rank leaves out more of a ΔW than the tolerance; U and V are not needed."""
+    allowed = TOLERANCE if tolerance is None else tolerance
+    deltas = spectral_deltas(plan)
+    losses = {where: delta.lost(rank).relative for where, delta in deltas.items()}
+    over = [where for where, loss in losses.items() if loss > allowed]
+    if over:
+        worst = max(over, key=lambda where: losses[where])
+        enough = max(_rank_for(deltas[where], allowed) for where in over)
+        found = f"rank {rank} leaves out {losses[worst]:.1%} of ‖ΔW‖, and more than allowed at {len(over)}"
+        remedy = f"--rank {enough} is enough; without --rank it is exact; --max-error allows more."
+        expected = f"at most {allowed:.1%} (--max-error)"
+        raise refuse("rank-error", worst, f"{found} of {len(deltas)} sites", expected, remedy)
+
+
+def _rank_for(delta: Spectral, allowed: float) -> int:
+    """The smallest rank whose relative error is allowed."""
+    squares = np.sort(delta.d**2)
+    lost = np.cumsum(squares)  # of the smallest, the next to smallest …
+    return len(squares) - int(np.searchsorted(lost, allowed**2 * lost[-1], side="right"))
+
+
+def without_vectors(plan: Plan) -> Plan:
+    """The plan with nothing of the base in its spectral deltas but the singular values."""
+
+    def bare(deltas: Mapping[Site, Delta]) -> dict[Site, Delta]:
+        return {s: delta.without_vectors() if isinstance(delta, Spectral) else delta for s, delta in deltas.items()}
+
+    return exchanged(plan, bare(plan.bound.deltas), bare(plan.overrides))
+
+
+def exchanged(plan: Plan, deltas: Mapping[Site, Delta], overrides: Mapping[Site, Delta]) -> Plan:
+    """The plan with other deltas at the same sites, in the adapter as well."""
+    by_target = MappingProxyType({plan.bound.targets[site]: delta for site, delta in deltas.items()})
+    adapter = replace(plan.bound.adapter, deltas=by_target)
+    bound = replace(plan.bound, adapter=adapter, deltas=MappingProxyType(dict(deltas)))
+    return replace(plan, bound=bound, overrides=MappingProxyType(dict(overrides)))
+
+
+def lowered(plan: Plan, rank: int | None) -> Plan:
+    """The plan with a LoRA for every spectral delta; itself where there is none.
+
+    A note says what is lost, as measured on the factors that will be written. Raises :class:`RefusedError` where U
+    and V are not at hand, or are such that the measured error is another than the singular values tell.
+    """
+    if not spectral_deltas(plan):
+        return plan
+    losses: dict[Site, Truncation] = {}
+    problems: list[Problem] = []
+    deltas = _low_rank(plan.bound.deltas, rank, losses, problems)
+    overrides = _low_rank(plan.overrides, rank, losses, problems)
+    if problems:
+        raise RefusedError(problems)
+    made = exchanged(plan, deltas, overrides)
+    adapter = replace(made.bound.adapter, altered=True)
+    notes = (*plan.notes, _note(losses, {**deltas, **overrides}))
+    return replace(made, bound=replace(made.bound, adapter=adapter), notes=notes)
+
+
+def _low_rank(
+    deltas: Mapping[Site, Delta], rank: int | None, losses: dict[Site, Truncation], problems: list[Problem]
+) -> dict[Site, Delta]:
+    found = dict(deltas)
+    for site, delta in deltas.items():
+        if isinstance(delta, Spectral):
+            try:
+                found[site], losses[site] = delta.low_rank(rank)
+            except RefusedError as error:
+                problems += (replace(problem, where=str(site)) for problem in error.problems)
+                continue
+            told, measured = delta.lost(rank).relative, losses[site].relative
+            if not abs(measured - told) <= _ROUNDED:
+                said = f"the LoRA is off by {measured:.2e} of ‖ΔW‖, and the singular values tell of {told:.2e}"
+                expected, remedy = "U and V that are orthonormal", "The file is damaged: fetch it again."
+                problems.append(Problem("other-svd", str(site), said, expected, remedy))
+    return found
+
+
+def _note(losses: Mapping[Site, Truncation], deltas: Mapping[Site, Delta]) -> Problem:
+    ranks = sorted({deltas[site].rank for site in losses})
+    span = f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
+    worst = max(losses, key=lambda site: losses[site].relative)
+    error = f"relative error of ΔW at most {losses[worst].relative:.2e} ({worst})"
+    found = f"{len(losses)} spectral deltas made LoRA of rank {span}; {error}"
+    return Problem("lowered", "plan", found, severity="note")

@@ -1,0 +1,120 @@
+"""U and V for the spectral deltas of a plan, from the weights of the base that they belong to.
+
+What reads bases and decomposes is imported when it is needed: most conversions need none of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from adaptrix.architecture import Site
+from adaptrix.binding.bind import BoundAdapter
+from adaptrix.delta import Delta, Spectral
+from adaptrix.errors import Problem, RefusedError, refuse
+from adaptrix.planning.lowering import exchanged
+from adaptrix.planning.plan import Plan
+from adaptrix.progress import Counted, uncounted
+from adaptrix.tensor import Tensor
+from adaptrix.workflow import Workshop
+
+if TYPE_CHECKING:
+    from adaptrix.decomposing import SvdCache
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A base's weight of a site. ``turned``: it is stored ``[in, out]``."""
+
+    name: str
+    tensor: Tensor
+    turned: bool
+
+
+@dataclass(frozen=True)
+class BaseVectors:
+    """Resolves the deltas of a plan against a base; decompositions are kept in a cache.
+
+    It asks for nothing, and needs no ``base``, where every delta has its U and V.
+    """
+
+    workshop: Workshop
+    display: Counted = uncounted
+    cache: SvdCache | None = None
+
+    def __call__(self, plan: Plan, base: str | None) -> Plan:
+        """The plan with U and V in every spectral delta.
+
+        Raises :class:`RefusedError` without a base, and with every weight that is not the one that a delta belongs
+        to; these are found before anything is decomposed.
+        """
+        open_sites = [*_unresolved(plan)]
+        if not open_sites:
+            return plan
+        if base is None:
+            found = f"{len(open_sites)} spectral deltas without their U and V"
+            remedy = "Name the whole base, weights and all, with --base MODEL."
+            raise refuse("unresolved", plan.bound.adapter.name, found, "the base that they belong to", remedy)
+        from adaptrix.decomposing import SvdCache, resolve
+
+        weights = self._weights(plan, base, open_sites)
+        cache = self.cache or SvdCache()
+        found_deltas: dict[int, Delta] = {}
+        with self.display("decomposing", len(open_sites)) as advance:
+            for site, delta in open_sites:
+                weight = weights[site]
+                whole = resolve(delta, weight.tensor, cache, turned=weight.turned, where=f"{site} ({weight.name})")
+                found_deltas[id(delta)] = whole
+                advance(1)
+        return _with(plan, found_deltas)
+
+    def _weights(self, plan: Plan, base: str, wanted: list[tuple[Site, Spectral]]) -> dict[Site, Weight]:
+        """The base's weight of every site, held to what the delta names."""
+        from adaptrix.decomposing import require_weight
+        from adaptrix.merging.fetch import fetch_base
+        from adaptrix.merging.places import Places
+
+        tensors = fetch_base(base, self.workshop).tensors()
+        places = Places(tensors, plan.bound.architecture, plan.bound.dims)
+        found: dict[Site, Weight] = {}
+        problems: list[Problem] = []
+        for site, delta in wanted:
+            name = next(iter(places.whole(site)), None)
+            if name is None:
+                said, remedy = f"{base} has no weight for it", "Save the base with today's transformers first."
+                problems.append(Problem("no-tensor", str(site), said, "the weight, whole", remedy))
+                continue
+            found[site] = Weight(name, tensors[name], _turned(plan, site, delta, tensors[name]))
+            try:
+                require_weight(delta, tensors[name], turned=found[site].turned, where=f"{site} ({name})")
+            except RefusedError as error:
+                problems += error.problems
+        if problems:
+            raise RefusedError(problems)
+        return found
+
+
+def draws(bound: BoundAdapter) -> bool:
+    """Whether resolving an adapter's deltas may show how far it is."""
+    return any(isinstance(delta, Spectral) for delta in bound.deltas.values())
+
+
+def _unresolved(plan: Plan) -> Iterator[tuple[Site, Spectral]]:
+    for deltas in (plan.bound.deltas, plan.overrides):
+        for site, delta in deltas.items():
+            if isinstance(delta, Spectral) and not delta.resolved:
+                yield site, delta
+
+
+def _turned(plan: Plan, site: Site, delta: Spectral, weight: Tensor) -> bool:
+    """Whether a weight is stored ``[in, out]``; of an unknown family its shape may tell."""
+    if plan.bound.architecture.dims:
+        return plan.bound.architecture.roles[site.role].orientation == "conv1d"
+    return weight.shape != delta.shape and weight.shape == delta.shape[::-1]
+
+
+def _with(plan: Plan, found: dict[int, Delta]) -> Plan:
+    """The plan with other deltas in the place of some, by identity."""
+    deltas = {site: found.get(id(delta), delta) for site, delta in plan.bound.deltas.items()}
+    return exchanged(plan, deltas, {site: found.get(id(delta), delta) for site, delta in plan.overrides.items()})
