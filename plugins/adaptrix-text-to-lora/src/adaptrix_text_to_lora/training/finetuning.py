@@ -54,7 +54,7 @@ def fine_tune(
     """
     places = places_on(model, hypernetwork)
     examples = Examples(tasks, next(hypernetwork.parameters()).device)
-    with _evaluating(model), adaptrix.attach(model, {}) as session:
+    with evaluating(model), adaptrix.attach(model, {}) as session:
 
         def loss() -> Tensor:
             batch = examples.draw(recipe.tasks, recipe.rows)
@@ -87,10 +87,13 @@ def _size(factors: Factors) -> Tensor:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    mode = model.training
-    model.eval()
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """A block in which models are in evaluation mode; afterwards every module is in its own again."""
+    training = [module for model in models for module in model.modules() if module.training]
+    for model in models:
+        model.eval()
     try:
         yield
     finally:
-        model.train(mode)
+        for module in training:
+            module.training = True
