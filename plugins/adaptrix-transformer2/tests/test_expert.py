@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from adaptrix_transformer2 import Decomposition, decomposed, expert, save, untrained, z_of_expert
-from adaptrix_transformer2.decomposition import require_of
 from adaptrix_transformer2.parametrisation import start, z_of
 from hypothesis import given
 from hypothesis import strategies as st
@@ -101,11 +100,10 @@ def test_every_problem_of_z_is_told(parts: Decomposition) -> None:
     assert sorted(problem.code for problem in error.value.problems) == ["missing", "nonfinite", "shape", "strange"]
 
 
-def test_a_decomposition_of_another_model_is_refused(parts: Decomposition, llama: Any) -> None:
-    require_of(parts, llama)
+def test_an_expert_of_another_base_is_refused(parts: Decomposition) -> None:
     with pytest.raises(adaptrix.RefusedError) as error:
-        require_of(parts, tiny_model("llama", seed=1))
-    assert len(error.value.problems) == 9
+        adaptrix.attach(tiny_model("llama", seed=1), {"idle": untrained(parts, "idle")})
+    assert [problem.code for problem in error.value.problems] == ["other-base"] * 9
 
 
 def test_conv1d_is_taken_apart_as_out_by_in() -> None:

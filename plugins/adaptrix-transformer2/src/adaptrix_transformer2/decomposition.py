@@ -10,14 +10,12 @@ import numpy as np
 from torch import nn
 
 from adaptrix.binding.identify import Identity
-from adaptrix.decomposing import SvdCache, spectral, tensor_hash
+from adaptrix.decomposing import SvdCache, spectral
 from adaptrix.delta import Spectral
 from adaptrix.errors import Problem, RefusedError, refuse
-from adaptrix.fitting.maker import Display, quiet
+from adaptrix.progress import Counted, uncounted
 from adaptrix.workflow import Workshop
 from adaptrix_transformer2.matrices import Matrices, Matrix, of_base, of_model
-
-_OTHER = "Take the model apart anew, with decomposed(model)."
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +32,7 @@ def decomposed(
     *,
     layers: Collection[int] | None = None,
     cache: SvdCache | None = None,
-    display: Display = quiet,
+    display: Counted = uncounted,
 ) -> Decomposition:
     """The MLP matrices of a live model, in some ``layers`` or in all, taken apart.
 
@@ -50,27 +48,13 @@ def decomposed_base(
     *,
     layers: Collection[int] | None = None,
     cache: SvdCache | None = None,
-    display: Display = quiet,
+    display: Counted = uncounted,
 ) -> Decomposition:
     """The same of a base's files; the model itself is not loaded."""
     return _decomposed(of_base(uri, workshop, layers), cache, display)
 
 
-def require_of(decomposition: Decomposition, model: nn.Module) -> None:
-    """Raises :class:`RefusedError` with every matrix that the model lacks or has with other numbers."""
-    found = {matrix.path: matrix for matrix in of_model(model).matrices}
-    problems = []
-    for path, delta in decomposition.spectra.items():
-        if path not in found:
-            problems.append(Problem("no-module", path, "the model has no such MLP matrix", remedy=_OTHER))
-        elif tensor_hash(found[path].stored().cast(delta.basis.dtype)) != delta.basis.weight:
-            said = "the model's weight is not the one that was decomposed"
-            problems.append(Problem("other-base", path, said, remedy=_OTHER))
-    if problems:
-        raise RefusedError(problems)
-
-
-def _decomposed(matrices: Matrices, cache: SvdCache | None, display: Display) -> Decomposition:
+def _decomposed(matrices: Matrices, cache: SvdCache | None, display: Counted) -> Decomposition:
     cache = cache or SvdCache()
     spectra, problems = dict[str, Spectral](), list[Problem]()
     with display("decomposing", len(matrices.matrices)) as advance:

@@ -16,7 +16,7 @@ from adaptrix.binding.identify import Identity, by_config
 from adaptrix.errors import Problem, RefusedError, UsageError, errors_in, refuse
 from adaptrix.merging.fetch import fetch_base
 from adaptrix.runtime.reach import reached, require_plain
-from adaptrix.runtime.tensors import TORCH
+from adaptrix.runtime.tensors import NAMES, as_stored
 from adaptrix.tensor import FLOATS
 from adaptrix.tensor import Tensor as Stored
 from adaptrix.text import some
@@ -24,7 +24,6 @@ from adaptrix.workflow import Workshop
 
 #: the roles of an MLP's matrices, in the order in which the published artifacts list those of a layer
 ROLES = ("gate", "gate_up", "up", "gated_up", "down")
-_NAMES = {dtype: name for name, dtype in TORCH.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +151,7 @@ def _without(where: str, architecture: Architecture) -> RefusedError:
 def _faults(name: str, module: nn.Module) -> Iterator[Problem]:
     """Why a module's weight cannot be taken apart."""
     weight = getattr(module, "weight", None)
-    if not isinstance(weight, torch.Tensor) or weight.dim() != 2 or weight.dtype not in _NAMES:
+    if not isinstance(weight, torch.Tensor) or weight.dim() != 2 or weight.dtype not in NAMES:
         kind = f"a {type(module).__name__}" + ("" if weight is None else f" in {weight.dtype}")
         yield Problem("weight", name, kind, "a matrix of floating-point numbers", "Load the model unquantised.")
     elif weight.is_meta:
@@ -163,8 +162,6 @@ def _reader(module: nn.Module) -> Callable[[], Stored]:
     def read() -> Stored:
         weight = module.weight
         assert isinstance(weight, torch.Tensor)
-        plain = weight.detach().cpu().contiguous()
-        raw = plain.reshape(-1).view(torch.uint8).numpy().tobytes()
-        return Stored(_NAMES[plain.dtype], tuple(plain.shape), raw)
+        return as_stored(weight)
 
     return read

@@ -22,7 +22,7 @@ class Course:
 
     steps: int = 300
     batch: int = 32
-    rate: float = 2e-2
+    rate: float = 5e-2
     clip: float = 1.0
     every: int = 25
     rows: int = 128

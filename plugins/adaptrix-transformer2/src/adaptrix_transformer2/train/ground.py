@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -15,9 +14,8 @@ import torch
 
 from adaptrix.adapter import Adapter
 from adaptrix.measuring.models import context_of, require_causal, require_in_vocabulary
-from adaptrix_transformer2.decomposition import Decomposition, require_of
+from adaptrix_transformer2.decomposition import Decomposition
 from adaptrix_transformer2.expert import expert
-from adaptrix_transformer2.train.course import Course
 from adaptrix_transformer2.train.examples import Example, require_examples
 from adaptrix_transformer2.train.live import Live
 from adaptrix_transformer2.train.run import State
@@ -56,15 +54,6 @@ def require_ground(model: Any, sets: Mapping[str, Sequence[Example]], extra: int
         require_in_vocabulary(model, torch.tensor(tokens), name)
     first = next(iter(sets.values()))[0]
     require_causal(model, torch.tensor((*first.prompt, *first.response)), type(model).__name__)
-
-
-@contextmanager
-def training(model: Any, decomposition: Decomposition, course: Course) -> Iterator[Live]:
-    """The expert in training on a model, which is as it was when the block ends."""
-    require_of(decomposition, model)
-    live = Live(decomposition, course.kind, course.seed, model.device)
-    with live.on(model):
-        yield live
 
 
 def saved_at(

@@ -1,87 +1,83 @@
-"""An expert in training: p as leaves of autograd, and the hooks by which it acts.
+"""An expert in training: p as leaves of autograd, over the z that a session acts by.
 
-A module's answer becomes y + U(d⊙(Vᵀx)) with d = s⊙(z(p) − 1). The hooks are this package's own, and not a session's,
-because gradients go to p: z and the norm that it keeps are computed in the graph. Leaving the block takes them off.
+The session has z as its own leaves, which is where a pass leaves its gradients; :meth:`Live.pull` takes them on to p,
+through the norm that z keeps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from adaptrix.attaching import attach
+from adaptrix.runtime.session import Session
 from adaptrix.runtime.tensors import as_torch
 from adaptrix_transformer2.decomposition import Decomposition
+from adaptrix_transformer2.expert import untrained
 from adaptrix_transformer2.parametrisation import Kind, start, z_of
+
+_NAME = "in-training"
 
 
 class Live:
     """The expert that is trained. It acts inside ``with live.acting():``; elsewhere the model is the base."""
 
-    def __init__(self, decomposition: Decomposition, kind: Kind, seed: int, device: torch.device) -> None:
-        self.decomposition, self.kind = decomposition, kind
+    def __init__(self, session: Session, decomposition: Decomposition, kind: Kind, seed: int) -> None:
+        self.decomposition, self._kind, self._session = decomposition, kind, session
+        named = session.named_parameters(_NAME)
+        self._z = [named[f"{path}.spectral_z"] for path in decomposition.spectra]
+        spectra = decomposition.spectra.values()
+        self._S = [as_torch(delta.S, z.device, z.dtype) for delta, z in zip(spectra, self._z, strict=True)]
         generator = torch.Generator().manual_seed(seed)
-        self._S = [as_torch(delta.S, device).float() for delta in decomposition.spectra.values()]
-        self.leaves = [nn.Parameter(start(kind, len(S), generator).to(device)) for S in self._S]
-        self._d: list[Tensor] | None = None
-
-    @contextmanager
-    def on(self, model: nn.Module) -> Iterator[None]:
-        """Hooks the model, in evaluation mode and without gradients of its own, until the block ends."""
-        with ExitStack() as undone:
-            _put_to_rest(model, undone)
-            for at, (path, delta) in enumerate(self.decomposition.spectra.items()):
-                module = model.get_submodule(path)
-                weight = module.weight
-                assert isinstance(weight, Tensor)
-                assert delta.U is not None
-                assert delta.Vt is not None
-                Ut = as_torch(delta.U, weight.device, weight.dtype).T.contiguous()
-                V = as_torch(delta.Vt, weight.device, weight.dtype).T.contiguous()
-                undone.callback(module.register_forward_hook(self._hook(at, V, Ut)).remove)
-            yield
+        self.leaves = [nn.Parameter(start(kind, len(S), generator).to(S)) for S in self._S]
+        self._tell()
 
     @contextmanager
     def acting(self) -> Iterator[None]:
-        """The expert acts, with the numbers that p has at the beginning of the block."""
-        self._d = [S * (z - 1) for S, z in zip(self._S, self.z(), strict=True)]
-        try:
+        """The expert acts, with the numbers that p has."""
+        with self._session.use(_NAME):
             yield
-        finally:
-            self._d = None
 
     def z(self) -> list[Tensor]:
         """The z of each matrix ``[k]``, in the graph of p where gradients are recorded."""
-        return [z_of(self.kind, p, S) for p, S in zip(self.leaves, self._S, strict=True)]
+        return [z_of(self._kind, p, S) for p, S in zip(self.leaves, self._S, strict=True)]
+
+    def pull(self) -> None:
+        """Takes the gradients that passes have left at z on to p."""
+        found = [torch.zeros_like(z) if z.grad is None else z.grad for z in self._z]
+        torch.autograd.backward(self.z(), found)
+        for z in self._z:
+            z.grad = None
+
+    def step(self, optimiser: torch.optim.Optimizer) -> None:
+        """Takes a step of an optimiser of the leaves."""
+        optimiser.step()
+        self._tell()
 
     @torch.no_grad()
     def put(self, numbers: Sequence[Tensor]) -> None:
         """Gives p these numbers."""
         for leaf, number in zip(self.leaves, numbers, strict=True):
             leaf.copy_(number)
+        self._tell()
 
-    def _hook(self, at: int, V: Tensor, Ut: Tensor) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor | None]:
-        """``V`` is ``[in, k]``, ``Ut`` ``[k, out]``."""
-
-        def add(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-            if self._d is None:
-                return None
-            inner: Tensor = args[0] @ V
-            return output + (inner * self._d[at].to(inner.dtype)) @ Ut
-
-        return add
+    @torch.no_grad()
+    def _tell(self) -> None:
+        """Gives the session's z what p makes of them."""
+        for z, now in zip(self._z, self.z(), strict=True):
+            z.copy_(now)
 
 
-def _put_to_rest(model: nn.Module, undone: ExitStack) -> None:
-    """Evaluation mode, and no gradient for the base's own parameters, until ``undone`` is closed."""
-    for module in model.modules():
-        if module.training:
-            undone.callback(setattr, module, "training", True)
-            module.training = False
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            undone.callback(parameter.requires_grad_, True)
-            parameter.requires_grad_(False)
+@contextmanager
+def live_on(model: nn.Module, decomposition: Decomposition, kind: Kind, seed: int) -> Iterator[Live]:
+    """The expert in training on a model, which is in evaluation mode meanwhile, and afterwards as it was."""
+    with ExitStack() as undone:
+        for module in model.modules():
+            if module.training:
+                undone.callback(setattr, module, "training", True)
+                module.training = False
+        session = undone.enter_context(attach(model, {_NAME: untrained(decomposition, _NAME)}))
+        yield Live(session, decomposition, kind, seed)

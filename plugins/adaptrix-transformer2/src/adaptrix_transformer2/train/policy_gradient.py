@@ -19,13 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from adaptrix.errors import refuse
-from adaptrix.fitting.maker import Display, quiet
+from adaptrix.progress import Counted, uncounted
 from adaptrix_transformer2.decomposition import Decomposition, decomposed
 from adaptrix_transformer2.train.answers import Tokens, answers, chosen, log_probabilities
 from adaptrix_transformer2.train.course import Course, Policy, require_sane
 from adaptrix_transformer2.train.examples import Example, rows_of
-from adaptrix_transformer2.train.ground import Trained, ends_of, require_ground, result, saved_at, training
-from adaptrix_transformer2.train.live import Live
+from adaptrix_transformer2.train.ground import Trained, ends_of, require_ground, result, saved_at
+from adaptrix_transformer2.train.live import Live, live_on
 from adaptrix_transformer2.train.run import SKIPPED, Figures, Run
 
 #: what an answer is worth; it comes without the token that ended it
@@ -47,7 +47,7 @@ def reinforce(
     decomposition: Decomposition | None = None,
     name: str = "expert",
     state: Path | None = None,
-    display: Display = quiet,
+    display: Counted = uncounted,
 ) -> Trained:
     """An expert whose answers are rewarded. The model is as it was before when this returns or raises.
 
@@ -63,7 +63,7 @@ def reinforce(
     parts = decomposition or decomposed(model)
     settings = {"method": "reinforce", **asdict(course), **asdict(policy), "ends": ends}
     saved = saved_at(state, parts, sets, settings)
-    with training(model, parts, course) as live:
+    with live_on(model, parts, course.kind, course.seed) as live:
         task = _Rewarded(model, live, tuple(examples), reward, course, policy, ends)
         run = Run(live, course, task.step, task.scorer(validation) if validation else None, task.enough)
         done = run.run(saved, display)
@@ -176,6 +176,7 @@ class _Rewarded:
             loss.backward()  # type: ignore[no-untyped-call]  # torch has no types there
             totals["loss"] += float(loss.detach())
             totals["kl"] += float(kl.detach())
+        self.live.pull()
         return totals
 
     def _loss(self, pairs: Sequence[tuple[Tokens, Tokens]], worth: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from adaptrix.errors import refuse
-from adaptrix.fitting.maker import Display
+from adaptrix.progress import Counted
 from adaptrix_transformer2.train.course import Course
 from adaptrix_transformer2.train.live import Live
 from adaptrix_transformer2.train.saved import Saved
@@ -69,7 +69,7 @@ class Run:
     score: Callable[[], float] | None
     enough: Callable[[Sequence[Figures]], bool] = lambda _figures: False
 
-    def run(self, saved: Saved | None, display: Display) -> State:
+    def run(self, saved: Saved | None, display: Counted) -> State:
         """Takes the steps that are left, and gives the leaves the best numbers.
 
         Raises :class:`RefusedError` for a loss that is not finite, and whatever the objective raises; what was
@@ -121,7 +121,7 @@ class Run:
             )
         if not figures.get(SKIPPED):
             figures["gradient"] = float(nn.utils.clip_grad_norm_(self.live.leaves, self.course.clip))
-            optimiser.step()
+            self.live.step(optimiser)
         return figures
 
     def _look(

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adaptrix.fitting.maker import Display, quiet
+from adaptrix.progress import Counted, uncounted
 from adaptrix_transformer2.decomposition import Decomposition, decomposed
 from adaptrix_transformer2.train.answers import Tokens, chosen, log_probabilities
 from adaptrix_transformer2.train.course import Course, require_sane
 from adaptrix_transformer2.train.examples import Example, rows_of
-from adaptrix_transformer2.train.ground import Trained, ends_of, require_ground, result, saved_at, training
-from adaptrix_transformer2.train.live import Live
+from adaptrix_transformer2.train.ground import Trained, ends_of, require_ground, result, saved_at
+from adaptrix_transformer2.train.live import Live, live_on
 from adaptrix_transformer2.train.run import Figures, Run
 
 _ROWS = 128  # at once where only the loss is asked for
@@ -32,7 +32,7 @@ def sft(
     decomposition: Decomposition | None = None,
     name: str = "expert",
     state: Path | None = None,
-    display: Display = quiet,
+    display: Counted = uncounted,
 ) -> Trained:
     """An expert that gives the examples' answers. The model is as it was before when this returns or raises.
 
@@ -48,7 +48,7 @@ def sft(
     parts = decomposition or decomposed(model)
     settings = {"method": "sft", **asdict(course), "ends": ends}
     saved = saved_at(state, parts, sets, settings)
-    with training(model, parts, course) as live:
+    with live_on(model, parts, course.kind, course.seed) as live:
         task = _Supervised(model, live, tuple(examples), course, ends)
         done = Run(live, course, task.step, task.scorer(validation) if validation else None).run(saved, display)
         trained = result(live, name, done, settings)
@@ -85,6 +85,7 @@ class _Supervised:
                 loss = _losses(self.model, batch[start : start + self.course.rows], self.ends)[0].sum() / count
             loss.backward()  # type: ignore[no-untyped-call]  # torch has no types there
             total += float(loss.detach())
+        self.live.pull()
         return {"loss": total}
 
     def scorer(self, validation: Sequence[Example]) -> Callable[[], float]:
