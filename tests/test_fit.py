@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerFast
 
 import adaptrix
 from adaptrix import cli
-from adaptrix.errors import RefusedError, UsageError
+from adaptrix.errors import RefusedError, UsageError, refuse
+from adaptrix.fitting import fitter as fitting
 from adaptrix.fitting import refit as refitting
 from adaptrix.fitting.choice import choose, looks
 from adaptrix.fitting.corpus import corpus
@@ -172,6 +173,53 @@ def test_a_fit_that_is_stopped_goes_on_to_the_same_bytes(place, fitted, tmp_path
         patch.delattr(Fitter, "_choice")
         assert fit(place, out).read_bytes() == fitted.read_bytes()
     assert [out] == list(tmp_path.iterdir())
+
+
+def stopped_in_choice(place, out, monkeypatch, after, error):
+    """A fit that ends while it chooses layers, one set at a time; the sets that it had measured, and the error."""
+    sets, measured = [], Fitter._kl
+
+    def limited(self, session, choices, windows):
+        if len(sets) == after:
+            raise error
+        sets.append(choices)
+        return measured(self, session, choices, windows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fitting, "_TOGETHER", 1)
+        patch.setattr(Fitter, "_kl", limited)
+        with pytest.raises(type(error)) as caught:
+            fit(place, out, layers="fit:1")
+    return sets, caught.value
+
+
+@pytest.mark.parametrize("after", [2, 4])  # of 3 sets of two layers and 2 of one
+def test_a_choice_that_is_stopped_goes_on_to_the_same_bytes(place, tmp_path, monkeypatch, after):
+    whole = fit(place, tmp_path / "whole.adaptrix.safetensors", layers="fit:1")
+    out = tmp_path / "x.adaptrix.safetensors"
+    before, error = stopped_in_choice(place, out, monkeypatch, after, KeyboardInterrupt())
+    assert f"x.adaptrix.safetensors.fitting keeps {after} of 5 sets" in error.__notes__[0]
+    seen, measured = [], Fitter._kl
+
+    def counted(self, session, choices, windows):
+        seen.extend(choices if windows is self.corpus.choosing else [])
+        return measured(self, session, choices, windows)
+
+    monkeypatch.setattr(Fitter, "_kl", counted)
+    assert fit(place, out, layers="fit:1").read_bytes() == whole.read_bytes()
+    assert len(seen) == 5 - len(before)
+    assert sorted(tmp_path.iterdir()) == sorted([whole, out])
+
+
+def test_a_choice_of_another_fit_is_refused_and_what_is_refused_is_not_kept(place, tmp_path, monkeypatch):
+    out = tmp_path / "x.adaptrix.safetensors"
+    stopped_in_choice(place, out, monkeypatch, 2, KeyboardInterrupt())
+    with pytest.raises(UsageError, match="the state of another fit"):
+        fit(place, out, layers="fit:1", seed=7)
+    stopped_in_choice(place, out, monkeypatch, 1, refuse("nonfinite", "base", "the model answers NaN"))
+    assert list(tmp_path.iterdir()) == []
+    _, error = stopped_in_choice(place, out, monkeypatch, 0, KeyboardInterrupt())
+    assert not hasattr(error, "__notes__")  # nothing is there to go on from
 
 
 def test_the_state_of_another_fit_is_refused_and_kept(place, tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ dtype of the adapter's own, so that the file holds both.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -38,6 +38,7 @@ from adaptrix.runtime.session import Choice, Session
 
 _FITTED = "fitted"
 _STEPS, _SEED = 300, 0  # where the options say nothing
+_TOGETHER = 8  # sets of layers that are held to one reading of the whole adapter
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Fitter:
         before = {layer: planned(make_plan(self.bound, str(layer))) for layer in active}
         whole = planned(make_plan(self.bound, "all"))
         with attach(self.model, {FULL: whole, **{_name(layer): one for layer, one in before.items()}}) as session:
-            layers = saved.layers() or self._choice(session)
+            layers = saved.layers() or self._choice(session, saved)
             plan = make_plan(self.bound, ",".join(map(str, layers)))
             start = reshape_plan(plan, self.options.redistribute, self.options.rank)
             overrides, taken = self._trained(session, replace(start, notes=()), layers, saved)
@@ -91,14 +92,23 @@ class Fitter:
     def seed(self) -> int:
         return self.options.seed or _SEED
 
-    def _choice(self, session: Session) -> tuple[int, ...]:
-        with self.display("choosing layers", looks(len(self.aim.active), self.aim.count)) as advance:
+    def _choice(self, session: Session, saved: Saved) -> tuple[int, ...]:
+        """The layers to keep. What a stop leaves measured is not measured again."""
+        known, total = saved.losses(), looks(len(self.aim.active), self.aim.count)
 
-            def losses(sets: Sequence[tuple[int, ...]]) -> list[float]:
-                found = self._kl(session, list(map(_sum, sets)), self.corpus.choosing)
-                advance(len(sets))
-                return found
+        def losses(sets: Sequence[tuple[int, ...]]) -> list[float]:
+            new = [layers for layers in sets if layers not in known]
+            advance(len(sets) - len(new))
+            for start in range(0, len(new), _TOGETHER):
+                group = new[start : start + _TOGETHER]
+                found = self._kl(session, list(map(_sum, group)), self.corpus.choosing)
+                known.update(zip(group, found, strict=True))
+                saved.write_losses(known)
+                advance(len(group))
+            return [known[layers] for layers in sets]
 
+        kept = saved.kept(lambda: f"{len(known)} of {total} sets of layers measured")
+        with kept, self.display("choosing layers", total) as advance:
             return choose(self.aim.active, self.aim.depth, self.aim.count, losses)
 
     def _trained(
@@ -113,22 +123,12 @@ class Fitter:
 
         refit = Refit(self.model, session, leaves, layers, self.corpus.training, kl, self.steps, self.seed)
         with self.display("fitting", self.steps) as advance:
-            state = saved.state(leaves) if saved.path.exists() else State.before(leaves, kl())
+            state = saved.state(leaves) or State.before(leaves, kl())
             saved.write(layers, state)
             advance(state.step)
-            self._run(refit, state, saved, advance)
+            with saved.kept(lambda: f"{state.step} of {refit.steps} steps"):
+                refit.run(state, lambda now: saved.write(layers, now), advance)
         return self._deltas(session, plan), state.step
-
-    def _run(self, refit: Refit, state: State, saved: Saved, advance: Callable[[int], object]) -> None:
-        try:
-            refit.run(state, lambda now: saved.write(refit.layers, now), advance)
-        except RefusedError:  # it would be refused again
-            saved.remove()
-            raise
-        except BaseException as error:
-            kept = f"{state.step} of {refit.steps} steps"
-            error.add_note(f"{saved.path} keeps {kept}: the same command goes on from there")
-            raise
 
     def _deltas(self, session: Session, plan: Plan) -> dict[Site, LowRank]:
         now = session.adapter(KEPT)

@@ -1,12 +1,14 @@
 """A fit that was interrupted: what it takes to go on, in a safetensors file beside the output.
 
+First it holds what sets of layers were found to cost, and once layers are chosen, these and the state of the training.
 ``key`` says what was being fitted: a state of another text, adapter, base or number of steps is not gone on from.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 import torch
 
 from adaptrix import atomic
-from adaptrix.errors import Problem, UsageError
+from adaptrix.errors import Problem, RefusedError, UsageError
 from adaptrix.fitting.place import state_file
 from adaptrix.fitting.refit import LISTS, State
 from adaptrix.formats import safetensors_file
@@ -35,17 +37,27 @@ class Saved:
         return cls(state_file(out), json.dumps(key, sort_keys=True))
 
     def layers(self) -> tuple[int, ...] | None:
-        """The layers that were chosen; None where no fit was begun. Raises :class:`UsageError` for another fit's."""
+        """The layers that were chosen; None where none are yet. Raises :class:`UsageError` for another fit's file."""
+        stated = self._metadata().get("layers")
+        return None if stated is None else tuple(json.loads(stated))
+
+    def losses(self) -> dict[tuple[int, ...], float]:
+        """What sets of layers were found to cost. Raises as :meth:`layers` does."""
+        return {tuple(layers): loss for layers, loss in json.loads(self._metadata().get("losses", "[]"))}
+
+    def _metadata(self) -> dict[str, str]:
         if not self.path.exists():
-            return None
+            return {}
         metadata = safetensors_file.read(self.path)[1]
         if metadata.get("key") != self.key:
             found = "the state of another fit: of another text, adapter or base, or with other options"
             raise UsageError(Problem("other-fit", str(self.path), found, remedy="Remove it to begin anew."))
-        return tuple(json.loads(metadata["layers"]))
+        return metadata
 
-    def state(self, leaves: Sequence[torch.Tensor]) -> State:
-        """The state, its tensors like the leaves."""
+    def state(self, leaves: Sequence[torch.Tensor]) -> State | None:
+        """The state, its tensors like the leaves; None where no training has begun."""
+        if self.layers() is None:
+            return None
         tensors, metadata = safetensors_file.read(self.path)
 
         def like_leaves(name: str) -> list[torch.Tensor]:
@@ -55,13 +67,33 @@ class Saved:
         now, first, second, best = map(like_leaves, LISTS)
         return State(now, first, second, best, **json.loads(metadata["state"]))
 
+    def write_losses(self, losses: Mapping[tuple[int, ...], float]) -> None:
+        """Keeps what sets of layers cost, as :meth:`write` keeps a state."""
+        self._replace({}, {"losses": json.dumps(list(losses.items()))})
+
     def write(self, layers: tuple[int, ...], state: State) -> None:
         """Replaces what was there, whole or not at all."""
         tensors = {name: Stored.of(leaf.cpu().numpy()) for name, leaf in state.tensors().items()}
         numbers = {"best_kl": state.best_kl, "step": state.step, "waited": state.waited}
-        metadata = {"key": self.key, "layers": json.dumps(layers), "state": json.dumps(numbers)}
+        self._replace(tensors, {"layers": json.dumps(layers), "state": json.dumps(numbers)})
+
+    def _replace(self, tensors: Mapping[str, Stored], metadata: Mapping[str, str]) -> None:
         with atomic.output(self.path, force=True) as work:
-            safetensors_file.write(work, tensors, metadata)
+            safetensors_file.write(work, dict(tensors), {"key": self.key, **metadata})
+
+    @contextmanager
+    def kept(self, told: Callable[[], str]) -> Iterator[None]:
+        """What is done here is gone on with after a stop, and the error that stops it says so: ``told`` says how much
+        is kept. What is refused would be refused again, and is not kept."""
+        try:
+            yield
+        except RefusedError:
+            self.remove()
+            raise
+        except BaseException as error:
+            if self.path.exists():
+                error.add_note(f"{self.path} keeps {told()}: the same command goes on from there")
+            raise
 
     def remove(self) -> None:
         """For when it is of no more use."""
