@@ -35,10 +35,15 @@ class Basis:
 
 @dataclass(frozen=True, slots=True)
 class Truncation:
-    """What of ΔW is lost in a smaller rank: ‖ΔW − ΔW_k‖_F, and that over ‖ΔW‖_F (0 where ΔW is zero)."""
+    """What of ΔW is lost in a smaller rank: ‖ΔW − ΔW_k‖_F (``absolute``), beside ``size``, which is ‖ΔW‖_F."""
 
     absolute: float
-    relative: float
+    size: float
+
+    @property
+    def relative(self) -> float:
+        """The one over the other; 0 where both are zero."""
+        return self.absolute / self.size if self.size else self.absolute
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -112,7 +117,8 @@ class Spectral:
         Exact as far as U and V are orthonormal (Eckart–Young); nothing where ``rank`` is None.
         """
         squares = np.sort(self.d**2)[::-1]
-        return _truncation(float(squares[len(squares) if rank is None else rank :].sum()), float(squares.sum()))
+        lost = squares[len(squares) if rank is None else rank :].sum()
+        return Truncation(sqrt(lost), sqrt(squares.sum()))
 
     def low_rank(self, rank: int | None = None) -> tuple[LowRank, Truncation]:
         """A LoRA of the same ΔW, in fp32, and what it lacks, as measured.
@@ -137,7 +143,7 @@ class Spectral:
         for whole, gap in self._rows(A, B):
             lost += float(np.vdot(gap, gap))
             wanted += float(np.vdot(whole, whole))
-        return _truncation(lost, wanted)
+        return Truncation(sqrt(lost), sqrt(wanted))
 
     def _rows(self, A: NDArray[np.float32], B: NDArray[np.float32]) -> Iterator[tuple[Matrix, Matrix]]:
         """Some rows of ΔW, and of ΔW − B·A, in fp64."""
@@ -146,7 +152,3 @@ class Spectral:
         for start in range(0, len(U), _ROWS):
             whole = (U[start : start + _ROWS] * d) @ right
             yield whole, whole - B[start : start + _ROWS].astype(np.float64) @ A64
-
-
-def _truncation(lost: float, wanted: float) -> Truncation:
-    return Truncation(sqrt(lost), sqrt(lost / wanted) if wanted else sqrt(lost))

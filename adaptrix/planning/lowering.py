@@ -14,7 +14,7 @@ from adaptrix.errors import Problem, RefusedError, refuse
 from adaptrix.planning.plan import Plan
 
 TOLERANCE = 0.05  # ‖ΔW − ΔW_k‖ / ‖ΔW‖ of a site, where nobody says otherwise
-_ROUNDED = 1e-3  # how far a measured error may be from that which the singular values tell
+_ROUNDED = 1e-3  # of ‖ΔW‖: how far what is measured may be from what the singular values tell
 
 
 def spectral_deltas(plan: Plan) -> dict[str, Spectral]:
@@ -94,12 +94,17 @@ def _low_rank(
             except RefusedError as error:
                 problems += (replace(problem, where=str(site)) for problem in error.problems)
                 continue
-            told, measured = delta.lost(rank).relative, losses[site].relative
-            if not abs(measured - told) <= _ROUNDED:
-                said = f"the LoRA is off by {measured:.2e} of ‖ΔW‖, and the singular values tell of {told:.2e}"
+            if not _agree(losses[site], delta.lost(rank)):
+                said = "‖ΔW‖, or what the rank leaves out of it, is another than the singular values tell"
                 expected, remedy = "U and V that are orthonormal", "The file is damaged: fetch it again."
                 problems.append(Problem("other-svd", str(site), said, expected, remedy))
     return found
+
+
+def _agree(measured: Truncation, told: Truncation) -> bool:
+    """Whether an error and the norm beside it are what they should be."""
+    gap = max(abs(measured.absolute - told.absolute), abs(measured.size - told.size))
+    return gap <= _ROUNDED * told.size
 
 
 def _note(losses: Mapping[Site, Truncation], deltas: Mapping[Site, Delta]) -> Problem:
