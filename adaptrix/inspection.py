@@ -9,6 +9,7 @@ from typing import Any
 from adaptrix.adapter import Adapter, Extra
 from adaptrix.binding.bind import BoundAdapter, factors, summed
 from adaptrix.binding.stacks import ranges
+from adaptrix.delta import Spectral
 from adaptrix.errors import Problem
 
 #: ‖ΔW‖_F by role and layer
@@ -17,7 +18,7 @@ Picture = Mapping[str, Mapping[int, float]]
 
 @dataclass(frozen=True)
 class RoleSummary:
-    """All deltas of one role: where, how large, of what rank and scale, and Σ‖ΔW‖²_F."""
+    """All deltas of one role: where, of what kind, how large, of what rank and scale, and Σ‖ΔW‖²_F."""
 
     role: str
     count: int
@@ -27,6 +28,7 @@ class RoleSummary:
     scales: tuple[float, ...]
     dtypes: tuple[str, ...]
     energy: float
+    kinds: tuple[str, ...] = ("lora",)
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,18 @@ class Inspection:
                 row = squares[_label(site.role, site.part)]
                 row[site.layer] = row.get(site.layer, 0.0) + energy
         return {role: {layer: square**0.5 for layer, square in row.items()} for role, row in squares.items()}
+
+    @property
+    def spectral(self) -> str:
+        """Whose singular values are changed, in words; nothing where none are."""
+        found = [delta for delta in self.bound.deltas.values() if isinstance(delta, Spectral)]
+        if not found:
+            return ""
+        stored = " and ".join(sorted({delta.basis.dtype for delta in found}))
+        backends = " and ".join(sorted({delta.basis.backend for delta in found}))
+        here = sum(delta.resolved for delta in found)
+        vectors = f"U and V of {here} in the file" if here else "U and V not in the file"
+        return f"{len(found)} deltas of weights in {stored}, decomposed by {backends}; {vectors}"
 
     def drawn(self, most_rows: int = 60, most_layers: int = 400) -> tuple[Picture, tuple[int, ...], str]:
         """What of the picture there is room for: its rows, their layers, and a word on what is left out.
@@ -119,6 +133,7 @@ def _summary(bound: BoundAdapter, role: str, sites: list[Any]) -> RoleSummary:
         scales=tuple(sorted({delta.scale for delta in deltas})),
         dtypes=tuple(sorted({tensor.dtype for delta in deltas for tensor in factors(delta)})),
         energy=summed(bound.energies[site] for site in sites),
+        kinds=tuple(sorted({delta.kind for delta in deltas})),
     )
 
 

@@ -188,13 +188,17 @@ def test_a_rank_keeps_the_largest_changes_and_states_what_it_loses(llama, tmp_pa
         assert np.isclose(gap, delta.lost(rank).absolute, atol=1e-5 * np.linalg.norm(delta.dense()))
 
 
-def test_plans_norms_and_inspection_need_no_base(llama, tmp_path):
+def test_plans_norms_and_inspection_need_no_base(llama, tmp_path, run):
     base, made = llama
     bare = adaptrix.convert(made, tmp_path / "a.adaptrix.safetensors", base=base, vectors="omit", layers="energy:1")
     found = adaptrix.inspect(bare)
     by_role = {summary.role: summary for summary in found.roles}
     assert by_role["k"].shapes == ((20, 24),)
     assert by_role["k"].ranks == (20,)
+    assert by_role["k"].kinds == ("spectral",)
+    code, out, _ = run("inspect", bare)
+    said = "21 deltas of weights in BF16, decomposed by lapack-f64; U and V not in the file"
+    assert (code, said in " ".join(out.split())) == (0, True), out
     for site, energy in found.bound.energies.items():
         delta = made.deltas[found.bound.targets[site]]
         assert np.isclose(energy, np.linalg.norm(delta.dense()) ** 2, rtol=1e-5)

@@ -47,6 +47,8 @@ def _card(inspection: Inspection) -> RenderableType:
     }
     if adapter.recorded is not None:
         rows["plan"] = adapter.recorded.policy
+    if inspection.spectral:
+        rows["spectral"] = inspection.spectral
     rows |= {f"sha256 {name}": digest for name, digest in source.files.items()}
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)

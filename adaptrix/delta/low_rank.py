@@ -44,6 +44,11 @@ class LowRank:
     transposed: bool = False
 
     @property
+    def kind(self) -> str:
+        """What an injection file calls it."""
+        return "lora" if self.magnitude is None else "dora"
+
+    @property
     def rank(self) -> int:
         """The rank r (of one expert, where several are stacked)."""
         return self.A.shape[0] // (self.experts or 1)

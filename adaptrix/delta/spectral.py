@@ -62,6 +62,11 @@ class Spectral:
     Vt: Tensor | None = None
 
     @property
+    def kind(self) -> str:
+        """What an injection file calls it."""
+        return "spectral"
+
+    @property
     def rank(self) -> int:
         """The number of singular values, k."""
         return self.z.shape[0]

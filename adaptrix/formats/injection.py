@@ -86,7 +86,7 @@ def _entry(delta: Delta, target: Target) -> dict[str, Any]:
     if isinstance(delta, Spectral):
         return _spectral_entry(delta, target)
     entry: dict[str, Any] = {
-        "kind": "dora" if delta.magnitude is not None else "lora",
+        "kind": delta.kind,
         "module": target.path,
         "rank": delta.rank,
         "alpha": delta.alpha,
@@ -105,7 +105,7 @@ def _entry(delta: Delta, target: Target) -> dict[str, Any]:
 def _spectral_entry(delta: Spectral, target: Target) -> dict[str, Any]:
     """The same of a change of singular values: above all whose they are."""
     return {
-        "kind": "spectral",
+        "kind": delta.kind,
         "module": target.path,
         "rank": delta.rank,
         "scale": delta.scale,
