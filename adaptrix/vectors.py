@@ -74,6 +74,7 @@ class BaseVectors:
         from adaptrix.decomposing import require_weight
         from adaptrix.merging.fetch import fetch_base
         from adaptrix.merging.places import Places
+        from adaptrix.merging.spectral import is_turned
 
         tensors = fetch_base(base, self.workshop).tensors()
         places = Places(tensors, plan.bound.architecture, plan.bound.dims)
@@ -85,7 +86,7 @@ class BaseVectors:
                 said, remedy = f"{base} has no weight for it", "Save the base with today's transformers first."
                 problems.append(Problem("no-tensor", str(site), said, "the weight, whole", remedy))
                 continue
-            found[site] = Weight(name, tensors[name], _turned(plan, site, delta, tensors[name]))
+            found[site] = Weight(name, tensors[name], is_turned(plan, site, delta, tensors[name]))
             try:
                 require_weight(delta, tensors[name], turned=found[site].turned, where=f"{site} ({name})")
             except RefusedError as error:
@@ -105,13 +106,6 @@ def _unresolved(plan: Plan) -> Iterator[tuple[Site, Spectral]]:
         for site, delta in deltas.items():
             if isinstance(delta, Spectral) and not delta.resolved:
                 yield site, delta
-
-
-def _turned(plan: Plan, site: Site, delta: Spectral, weight: Tensor) -> bool:
-    """Whether a weight is stored ``[in, out]``; of an unknown family its shape may tell."""
-    if plan.bound.architecture.dims:
-        return plan.bound.architecture.roles[site.role].orientation == "conv1d"
-    return weight.shape != delta.shape and weight.shape == delta.shape[::-1]
 
 
 def _with(plan: Plan, found: dict[int, Delta]) -> Plan:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.func import functional_call
 
+import adaptrix
 from adaptrix.attaching import attach
 from adaptrix.decomposing import SvdCache
 from adaptrix.errors import RefusedError
@@ -169,14 +170,17 @@ def test_experts_of_one_weight_share_its_axes_and_leave_none_behind(llama, pair,
         assert not pool
 
 
-def test_a_kernel_of_the_plan_has_its_gain(llama, pair, cache):
-    gained = changed(pair["a"], {})
-    gained = replace(gained, deltas={t: d.multiplied(0.5) for t, d in gained.deltas.items()})
-    with attach(llama, {"half": gained, **pair}) as session:
-        with session.use("half"):
-            halved = logits(llama)
-        with session.use({"a": 0.5}):
-            assert apart(logits(llama), halved) < TOLERANCE
+def test_a_file_acts_by_its_plan_and_its_gains(llama, pair, tmp_path):
+    adaptrix.convert(pair["a"], tmp_path / "x.safetensors", layers="1-2")
+    read = adaptrix.load(tmp_path / "x.safetensors")
+    half = replace(read, recorded=replace(read.recorded, gains={1: 0.5, 2: 0.5}))
+    upper = replace(pair["a"], deltas={t: d for t, d in pair["a"].deltas.items() if ".0." not in t.path})
+    with attach(llama, {"half": half, "file": tmp_path / "x.safetensors", "upper": upper}) as session:
+        for one, other in (("half", {"upper": 0.5}), ("file", "upper")):
+            with session.use(one):
+                found = logits(llama)
+            with session.use(other):
+                assert apart(logits(llama), found) < TOLERANCE
 
 
 def test_swap_and_shared_prefill_go_on_as_if_read_anew(llama, pair):

@@ -50,7 +50,7 @@ def command(source: str, base: str, out: str | None, voice: Voice, **options: An
     wanted = MergeOptions(**options)
     workshop = Workshop()
     prepare(out, wanted)
-    made = draft(workshop, source, base, wanted)  # no spinner: the Hub's client draws bars
+    made = draft(workshop, source, base, wanted, bars(voice))  # no spinner: the Hub's client draws bars
     done = write(made, out, wanted, partial(bars(voice, in_bytes=True), f"merging {source}"))
     if voice.json:
         print_json(_result(source, base, done))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from adaptrix.architecture import Site
 from adaptrix.architecture.layout import Rows
-from adaptrix.delta import LowRank
+from adaptrix.delta import LowRank, Spectral
 from adaptrix.tensor import Tensor
 
 
@@ -38,15 +38,26 @@ class Term:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class SpectralTerm:
+    """What a spectral delta, with its U and V, adds to the weight that it is of; ``gain`` multiplies it."""
+
+    site: Site
+    delta: Spectral
+    gain: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Change:
     """A tensor's new numbers: ``instead`` of its own, plus the ``terms``, then ``tokens`` replaced by ``rows``.
 
+    ``spectral``: what is added where there is none of these.
     ``turned``: the weight is stored ``[in, out]`` (Conv1D, embeddings). ``bias``: the terms are biases of B. ``nf4``:
     the terms are added to what NF4 leaves of the tensor.
     """
 
     instead: Tensor | None = None
     terms: tuple[Term, ...] = ()
+    spectral: SpectralTerm | None = None
     turned: bool = False
     bias: bool = False
     tokens: tuple[int, ...] = ()
@@ -60,4 +71,4 @@ class Change:
     @property
     def empty(self) -> bool:
         """Whether it leaves the tensor as it is, but for NF4."""
-        return self.instead is None and not self.terms and self.rows is None
+        return self.instead is None and not self.terms and self.spectral is None and self.rows is None

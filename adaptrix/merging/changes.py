@@ -8,12 +8,14 @@ from dataclasses import replace
 from adaptrix.adapter import Extra
 from adaptrix.architecture import Site
 from adaptrix.architecture.patterns import suffix_match
-from adaptrix.delta import Delta, LowRank
+from adaptrix.delta import LowRank
 from adaptrix.errors import Problem
 from adaptrix.merging.change import Change, Term
 from adaptrix.merging.places import Places
+from adaptrix.merging.spectral import spectral_changes
 from adaptrix.merging.tied import HEAD, equal
 from adaptrix.planning.plan import Plan
+from adaptrix.progress import Counted, uncounted
 from adaptrix.tensor import FLOATS, Tensor
 
 _TOKENS = ".token_adapter.trainable_tokens_delta"
@@ -23,8 +25,8 @@ _OTHER_BASE = "The base is not the one that the adapter was trained on, or anoth
 class Drafting:
     """The changes as they are gathered, and the problems."""
 
-    def __init__(self, plan: Plan, places: Places, *, tied: bool) -> None:
-        self.plan, self.places, self.tied = plan, places, tied
+    def __init__(self, plan: Plan, places: Places, *, tied: bool, display: Counted = uncounted) -> None:
+        self.plan, self.places, self.tied, self._display = plan, places, tied, display
         self.changes: dict[str, Change] = {}
         self.problems: list[Problem] = []
 
@@ -34,7 +36,12 @@ class Drafting:
         for key, extra in self.plan.bound.adapter.extras.items():
             self._extra(key, extra)
         for site in self.plan.sites:
-            self._add_delta(site, self.plan.delta(site))
+            delta = self.plan.delta(site)
+            if isinstance(delta, LowRank):
+                self._delta(site, delta)
+            elif not self.places.whole(site):
+                self._nowhere(site)
+        self._spectral()
         for name, change in self.changes.items():
             self.problems += _misfits(name, change, self.places.tensors[name])
 
@@ -75,28 +82,33 @@ class Drafting:
             for name in names:
                 self._change(name, tokens=indices, rows=tensor)
 
-    def _add_delta(self, site: Site, delta: Delta) -> None:
-        if isinstance(delta, LowRank):
-            self._delta(site, delta)
-        else:
-            remedy = "`adaptrix convert SRC --base MODEL --to peft` makes a LoRA of it, and that can be merged."
-            self._note("spectral", f"{self.plan.bound.adapter.name} {site}", "a spectral delta is not merged", remedy)
-
     def _delta(self, site: Site, delta: LowRank) -> None:
         gain = 1.0 if site.layer is None else self.plan.gains.get(site.layer, 1.0)
         found = list(self.places.terms(site, delta, gain))
-        where = f"{site} ({self.plan.bound.targets[site]})"
-        if not found and not self._is_tied_head(f"{self.plan.bound.targets[site]}.weight"):
-            self._note("no-tensor", where, "the base's files have no weight for it", _OTHER_BASE)
+        if not found:
+            self._nowhere(site)
         for name, term in found:
             self._add(name, term, bias=False)
         if delta.bias is not None:
             biases = list(self.places.biases(site, delta, gain))
             if not biases:
                 remedy = "peft merges no such adapter either: keep it attached, or save the base with biases of zero."
+                where = f"{site} ({self.plan.bound.targets[site]})"
                 self._note("no-bias", where, "it brings a bias and the base's module has none", remedy)
             for name, term in biases:
                 self._add(name, term, bias=True)
+
+    def _spectral(self) -> None:
+        """The changes of spectral deltas, each of the whole weight that it is of."""
+        changes, problems = spectral_changes(self.plan, self.places, self._display)
+        self.problems += problems
+        for name, change in changes.items():
+            self._change(name, spectral=change.spectral, turned=change.turned)
+
+    def _nowhere(self, site: Site) -> None:
+        target = self.plan.bound.targets[site]
+        if not self._is_tied_head(f"{target}.weight"):
+            self._note("no-tensor", f"{site} ({target})", "the base's files have no weight for it", _OTHER_BASE)
 
     def _add(self, name: str, term: Term, *, bias: bool) -> None:
         role = self.plan.bound.architecture.roles[term.site.role]
@@ -175,6 +187,9 @@ def _misfits(name: str, change: Change, own: Tensor) -> Iterator[Problem]:
         found = f"token {max(change.tokens)} was trained and the base has {stored.shape[0]}"
         yield Problem("tokens", name, found, remedy="Resize the base's embeddings first, as was done for training.")
     yield from (problem for term in change.terms for problem in _misfit(name, change, term, stored.shape))
+    if change.spectral is not None and (change.instead is not None or change.terms or change.rows is not None):
+        found = "a spectral delta and another change of the same weight"
+        yield Problem("part", name, found, "one of them", "Leave one out with --layers.")
     if change.dora and (
         len(change.terms) > 1 or any(term.put is not None or term.delta.experts for term in change.terms)
     ):

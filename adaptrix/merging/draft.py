@@ -15,6 +15,7 @@ from adaptrix.merging.options import MergeOptions, QloraBase
 from adaptrix.merging.places import Places
 from adaptrix.merging.tied import is_tied, tied_changes, tied_problems, vocabulary
 from adaptrix.planning.plan import Plan, make_plan, powerless, recorded_plan
+from adaptrix.progress import Counted, uncounted
 from adaptrix.records import Bundle
 from adaptrix.results import Report
 from adaptrix.workflow import Workshop
@@ -49,15 +50,29 @@ def _in_nf4(change: Change | None, turned: bool) -> Change:
     return replace(change or Change(), turned=turned, nf4=True)
 
 
-def draft(workshop: Workshop, uri: str, base: str, options: MergeOptions) -> Draft:
-    """Reads the adapter, then the base, and settles what happens to each tensor. Raises :class:`AdaptrixError`."""
+def draft(workshop: Workshop, uri: str, base: str, options: MergeOptions, display: Counted = uncounted) -> Draft:
+    """Reads the adapter, then the base, and settles what happens to each tensor. Raises :class:`AdaptrixError`.
+
+    ``display`` shows how far the weights of spectral deltas are decomposed.
+    """
     report = workshop.fit(uri, base)
     report = report if options.allow_nonfinite else report.examined()
     if not report.ok or report.bound is None:
         raise RefusedError(errors_in(report.problems))
     plan = _plan(report, options.layers)
-    made = settle(plan, fetch_base(base, workshop), report)
-    return made if options.qlora_base is None else made.on(options.qlora_base)
+    made = settle(plan, fetch_base(base, workshop), report, display)
+    if options.qlora_base is None:
+        return made
+    _require_low_rank(made)
+    return made.on(options.qlora_base)
+
+
+def _require_low_rank(made: Draft) -> None:
+    """Raises :class:`RefusedError` for spectral deltas: what NF4 leaves of a weight has other singular vectors."""
+    odd = [name for name, change in made.changes.items() if change.spectral is not None]
+    if odd:
+        found, remedy = "a spectral delta, which is one of the weight as it is stored", "Merge without --qlora-base."
+        raise RefusedError(Problem("spectral", name, found, "a LoRA", remedy) for name in odd)
 
 
 def _plan(report: Report, layers: str | None) -> Plan:
@@ -68,12 +83,12 @@ def _plan(report: Report, layers: str | None) -> Plan:
     return make_plan(report.bound, layers or "all")
 
 
-def settle(plan: Plan, base: Base, report: Report) -> Draft:
+def settle(plan: Plan, base: Base, report: Report, display: Counted = uncounted) -> Draft:
     """What happens to each tensor of the base. Raises :class:`RefusedError` with every reason against it."""
     architecture, problems = plan.bound.architecture, list(_quantised(base))
     places = Places(base.tensors(), architecture, plan.bound.dims)
     tied = is_tied(base.config, places)
-    drafting = Drafting(plan, places, tied=tied)
+    drafting = Drafting(plan, places, tied=tied, display=display)
     drafting.run()
     problems += drafting.problems
     if tied:

@@ -1,8 +1,9 @@
 """The arithmetic of a merge, a piece of rows at a time.
 
 W' = round(W + scale · B·A), the sum in fp32 (fp64 for a base in fp64) and rounded once, which is what peft does
-wherever it does not round ΔW first. DoRA: round(m / ‖W + ΔW‖ · (W + ΔW)), with norms by rows of ``[out, in]``. A
-piece's product is that of the whole weight: each number is a sum over the rank, and pieces split no such sum.
+wherever it does not round ΔW first; a spectral delta has B = U·diag(d), A = Vᵀ. DoRA: round(m / ‖W + ΔW‖ · (W + ΔW)),
+with norms by rows of ``[out, in]``. A piece's product is that of the whole weight: each number is a sum over the rank,
+and pieces split no such sum.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from adaptrix.errors import refuse
-from adaptrix.merging.change import Change, Term
+from adaptrix.merging.change import Change, SpectralTerm, Term
 from adaptrix.merging.reading import Reader, reading
 from adaptrix.runtime.tensors import TORCH, as_torch
 from adaptrix.tensor import Tensor as Stored
@@ -103,7 +104,10 @@ def _matrix(
 ) -> Iterator[Tensor]:
     """The pieces of one stored matrix ``[rows, columns]``."""
     rows, columns = source.shape
-    factors = _factors(terms, columns if change.turned else rows, expert, wide) if terms else None
+    if change.spectral is not None:
+        factors: _Factors | None = _spectral_factors(change.spectral, wide)
+    else:
+        factors = _factors(terms, columns if change.turned else rows, expert, wide) if terms else None
     whole = change.turned and factors is not None and factors.magnitude is not None  # each norm runs through all rows
     count = max(1, rows // max(ROWS, PIECE // max(1, columns)))
     part = -(-rows // count)
@@ -157,6 +161,13 @@ def _put_tokens(x: Tensor, change: Change, rows: Stored, start: int) -> None:
     trained = as_torch(rows).to(x.dtype) if here else x
     for number, row in here:
         x[row] = trained[number]
+
+
+def _spectral_factors(term: SpectralTerm, wide: torch.dtype) -> _Factors:
+    """Vᵀ ``[k, in]`` and U·diag(gain · d) ``[out, k]``, in the memory that they were read into."""
+    assert term.delta.U is not None and term.delta.Vt is not None  # noqa: PT018  # it is resolved
+    d = torch.from_numpy(term.delta.d * term.gain).to(wide)
+    return _Factors(as_torch(term.delta.Vt, dtype=wide), as_torch(term.delta.U, dtype=wide).mul_(d), 1.0)
 
 
 def _factors(terms: Sequence[Term], out: int, expert: int | None, wide: torch.dtype) -> _Factors:
