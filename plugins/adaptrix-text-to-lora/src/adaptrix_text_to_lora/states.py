@@ -12,7 +12,8 @@ from transformers import AutoModel, AutoTokenizer
 
 from adaptrix.errors import Problem, UsageError, refuse
 from adaptrix.json_file import read_object
-from adaptrix.merging.base import CARRIED, INDEX, SINGLE
+from adaptrix.merging.base import CARRIED
+from adaptrix.merging.weights import INDEX, SINGLE
 from adaptrix.sources import hub, local
 from adaptrix_text_to_lora.encoders import Pooling
 from adaptrix_text_to_lora.prompts import named
