@@ -47,6 +47,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/routing.py
 	$(BIN)/python benchmarks/algebra.py
 	$(BIN)/python benchmarks/merge.py
+	$(BIN)/python benchmarks/spectral.py
 
 constraints:
 	sh .ci/constraints $(PYTHON)

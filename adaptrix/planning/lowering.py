@@ -80,7 +80,8 @@ def lowered(plan: Plan, rank: int | None) -> Plan:
     made = exchanged(plan, deltas, overrides)
     adapter = replace(made.bound.adapter, altered=True)
     notes = (*plan.notes, _note(losses, {**deltas, **overrides}))
-    return replace(made, bound=replace(made.bound, adapter=adapter), notes=notes)
+    reduced = any(loss.relative > _ROUNDED for loss in losses.values())
+    return replace(made, bound=replace(made.bound, adapter=adapter), notes=notes, reduced=reduced)
 
 
 def _low_rank(

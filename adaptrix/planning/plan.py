@@ -32,6 +32,7 @@ class Plan:
     embedding, a head) acts only under ``all``. ``gains`` multiply ΔW by layer, 1 where absent.
     ``overrides`` replace the adapter's own deltas while the plan is in force: what a redistribution or
     a recompression made, or a fit, which ``fit`` then tells of. ``notes`` say what making it has cost.
+    ``reduced``: the bound deltas are themselves less than the adapter's were, as the notes tell.
     """
 
     bound: BoundAdapter
@@ -41,6 +42,7 @@ class Plan:
     overrides: Mapping[Site, Delta] = field(default_factory=lambda: MappingProxyType({}))
     notes: tuple[Problem, ...] = ()
     fit: Fit | None = None
+    reduced: bool = False
 
     def __repr__(self) -> str:
         return f"<Plan {self.policy}: {len(self.sites)} of {len(self.bound.deltas)} sites of {self.bound.adapter.name}>"
@@ -63,12 +65,12 @@ class Plan:
     def retained(self) -> float | None:
         """The share of Σ‖ΔW‖²_F at the active sites.
 
-        None where a share says nothing: the plan changes deltas (its notes have the error that was
+        None where a share says nothing: deltas were changed (its notes have the error that was
         measured), ΔW is zero everywhere, or its norm is not finite.
         """
         energies = self.bound.energies
         total = summed(energies.values())
-        if self.overrides or not total or not isfinite(total):
+        if self.overrides or self.reduced or not total or not isfinite(total):
             return None
         return summed(energies[site] for site in self.sites) / total
 
@@ -77,7 +79,8 @@ class Plan:
         """What is retained, in words."""
         if self.retained is not None:
             return f"{self.retained:.1%} of ‖ΔW‖²"
-        return f"{len(self.overrides)} of them changed" if self.overrides else "no share of ‖ΔW‖² can be told"
+        changed = len(self.bound.deltas) if self.reduced else len(self.overrides)
+        return f"{changed} of them changed" if changed else "no share of ‖ΔW‖² can be told"
 
     @property
     def idle(self) -> int:
