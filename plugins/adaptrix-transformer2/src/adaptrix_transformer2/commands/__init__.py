@@ -7,7 +7,9 @@ from importlib import import_module
 import click
 
 _COMMANDS = {
-    "import": "Read experts that the published code has saved.",
+    "train": "Train an expert, on answers or on rewards.",
+    "import": "Read an expert that the published code has saved.",
+    "evaluate": "Measure experts on examples, beside their base.",
 }
 
 

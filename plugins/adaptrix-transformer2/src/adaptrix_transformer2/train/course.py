@@ -61,11 +61,15 @@ class Policy:
 
 def require_sane(course: Course, policy: Policy | None = None) -> None:
     """Raises :class:`UsageError` with every number that makes no sense."""
-    problems = list(_problems(course))
-    if policy is not None:
-        problems += _policy_problems(policy)
-    if problems:
+    if problems := list(senseless(course, policy)):
         raise UsageError(problems)
+
+
+def senseless(course: Course, policy: Policy | None = None) -> Iterator[Problem]:
+    """A problem for every number that makes no sense."""
+    yield from _problems(course)
+    if policy is not None:
+        yield from _policy_problems(policy)
 
 
 def _problems(course: Course) -> Iterator[Problem]:

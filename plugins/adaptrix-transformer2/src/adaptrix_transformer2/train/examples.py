@@ -47,10 +47,9 @@ def rows_of(count: int, size: int, step: int, seed: int) -> list[int]:
 
 def padded(rows: Sequence[Sequence[int]], device: torch.device, *, left: bool = False) -> tuple[Tensor, Tensor]:
     """Tokens ``[rows, longest]``, filled up with zeros, and a mask that is 1 where there is a token."""
-    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for at, row in enumerate(rows):
-        place = slice(ids.shape[1] - len(row), None) if left else slice(len(row))
-        ids[at, place] = torch.tensor(row, dtype=torch.long)
-        mask[at, place] = 1
-    return ids.to(device), mask.to(device)
+    longest = max(map(len, rows))
+    blanks = [[0] * (longest - len(row)) for row in rows]
+    ids = [[*blank, *row] if left else [*row, *blank] for row, blank in zip(rows, blanks, strict=True)]
+    ones = [[1] * len(row) for row in rows]
+    mask = [[*blank, *one] if left else [*one, *blank] for one, blank in zip(ones, blanks, strict=True)]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)

@@ -1,0 +1,109 @@
+"""``adaptrix transformer2 evaluate``."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import click
+
+from adaptrix.cli.common import (
+    Voice,
+    bars,
+    clean,
+    offering,
+    print_json,
+    show_problems,
+    voice_options,
+    whole_base_option,
+)
+from adaptrix.errors import Problem, UsageError
+from adaptrix.workflow import Workshop
+
+_REWARD = "What makes an answer right: exact, contains or number. [default: exact]"
+
+
+@click.command()
+@click.argument("experts", metavar="EXPERT...", nargs=-1, type=click.Path())
+@whole_base_option
+@click.option("--examples", metavar="FILE", type=click.Path(path_type=Path), required=True, help="JSON lines.")
+@click.option(
+    "--reward", metavar="REWARD", default="exact", shell_complete=offering("exact", "contains", "number"), help=_REWARD
+)
+@click.option("--longest", type=click.IntRange(1), default=64, show_default=True, help="Tokens of an answer at most.")
+@click.option("--chat", is_flag=True, help="Prompts are turns of the tokenizer's chat template.")
+@click.option("--dtype", metavar="DTYPE", help="Load the base in fp32, bf16, fp16 or fp64. [default: fp32]")
+@click.option("--device", metavar="DEVICE", help="Where to compute. [default: the accelerator, if there is one]")
+@voice_options
+def command(
+    experts: tuple[str, ...],
+    base: str,
+    examples: Path,
+    reward: str,
+    longest: int,
+    chat: bool,
+    dtype: str | None,
+    device: str | None,
+    voice: Voice,
+) -> int:
+    """Measure experts on examples, beside their base.
+
+    \b
+      adaptrix transformer2 evaluate maths.adaptrix.safetensors --base ./llama3-8b --examples held-out.jsonl
+
+    For the base and for each expert: the loss a token of the examples' responses, and the share of likeliest answers
+    that are right. Any adapter that can be attached is measured.
+    """
+    from adaptrix_transformer2.texts import REWARDS
+
+    if reward not in REWARDS:
+        raise UsageError(Problem("option", "reward", repr(reward)[:80], ", ".join(REWARDS)))
+    workshop = Workshop()
+    rows = _measured(_named(experts), base, (examples, reward, longest, chat), (device, dtype), workshop, voice)
+    if voice.json:
+        print_json({"ok": True, "examples": str(examples), "rows": rows})
+    elif not voice.quiet:
+        width = max(len(row["name"]) for row in rows)
+        click.echo(f"{'':{width}}  loss a token    right")
+        for row in rows:
+            click.echo(f"{clean(row['name']):{width}}  {row['loss']:12.4f}  {row['right']:6.1%}")
+    show_problems(workshop.catalog.problems, voice)
+    return 0
+
+
+def _named(experts: tuple[str, ...]) -> dict[str, str]:
+    """The experts by what they are called in the table: the last part of their path, or all of it."""
+    count = Counter(Path(expert).name for expert in experts)
+    named = {Path(expert).name if count[Path(expert).name] == 1 else expert: expert for expert in experts}
+    return {("the expert base" if name == "base" else name): expert for name, expert in named.items()}
+
+
+def _measured(
+    experts: dict[str, str],
+    base: str,
+    how: tuple[Path, str, int, bool],
+    where: tuple[str | None, str | None],
+    workshop: Workshop,
+    voice: Voice,
+) -> list[dict[str, Any]]:
+    import adaptrix
+    from adaptrix.measuring.models import placement, stored
+    from adaptrix_transformer2.texts import read_examples, reward_on_text
+    from adaptrix_transformer2.train import mean_loss, mean_reward
+    from adaptrix_transformer2.train.ground import require_ground
+
+    file, reward, longest, chat = how
+    ground = stored(base, workshop, placement(*where))
+    tokenizer = ground.tokenizer()
+    examples = read_examples(file, tokenizer, chat=chat)
+    judge, rows = reward_on_text(reward, tokenizer), list[dict[str, Any]]()
+    with ground.model() as model:
+        require_ground(model, {str(file): examples}, longest)
+        with adaptrix.attach(model, experts) as session, bars(voice)("measuring", 1 + len(experts)) as advance:
+            for name in (None, *experts):
+                with session.use(name):
+                    loss, right = mean_loss(model, examples), mean_reward(model, examples, judge, longest)
+                rows.append({"name": name or "base", "loss": loss, "right": right})
+                advance(1)
+    return rows

@@ -1,0 +1,107 @@
+"""``adaptrix transformer2 train``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from adaptrix import atomic
+from adaptrix.cli.common import Voice, bars, clean, print_json, show_problems, voice_options
+from adaptrix.destination import destination
+from adaptrix.options import Options, require_options
+from adaptrix.workflow import Workshop
+
+if TYPE_CHECKING:
+    from adaptrix_transformer2.config import Config
+    from adaptrix_transformer2.decomposition import Decomposition
+    from adaptrix_transformer2.train import Trained
+
+
+@click.command()
+@click.argument("config", metavar="CONFIG.yaml", type=click.Path(path_type=Path))
+@click.option("--force", is_flag=True, help="Replace an existing output.")
+@voice_options
+def command(config: Path, force: bool, voice: Voice) -> int:
+    """Train an expert, on answers or on rewards.
+
+    \b
+    CONFIG.yaml says on what; all but base and examples may be left out:
+      base: ./llama3-8b          # a folder or OWNER/NAME
+      examples: maths.jsonl      # {"prompt": "…", "response": "…"} a line
+      validation: held-out.jsonl # the best on these is kept
+      name: maths
+      method: reinforce          # sft, reinforce, or faithful (as published)
+      reward: number             # exact, contains, number
+      steps: 200
+
+    Stopped, and called again, it goes on where it was. The README lists every key.
+    """
+    from adaptrix_transformer2.config import read_config
+    from adaptrix_transformer2.expert import save
+
+    wanted = read_config(config)
+    options, workshop = Options(name=wanted.name, force=force), Workshop()
+    require_options(options)
+    workshop.prepare(wanted.out, options)
+    if wanted.history is not None:
+        atomic.require_free(wanted.history, force=force)
+    path = _path(wanted, workshop)
+    trained, parts = _trained(wanted, workshop, path.with_name(f"{path.name}.training"), voice)
+    save(trained.adapter, parts, path, force=force)
+    if wanted.history is not None:
+        with atomic.output(wanted.history, force=force) as work:
+            work.write_text(json.dumps([dict(figures) for figures in trained.history]))
+    _show(path, trained, wanted, voice)
+    show_problems(workshop.catalog.problems, voice)
+    return 0
+
+
+def _path(wanted: Config, workshop: Workshop) -> Path:
+    form = next(form for form in workshop.catalog.formats if form.name == "injection")
+    path = destination(wanted.out, wanted.name, form)
+    assert path is not None  # there is a name
+    return path
+
+
+def _trained(wanted: Config, workshop: Workshop, state: Path, voice: Voice) -> tuple[Trained, Decomposition]:
+    from adaptrix.measuring.models import placement, stored
+    from adaptrix_transformer2.decomposition import decomposed
+    from adaptrix_transformer2.texts import read_examples, reward_on_text
+    from adaptrix_transformer2.train import reinforce, sft
+
+    ground = stored(wanted.base, workshop, placement(wanted.device, wanted.dtype))
+    tokenizer, display = ground.tokenizer(), bars(voice)
+    examples = read_examples(wanted.examples, tokenizer, chat=wanted.chat)
+    held = [] if wanted.validation is None else read_examples(wanted.validation, tokenizer, chat=wanted.chat)
+    with ground.model() as model:
+        parts = replace(decomposed(model, layers=wanted.layers, display=display), base=wanted.base)
+        told: dict[str, Any] = {"validation": held, "name": wanted.name, "state": state, "display": display}
+        if wanted.policy is None:
+            return sft(model, examples, wanted.course, decomposition=parts, **told), parts
+        reward = reward_on_text(wanted.reward, tokenizer)
+        return reinforce(model, examples, reward, wanted.course, wanted.policy, decomposition=parts, **told), parts
+
+
+def _show(path: Path, trained: Trained, wanted: Config, voice: Voice) -> None:
+    numbers = sum(delta.rank for delta in trained.adapter.deltas.values())
+    told: dict[str, Any] = {
+        "path": str(path),
+        "name": wanted.name,
+        "method": wanted.method,
+        "numbers": numbers,
+        "steps": len(trained.history),
+        "started": trained.started,
+        "score": trained.score,
+    }
+    if voice.json:
+        print_json({**told, "ok": True})
+    elif not voice.quiet:
+        held = f"{numbers:,} numbers for {len(trained.adapter.deltas)} matrices, {len(trained.history)} steps"
+        click.echo(f"{click.style(clean(str(path)), bold=True)}  {held}")
+        if trained.score is not None and trained.started is not None:
+            what, sign = ("loss a token", -1) if wanted.method == "sft" else ("mean reward", 1)
+            click.echo(f"  {what} on the validation examples {sign * trained.started:.4f} → {sign * trained.score:.4f}")
