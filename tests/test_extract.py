@@ -179,6 +179,26 @@ def test_some_saved_and_some_ignored(tmp_path):
     load(done.path, case.build)
 
 
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_experts_are_left_out_by_name_or_not_at_all(family, tmp_path):
+    """No LoRA is made of them, and no model has modules that could be saved."""
+    case = tuned(tmp_path, family, everything)
+    experts = {"mixtral": 9 * 3, "qwen3_moe": 10 * 3}[family]  # three tensors each; one layer of qwen3's has none
+    with pytest.raises(RefusedError) as error:
+        adaptrix.extract(case.folder, case.base, 2, tmp_path / "out", "peft", save=["*"])
+    assert {problem.code for problem in error.value.problems} == {"experts"}
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(RefusedError) as error:
+        adaptrix.extract(case.folder, case.base, 2, tmp_path / "out", "peft", save=["*norm*", "*embed*", "lm_head*"])
+    assert {problem.code for problem in error.value.problems} == {"no-lora"}
+    assert len(error.value.problems) == 3
+    assert "--save" not in str(error.value)
+    done = adaptrix.extract(case.folder, case.base, 2, tmp_path / "out", "peft", save=["*"], ignore=["*.experts.*"])
+    said = next(problem.found for problem in done.notes if problem.code == "ignored")
+    assert said.startswith(f"{experts} tensors that differ")
+    assert "experts.*.w1.weight" in said or "experts.*.down_proj.weight" in said
+
+
 def test_what_did_not_change_is_not_in_the_adapter(tmp_path):
     def one(model):
         model.model.layers[1].self_attn.k_proj.weight += noise(model.model.layers[1].self_attn.k_proj.weight, 0)

@@ -105,13 +105,18 @@ def kept_whole(
     """What of the other changes goes along with the LoRA, by key, and what is left out on purpose.
 
     A changed bias of a layer that has a delta takes those of all such layers along, for peft trains all or none.
-    Anything else is a module saved whole. Raises :class:`RefusedError` for changes that nobody decided on.
+    Anything else is a module saved whole, but for experts that the files keep apart: models stack them, and have no
+    such modules. Raises :class:`RefusedError` for those, and for changes that nobody decided on.
     """
-    wanted = [change for change in found.others if _named(change, save)]
-    ignored = [change for change in found.others if change not in wanted and _named(change, ignore)]
-    rest = [change for change in found.others if change not in wanted and change not in ignored]
-    if rest:
-        raise RefusedError(_undecided(rest))
+    experts = {change for change in found.others if _of_expert(change, architecture)}
+    saved = [change for change in found.others if _named(change, save)]
+    wanted = [change for change in saved if change not in experts or not _named(change, ignore)]
+    kept = set(wanted)
+    ignored = [change for change in found.others if change not in kept and _named(change, ignore)]
+    decided = kept.union(ignored)
+    rest = [change for change in found.others if change not in decided]
+    if problems := [*_unsaved([change for change in wanted if change in experts]), *_undecided(rest, architecture)]:
+        raise RefusedError(problems)
     after = _by_name(tuned, architecture)
     adapted = {change.path for change in found.targets.values()}
     extras: dict[str, Extra] = {}
@@ -178,17 +183,37 @@ def _named(change: Change, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(change.name, pattern) for pattern in patterns)
 
 
-def _undecided(rest: Sequence[Change]) -> Iterator[Problem]:
-    """One problem for each kind of change that is no LoRA, with the words that decide on it."""
-    kinds: dict[str, list[Change]] = {}
-    for change in rest:
-        kinds.setdefault(_NUMBER.sub(".*", change.name), []).append(change)
-    for pattern, group in kinds.items():
+def kinds(found: Sequence[Change]) -> dict[str, list[Change]]:
+    """Changes by a pattern of their names: those of one tensor in every layer, and of every expert, together."""
+    groups: dict[str, list[Change]] = {}
+    for change in found:
+        groups.setdefault(_NUMBER.sub(".*", change.name), []).append(change)
+    return groups
+
+
+def _of_expert(change: Change, architecture: Architecture) -> bool:
+    site = architecture.locate(change.path)
+    return site is not None and site.expert is not None
+
+
+def _unsaved(apart: Sequence[Change]) -> Iterator[Problem]:
+    """One problem for each kind of expert that was to be saved."""
+    for pattern, group in kinds(apart).items():
+        found = f"{len(group)} experts cannot be saved whole: models stack them, and have no such modules"
+        yield Problem("experts", pattern, found, remedy=f"--ignore '{pattern}' leaves them out; keep the fine-tune.")
+
+
+def _undecided(rest: Sequence[Change], architecture: Architecture) -> Iterator[Problem]:
+    """One problem for each kind of change that no LoRA is made of, with the words that decide on it."""
+    for pattern, group in kinds(rest).items():
         largest = max(change.size() for change in group)
         by = f"by up to {largest:.2g} of their norm" if largest < float("inf") else "or are new"
-        found = f"{len(group)} tensors differ {by}, and no LoRA stands for them"
-        remedy = f"--save '{pattern}' keeps them whole, --ignore '{pattern}' leaves them out; '*' is all."
-        yield Problem("no-lora", pattern, found, "a decision", remedy)
+        found = f"{len(group)} tensor{'s differ' if len(group) > 1 else ' differs'} {by}, and no LoRA is made of "
+        leave = f"--ignore '{pattern}' leaves them out; '*' is all."
+        if _of_expert(group[0], architecture):
+            yield Problem("no-lora", pattern, f"{found}experts", "a decision", leave)
+        else:
+            yield Problem("no-lora", pattern, f"{found}them", "a decision", f"--save '{pattern}' keeps them, {leave}")
 
 
 def _unmatched(names: Sequence[str], tuned: Base) -> Iterator[Problem]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from adaptrix.adapter import Adapter, Extra, Provenance, Target
-from adaptrix.algebra.changes import Change, Changes, changes, difference, kept_whole
+from adaptrix.algebra.changes import Change, Changes, changes, difference, kept_whole, kinds
 from adaptrix.algebra.decomposition import SOLVERS, Solver, best_pair, residual
 from adaptrix.algebra.factors import Loss, total
 from adaptrix.algebra.operands import NOT_SHOWN
@@ -26,6 +26,7 @@ from adaptrix.merging.base import Base
 from adaptrix.merging.fetch import fetch_base
 from adaptrix.options import Options, dtype_name
 from adaptrix.records import Bundle
+from adaptrix.text import some
 from adaptrix.workflow import Workshop
 
 
@@ -181,5 +182,6 @@ def _notes(
         yield Problem("saved", "--save", f"{len(extras)} tensors are kept whole", severity="note")
     if ignored:
         largest = max(change.size() for change in ignored)
-        found = f"{len(ignored)} tensors that differ by up to {largest:.2g} of their norm are left out"
+        names = some(kinds(ignored), 4)
+        found = f"{len(ignored)} tensors that differ by up to {largest:.2g} of their norm are left out: {names}"
         yield Problem("ignored", "--ignore", found, severity="note")
