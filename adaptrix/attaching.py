@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from os import PathLike
 from typing import Any
 
@@ -17,7 +16,7 @@ from adaptrix.adapter import Adapter
 from adaptrix.architecture import Architecture, Site
 from adaptrix.binding.bind import BoundAdapter, bind
 from adaptrix.binding.identify import by_config
-from adaptrix.decomposing import SvdCache, resolve
+from adaptrix.decomposing import Known, SvdCache
 from adaptrix.errors import AdaptrixError, Problem, RefusedError, UsageError, errors_in
 from adaptrix.planning.plan import Plan, make_plan, recorded_plan
 from adaptrix.runtime.build import kernels, require_finite
@@ -136,7 +135,7 @@ class _Loader:
         self._model, self._layers = model, layers
         self._workshop = Workshop()
         self._config = _config(model)
-        self._decompositions = Decompositions(partial(resolve, cache=SvdCache()))
+        self._decompositions = Decompositions(Known(SvdCache()))
         self._reached: dict[tuple[str, ...], dict[Site, Reached]] = {}
         self.modules: dict[Site, Reached] = {}
 

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,9 @@ import adaptrix
 from adaptrix.attaching import attach
 from adaptrix.decomposing import SvdCache
 from adaptrix.errors import RefusedError
+from adaptrix.runtime import decompositions
 from adaptrix.runtime.spectral import SpectralKernel
+from adaptrix.runtime.tensors import as_stored
 from adaptrix.tensor import Tensor
 from tests.families import tiny_model
 from tests.spectral_experts import MODULES, as_lora, changed, expert, multiplied_out, with_vectors
@@ -323,8 +326,44 @@ def test_another_base_is_refused_at_every_module(llama, pair):
 def test_numbers_that_are_not_finite_are_refused_by_site(llama, pair):
     z = np.full(pair["a"].deltas[next(t for t in pair["a"].deltas if t.path.endswith("k_proj"))].z.shape, np.nan)
     problems = refused(llama, changed(pair["a"], {"z": Tensor.of(z.astype(np.float32))}, "k_proj"))
-    assert len(problems) == 3
-    assert all("layers" in problem.where and ".k" in problem.where for problem in problems)
+    assert [problem.code for problem in problems] == ["nonfinite"] * 3
+    assert all(problem.where.endswith(".k") for problem in problems)
+
+
+def test_a_weight_is_hashed_once_a_session_and_again_when_it_has_changed(llama, pair, cache, monkeypatch):
+    hashed = []
+    monkeypatch.setattr(decompositions, "as_stored", lambda weight: hashed.append(weight) or as_stored(weight))
+    with attach(llama, {"a": pair["a"]}) as session:
+        assert len(hashed) == 9
+        session.load("b", pair["b"])
+        assert len(hashed) == 9
+        with torch.no_grad():
+            llama.get_submodule("model.layers.1.mlp.down_proj").weight.mul_(2)
+        with pytest.raises(RefusedError, match="SHA-256") as caught:
+            session.load("c", pair["b"])
+        assert len(caught.value.problems) == 1
+        assert session.adapters == ("a", "b")
+
+
+def test_damaged_singular_values_are_refused_also_where_the_weight_is_known(llama, pair):
+    S = pair["a"].deltas[next(iter(pair["a"].deltas))].S.numpy() * np.float32(1.01)
+    other = changed(pair["a"], {"S": Tensor.of(S)}, next(iter(pair["a"].deltas)).path)
+    with attach(llama, pair) as session, pytest.raises(RefusedError, match="singular values") as caught:
+        session.load("c", other)
+    assert len(caught.value.problems) == 1
+    assert len(refused(llama, other)) == 1
+
+
+def test_decompositions_that_were_thrown_away_are_made_again(llama, pair, cache):
+    with attach(llama, pair) as session:
+        shutil.rmtree(cache.folder)
+        for name in pair:
+            session.unload(name)
+        gc.collect()
+        session.load("a", pair["a"])
+        with session.use("a"):
+            again = logits(llama)
+    assert apart(again, logits(multiplied_out(llama, [(1.0, pair["a"])], cache))) < TOLERANCE
 
 
 def test_slots_and_embeddings_and_quantised_weights_are_refused_by_name(llama, pair, cache):

@@ -2,6 +2,7 @@
 
 from adaptrix.decomposing.cache import Decomposition as Decomposition
 from adaptrix.decomposing.cache import SvdCache as SvdCache
+from adaptrix.decomposing.known import Known as Known
 from adaptrix.decomposing.resolving import require_weight as require_weight
 from adaptrix.decomposing.resolving import resolve as resolve
 from adaptrix.decomposing.resolving import spectral as spectral

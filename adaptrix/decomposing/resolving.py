@@ -31,15 +31,24 @@ def resolve(delta: Spectral, weight: Tensor, cache: SvdCache, *, turned: bool = 
     weight, others are taken from ``cache``. Raises :class:`RefusedError` for another weight, for a decomposition that
     is not this one, and where singular values are so close that z does not say what ΔW is.
     """
-    stored = require_weight(delta, weight, turned=turned, where=where)
     if delta.resolved:
-        _require_vectors(delta, stored, turned, where)
+        _require_vectors(delta, require_weight(delta, weight, turned=turned, where=where), turned, where)
         return delta
+    return within(delta, decomposed(delta, weight, cache, turned=turned, where=where), where)
+
+
+def decomposed(delta: Spectral, weight: Tensor, cache: SvdCache, *, turned: bool, where: str) -> Decomposition:
+    """The decomposition of the weight that a delta belongs to. Raises :class:`RefusedError` for another weight."""
+    stored = require_weight(delta, weight, turned=turned, where=where)
     if delta.basis.backend not in BACKENDS:
         remedy = "Write it with its U and V, as whoever made it has them."
         found = f"z for a decomposition by {delta.basis.backend!r}"
         raise refuse("backend", where, found, " or ".join(BACKENDS), remedy)
-    own = cache.svd(stored, turned=turned, where=where)
+    return cache.svd(stored, turned=turned, where=where)
+
+
+def within(delta: Spectral, own: Decomposition, where: str) -> Spectral:
+    """The delta with the U and V of its weight's decomposition. Raises :class:`RefusedError` where z is of another."""
     _require_values(delta, own, where)
     return replace(delta, U=own.U, Vt=own.Vt)
 

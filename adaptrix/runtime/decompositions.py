@@ -1,16 +1,18 @@
 """The singular vectors of a model's weights, for as long as a spectral adapter uses them.
 
 Whose decomposition it is has to be certain before anything is hooked: the weight is held to the hash that the delta
-names, and what comes back is shared by all adapters whose vectors are the same to the bit. An adapter that brings
-none is told from others by what it names alone, so that its second load looks at no weight again.
+names, and what comes back is shared by all adapters whose vectors are the same to the bit.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
+from functools import partial
 from hashlib import sha256
 from typing import Protocol
 from weakref import WeakValueDictionary
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,10 +30,13 @@ from adaptrix.tensor import Tensor as Stored
 class Resolve(Protocol):
     """Gives a delta its U and V once it is sure that they are those of ``weight``; raises :class:`RefusedError`.
 
-    ``turned``: the weight is stored ``[in, out]`` (Conv1D); ``where`` is what messages call it.
+    ``of``: the same for the same numbers of the same weight; ``turned``: it is stored ``[in, out]`` (Conv1D);
+    ``where`` is what messages call it.
     """
 
-    def __call__(self, delta: Spectral, weight: Stored, *, turned: bool, where: str) -> Spectral: ...
+    def __call__(
+        self, delta: Spectral, weight: Callable[[], Stored], *, of: Hashable, turned: bool, where: str
+    ) -> Spectral: ...
 
 
 _UNQUANTISED = "Load the base without quantisation, or merge the adapter into it."
@@ -49,7 +54,9 @@ class Decompositions:
         where = f"{plan.bound.adapter.name} {site}"
         _require_matrix(reached, where)
         turned = type(reached.module).__name__ == "Conv1D"
-        found = self._resolve(delta, _weight(reached, where), turned=turned, where=where)
+        _require_finite(delta, where)
+        weight, of = partial(_weight, reached, where), (reached.site, _state(reached))
+        found = self._resolve(delta, weight, of=of, turned=turned, where=where)
         named = None if delta.resolved else (site, dtype, delta.basis)  # whose U and V are the cache's
         axes = self._axes.get(named) if named else None
         if axes is None:
@@ -73,6 +80,17 @@ class Decompositions:
 def changes(plan: Plan, site: Site, delta: Spectral, device: torch.device) -> Tensor:
     """What the singular values change by under a plan, its gain included, in fp64."""
     return torch.from_numpy(delta.d * gain_of(plan, site)).to(device)
+
+
+def _state(reached: Reached) -> tuple[int, int | None]:
+    """Where the numbers of a weight lie, and how often they were written: other ones are another weight."""
+    weight = reached.module.get_parameter("weight")
+    return weight.data_ptr(), None if weight.is_inference() else weight._version
+
+
+def _require_finite(delta: Spectral, where: str) -> None:
+    if not np.isfinite(delta.d).all():
+        raise refuse("nonfinite", where, "NaN or Inf among its numbers", "finite numbers", "Fetch it again.")
 
 
 def _weight(reached: Reached, where: str) -> Stored:
