@@ -48,6 +48,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/algebra.py
 	$(BIN)/python benchmarks/merge.py
 	$(BIN)/python benchmarks/spectral.py
+	$(BIN)/python benchmarks/experts.py
 
 constraints:
 	sh .ci/constraints $(PYTHON)
