@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from adaptrix_transformer2 import Decomposition, decomposed, decomposed_base, read_published
+from adaptrix_transformer2 import Decomposition, decomposed, decomposed_base, read_published, save
 from torch import Tensor, nn
+from torch.func import functional_call
 
 import adaptrix
 from adaptrix.cli import run
@@ -66,6 +67,18 @@ def test_both_files_mean_the_published_weights(llama: Any, parts: Decomposition,
         found = read_published(tmp_path / file, parts)
         agree(found, llama, published_weights(llama, policy))
         assert list(found.provenance.files) == [file]
+
+
+def test_attached_it_is_the_published_model(llama: Any, parts: Decomposition, tmp_path: Path) -> None:
+    policy = Policy(llama)
+    torch.save(policy.state_dict(), tmp_path / "policy_params.pt")
+    file = save(read_published(tmp_path / "policy_params.pt", parts), parts, tmp_path / "p.adaptrix.safetensors")
+    weights = {key: weight.float() for key, weight in published_weights(llama, policy).items()}
+    ids = torch.randint(3, 67, (2, 9), generator=torch.Generator().manual_seed(0))
+    wanted = functional_call(llama, weights, (ids,)).logits
+    with adaptrix.attach(llama, {"published": file}) as session, session.use("published"), torch.no_grad():
+        assert torch.allclose(llama(ids).logits, wanted, atol=1e-5)
+    assert not torch.allclose(llama(ids).logits, wanted, atol=1e-3)
 
 
 def test_the_factor_of_m_means_nothing(llama: Any, parts: Decomposition, tmp_path: Path) -> None:

@@ -17,21 +17,21 @@ if TYPE_CHECKING:
     from adaptrix_transformer2.decomposition import Decomposition as Decomposition
     from adaptrix_transformer2.decomposition import decomposed as decomposed
     from adaptrix_transformer2.decomposition import decomposed_base as decomposed_base
-    from adaptrix_transformer2.expert import expert as expert
-    from adaptrix_transformer2.expert import save as save
-    from adaptrix_transformer2.expert import untrained as untrained
-    from adaptrix_transformer2.expert import z_of_expert as z_of_expert
+    from adaptrix_transformer2.experts import expert as expert
+    from adaptrix_transformer2.experts import save as save
+    from adaptrix_transformer2.experts import untrained as untrained
+    from adaptrix_transformer2.experts import z_of_expert as z_of_expert
     from adaptrix_transformer2.published import read_published as read_published
 
 _HOMES = {
     "Decomposition": "decomposition",
     "decomposed": "decomposition",
     "decomposed_base": "decomposition",
-    "expert": "expert",
+    "expert": "experts",
     "read_published": "published",
-    "save": "expert",
-    "untrained": "expert",
-    "z_of_expert": "expert",
+    "save": "experts",
+    "untrained": "experts",
+    "z_of_expert": "experts",
 }
 __all__ = [
     "Decomposition",

@@ -27,7 +27,7 @@ from adaptrix.records import Bundle
 from adaptrix.tensor import FLOATS, Tensor
 from adaptrix.text import some
 from adaptrix_transformer2.decomposition import Decomposition
-from adaptrix_transformer2.expert import expert
+from adaptrix_transformer2.experts import expert
 from adaptrix_transformer2.parametrisation import norm_kept
 
 _NAMELESS = re.compile(r"(?:[\w.]+\.)?(\d{1,6})")

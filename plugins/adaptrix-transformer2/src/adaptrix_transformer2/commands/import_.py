@@ -39,7 +39,7 @@ def command(
     workshop = Workshop()
     workshop.prepare(out, options)
     from adaptrix_transformer2.decomposition import decomposed_base
-    from adaptrix_transformer2.expert import save
+    from adaptrix_transformer2.experts import save
     from adaptrix_transformer2.published import read_published
 
     parts = decomposed_base(base, workshop, display=bars(voice))

@@ -41,7 +41,7 @@ def command(config: Path, force: bool, voice: Voice) -> int:
     Stopped, and called again, it goes on where it was. The README lists every key.
     """
     from adaptrix_transformer2.config import read_config
-    from adaptrix_transformer2.expert import save
+    from adaptrix_transformer2.experts import save
 
     wanted = read_config(config)
     options, workshop = Options(name=wanted.name, force=force), Workshop()

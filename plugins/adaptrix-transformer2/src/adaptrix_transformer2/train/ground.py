@@ -15,7 +15,7 @@ import torch
 from adaptrix.adapter import Adapter
 from adaptrix.measuring.models import context_of, require_causal, require_in_vocabulary
 from adaptrix_transformer2.decomposition import Decomposition
-from adaptrix_transformer2.expert import expert
+from adaptrix_transformer2.experts import expert
 from adaptrix_transformer2.train.examples import Example, require_examples
 from adaptrix_transformer2.train.live import Live
 from adaptrix_transformer2.train.run import State
