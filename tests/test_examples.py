@@ -13,7 +13,13 @@ SAID = {
         r"\nfairy-tale: swap 0*[1-9.][\d.]* ms, prompt read anew [\d.]+ ms; 4 of 8 layers kept\n",
         r"\bth' ",
         r"as if by magic|and the stars sang",
-    )
+    ),
+    "05_adapter_from_a_sentence": (
+        r"(?i)Talk like a pirate  \(.*64 tensors\)\n(    .*\n)*.*(matey|arrr|hearty)",
+        r"cable this  .*\n(    .*\n)*.* STOP",
+        r"q_proj 768→768",
+        r"microsoft/DialoGPT-small: no checkpoint was named",
+    ),
 }
 
 

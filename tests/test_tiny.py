@@ -15,9 +15,12 @@ ADAPTERS = {style.name: TINY / "adapters" / style.name for style in SHIPPED}
 
 
 def test_what_ships_is_small():
-    shipped = [path for folder in (TINY / "base", *ADAPTERS.values()) for path in folder.rglob("*") if path.is_file()]
+    shipped = [path for folder in (TINY / "base", *ADAPTERS.values()) for path in folder.glob("*") if path.is_file()]
     assert len(shipped) > 8
     assert sum(path.stat().st_size for path in shipped) <= 5e6
+    hypernetwork = [path.stat().st_size for path in (TINY / "base" / "text-to-lora").iterdir()]
+    assert len(hypernetwork) == 3
+    assert sum(hypernetwork) <= 3e6
 
 
 @pytest.mark.parametrize("name", ADAPTERS)

@@ -15,6 +15,7 @@ from adaptrix.workflow import Workshop
 from adaptrix_text_to_lora.checkpoint import Checkpoint, own_checkpoint, read_checkpoint
 from adaptrix_text_to_lora.emit import Origin
 from adaptrix_text_to_lora.encoders import Encoder, HashedNgrams, Pooling, require_width, scaled
+from adaptrix_text_to_lora.hypernetwork import Hypernetwork
 from adaptrix_text_to_lora.prompts import require_prompts
 from adaptrix_text_to_lora.shape import Shape
 from adaptrix_text_to_lora.targets import Base, Place, require_fit, without_base
@@ -58,6 +59,11 @@ class TextToLoRA:
             problems=note,
         )
         self._embedding = lru_cache(_REMEMBERED)(lambda text: scaled(self.encoder(text), self.encoder))
+
+    @property
+    def hypernetwork(self) -> Hypernetwork:
+        """The network itself, in evaluation mode."""
+        return self._checkpoint.hypernetwork
 
     @property
     def shape(self) -> Shape:

@@ -10,6 +10,7 @@ from math import sqrt
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from adaptrix_text_to_lora.shape import Module, Shape
 
@@ -83,20 +84,22 @@ class Hypernetwork(nn.Module):
     def _sides(self, module: Module, mixed: Tensor) -> tuple[Tensor, Tensor]:
         """M and S: a pass for A and one for B, told apart by an embedding; the narrower one leaves columns unused."""
         sides = self.out_emb[module.name]
-        A, B = (self._side(module, mixed + self.out_emb_norm(side)) for side in (sides.A, sides.B))
-        return A[..., : module.inp], B[..., : module.out]
+        A = self._side(module, mixed + self.out_emb_norm(sides.A), module.inp)
+        return A, self._side(module, mixed + self.out_emb_norm(sides.B), module.out)
 
-    def _side(self, module: Module, mixed: Tensor) -> Tensor:
-        """``[N, layers, r, widest]``."""
+    def _side(self, module: Module, mixed: Tensor, width: int) -> Tensor:
+        """``[N, layers, r, width]``; S computes no column that is left unused."""
         head, hidden = self.heads[module.name], self.mlp2(mixed)
         if self.shape.variant == "M":
-            return head(self.mlp3(hidden)).unflatten(-1, (self.shape.rank, module.widest))
+            return head(self.mlp3(hidden)).unflatten(-1, (self.shape.rank, module.widest))[..., :width]
         ranks = self.mlp2(self.pos_emb(torch.arange(self.shape.rank, device=mixed.device)))
-        return head(self.mlp3(hidden[..., None, :] + ranks))
+        bias = None if head.bias is None else head.bias[:width]
+        return linear(self.mlp3(hidden[..., None, :] + ranks), head.weight[:width], bias)
 
     def _finished(self, name: str, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
         if self.shape.output == "added":
-            return A + self.AB_offset.A.get_buffer(name), B + self.AB_offset.B.get_buffer(name)
+            add = Tensor.add if torch.is_grad_enabled() else Tensor.add_  # in place: as many bytes again for many texts
+            return add(A, self.AB_offset.A.get_buffer(name)), add(B, self.AB_offset.B.get_buffer(name))
         if self.shape.output == "plain":
             return A, B
         mean, std = self.mean_recon_target, self.std_recon_target
