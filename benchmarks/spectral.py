@@ -64,7 +64,7 @@ def base(folder: Path, layers: int) -> Weights:
 
 
 def decomposing_against_lapack(folder: Path, weights: Weights, runs: int) -> None:
-    """Cold, kept and LAPACK's own time, in turn. numpy has LAPACK compute in fp64 whatever it is given, torch does not."""
+    """Cold, kept and LAPACK's own time, in turn; numpy has it compute in fp64 whatever it is given, torch does not."""
     matrices = [tensor.float32().T for tensor in weights.values()]
     singles = [torch.from_numpy(matrix.copy()) for matrix in matrices]
     spent: dict[str, list[float]] = {"lapack": [], "fp32": [], "cold": [], "kept": []}

@@ -112,9 +112,8 @@ class Spectral:
         return replace(self, U=None, Vt=None)
 
     def multiplied(self, gain: float) -> Spectral:
-        """gain·ΔW, which is z' = 1 + gain·(z − 1), rounded to the dtype of z."""
-        z = 1.0 + gain * (self.z.float64() - 1.0)
-        return self if gain == 1.0 else replace(self, z=Tensor.of(z).cast(self.z.dtype))
+        """gain·ΔW, which is z' = 1 + gain·(z − 1), in fp64 unless the gain is 1: nothing is rounded."""
+        return self if gain == 1.0 else replace(self, z=Tensor.of(1.0 + gain * (self.z.float64() - 1.0)))
 
     def lost(self, rank: int | None) -> Truncation:
         """What is missing of the best approximation of at most ``rank``: √Σd² over all but the largest |d|.
