@@ -141,6 +141,23 @@ def test_vectors_that_are_not_orthonormal_make_no_lora(made, tmp_path):
         assert [(problem.code, problem.where) for problem in error.value.problems] == [("other-svd", K)]
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("name", "value", "code"),
+    [("z", np.nan, "nonfinite"), ("z", np.inf, "nonfinite"), ("S", np.inf, "nonfinite"), ("z", 1e120, "overflow")],
+)
+def test_numbers_that_no_lora_has_room_for(made, tmp_path, name, value, code):
+    said, tensors = made["include"]
+    numbers = tensors[f"{K}.spectral_{name}"].numpy().astype(np.float64 if name == "z" else np.float32)
+    numbers[0] = value
+    file = written(tmp_path, said, {**tensors, f"{K}.spectral_{name}": Tensor.of(numbers)})
+    assert adaptrix.convert(file, tmp_path / "x.adaptrix.safetensors", allow_nonfinite=True).exists()
+    for options in ({}, {"rank": 5, "max_error": 1.0}):
+        with pytest.raises(adaptrix.RefusedError) as error:
+            adaptrix.convert(file, tmp_path / "x", to="peft", allow_nonfinite=True, **options)
+        assert [(problem.code, problem.where) for problem in error.value.problems] == [(code, K)]
+
+
 def test_an_unknown_kind_is_told_once_and_plainly(made, tmp_path, capsys):
     said, tensors = made["omit"]
     file = written(tmp_path, put(said, ("deltas", K, "kind"), "fourier"), tensors)

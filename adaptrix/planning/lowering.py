@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from math import isfinite
 from types import MappingProxyType
 
 import numpy as np
 
 from adaptrix.architecture import Site
-from adaptrix.delta import Delta, Spectral, Truncation
+from adaptrix.delta import Delta, LowRank, Spectral, Truncation
 from adaptrix.errors import Problem, RefusedError, refuse
 from adaptrix.planning.plan import Plan
 
@@ -91,15 +92,25 @@ def _low_rank(
     for site, delta in deltas.items():
         if isinstance(delta, Spectral):
             try:
-                found[site], losses[site] = delta.low_rank(rank)
+                found[site], losses[site] = _one(delta, rank)
             except RefusedError as error:
                 problems += (replace(problem, where=str(site)) for problem in error.problems)
-                continue
-            if not _agree(losses[site], delta.lost(rank)):
-                said = "‖ΔW‖, or what the rank leaves out of it, is another than the singular values tell"
-                expected, remedy = "U and V that are orthonormal", "The file is damaged: fetch it again."
-                problems.append(Problem("other-svd", str(site), said, expected, remedy))
     return found
+
+
+def _one(delta: Spectral, rank: int | None) -> tuple[LowRank, Truncation]:
+    """A LoRA and what it lacks. Raises :class:`RefusedError` where it would not be what the delta is."""
+    if not isfinite(delta.energy()):
+        remedy = "--allow-nonfinite lets them into an injection file, and a LoRA of it would hold nothing else."
+        raise refuse("nonfinite", "", "NaN or Inf in z or S", "finite numbers", remedy)
+    with np.errstate(over="ignore", invalid="ignore"):  # what it came to is measured
+        made, loss = delta.low_rank(rank)
+    if not isfinite(loss.absolute):
+        raise refuse("overflow", "", "numbers too large for factors in F32", "numbers that F32 has room for")
+    if not _agree(loss, delta.lost(rank)):
+        found = "‖ΔW‖, or what the rank leaves out of it, is another than the singular values tell"
+        raise refuse("other-svd", "", found, "U and V that are orthonormal", "The file is damaged: fetch it again.")
+    return made, loss
 
 
 def _agree(measured: Truncation, told: Truncation) -> bool:
