@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ import pytest
 import torch
 import yaml
 from adaptrix_text_to_lora import Hypernetwork, Shape
+
+from adaptrix import cli
+from adaptrix.plugins import installed
 
 FLAGS = {"L": (False, False), "M": (True, False), "S": (True, True)}
 
@@ -63,3 +67,32 @@ def written() -> Callable[..., Path]:
         return folder
 
     return write
+
+
+@pytest.fixture
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[EntryPoint, ...]:
+    """The plugin found by its entry point, whether or not it is installed here."""
+    info = tmp_path / "site" / "adaptrix_text_to_lora-0.1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: adaptrix-text-to-lora\nVersion: 0.1.0\n")
+    (info / "entry_points.txt").write_text("[adaptrix]\ntext-to-lora = adaptrix_text_to_lora\n")
+    monkeypatch.syspath_prepend(str(info.parent))
+    return tuple(entry for entry in installed.every_entry_point() if entry.name == "text-to-lora")
+
+
+@pytest.fixture
+def run(
+    plugin: tuple[EntryPoint, ...],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[..., tuple[int, Any]]:
+    """Runs ``adaptrix …`` in the test's folder: the exit code, and the JSON that it printed."""
+    monkeypatch.chdir(tmp_path)
+
+    def ran(*args: str) -> tuple[int, Any]:
+        capsys.readouterr()
+        code = cli.run([*args, "--json"])
+        return code, json.loads(capsys.readouterr().out)
+
+    return ran

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import EntryPoint
@@ -18,8 +17,6 @@ from adaptrix_text_to_lora.shape import Variant
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import adaptrix
-from adaptrix import cli
-from adaptrix.plugins import installed
 from adaptrix.plugins.catalog import Catalog
 from tests.families import FAMILIES, tiny_model
 
@@ -142,42 +139,13 @@ def test_without_base_paths_and_encoder_have_to_be_known(
     assert with_base.keys() == without.keys()
 
 
-@pytest.fixture
-def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[EntryPoint, ...]:
-    """The plugin found by its entry point, whether or not it is installed here."""
-    info = tmp_path / "site" / "adaptrix_text_to_lora-0.1.0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: adaptrix-text-to-lora\nVersion: 0.1.0\n")
-    (info / "entry_points.txt").write_text("[adaptrix]\ntext-to-lora = adaptrix_text_to_lora\n")
-    monkeypatch.syspath_prepend(str(info.parent))
-    return tuple(entry for entry in installed.every_entry_point() if entry.name == "text-to-lora")
-
-
 def test_the_plugin_contributes_a_generator_and_a_command(plugin: tuple[EntryPoint, ...], checkpoint: Path) -> None:
     assert {entry.value for entry in plugin} == {adaptrix_text_to_lora.__name__}
     catalog = Catalog(entry_points=plugin[:1])
-    assert [command.name for command in catalog.commands] == ["generate"]
+    assert [command.name for command in catalog.commands] == ["generate", "text-to-lora"]
     (generator,) = catalog.generators
     assert generator.name == "text-to-lora"
     assert len(generator.generate(TEXT, checkpoint=checkpoint, base=BASE, encoder="hashed").deltas) == 16
-
-
-@pytest.fixture
-def run(
-    plugin: tuple[EntryPoint, ...],
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Callable[..., tuple[int, Any]]:
-    """Runs ``adaptrix …`` in the test's folder: the exit code, and the JSON that it printed."""
-    monkeypatch.chdir(tmp_path)
-
-    def ran(*args: str) -> tuple[int, Any]:
-        capsys.readouterr()
-        code = cli.run([*args, "--json"])
-        return code, json.loads(capsys.readouterr().out)
-
-    return ran
 
 
 @pytest.mark.parametrize("variant", ["L", "S"])

@@ -60,8 +60,9 @@ def adaptrix_generators() -> Iterator[Generator]:
 
 @hookimpl
 def adaptrix_commands() -> Iterator[Command]:
-    """``adaptrix generate``."""
+    """``adaptrix generate`` and ``adaptrix text-to-lora``."""
     yield Command("generate", "Make adapters out of sentences, with a trained hypernetwork.", _load_command)
+    yield Command("text-to-lora", "Train and judge such hypernetworks, or take one over.", _load_group)
 
 
 def _generate(prompt: str, /, **options: Any) -> Adapter:
@@ -72,6 +73,12 @@ def _generate(prompt: str, /, **options: Any) -> Adapter:
 
 def _load_command() -> click.Command:
     from adaptrix_text_to_lora.command import command
+
+    return command
+
+
+def _load_group() -> click.Command:
+    from adaptrix_text_to_lora.group import command
 
     return command
 

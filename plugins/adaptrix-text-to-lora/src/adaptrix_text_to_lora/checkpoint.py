@@ -64,6 +64,11 @@ def read_checkpoint(uri: str) -> Checkpoint:
     return Checkpoint(uri, hypernetwork.eval().requires_grad_(False), settings, MappingProxyType(dict(bundle.sha256)))
 
 
+def source_files(uri: str) -> list[Path]:
+    """The files of a checkpoint. Raises :class:`UsageError` where there is none."""
+    return list(_files(uri).files.values())
+
+
 def own_checkpoint(base: str | None) -> str:
     """The hypernetwork that lies in a base's own folder. Raises :class:`UsageError`, and says how to come by one."""
     folder = None if base is None else Path(base).expanduser() / OWN

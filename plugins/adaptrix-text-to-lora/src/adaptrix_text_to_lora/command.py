@@ -19,7 +19,7 @@ from adaptrix.workflow import Conversion, Workshop
 from adaptrix_text_to_lora.prompts import read_prompts, require_prompts
 
 _CHECKPOINT = "A trained hypernetwork: hypermod.pt, or its folder.  [default: text-to-lora in the base's folder]"
-_ENCODER = """base (its own last states), hashed (n-grams, a baseline), or a folder or OWNER/NAME of an embedding model.
+ENCODER = """base (its own last states), hashed (n-grams, a baseline), or a folder or OWNER/NAME of an embedding model.
     [default: what the checkpoint was trained with]"""
 
 
@@ -28,7 +28,7 @@ _ENCODER = """base (its own last states), hashed (n-grams, a baseline), or a fol
 @click.option("--prompts", "file", type=click.Path(path_type=Path), metavar="FILE", help="Prompts, one a line.")
 @click.option("--checkpoint", metavar="PATH", help=_CHECKPOINT)
 @click.option("--base", metavar="MODEL", help="The model that the adapters are for: a folder or OWNER/NAME.")
-@click.option("--encoder", metavar="ENCODER", help=_ENCODER)
+@click.option("--encoder", metavar="ENCODER", help=ENCODER)
 @click.option("--pooling", type=click.Choice(["cls", "mean", "last"]), help="What stands for a text, if nothing says.")
 @click.option("--layers", metavar="POLICY", default="all", show_default=True, help="Which layers act, as for convert.")
 @output_options

@@ -10,11 +10,12 @@ from os import PathLike, fspath
 import torch
 
 from adaptrix.adapter import Adapter
-from adaptrix.errors import Problem, RefusedError, UsageError
+from adaptrix.errors import Problem
 from adaptrix.workflow import Workshop
 from adaptrix_text_to_lora.checkpoint import Checkpoint, own_checkpoint, read_checkpoint
 from adaptrix_text_to_lora.emit import Origin
-from adaptrix_text_to_lora.encoders import Encoder, HashedNgrams, Pooling, require_width, scaled
+from adaptrix_text_to_lora.encoders import Encoder, Pooling, require_width, scaled
+from adaptrix_text_to_lora.encoding import embedded, named_encoder
 from adaptrix_text_to_lora.hypernetwork import Hypernetwork
 from adaptrix_text_to_lora.prompts import require_prompts
 from adaptrix_text_to_lora.shape import Shape
@@ -85,22 +86,10 @@ class TextToLoRA:
         Raises before the first one with every prompt that cannot be one, or that the encoder cannot read.
         """
         prompts = require_prompts(texts)
-        vectors = self._embedded(prompts)
+        vectors = embedded(prompts, self._embedding)
         starts = range(0, len(prompts), _AT_ONCE)
         pieces = (slice(start, start + _AT_ONCE) for start in starts)
         return chain.from_iterable(self._batch(prompts[piece], vectors[piece]) for piece in pieces)
-
-    def _embedded(self, texts: list[str]) -> torch.Tensor:
-        """``[N, E]``. Raises :class:`RefusedError` with every text that cannot be embedded."""
-        vectors, problems = list[torch.Tensor](), list[Problem]()
-        for text in texts:
-            try:
-                vectors.append(self._embedding(text))
-            except RefusedError as error:
-                problems += error.problems
-        if problems:
-            raise RefusedError(problems)
-        return torch.stack(vectors)
 
     @torch.no_grad()
     def _batch(self, texts: list[str], vectors: torch.Tensor) -> list[Adapter]:
@@ -129,11 +118,4 @@ def _encoder(given: Encoder | str | None, checkpoint: Checkpoint, base: str | No
     name = given if given is not None else checkpoint.settings.encoder or "base"
     if not isinstance(name, str):
         return name
-    if name == "hashed":
-        return HashedNgrams(checkpoint.hypernetwork.shape.embedding)
-    if name == "base" and base is None:
-        found, remedy = "the checkpoint reads the states of its base, and none is named", "Name it with --base MODEL."
-        raise UsageError(Problem("no-base", checkpoint.uri, found, remedy=remedy))
-    from adaptrix_text_to_lora.states import ModelStates  # transformers takes seconds, and only this needs it
-
-    return ModelStates(base, pooling or "last") if name == "base" and base else ModelStates(name, pooling)
+    return named_encoder(name, checkpoint.hypernetwork.shape.embedding, base, pooling, checkpoint.uri)

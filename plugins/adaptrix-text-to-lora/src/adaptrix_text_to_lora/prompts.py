@@ -19,7 +19,7 @@ _SHOWN = 40
 def require_prompts(texts: Iterable[str]) -> list[str]:
     """The prompts as they are embedded, in their order, each once. Raises with what is wrong with any of them."""
     given = list(texts)
-    problems = [problem for text in given if (problem := _problem(text)) is not None]
+    problems = [problem for text in given if (problem := problem_of(text)) is not None]
     if not given:
         problems.append(Problem("prompt-missing", "prompts", "there is none", "a sentence that describes a task"))
     if problems:
@@ -61,7 +61,8 @@ def read_prompts(path: Path) -> list[str]:
     return [line for line in text.split("\n") if line.strip()]
 
 
-def _problem(text: object) -> Problem | None:
+def problem_of(text: object) -> Problem | None:
+    """What keeps a value from being a prompt; None where nothing does."""
     if not isinstance(text, str):
         return Problem("prompt-type", "prompt", f"a {type(text).__name__}", "a sentence, as text")
     where = named(text)

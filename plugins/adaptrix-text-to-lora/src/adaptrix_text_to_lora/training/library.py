@@ -9,9 +9,10 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from adaptrix.adapter import Adapter, Target
-from adaptrix.delta import LowRank
-from adaptrix.errors import Problem, RefusedError, refuse
+from adaptrix.architecture import Site
+from adaptrix.binding.bind import BoundAdapter
+from adaptrix.delta import Delta, LowRank
+from adaptrix.errors import Problem, RefusedError, errors_in, refuse
 from adaptrix_text_to_lora.hypernetwork import Factors
 from adaptrix_text_to_lora.shape import Shape
 from adaptrix_text_to_lora.targets import Place
@@ -37,7 +38,7 @@ class Library:
 
     @classmethod
     def of_adapters(
-        cls, embeddings: Sequence[Tensor], adapters: Sequence[Adapter], places: Sequence[Place], shape: Shape,
+        cls, embeddings: Sequence[Tensor], adapters: Sequence[BoundAdapter], places: Sequence[Place], shape: Shape,
         scale: float,
     ) -> Library:  # fmt: skip
         """One of adapters, of any rank up to the hypernetwork's and of any scale of their own.
@@ -45,8 +46,7 @@ class Library:
         A module that an adapter leaves alone is one where its ΔW is zero. Raises :class:`RefusedError` with every
         delta that a LoRA of this shape cannot stand for.
         """
-        problems = [problem for adapter in adapters for problem in _strangers(adapter, places, shape)]
-        if problems:
+        if problems := [problem for adapter in adapters for problem in _strangers(adapter, places)]:
             raise RefusedError(problems)
         sizes = {module.name: (module.inp, module.out) for module in shape.modules}
         targets = {}
@@ -56,40 +56,51 @@ class Library:
         return cls(tuple(embeddings), MappingProxyType(targets))
 
 
-def _strangers(adapter: Adapter, places: Sequence[Place], shape: Shape) -> Iterator[Problem]:
-    """Deltas elsewhere than at the places, or of another kind or width than theirs."""
-    widths = {place.path(layer): _width(place, shape) for place in places for layer in range(shape.layers)}
-    for target, delta in adapter.deltas.items():
-        where = f"{adapter.name} {target}"
-        plain = isinstance(delta, LowRank) and delta.magnitude is None and delta.bias is None and delta.experts is None
-        if target.path not in widths:
+def _strangers(bound: BoundAdapter, places: Sequence[Place]) -> Iterator[Problem]:
+    """Deltas elsewhere than at the places, or of another kind than theirs; errors of binding, too."""
+    yield from errors_in(bound.problems)
+    name = bound.adapter.name
+    served = {(place.role.name, place.part) for place in places}
+    for site, delta in bound.deltas.items():
+        where = f"{name} {site}"
+        whole = (site.role, None) in served
+        parts = {part for role, part in served if role == site.role and part is not None}
+        if not (whole and site.part is None) and not (parts and site.part in {None, *parts}):
             yield Problem("targets", where, "the hypernetwork makes no delta there", "its own modules alone")
-        elif not plain or target.slot is not None:
+        elif not isinstance(delta, LowRank) or delta.tensors().keys() != {"lora_A", "lora_B"} or delta.experts:
             yield Problem("kind", where, "it is no plain LoRA", "A and B alone")
-        elif delta.shape != widths[target.path]:
-            yield Problem("shape", where, f"ΔW {list(delta.shape)}", f"{list(widths[target.path])}")
-    if adapter.extras:
-        yield Problem("extra", adapter.name, f"it has {next(iter(adapter.extras))}, which is no delta", "deltas alone")
+        elif site.part is None and not whole:
+            yield from _outside(where, delta, [place for place in places if place.role.name == site.role])
+    if bound.adapter.extras:
+        yield Problem("extra", name, f"it has {next(iter(bound.adapter.extras))}, which is no delta", "deltas alone")
 
 
-def _width(place: Place, shape: Shape) -> tuple[int, int]:
-    """(out, in) of the whole weight."""
-    module = next(module for module in shape.modules if module.name == place.name)
-    return (sum(map(len, place.rows.values())) if place.part else module.out), module.inp
+def _outside(where: str, delta: LowRank, places: Sequence[Place]) -> Iterator[Problem]:
+    """What a delta on a fused weight does to parts that the hypernetwork leaves alone."""
+    B = delta.B.float64()
+    own = {place.part for place in places}
+    for part, rows in places[0].rows.items():
+        if part not in own and B[rows].any():
+            yield Problem("targets", where, f"it changes {part}", f"{', '.join(map(str, sorted(map(str, own))))} alone")
 
 
-def _stacked(adapter: Adapter, place: Place, shape: Shape, inp: int, out: int, scale: float) -> tuple[Tensor, Tensor]:
+def _stacked(
+    bound: BoundAdapter, place: Place, shape: Shape, inp: int, out: int, scale: float
+) -> tuple[Tensor, Tensor]:
     """An adapter's factors at a place, ``[layers, r, in]`` and ``[layers, out, r]``."""
-    pairs = [_pair(adapter.deltas, place, layer, inp, out) for layer in range(shape.layers)]
-    made = [canonical(A, B / scale, shape.rank) for A, B in pairs]
+    made = []
+    for layer in range(shape.layers):
+        A, B = _pair(bound.deltas, place, layer, inp, out)
+        made.append(canonical(A, B / scale, shape.rank))
     return torch.stack([A for A, _ in made]), torch.stack([B for _, B in made])
 
 
-def _pair(deltas: Mapping[Target, object], place: Place, layer: int, inp: int, out: int) -> tuple[Tensor, Tensor]:
+def _pair(deltas: Mapping[Site, Delta], place: Place, layer: int, inp: int, out: int) -> tuple[Tensor, Tensor]:
     """A ``[r, in]`` and B ``[out, r]``, its own scale folded in; of a part of a fused weight, the part's rows."""
-    delta = deltas.get(Target(place.path(layer)))
+    own = deltas.get(Site(layer, place.role.name, place.part))
+    delta = own or deltas.get(Site(layer, place.role.name))
     if not isinstance(delta, LowRank):
         return torch.zeros(1, inp), torch.zeros(out, 1)
     A, B = (torch.from_numpy(factor.float32().copy()) for factor in (delta.A, delta.B))
-    B = B if place.part is None else B[torch.from_numpy(place.rows[place.part])]
+    B = B if own is not None or place.part is None else B[torch.from_numpy(place.rows[place.part])]
     return A, B * delta.scale

@@ -38,8 +38,10 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """Who is told of a run: ``looked`` of its state now and then and at its end, ``advance`` of every step taken."""
+    """Who is told of a run: ``looked`` of its state every so many steps (by default a twentieth of the run) and at its
+    end, ``advance`` of every step taken."""
 
+    every: int | None = None
     looked: Callable[[State], object] = lambda _state: None
     advance: Callable[[int], object] = lambda _count: None
 
@@ -54,11 +56,12 @@ def run(network: nn.Module, loss: Loss, recipe: Recipe, state: State | None = No
     """
     with _training(network, recipe.dropout):
         optimiser, curve = _optimiser(network, recipe, state), list(state.curve if state else ())
+        every = watch.every or max(1, recipe.steps // _LOOKS)
         for step in range(len(curve), recipe.steps):
             with _drawing(recipe.seed, step, next(network.parameters()).device):
                 curve.append(_step(network, loss, optimiser, recipe, step))
             watch.advance(1)
-            if (step + 1) % max(1, recipe.steps // _LOOKS) == 0 or step + 1 == recipe.steps:
+            if (step + 1) % every == 0 or step + 1 == recipe.steps:
                 watch.looked(_state(network, optimiser, curve))
     return _stacked(curve)
 

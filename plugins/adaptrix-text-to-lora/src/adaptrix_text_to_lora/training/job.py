@@ -1,0 +1,221 @@
+"""A training run as its config has it: what is trained, on what, and what is written of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adaptrix import atomic
+from adaptrix.errors import Problem, RefusedError, UsageError
+from adaptrix.measuring import models
+from adaptrix.workflow import Workshop
+from adaptrix_text_to_lora.checkpoint import NAME, read_checkpoint
+from adaptrix_text_to_lora.encoders import Encoder, require_width, scaled
+from adaptrix_text_to_lora.encoding import embedded, named_encoder
+from adaptrix_text_to_lora.hypernetwork import Hypernetwork
+from adaptrix_text_to_lora.shape import Output, Shape
+from adaptrix_text_to_lora.targets import Base, Place, require_fit
+from adaptrix_text_to_lora.training import curves, keeping
+from adaptrix_text_to_lora.training.config import Config
+from adaptrix_text_to_lora.training.files import read_library, read_tasks
+from adaptrix_text_to_lora.training.finetuning import FINE_TUNING, Objective, fine_tune
+from adaptrix_text_to_lora.training.keeping import Kept
+from adaptrix_text_to_lora.training.library import Library
+from adaptrix_text_to_lora.training.loop import State, Watch
+from adaptrix_text_to_lora.training.published import FILES, Card, checkpoint_files
+from adaptrix_text_to_lora.training.reconstruction import RECONSTRUCTION, reconstruct
+from adaptrix_text_to_lora.training.tokens import prepared, require_readable
+
+_HOLDS = (*FILES, keeping.NAME, curves.TABLE, curves.DRAWING)
+_FIRST = 64  # numbers of a tensor that tell it from another
+
+#: from a run's last ``state`` and who is to ``watch`` it, by these names, to its curve
+Run = Callable[..., Tensor]
+#: what is done and how much of it there is -> what is told of every bit that is done
+Display = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run that is ready to begin. ``key``: what another has to share to go on where this one was."""
+
+    hypernetwork: Hypernetwork
+    card: Card
+    run: Run
+    key: str
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run that is over: its folder, its curve, and the step that it went on from."""
+
+    folder: Path
+    curve: Tensor
+    resumed: int
+
+
+def train(config: Config, out: Path, *, force: bool, display: Display) -> Trained:
+    """Runs a config to its end, from where an earlier run of it was stopped, and writes the checkpoint into ``out``.
+
+    The folder appears with the first state that is kept. ``force`` begins anew. Raises :class:`AdaptrixError`; where
+    the run diverges after a state was kept, the checkpoint is that of the last one.
+    """
+    _require_place(out, force)
+    with _job(config) as job:
+        kept = Kept(out, job.key)
+        if force:
+            kept.remove()
+        state = kept.read()
+        begun = 0 if state is None else state.step
+        with display("training", config.steps) as advance, _noting(kept):
+            advance(begun)
+            curve = _watched(job, kept, state, config.save_every, advance)
+        _publish(job, out, job.hypernetwork.state_dict(), curve)
+    kept.remove()
+    return Trained(out, curve, begun)
+
+
+def _watched(job: Job, kept: Kept, state: State | None, every: int | None, advance: Callable[[int], object]) -> Tensor:
+    last = [state]
+
+    def looked(now: State) -> None:
+        kept.write(now)
+        last[0] = now
+
+    try:
+        return job.run(state=state, watch=Watch(every, looked, advance))
+    except RefusedError as error:
+        if last[0] is None:
+            raise
+        _publish(job, kept.folder, dict(last[0].network), last[0].curve)
+        kept.remove()
+        found = f"the checkpoint of step {last[0].step} was kept"
+        remedy = "Train on from it with `start`, or anew with --force."
+        note = Problem("kept", str(kept.folder), found, remedy=remedy, severity="note")
+        raise RefusedError([*error.problems, note]) from None
+
+
+def _publish(job: Job, out: Path, tensors: dict[str, Tensor], curve: Tensor) -> None:
+    """Writes what a checkpoint is, its weights last: until then the folder is one that is not finished."""
+    curves.write_curve(out, curve)
+    files = checkpoint_files(job.hypernetwork.shape, tensors, job.card)
+    for name in reversed(FILES):
+        with atomic.output(out / name, force=True) as work:
+            work.write_bytes(files[name])
+
+
+@contextmanager
+def _noting(kept: Kept) -> Iterator[None]:
+    """A block whose interruption says what is kept."""
+    try:
+        yield
+    except BaseException as stopped:
+        if not isinstance(stopped, Exception) and kept.path.exists():
+            stopped.add_note(f"{kept.path} is kept: the same command goes on from it")
+        raise
+
+
+def _require_place(out: Path, force: bool) -> None:
+    """Raises :class:`UsageError` for a folder that a run may not write to."""
+    atomic.require_free(out, force=True, holds=_HOLDS)
+    if out.exists() and not out.is_dir():
+        raise UsageError(Problem("exists", str(out), "this is a file", "a folder"))
+    if not force and (out / NAME).exists() and not (out / keeping.NAME).exists():
+        remedy = "Choose another folder, or pass --force to train anew."
+        raise UsageError(Problem("exists", str(out), "a trained hypernetwork is there already", remedy=remedy))
+
+
+def _job(config: Config) -> AbstractContextManager[Job]:
+    return _fine_tuning(config) if config.tasks is not None else _reconstruction(config)
+
+
+@contextmanager
+def _fine_tuning(config: Config) -> Iterator[Job]:
+    assert config.tasks is not None
+    texts, workshop = read_tasks(config.tasks), Workshop()
+    ground = models.stored(config.base, workshop, models.placement(config.device, config.dtype))
+    hypernetwork, card, encoder, _ = _made(config, workshop, "added")
+    tasks = prepared(texts, ground.tokenizer(), encoder, config.length)
+    with ground.model() as model:
+        require_readable(model, tasks, config.base)
+        hypernetwork.to(next(model.parameters()).device)
+        objective = Objective(card.scale(hypernetwork.shape.rank), config.smoothing, config.penalty)
+        recipe = config.recipe(FINE_TUNING)
+        run = partial(fine_tune, hypernetwork, model, tasks, objective, recipe)
+        yield Job(hypernetwork, card, run, _key(config, [config.tasks], [hypernetwork, model]))
+
+
+@contextmanager
+def _reconstruction(config: Config) -> Iterator[Job]:
+    assert config.library is not None
+    entries, workshop = read_library(config.library), Workshop()
+    bound = [workshop.bind(workshop.read(entry.adapter), config.base) for entry in entries]
+    output: Output = "z-score" if config.loss == "factors" else "plain"
+    hypernetwork, card, encoder, places = _made(config, workshop, output)
+    vectors = [embedded(entry.descriptions, lambda text: scaled(encoder(text), encoder)) for entry in entries]
+    shape = hypernetwork.shape
+    library = Library.of_adapters(vectors, bound, places, shape, card.scale(shape.rank))
+    recipe = config.recipe(RECONSTRUCTION)
+    run = partial(reconstruct, hypernetwork, library, recipe, loss=config.loss)
+    files = [digest for one in bound for digest in one.adapter.provenance.files.values()]
+    yield Job(hypernetwork, card, run, _key(config, [config.library], [hypernetwork], files))
+
+
+def _made(config: Config, workshop: Workshop, output: Output) -> tuple[Hypernetwork, Card, Encoder, tuple[Place, ...]]:
+    """The hypernetwork at its start, what is to be said of it, its encoder, and where its modules are in the base."""
+    base = Base.read(config.base, workshop)
+    if config.start is not None:
+        return _continued(config, config.start, base)
+    places = base.places(config.targets)
+    name = None if config.encoder == "base" else config.encoder
+    encoder = named_encoder(config.encoder, config.width, config.base, config.pooling, "config")
+    sizes = (config.rank, encoder.width, config.latent, config.head)
+    shape = Shape(config.variant, base.modules(places), base.layers(places), *sizes, output=output)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(config.seed)
+        hypernetwork = Hypernetwork(shape)
+    return hypernetwork, Card(config.alpha, config.rslora, config.base, name, _record(config)), encoder, places
+
+
+def _continued(config: Config, start: str, base: Base) -> tuple[Hypernetwork, Card, Encoder, tuple[Place, ...]]:
+    """A checkpoint's hypernetwork, as :func:`_made` has it."""
+    checkpoint = read_checkpoint(start)
+    hypernetwork, settings = checkpoint.hypernetwork, checkpoint.settings
+    places = base.places(module.name for module in hypernetwork.shape.modules)
+    require_fit(hypernetwork.shape, base, places)
+    name, width = settings.encoder or "base", hypernetwork.shape.embedding
+    encoder = named_encoder(name, width, config.base, config.pooling, start)
+    require_width(encoder.width, width, encoder.name)
+    card = Card(settings.alpha, settings.rslora, config.base, settings.encoder, _record(config))
+    return hypernetwork, card, encoder, places
+
+
+def _record(config: Config) -> dict[str, Any]:
+    """What the checkpoint's args.yaml says of its training: the settings that had a part in it."""
+    usual = RECONSTRUCTION if config.tasks is None else FINE_TUNING
+    loss = {"loss": config.loss} if config.tasks is None else {"smoothing": config.smoothing, "penalty": config.penalty}
+    return asdict(config.recipe(usual)) | loss
+
+
+def _key(config: Config, data: list[Path], networks: list[nn.Module], files: list[str] | None = None) -> str:
+    """What makes a run the one that it is: settings, data, and the beginning of every tensor of what it starts from."""
+    asked = {key: str(value) for key, value in asdict(config).items() if key != "save_every"}
+    digests = [sha256(path.read_bytes()).hexdigest() for path in data] + (files or [])
+    return json.dumps([asked, digests, [_digest(network) for network in networks]], sort_keys=True)
+
+
+def _digest(network: nn.Module) -> str:
+    made = sha256()
+    for name, tensor in network.state_dict().items():
+        made.update(name.encode())
+        made.update(tensor.flatten()[:_FIRST].detach().cpu().double().numpy().tobytes())
+    return made.hexdigest()

@@ -1,0 +1,61 @@
+"""``adaptrix text-to-lora evaluate``: a checkpoint's scores on a file of tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from adaptrix.measuring import models
+from adaptrix.workflow import Workshop
+from adaptrix_text_to_lora.checkpoint import read_checkpoint
+from adaptrix_text_to_lora.encoders import Pooling, require_width
+from adaptrix_text_to_lora.encoding import named_encoder
+from adaptrix_text_to_lora.training.files import read_tasks
+from adaptrix_text_to_lora.training.published import Card
+from adaptrix_text_to_lora.training.scoring import Evaluation, evaluate
+from adaptrix_text_to_lora.training.tokens import prepared, require_readable
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """Scores, of which checkpoint, on which file, and the names of its tasks."""
+
+    checkpoint: str
+    tasks: str
+    names: tuple[str, ...]
+    evaluation: Evaluation
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it, for JSON."""
+        scores = asdict(self.evaluation)
+        by_task = dict(zip(self.names, scores.pop("by_task"), strict=True))
+        return {"ok": True, "checkpoint": self.checkpoint, "tasks": self.tasks, **scores, "by_task": by_task}
+
+
+def judge(
+    path: Path,
+    *,
+    checkpoint: str,
+    base: str,
+    display: Callable[[str, int], AbstractContextManager[Callable[[int], object]]],
+    encoder: str | None = None,
+    pooling: Pooling | None = None,
+    length: int = 512,
+    device: str | None = None,
+    dtype: str | None = None,
+) -> Judged:
+    """Scores a checkpoint on a JSONL file of tasks. Raises :class:`AdaptrixError` with all that is wrong."""
+    texts, read = read_tasks(path), read_checkpoint(checkpoint)
+    ground = models.stored(base, Workshop(), models.placement(device, dtype))
+    network, settings = read.hypernetwork, read.settings
+    named = named_encoder(encoder or settings.encoder or "base", network.shape.embedding, base, pooling, checkpoint)
+    require_width(named.width, network.shape.embedding, named.name)
+    tasks = prepared(texts, ground.tokenizer(), named, length)
+    scale = Card(settings.alpha, settings.rslora).scale(network.shape.rank)
+    with ground.model() as model, display("evaluating", len(tasks)) as advance:
+        require_readable(model, tasks, base)
+        found = evaluate(network.to(next(model.parameters()).device), model, tasks, scale, advance)
+    return Judged(checkpoint, str(path), tuple(text.name for text in texts), found)

@@ -1,0 +1,55 @@
+"""``adaptrix text-to-lora import``: a hypernetwork that was trained elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adaptrix.destination import require_apart
+from adaptrix_text_to_lora.checkpoint import Checkpoint, read_checkpoint, source_files
+from adaptrix_text_to_lora.training.published import Card, write_checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What was read from ``source``, and where it was written, if it was."""
+
+    source: str
+    path: Path | None
+    checkpoint: Checkpoint
+
+    def as_dict(self) -> dict[str, Any]:
+        """What is in it; modules are in the order of their type embeddings."""
+        shape, settings = self.checkpoint.hypernetwork.shape, self.checkpoint.settings
+        return {
+            "ok": True,
+            "source": self.source,
+            "path": None if self.path is None else str(self.path),
+            "variant": shape.variant,
+            "parameters": sum(parameter.numel() for parameter in self.checkpoint.hypernetwork.parameters()),
+            "modules": [{"name": module.name, "in": module.inp, "out": module.out} for module in shape.modules],
+            "layers": shape.layers,
+            "rank": shape.rank,
+            "alpha": settings.alpha,
+            "rslora": settings.rslora,
+            "scale": _card(self.checkpoint).scale(shape.rank),
+            "embedding": shape.embedding,
+            "base": settings.base,
+            "encoder": settings.encoder,
+            "task": "reconstruction" if settings.task == "recon" else "fine-tuning",
+        }
+
+
+def take_over(source: str, out: Path | None, *, force: bool) -> Found:
+    """Reads a checkpoint, and writes it anew where a folder is named. Raises :class:`AdaptrixError`."""
+    checkpoint = read_checkpoint(source)
+    if out is not None:
+        require_apart(out, source_files(source))
+        write_checkpoint(out, checkpoint.hypernetwork, _card(checkpoint), force=force)
+    return Found(source, out, checkpoint)
+
+
+def _card(checkpoint: Checkpoint) -> Card:
+    settings = checkpoint.settings
+    return Card(settings.alpha, settings.rslora, settings.base, settings.encoder)
