@@ -16,20 +16,11 @@ from adaptrix.errors import Problem, RefusedError, refuse
 from adaptrix.planning.lowering import exchanged
 from adaptrix.planning.plan import Plan
 from adaptrix.progress import Counted, uncounted
-from adaptrix.tensor import Tensor
 from adaptrix.workflow import Workshop
 
 if TYPE_CHECKING:
     from adaptrix.decomposing import SvdCache
-
-
-@dataclass(frozen=True)
-class Weight:
-    """A base's weight of a site. ``turned``: it is stored ``[in, out]``."""
-
-    name: str
-    tensor: Tensor
-    turned: bool
+    from adaptrix.merging.spectral import Weight
 
 
 @dataclass(frozen=True)
@@ -61,36 +52,25 @@ class BaseVectors:
         weights = self._weights(plan, base, open_sites)
         cache = self.cache or SvdCache()
         found_deltas: dict[int, Delta] = {}
-        with self.display("decomposing", len(open_sites)) as advance:
-            for site, delta in open_sites:
-                weight = weights[site]
-                whole = resolve(delta, weight.tensor, cache, turned=weight.turned, where=f"{site} ({weight.name})")
-                found_deltas[id(delta)] = whole
+        with self.display("decomposing", len(weights)) as advance:
+            for weight in weights:
+                whole = resolve(weight.delta, weight.tensor, cache, turned=weight.turned, where=weight.where)
+                found_deltas[id(weight.delta)] = whole
                 advance(1)
         return _with(plan, found_deltas)
 
-    def _weights(self, plan: Plan, base: str, wanted: list[tuple[Site, Spectral]]) -> dict[Site, Weight]:
+    def _weights(self, plan: Plan, base: str, wanted: list[tuple[Site, Spectral]]) -> list[Weight]:
         """The base's weight of every site, held to what the delta names."""
-        from adaptrix.decomposing import require_weight
         from adaptrix.merging.fetch import fetch_base
         from adaptrix.merging.places import Places
-        from adaptrix.merging.spectral import is_turned
+        from adaptrix.merging.spectral import held_weights
 
-        tensors = fetch_base(base, self.workshop).tensors()
-        places = Places(tensors, plan.bound.architecture, plan.bound.dims)
-        found: dict[Site, Weight] = {}
-        problems: list[Problem] = []
-        for site, delta in wanted:
-            name = next(iter(places.whole(site)), None)
-            if name is None:
-                said, remedy = f"{base} has no weight for it", "Save the base with today's transformers first."
-                problems.append(Problem("no-tensor", str(site), said, "the weight, whole", remedy))
-                continue
-            found[site] = Weight(name, tensors[name], is_turned(plan, site, delta, tensors[name]))
-            try:
-                require_weight(delta, tensors[name], turned=found[site].turned, where=f"{site} ({name})")
-            except RefusedError as error:
-                problems += error.problems
+        places = Places(fetch_base(base, self.workshop).tensors(), plan.bound.architecture, plan.bound.dims)
+        found, problems = held_weights(plan, places, wanted)
+        remedy = "Save the base with today's transformers first."
+        for site in dict.fromkeys(site for site, _ in wanted if not places.whole(site)):
+            said = f"{base} has no weight for it"
+            problems.append(Problem("no-tensor", str(site), said, "the weight, whole", remedy))
         if problems:
             raise RefusedError(problems)
         return found

@@ -5,7 +5,7 @@ All weights are held to the hashes that the deltas name before the first is deco
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from adaptrix.architecture import Site
@@ -36,13 +36,8 @@ class Weight:
 
 def spectral_changes(plan: Plan, places: Places, display: Counted) -> tuple[dict[str, Change], list[Problem]]:
     """The change of each weight by its name, or every reason why there is none."""
-    found = list(_weights(plan, places))
-    problems: list[Problem] = []
-    for weight in found:
-        try:
-            require_weight(weight.delta, weight.tensor, turned=weight.turned, where=weight.where)
-        except RefusedError as error:
-            problems += error.problems
+    deltas = [(site, delta) for site in plan.sites if isinstance(delta := plan.delta(site), Spectral)]
+    found, problems = held_weights(plan, places, deltas)
     if problems or not found:
         return {}, problems
     changes: dict[str, Change] = {}
@@ -57,20 +52,29 @@ def spectral_changes(plan: Plan, places: Places, display: Counted) -> tuple[dict
     return changes, problems
 
 
-def is_turned(plan: Plan, site: Site, delta: Spectral, weight: Tensor) -> bool:
+def held_weights(
+    plan: Plan, places: Places, deltas: Iterable[tuple[Site, Spectral]]
+) -> tuple[list[Weight], list[Problem]]:
+    """The weights of some deltas' sites, and a problem for each that is not the one that its delta names."""
+    found: list[Weight] = []
+    problems: list[Problem] = []
+    for site, delta in deltas:
+        for name in places.whole(site):
+            tensor = places.tensors[name]
+            weight = Weight(site, delta, name, tensor, _is_turned(plan, site, delta, tensor))
+            found.append(weight)
+            try:
+                require_weight(delta, tensor, turned=weight.turned, where=weight.where)
+            except RefusedError as error:
+                problems += error.problems
+    return found, problems
+
+
+def _is_turned(plan: Plan, site: Site, delta: Spectral, weight: Tensor) -> bool:
     """Whether a weight is stored ``[in, out]``; of an unknown family its shape may tell."""
     if plan.bound.architecture.dims:
         return plan.bound.architecture.roles[site.role].orientation == "conv1d"
     return weight.shape != delta.shape and weight.shape == delta.shape[::-1]
-
-
-def _weights(plan: Plan, places: Places) -> Iterator[Weight]:
-    for site in plan.sites:
-        delta = plan.delta(site)
-        if isinstance(delta, Spectral):
-            for name in places.whole(site):
-                tensor = places.tensors[name]
-                yield Weight(site, delta, name, tensor, is_turned(plan, site, delta, tensor))
 
 
 def _change(weight: Weight, plan: Plan, cache: SvdCache) -> Change:
