@@ -52,38 +52,47 @@ QUIET = Watch()
 def run(network: nn.Module, loss: Loss, recipe: Recipe, state: State | None = None, watch: Watch = QUIET) -> Tensor:
     """Takes the steps that are left after ``state``, all of them without one; returns the curve ``[steps, 3]``.
 
-    Raises :class:`RefusedError` for a loss or a gradient that is not finite, with the numbers of the step before.
+    A state is shown once its own loss and gradient were seen to be finite. Raises :class:`RefusedError` where one is
+    not, with the numbers that gave it.
     """
     with _training(network, recipe.dropout):
         optimiser, curve = _optimiser(network, recipe, state), list(state.curve if state else ())
-        every = watch.every or max(1, recipe.steps // _LOOKS)
-        for step in range(len(curve), recipe.steps):
-            with _drawing(recipe.seed, step, next(network.parameters()).device):
-                curve.append(_step(network, loss, optimiser, recipe, step))
-            watch.advance(1)
-            if (step + 1) % every == 0 or step + 1 == recipe.steps:
+        every, begun = watch.every or max(1, recipe.steps // _LOOKS), len(curve)
+        for step in range(begun, recipe.steps):
+            point = _differentiated(network, loss, recipe, step)
+            if step % every == 0 and step > begun:
                 watch.looked(_state(network, optimiser, curve))
+            _take(optimiser, recipe, step)
+            curve.append(point)
+            watch.advance(1)
+        with torch.no_grad(), _drawing(recipe.seed, recipe.steps, network):
+            _require_finite(float(loss()), "loss", recipe.steps)
+        watch.looked(_state(network, optimiser, curve))
     return _stacked(curve)
 
 
-def _step(network: nn.Module, loss: Loss, optimiser: torch.optim.Optimizer, recipe: Recipe, step: int) -> Tensor:
-    value = loss()
-    _require_finite(float(value.detach()), "loss", step)
-    optimiser.zero_grad()
-    value.backward()  # type: ignore[no-untyped-call]  # torch has no types there
+def _differentiated(network: nn.Module, loss: Loss, recipe: Recipe, step: int) -> Tensor:
+    """Leaves the gradients of a step, and gives its point of the curve. Raises :class:`RefusedError`."""
+    network.zero_grad()
+    with _drawing(recipe.seed, step, network):
+        value = loss()
+        _require_finite(float(value.detach()), "loss", step)
+        value.backward()  # type: ignore[no-untyped-call]  # torch has no types there
     norm = float(nn.utils.clip_grad_norm_(network.parameters(), recipe.clip))
     _require_finite(norm, "gradient", step)
-    rate = recipe.rate_at(step)
+    return torch.tensor([float(value.detach()), recipe.rate_at(step), norm], dtype=torch.float64)
+
+
+def _take(optimiser: torch.optim.Optimizer, recipe: Recipe, step: int) -> None:
     for group in optimiser.param_groups:
-        group["lr"] = rate
+        group["lr"] = recipe.rate_at(step)
     optimiser.step()
-    return torch.tensor([float(value.detach()), rate, norm], dtype=torch.float64)
 
 
 def _require_finite(value: float, what: str, step: int) -> None:
     if not isfinite(value):
         remedy = "A smaller rate may help; a base in fp16 may overflow."
-        raise refuse("diverged", f"step {step + 1}", f"the {what} is {value}", "a finite number", remedy)
+        raise refuse("diverged", f"after step {step}", f"the {what} is {value}", "a finite number", remedy)
 
 
 def _optimiser(network: nn.Module, recipe: Recipe, state: State | None) -> torch.optim.Optimizer:
@@ -100,11 +109,9 @@ def _optimiser(network: nn.Module, recipe: Recipe, state: State | None) -> torch
 
 
 def _state(network: nn.Module, optimiser: torch.optim.Optimizer, curve: list[Tensor]) -> State:
-    """Copies of all that the next step depends on. Raises :class:`RefusedError` where it is not finite."""
+    """Copies of all that the next step depends on."""
     named = dict(network.named_parameters())
     now = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
-    for tensor in now.values():
-        _require_finite(float(tensor.abs().amax()), "largest number of a tensor", len(curve) - 1)
     first, second = (
         {name: optimiser.state[parameter][key].clone() for name, parameter in named.items()}
         for key in ("exp_avg", "exp_avg_sq")
@@ -130,8 +137,9 @@ def _training(network: nn.Module, dropout: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _drawing(seed: int, step: int, device: torch.device) -> Iterator[None]:
+def _drawing(seed: int, step: int, network: nn.Module) -> Iterator[None]:
     """A block whose random numbers are those of a seed and a step; those of everyone else go on as if it were not."""
+    device = next(network.parameters()).device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed * _APART + step)
         yield
