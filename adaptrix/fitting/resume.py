@@ -84,11 +84,12 @@ class Saved:
     @contextmanager
     def kept(self, told: Callable[[], str]) -> Iterator[None]:
         """What is done here is gone on with after a stop, and the error that stops it says so: ``told`` says how much
-        is kept. What is refused would be refused again, and is not kept."""
+        is kept. What is refused would be refused again, and is not kept, unless it is the disk that refuses."""
         try:
             yield
-        except RefusedError:
-            self.remove()
+        except RefusedError as error:
+            if not any(problem.where == str(self.path) for problem in error.problems):
+                self.remove()
             raise
         except BaseException as error:
             if self.path.exists():

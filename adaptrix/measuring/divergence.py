@@ -116,5 +116,6 @@ def _now(device: torch.device) -> float:
 
 def _require_numbers(sums: tuple[float, ...], choice: Choice) -> None:
     if any(value != value for value in sums):
-        remedy = "In fp16 a model may overflow: measure it in fp32 or bf16."
-        raise refuse("nonfinite", str(choice or "base"), "the model answers NaN", "finite logits", remedy)
+        names = choice if isinstance(choice, str) else " + ".join(choice or ("base",))
+        remedy = "In fp16 a model may overflow: measure it in fp32 or bf16. Else its weights are damaged."
+        raise refuse("nonfinite", names, "the model answers NaN", "finite logits", remedy)
