@@ -9,8 +9,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from adaptrix.attaching import attach
+from adaptrix.decomposing import SvdCache
 from adaptrix.errors import RefusedError
 from tests.families import tiny_model
+from tests.spectral_experts import expert, multiplied_out
 from tests.test_attach import VARIANTS, hook_count, inputs, logits, saved
 from tests.test_attach_training import steps
 
@@ -65,6 +67,20 @@ def test_adapters_follow_modules_that_accelerate_has_placed(placed, variant, tmp
         assert (mixed[1] - base[1]).abs().max() < TOLERANCE
     assert torch.equal(logits(model), base)
     assert hook_count(model) == before
+
+
+@pytest.mark.parametrize("placed", PLACED)
+def test_spectral_adapters_are_held_to_weights_that_accelerate_has_placed(placed, tmp_path, monkeypatch):
+    monkeypatch.setenv("ADAPTRIX_CACHE", str(tmp_path / "cache"))
+    model, cache = tiny_model("llama"), SvdCache()
+    made = expert(model, LINEAR, cache)
+    wanted = logits(multiplied_out(model, [(1.0, made)], cache))
+    model = PLACED[placed](model, tmp_path)
+    with attach(model, {"x": made}) as session:
+        with session.use("x"):
+            assert (logits(model) - wanted).abs().max() < TOLERANCE
+        with pytest.raises(RefusedError, match="SHA-256"):
+            session.load("y", expert(tiny_model("llama", seed=1), LINEAR, cache))
 
 
 @pytest.mark.parametrize("variant", ["lora", "dora"])

@@ -184,6 +184,11 @@ def test_a_file_acts_by_its_plan_and_its_gains(llama, pair, tmp_path):
                 found = logits(llama)
             with session.use(other):
                 assert apart(logits(llama), found) < TOLERANCE
+        with session.use("half"):
+            found = logits(llama)
+        session.parameters("half")
+        with session.use("half"):
+            assert apart(logits(llama), found) < TOLERANCE
 
 
 def test_swap_and_shared_prefill_go_on_as_if_read_anew(llama, pair):
@@ -331,12 +336,12 @@ def test_numbers_that_are_not_finite_are_refused_by_site(llama, pair):
 
 
 def test_a_weight_is_hashed_once_a_session_and_again_when_it_has_changed(llama, pair, cache, monkeypatch):
-    hashed = []
-    monkeypatch.setattr(decompositions, "as_stored", lambda weight: hashed.append(weight) or as_stored(weight))
+    weights, vectors, digest = [], [], decompositions._hash
+    monkeypatch.setattr(decompositions, "as_stored", lambda weight: weights.append(weight) or as_stored(weight))
+    monkeypatch.setattr(decompositions, "_hash", lambda tensor: vectors.append(tensor) or digest(tensor))
     with attach(llama, {"a": pair["a"]}) as session:
-        assert len(hashed) == 9
         session.load("b", pair["b"])
-        assert len(hashed) == 9
+        assert (len(weights), len(vectors)) == (9, 18)
         with torch.no_grad():
             llama.get_submodule("model.layers.1.mlp.down_proj").weight.mul_(2)
         with pytest.raises(RefusedError, match="SHA-256") as caught:

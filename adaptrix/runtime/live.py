@@ -19,6 +19,7 @@ from adaptrix.architecture import Site
 from adaptrix.delta import LowRank
 from adaptrix.errors import Problem, RefusedError, refuse
 from adaptrix.planning.plan import Plan
+from adaptrix.runtime.factors import gain_of
 from adaptrix.runtime.rows import rows_of
 from adaptrix.tensor import Tensor as Stored
 
@@ -73,11 +74,7 @@ class Places:
         embeddings = [path for site, path in paths.items() if roles[site.role].orientation == "embedding"]
         if embeddings:
             raise refuse("embedding", embeddings[0], "it is an embedding", "modules that multiply by a matrix")
-        return {site: (path, _gain(plan, site)) for site, path in paths.items()}
-
-
-def _gain(plan: Plan, site: Site) -> float:
-    return 1.0 if site.layer is None else plan.gains.get(site.layer, 1.0)
+        return {site: (path, gain_of(plan, site)) for site, path in paths.items()}
 
 
 def _live(A: Tensor, B: Tensor, scale: float) -> Live:
