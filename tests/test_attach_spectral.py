@@ -324,8 +324,16 @@ def refused(model, adapter, **options):
 
 def test_another_base_is_refused_at_every_module(llama, pair):
     problems = refused(tiny_model("llama", seed=1), pair["a"])
-    assert {problem.code for problem in problems} == {"other-base"}
-    assert len(problems) == 9
+    assert [problem.code for problem in problems] == ["other-base"] * 9
+
+
+def test_every_weight_is_held_to_its_hash_before_one_is_decomposed(llama, pair, cache):
+    shutil.rmtree(cache.folder)
+    with torch.no_grad():
+        llama.get_submodule("model.layers.2.mlp.gate_proj").weight.add_(1)
+    (problem,) = refused(llama, pair["a"])
+    assert problem.where == "x: expert1 layers.2.gate"
+    assert not cache.folder.exists()
 
 
 def test_numbers_that_are_not_finite_are_refused_by_site(llama, pair):
@@ -341,7 +349,7 @@ def test_a_weight_is_hashed_once_a_session_and_again_when_it_has_changed(llama, 
     monkeypatch.setattr(decompositions, "_hash", lambda tensor: vectors.append(tensor) or digest(tensor))
     with attach(llama, {"a": pair["a"]}) as session:
         session.load("b", pair["b"])
-        assert (len(weights), len(vectors)) == (9, 18)
+        assert (len(weights), len(vectors)) == (18, 18)  # to be held to its hash, and to be decomposed
         with torch.no_grad():
             llama.get_submodule("model.layers.1.mlp.down_proj").weight.mul_(2)
         with pytest.raises(RefusedError, match="SHA-256") as caught:

@@ -1,4 +1,4 @@
-"""Deltas of a live model's weights, of which each is hashed and looked up once: experts come and go while it serves."""
+"""Deltas of a live model's weights, each of which is looked at for its first expert alone: others come while it serves."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import replace
 
 from adaptrix.decomposing.cache import Decomposition, SvdCache
-from adaptrix.decomposing.resolving import decomposed, resolve, within
+from adaptrix.decomposing.resolving import decomposed, require_weight, resolve, within
 from adaptrix.delta import Basis, Spectral
 from adaptrix.tensor import FileRange, Tensor
 
@@ -17,6 +17,11 @@ class Known:
     def __init__(self, cache: SvdCache) -> None:
         self._cache = cache
         self._seen: dict[tuple[Hashable, Basis, bool], Decomposition] = {}
+
+    def hold(self, delta: Spectral, weight: Callable[[], Tensor], *, of: Hashable, turned: bool, where: str) -> None:
+        """Raises :class:`RefusedError` unless the weight is the one that the delta names; decomposes nothing."""
+        if (of, delta.basis, turned) not in self._seen:
+            require_weight(delta, weight(), turned=turned, where=where)
 
     def __call__(
         self, delta: Spectral, weight: Callable[[], Tensor], *, of: Hashable, turned: bool, where: str

@@ -26,12 +26,14 @@ def kernels(plan: Plan, modules: Mapping[Site, Reached], decompositions: Decompo
     Raises :class:`RefusedError` for what cannot be computed; the numbers are left to :func:`require_finite`.
     """
     built: dict[Site, Adding] = {}
-    problems: list[Problem] = []
+    problems = foreign = list(decompositions.problems(plan, modules))
     for whole, sites in by_module(plan).items():
+        if foreign and isinstance(plan.delta(sites[0]), Spectral):
+            continue
         try:
             built[whole] = _kernel(plan, sites, modules[whole], decompositions)
         except RefusedError as error:
-            problems += error.problems
+            problems = [*problems, *error.problems]
     if problems:
         raise RefusedError(problems)
     return built

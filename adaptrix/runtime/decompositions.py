@@ -6,10 +6,10 @@ names, and what comes back is shared by all adapters whose vectors are the same 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from functools import partial
 from hashlib import sha256
-from typing import Protocol
+from typing import Protocol, TypedDict
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -18,25 +18,29 @@ from torch import Tensor, nn
 
 from adaptrix.architecture import Site
 from adaptrix.delta import Spectral
-from adaptrix.errors import refuse
+from adaptrix.errors import Problem, RefusedError, refuse
 from adaptrix.planning.plan import Plan
 from adaptrix.runtime.factors import device_of, gain_of, present
-from adaptrix.runtime.reach import Reached
+from adaptrix.runtime.reach import Reached, whole_site
 from adaptrix.runtime.spectral import Axes, SpectralKernel, axes_of
 from adaptrix.runtime.tensors import NAMES, as_stored, as_torch
 from adaptrix.tensor import Tensor as Stored
 
 
-class Resolve(Protocol):
-    """Gives a delta its U and V once it is sure that they are those of ``weight``; raises :class:`RefusedError`.
+class Resolver(Protocol):
+    """Brings deltas and the weights that they are of together; raises :class:`RefusedError` for other weights.
 
     ``of``: the same for the same numbers of the same weight; ``turned``: it is stored ``[in, out]`` (Conv1D);
     ``where`` is what messages call it.
     """
 
+    def hold(self, delta: Spectral, weight: Callable[[], Stored], *, of: Hashable, turned: bool, where: str) -> None:
+        """Holds a weight to the delta's hash, and decomposes nothing."""
+
     def __call__(
         self, delta: Spectral, weight: Callable[[], Stored], *, of: Hashable, turned: bool, where: str
-    ) -> Spectral: ...
+    ) -> Spectral:
+        """The delta with U and V of the weight."""
 
 
 _UNQUANTISED = "Load the base without quantisation, or merge the adapter into it."
@@ -45,18 +49,25 @@ _UNQUANTISED = "Load the base without quantisation, or merge the adapter into it
 class Decompositions:
     """Axes by module and by what they are of; forgotten when no adapter has them."""
 
-    def __init__(self, resolve: Resolve) -> None:
-        self._resolve = resolve
+    def __init__(self, resolver: Resolver) -> None:
+        self._resolver = resolver
         self._axes: WeakValueDictionary[tuple[object, ...], Axes] = WeakValueDictionary()
+
+    def problems(self, plan: Plan, modules: Mapping[Site, Reached]) -> Iterator[Problem]:
+        """Why weights are not those of the plan's spectral deltas; asked before the first is decomposed."""
+        for site in plan.sites:
+            delta, where = plan.delta(site), f"{plan.bound.adapter.name} {site}"
+            if isinstance(delta, Spectral):
+                try:
+                    _require_matrix(modules[whole_site(site)], where)
+                    _require_finite(delta, where)
+                    self._resolver.hold(delta, **_asked(modules[whole_site(site)], where))
+                except RefusedError as error:
+                    yield from error.problems
 
     def kernel(self, plan: Plan, site: Site, delta: Spectral, reached: Reached, dtype: torch.dtype) -> SpectralKernel:
         """The kernel of a plan's spectral delta. Raises :class:`RefusedError` where the weight is not the delta's."""
-        where = f"{plan.bound.adapter.name} {site}"
-        _require_matrix(reached, where)
-        turned = type(reached.module).__name__ == "Conv1D"
-        _require_finite(delta, where)
-        weight, of = partial(_weight, reached, where), (reached.site, _state(reached))
-        found = self._resolve(delta, weight, of=of, turned=turned, where=where)
+        found = self._resolver(delta, **_asked(reached, f"{plan.bound.adapter.name} {site}"))
         named = None if delta.resolved else (site, dtype, delta.basis)  # whose U and V are the cache's
         axes = self._axes.get(named) if named else None
         if axes is None:
@@ -80,6 +91,24 @@ class Decompositions:
 def changes(plan: Plan, site: Site, delta: Spectral, device: torch.device) -> Tensor:
     """What the singular values change by under a plan, its gain included, in fp64."""
     return torch.from_numpy(delta.d * gain_of(plan, site)).to(device)
+
+
+class _Asked(TypedDict):
+    weight: Callable[[], Stored]
+    of: Hashable
+    turned: bool
+    where: str
+
+
+def _asked(reached: Reached, where: str) -> _Asked:
+    """What a resolver is asked of a module's weight."""
+    turned = type(reached.module).__name__ == "Conv1D"
+    return {
+        "weight": partial(_weight, reached, where),
+        "of": (reached.site, _state(reached)),
+        "turned": turned,
+        "where": where,
+    }
 
 
 def _state(reached: Reached) -> tuple[int, int | None]:
