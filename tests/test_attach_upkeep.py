@@ -261,3 +261,28 @@ def test_slots_of_another_dtype_take_nothing(model, folders):
             session.load("c", folders["a"])
     with pytest.raises(UsageError, match="without slots"):
         attach(adapted, folders, max_rank=8)
+
+
+def test_a_module_that_was_put_in_the_place_of_another_is_noticed(model, tmp_path):
+    """Growing the vocabulary makes a new head, without the hook: its adapter would be gone without a word."""
+    saved(model, tmp_path / "head", seed=1, target_modules=["o_proj", "lm_head"])
+    saved(model, tmp_path / "body", seed=2, target_modules=["o_proj", "v_proj"])
+    other = copy.deepcopy(model.model.layers[1])
+    with attach(model, {"head": tmp_path / "head", "body": tmp_path / "body"}) as session, torch.no_grad():
+        with session.use("head"):
+            model(LONG)
+        model.resize_token_embeddings(model.config.vocab_size + 3, mean_resizing=False)
+        for choice in ("head", {"head": 0.5, "body": 0.5}, ["body", "head"]):
+            with chosen(session, choice), pytest.raises(RefusedError, match="lm_head: the model has another module"):
+                model(LONG)
+        with session.use("body"):
+            model(LONG)
+        model.model.layers[1] = other
+        with session.use("body"), pytest.raises(RefusedError) as refused:
+            model(LONG)
+        names = {problem.where for problem in refused.value.problems}
+        assert names == {f"model.layers.1.self_attn.{name}" for name in ("o_proj", "v_proj")}
+        assert model(LONG).logits.isfinite().all()
+        session.load("again", tmp_path / "head")
+        with session.use("again"), pytest.raises(RefusedError, match="lm_head"):
+            model(LONG)

@@ -187,3 +187,24 @@ def test_embeddings_and_heads_in_slots(tmp_path):
             with session.use(name), torch.no_grad():
                 expected = adapted[name](**inputs(model)).logits
                 torch.testing.assert_close(model(**inputs(model)).logits, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_backward_pass_is_right_until_a_slot_is_written_and_refused_from_then_on(pair):
+    (plain, reference), (slotted, session) = pair
+
+    def gradient(model, session, between=None):
+        entering = model.get_input_embeddings()(TOKENS).detach().requires_grad_()
+        with session.use("b"):
+            loss = model(inputs_embeds=entering).logits.square().mean()
+        if between is not None:
+            with session.use(between):
+                answer(model)
+        loss.backward()
+        return entering.grad
+
+    expected = gradient(plain, reference)
+    torch.testing.assert_close(gradient(slotted, session), expected, atol=1e-5, rtol=1e-4)
+    with pytest.raises(RefusedError, match="Call backward first"):
+        gradient(slotted, session, between="c")
+    both_lie_there = gradient(slotted, session, between="c")
+    torch.testing.assert_close(both_lie_there, expected, atol=1e-5, rtol=1e-4)

@@ -34,11 +34,15 @@ def suffix_match(key: str, path: str) -> bool:
 
 
 def tails(path: str) -> Iterator[str]:
-    """The path and what follows each of its dots: all that can name it in a list of target modules."""
+    """What follows each dot of the path, and the path: all that can name it in a list of target modules.
+
+    The last name comes first: it is what nearly every list has.
+    """
+    dot = path.rfind(".")
+    while dot >= 0:
+        yield path[dot + 1 :]
+        dot = path.rfind(".", 0, dot)
     yield path
-    while "." in path:
-        path = path.partition(".")[2]
-        yield path
 
 
 def fullmatch(pattern: str, path: str, where: str, budget: Budget) -> bool:

@@ -88,6 +88,8 @@ def _survey(architecture: Architecture, adapter: Adapter) -> tuple[list[_Spellin
 
 def _prefixes(home: str, path: str) -> tuple[str, str]:
     """What two spellings of one path differ in: the start of each."""
+    if home == path:
+        return "", ""
     one, other = home.split("."), path.split(".")
     while one and other and one[-1] == other[-1]:
         one.pop()

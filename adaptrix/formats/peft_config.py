@@ -107,8 +107,11 @@ class PeftConfig:
     def _in_layers(self, path: str) -> bool:
         """Whether ``layers_to_transform`` has the module's layer: the first number in its path, or the first
         after one of ``layers_pattern``."""
-        layers, targets = self.get("layers_to_transform"), self.get("target_modules")
-        if layers is None or layers == [] or path in targets or isinstance(targets, str):
+        layers = self.get("layers_to_transform")
+        if layers is None or layers == []:
+            return True
+        targets = self.get("target_modules")
+        if path in targets or isinstance(targets, str):
             return True
         wanted = [layers] if isinstance(layers, int) else layers
         patterns = self.get("layers_pattern") or []

@@ -13,7 +13,7 @@ from adaptrix.tensor import Tensor
 PREFIX = "base_model.model."
 _STRAY = (PREFIX, "module.")
 #: what torch.compile, FSDP and activation checkpointing put into paths, wherever a module was wrapped
-_WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_WRAPPERS = re.compile(r"_(?<![^.]_)(?:orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\.")
 _LORA = re.compile(
     r"(?P<path>.+)\.(?P<kind>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)"
     r"(?:\.(?!weight$|bias$)(?P<adapter>[^.]+))?(?:\.(?P<leaf>weight|bias))?"
@@ -22,7 +22,7 @@ _SAVED = re.compile(r"(?P<path>.+)\.modules_to_save\.(?P<adapter>[^.]+)\.(?P<lea
 _DELTA = ".token_adapter.trainable_tokens_delta"
 _TOKENS = re.compile(r"(?P<path>.+\.token_adapter\.trainable_tokens_delta)(?:\.(?P<adapter>[^.]+))?")
 #: peft's wrapper of a module's parameter stands between the module and those inside it
-_WRAPPED = re.compile(r"(?:\.base_layer)+(?=\.(?!base_layer\b|token_adapter\.|lora_)[^.]+\.)")
+_WRAPPED = re.compile(r"\.base_layer(?:\.base_layer)*(?=\.(?!base_layer\b|token_adapter\.|lora_)[^.]+\.)")
 _NAME = re.compile(r"[^\s/\\{}\x00-\x1f\x7f]{1,1024}")
 
 
@@ -47,9 +47,8 @@ class Key:
 
 def parse(name: str) -> Key | None:
     """The parts of a tensor's name; None where it cannot be a path of modules."""
-    clean = _WRAPPERS.sub("", name)
     rest = _without_prefix(name)
-    prefix = name.removesuffix(rest) if name.endswith(rest) else clean.removesuffix(rest) + "…"
+    prefix = name.removesuffix(rest) if name.endswith(rest) else _WRAPPERS.sub("", name).removesuffix(rest) + "…"
     if not _NAME.fullmatch(name) or not all(rest.split(".")):
         return None
     rest = _WRAPPED.sub("", rest)
@@ -66,7 +65,7 @@ def _without_prefix(name: str) -> str:
     """A tensor's name without what stands before the path of its module, and without wrappers."""
     rest = _WRAPPERS.sub("", name)
     while rest.startswith(_STRAY):
-        rest = rest.removeprefix(next(stray for stray in _STRAY if rest.startswith(stray)))
+        rest = rest.removeprefix(PREFIX).removeprefix("module.")
     return rest
 
 

@@ -182,7 +182,8 @@ def promise(config: PeftConfig, deltas: Mapping[Target, Delta]) -> Callable[[str
     broken = False
 
     def module(path: str) -> bool:
-        if path.rpartition(".")[2] not in names and (not listed or _kind(path.rpartition(".")[0]) in wrapped):
+        owner, _, name = path.rpartition(".")
+        if name not in names and (not listed or (wrapped and _kind(owner) in wrapped)):
             return False
         return config.get("target_modules") is not None and config.targets(path) and not config.saves(path)
 
@@ -199,7 +200,7 @@ def promise(config: PeftConfig, deltas: Mapping[Target, Delta]) -> Callable[[str
 
 def _parameter(config: PeftConfig, path: str) -> bool:
     """Whether a path is that of a targeted parameter, or of the module whose weight is one."""
-    if config.get("layers_to_transform") is not None or config.get("exclude_modules"):
-        return False  # versions of peft differ on what these mean for parameters
-    wanted = config.get("target_parameters") or ()
+    wanted = config.get("target_parameters")
+    if not wanted or config.get("layers_to_transform") is not None or config.get("exclude_modules"):
+        return False  # versions of peft differ on what the latter two mean for parameters
     return any(suffix_match(name, path) or suffix_match(name, f"{path}.weight") for name in wanted)

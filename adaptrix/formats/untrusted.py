@@ -132,8 +132,9 @@ def is_shape(value: object) -> bool:
     """
     if not isinstance(value, (list, tuple)) or len(value) > MAX_DIMS:
         return False
-    if not all(type(size) is int and 0 <= size <= MAX_DIM for size in value):
-        return False
+    for size in value:  # asked of every tensor: a generator would cost twice as much
+        if type(size) is not int or not 0 <= size <= MAX_DIM:
+            return False
     return 0 not in value or prod(filter(None, value)) <= MAX_DIM >> 3
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import isfinite
 from types import MappingProxyType
 
@@ -56,7 +57,7 @@ class Plan:
         """The delta in force at an active site."""
         return self.overrides.get(site) or self.bound.deltas[site]
 
-    @property
+    @cached_property
     def sites(self) -> tuple[Site, ...]:
         """The active sites, in order."""
         return tuple(site for site in self.bound.deltas if self.active(site))

@@ -56,7 +56,7 @@ def places(plan: Plan, model: nn.Module, modules: Mapping[Site, Reached]) -> tup
     """
     found: list[Place] = []
     problems: list[Problem] = []
-    names = dict(model.named_modules(remove_duplicate=False))
+    names = dict(model.named_modules(remove_duplicate=False)) if plan.bound.adapter.extras else {}
     for key, extra in plan.bound.adapter.extras.items():
         try:
             place = _place(key, extra, plan, names, modules)

@@ -55,7 +55,7 @@ class Hooks:
         self._modules, self._users = modules, users
         self._handles = ExitStack()
         self._pass = Pass()
-        self._injector = Injector(self._pass, lambda: self.current, drift, slots)
+        self._injector = Injector(model, self._pass, lambda: self.current, drift, slots)
         self._lock = Lock()
         self._watched: set[int] = set()
         self.model = model
@@ -163,6 +163,7 @@ class Hooks:
             return
         block = self._pass.begin()
         current = self._taken(block)
+        self._injector.require_in_place(current)
         self._pass.set(current, self._injector.table(current))
         if torch.is_grad_enabled() and recompute.checkpointing(self._recomputable):
             self._require_no_slots()

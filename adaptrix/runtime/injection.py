@@ -17,12 +17,12 @@ from torch.compiler import is_dynamo_compiling  # half the price of is_compiling
 from torch.utils.hooks import RemovableHandle
 
 from adaptrix.architecture import Site
-from adaptrix.errors import refuse
+from adaptrix.errors import Problem, RefusedError, refuse
 from adaptrix.runtime.drift import Drift
 from adaptrix.runtime.factors import device_of
 from adaptrix.runtime.lanes import Lanes, apart
 from adaptrix.runtime.passes import Pass, Table
-from adaptrix.runtime.reach import Reached
+from adaptrix.runtime.reach import Links, Reached, links
 from adaptrix.runtime.selection import Selection
 from adaptrix.runtime.slots import Slots
 
@@ -33,15 +33,21 @@ class Injector:
     """The hooks on the modules of one session. ``current``: what is in force outside a pass of the whole model."""
 
     def __init__(
-        self, running: Pass, current: Callable[[], Selection], drift: Drift | None = None, slots: Slots | None = None
+        self,
+        model: nn.Module,
+        running: Pass,
+        current: Callable[[], Selection],
+        drift: Drift | None = None,
+        slots: Slots | None = None,
     ) -> None:
-        self.drift, self._slots = drift, slots
+        self.drift, self._slots, self._model = drift, slots, model
         self.lanes: Lanes | None = None
         self._pass, self._current = running, current
         self._hooked: dict[Site, Reached] = {}
         self._calls: dict[Site, Iterator[int]] = {}
         self._homes: dict[nn.Module, torch.device] = {}
         self._tables: WeakKeyDictionary[Selection, Table] = WeakKeyDictionary()
+        self._links: WeakKeyDictionary[Selection, Links] = WeakKeyDictionary()
         self._shared: Hook = self._inject
 
     def cover(self, reached: Reached) -> RemovableHandle | None:
@@ -63,6 +69,17 @@ class Injector:
             found = {self._hooked[site].module: (kernel, self._calls[site]) for site, kernel in sites}
             self._tables[selection] = found
         return found
+
+    def require_in_place(self, selection: Selection) -> None:
+        """Raises :class:`RefusedError` if the model has other modules now where a selection acts, without hooks."""
+        found = self._links.get(selection)
+        if found is None:
+            found = links(self._model, (self._hooked[site] for site in selection.kernels))
+            self._links[selection] = found
+        if not found.intact:
+            hooked = [self._hooked[site] for site in selection.kernels]
+            gone = [each.name for each in hooked if not links(self._model, [each]).intact]
+            raise RefusedError(map(_replaced, gone))
 
     @property
     def injections(self) -> dict[Site, int]:
@@ -94,7 +111,10 @@ class Injector:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
             if is_dynamo_compiling() and self.lanes is not None:
                 return bank.add(args[0], output, self.lanes.slots)
-            return inject(module, args, output)
+            answer = inject(module, args, output)
+            if answer is not None and answer.requires_grad and len(self._current().seats) == 1:  # rows have copies
+                bank.guard(answer)
+            return answer
 
         return hook
 
@@ -113,6 +133,11 @@ def _aligned(hook: Hook) -> Hook:
         return hook(module, (args[0].to(output.device), *args[1:]), output)
 
     return aligned
+
+
+def _replaced(name: str) -> Problem:
+    found = "the model has another module here than when it was attached, as after resize_token_embeddings"
+    return Problem("replaced", name, found, "the module that has the hook", "Attach anew after the model was changed.")
 
 
 def _next_value(counter: Iterator[int]) -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from operator import is_
 
 from torch import Tensor, nn
 
@@ -19,6 +20,38 @@ class Reached:
     name: str
     site: Site
     module: nn.Module
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Links:
+    """The steps from a model down to modules of it: whose child, by which name, and what was there."""
+
+    tables: tuple[dict[str, nn.Module | None], ...]
+    names: tuple[str, ...]
+    modules: tuple[nn.Module, ...]
+
+    @property
+    def intact(self) -> bool:
+        """Whether all is still there. Asked before every pass, and so without a step of Python's for each."""
+        return all(map(is_, map(dict.get, self.tables, self.names), self.modules))
+
+
+def links(model: nn.Module, found: Iterable[Reached]) -> Links:
+    """The steps to these modules, each once; not intact where a module is no longer where it was found."""
+    steps = {(id(table), name): (table, name, child) for each in found for table, name, child in _steps(model, each)}
+    tables, names, modules = zip(*steps.values(), strict=True) if steps else ((), (), ())
+    return Links(tables, names, modules)
+
+
+def _steps(model: nn.Module, found: Reached) -> Iterator[tuple[dict[str, nn.Module | None], str, nn.Module]]:
+    owner, (*owners, leaf) = model, found.name.split(".")
+    for step in owners:
+        child = owner._modules.get(step)
+        yield owner._modules, step, found.module if child is None else child
+        if child is None:
+            return
+        owner = child
+    yield owner._modules, leaf, found.module
 
 
 def reached(model: nn.Module, architecture: Architecture) -> dict[Site, Reached]:
@@ -76,21 +109,25 @@ def _wrapped(model: nn.Module) -> Iterator[Problem]:
 def unreachable(plan: Plan, modules: Mapping[Site, Reached]) -> Iterator[Problem]:
     """A problem for every active site that the model lacks or that a hook cannot serve."""
     for site in plan.sites:
-        where = f"{plan.bound.adapter.name} {site}"
-        found = modules.get(whole_site(site))
-        if not plan.delta(site).rank:
-            yield Problem("rank", where, "a delta of rank 0", "a rank of at least 1", "Leave the module out.")
-        if plan.bound.architecture.roles[site.role].orientation.startswith("experts"):
-            remedy = "Merge the adapter into its base instead."
-            yield Problem("no-hook", where, "stacked experts have no module of their own", "a module to hook", remedy)
-        elif found is None or not isinstance(getattr(found.module, "weight", None), Tensor):
-            remedy = "Attach with layers=… that leave it out, or to the model it was made for."
-            yield Problem("no-module", where, "the model has no such module", "one for every site", remedy)
-        elif found.module.weight.is_meta and not hasattr(found.module, "_hf_hook"):
-            remedy = "Load the model's weights first."
-            yield Problem("meta", where, "the module has no weights (meta device)", "a loaded model", remedy)
+        for code, found, expected, remedy in _obstacles(plan, site, modules.get(whole_site(site))):
+            yield Problem(code, f"{plan.bound.adapter.name} {site}", found, expected, remedy)
+
+
+def _obstacles(plan: Plan, site: Site, found: Reached | None) -> Iterator[tuple[str, str, str, str]]:
+    """What keeps a hook from serving a site: code, found, expected, remedy."""
+    weight = None if found is None else getattr(found.module, "weight", None)
+    if not plan.delta(site).rank:
+        yield "rank", "a delta of rank 0", "a rank of at least 1", "Leave the module out."
+    if plan.bound.architecture.roles[site.role].orientation.startswith("experts"):
+        remedy = "Merge the adapter into its base instead."
+        yield "no-hook", "stacked experts have no module of their own", "a module to hook", remedy
+    elif found is None or not isinstance(weight, Tensor):
+        remedy = "Attach with layers=… that leave it out, or to the model it was made for."
+        yield "no-module", "the model has no such module", "one for every site", remedy
+    elif weight.is_meta and not hasattr(found.module, "_hf_hook"):
+        yield "meta", "the module has no weights (meta device)", "a loaded model", "Load the model's weights first."
 
 
 def whole_site(site: Site) -> Site:
     """The site of the whole weight that a part belongs to."""
-    return Site(site.layer, site.role)
+    return site if site.part is None and site.expert is None else Site(site.layer, site.role)

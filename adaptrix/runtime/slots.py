@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from adaptrix.architecture import Site
-from adaptrix.errors import Problem, RefusedError, UsageError
+from adaptrix.errors import Problem, RefusedError, UsageError, refuse
 from adaptrix.runtime.kernel import Kernel
 from adaptrix.runtime.replaced import Change
 from adaptrix.runtime.rows import rows_of
@@ -73,6 +73,18 @@ class Bank:
             inner = torch.bmm(x.reshape(rows, -1, x.shape[-1]).to(self.At.dtype), self.At[slots])
         d = torch.bmm(inner, self.Bt[slots]) + self.g1[slots].unsqueeze(1) * wide + self.c[slots].unsqueeze(1)
         return y + d.view(y.shape).to(y.dtype)
+
+    def guard(self, y: Tensor) -> None:
+        """Refuses the backward pass from ``y`` through a slot once any slot was written: its numbers are gone."""
+        then = self.At._version
+
+        def unwritten(_: Tensor) -> None:
+            if self.At._version != then:
+                found = "another adapter was put into a slot since the forward pass, whose numbers gradients need"
+                remedy = "Call backward first, or attach without slots."
+                raise refuse("slots", "backward", found, "the slots as they were", remedy)
+
+        y.register_hook(unwritten)  # type: ignore[no-untyped-call]  # torch has no types there
 
 
 class Slots:

@@ -28,5 +28,5 @@ def as_stored(tensor: Tensor) -> Stored:
 
 def as_torch(tensor: Stored, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Tensor:
     """A stored tensor on a device, in its own dtype or another."""
-    flat = torch.frombuffer(bytearray(tensor.tobytes()), dtype=TORCH[tensor.dtype])
-    return flat.view(tensor.shape).to(device=device, dtype=dtype)
+    own = torch.frombuffer(bytearray(tensor.tobytes()), dtype=TORCH[tensor.dtype]).view(tensor.shape)
+    return own.to(device or own.device, dtype or own.dtype)
