@@ -47,6 +47,8 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/routing.py
 	$(BIN)/python benchmarks/algebra.py
 	$(BIN)/python benchmarks/merge.py
+	$(BIN)/python benchmarks/skills.py
+	$(BIN)/python benchmarks/generate.py
 	$(BIN)/python benchmarks/spectral.py
 	$(BIN)/python benchmarks/experts.py
 

@@ -1,4 +1,4 @@
-"""Trains the tiny hypernetwork anew, on one thread and from a seed, in about five minutes, and measures it.
+"""Trains the tiny hypernetwork anew, on one thread and from a seed, in about two minutes, and measures it.
 
     OMP_NUM_THREADS=1 python -m examples.tiny.text_to_lora [--measure] [--out examples/tiny/base/text-to-lora]
 

@@ -88,13 +88,21 @@ class Hypernetwork(nn.Module):
         return A, self._side(module, mixed + self.out_emb_norm(sides.B), module.out)
 
     def _side(self, module: Module, mixed: Tensor, width: int) -> Tensor:
-        """``[N, layers, r, width]``; S computes no column that is left unused."""
-        head, hidden = self.heads[module.name], self.mlp2(mixed)
+        """``[N, layers, r, width]``."""
+        hidden = self.mlp2(mixed)
         if self.shape.variant == "M":
-            return head(self.mlp3(hidden)).unflatten(-1, (self.shape.rank, module.widest))[..., :width]
+            return self._narrowed(module, self.mlp3(hidden), width).unflatten(-1, (self.shape.rank, width))
         ranks = self.mlp2(self.pos_emb(torch.arange(self.shape.rank, device=mixed.device)))
-        bias = None if head.bias is None else head.bias[:width]
-        return linear(self.mlp3(hidden[..., None, :] + ranks), head.weight[:width], bias)
+        return self._narrowed(module, self.mlp3(hidden[..., None, :] + ranks), width)
+
+    def _narrowed(self, module: Module, hidden: Tensor, width: int) -> Tensor:
+        """What the head of M or S puts out, without the columns that the narrower side leaves unused."""
+        head = self.heads[module.name]
+        weight, bias = (
+            None if rows is None else rows.unflatten(0, (-1, module.widest))[:, :width].flatten(0, 1)
+            for rows in (head.weight, head.bias)
+        )
+        return linear(hidden, weight, bias)
 
     def _finished(self, name: str, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
         if self.shape.output == "added":
