@@ -1,4 +1,4 @@
-"""Deltas of a live model's weights, each of which is looked at for its first expert alone: others come while it serves."""
+"""Deltas of a live model's weights, each of which is looked at for its first expert alone: more come while it runs."""
 
 from __future__ import annotations
 
