@@ -9,7 +9,10 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from adaptrix_text_to_lora import Hypernetwork, SakanaAIIntegration, TextToLoRAConfig, shape_for
+from adaptrix_text_to_lora import HashedNgrams, Hypernetwork, SakanaAIIntegration, TextToLoRAConfig, shape_for
+from adaptrix_text_to_lora.encoders import scaled
+from adaptrix_text_to_lora.training import Objective, Recipe, Task, fine_tune
+from adaptrix_text_to_lora.training.published import Card, write_checkpoint
 from transformers import AutoModelForCausalLM
 
 import adaptrix
@@ -21,12 +24,14 @@ Trained, Written = Callable[..., Hypernetwork], Callable[..., Path]
 
 
 @pytest.fixture
-def gpt2(trained: Trained, written: Written, tmp_path: Path) -> str:
-    """A GPT-2 with a hypernetwork of the guide's config in its own folder, as training might leave it."""
-    tiny_model("gpt2", 0).save_pretrained(tmp_path / "gpt2")
-    shape = TextToLoRAConfig().hypernetwork(str(tmp_path / "gpt2"), 32).shape
-    written(tmp_path / "gpt2" / "text-to-lora", trained(shape), {"emb_model": "hashed"})
-    return str(tmp_path / "gpt2")
+def gpt2(trained: Trained, written: Written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The guide's model as a folder, with a hypernetwork of its config in it, as training might leave it."""
+    monkeypatch.chdir(tmp_path)
+    folder = Path("microsoft/DialoGPT-small")
+    tiny_model("gpt2", 0).save_pretrained(folder)
+    shape = TextToLoRAConfig().hypernetwork(str(folder), 32).shape
+    written(folder / "text-to-lora", trained(shape), {"emb_model": "hashed"})
+    return str(folder)
 
 
 def test_what_the_guide_returns(gpt2: str) -> None:
@@ -57,6 +62,30 @@ def test_targets_that_gpt2_calls_otherwise_are_found_by_role_and_said(gpt2: str,
     with torch.no_grad():
         torch.testing.assert_close(wrapped(ids).logits, attached, rtol=1e-5, atol=1e-5)
     assert (attached - plain).abs().max() > 1e-3
+
+
+def test_from_the_guides_config_through_training_to_an_adapter_that_acts(tmp_path: Path) -> None:
+    """Two tasks on a GPT-2: the sentence of each makes the model answer as it was trained to, and the other's not."""
+    torch.manual_seed(0)
+    model, folder = tiny_model("gpt2", 0).eval(), tmp_path / "gpt2"
+    model.save_pretrained(folder)
+    config, encoder = TextToLoRAConfig(32, 16, adapter_rank=4, adapter_alpha=8, dropout=0.0), HashedNgrams(16)
+    hypernetwork = config.hypernetwork(str(folder), encoder.width)
+    sentences = ("Count upwards.", "Say nothing else!")
+    answers = (torch.tensor([[5, 6, 7, 8]]), torch.tensor([[5, 9, 9, 9]]))
+    tasks = [Task(scaled(encoder(text), encoder)[None], ids, ids) for text, ids in zip(sentences, answers, strict=True)]
+    fine_tune(hypernetwork, model, tasks, Objective(scale=2.0, smoothing=0.0), Recipe(steps=100, rate=2e-2, tasks=2))
+    write_checkpoint(folder / "text-to-lora", hypernetwork, Card(8, encoder="hashed"))
+    sakana, found = SakanaAIIntegration(config), []
+    made = [sakana.generate_adapter_from_text(text, str(folder))["adapter"] for text in sentences]
+    with torch.no_grad(), adaptrix.attach(model, {str(at): adapter for at, adapter in enumerate(made)}) as session:
+        for ids in answers:
+            for at in "01":
+                with session.use(at):
+                    found.append(float(model(ids, labels=ids).loss))
+        base = [float(model(ids, labels=ids).loss) for ids in answers]
+    assert found[0] < min(found[1], base[0]) - 0.15
+    assert found[3] < min(found[2], base[1]) - 0.15
 
 
 def test_a_model_without_a_trained_hypernetwork_gets_none_made_up() -> None:
