@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from adaptrix_text_to_lora import Hypernetwork
+from adaptrix_text_to_lora.emit import Origin
 from adaptrix_text_to_lora.shape import Output, Shape, Variant
 from adaptrix_text_to_lora.targets import Base
 from adaptrix_text_to_lora.training import (
@@ -24,13 +25,14 @@ from adaptrix_text_to_lora.training import (
     reconstruct,
 )
 from adaptrix_text_to_lora.training.loop import Watch
+from adaptrix_text_to_lora.training.placing import by_path
 from adaptrix_text_to_lora.training.reconstruction import Kind
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.func import functional_call
 
 import adaptrix
-from tests.families import tiny_model
+from tests.families import FAMILIES, tiny_model
 
 EMBEDDING, SCALE, SEED = 6, 1.7, 5
 SMALL = {"rank": 3, "embedding": EMBEDDING, "latent": 8, "head_in": 10}
@@ -121,6 +123,30 @@ def test_gradients_are_those_of_dense_weights(family: str, variant: Variant, rol
     for name, gradient in wanted.items():
         found = states[0].first[name] / 0.1  # AdamW's first moment after one step is (1 − β₁) of the gradient
         torch.testing.assert_close(found, gradient, rtol=2e-3, atol=1e-5 * float(gradient.abs().max()) + 1e-8)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_factors_act_in_every_family_as_the_adapters_made_of_them(family: str) -> None:
+    """Each row of a batch is what the session gives under the adapter that is written for that row's text."""
+    model = tiny_model(family, 0)
+    base = Base.of_model(model)
+    places = base.places(("q", "v"))
+    with torch.no_grad():
+        factors = _network(_shape(model)).eval()(torch.randn(2, EMBEDDING))
+        origin = Origin("memory", {}, None, alpha=SCALE * 3, rslora=False, encoder="none")
+        rows = [{name: (A[row], B[row]) for name, (A, B) in factors.items()} for row in range(2)]
+        adapters = {str(row): origin.adapter("text", pairs, places) for row, pairs in enumerate(rows)}
+        inputs = {"input_ids": torch.tensor([[3, 5, 7, 9, 11], [4, 8, 2, 6, 1]])}
+        if model.config.is_encoder_decoder:
+            inputs["decoder_input_ids"] = torch.tensor([[3, 5, 7]] * 2)
+        with adaptrix.attach(model, adapters) as session:
+            plain = model(**inputs)[0]
+            with session.route(["0", "1"]):
+                wanted = model(**inputs)[0]
+            with session.given(by_path(factors, places), SCALE):
+                found = model(**inputs)[0]
+    assert (wanted - plain).abs().max() > 1e-3
+    assert (found - wanted).abs().max() < 1e-5
 
 
 def test_the_model_is_as_it_was() -> None:

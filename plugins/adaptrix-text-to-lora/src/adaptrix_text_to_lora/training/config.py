@@ -61,7 +61,7 @@ class Config:
     penalty: float = 1e-3
     length: int = 512
     loss: Kind = "factors"
-    # where the base computes
+    # where it is computed, and what the base computes in
     device: str | None = None
     dtype: str | None = None
 
@@ -190,7 +190,7 @@ def _torn(given: Mapping[Any, Any], path: Path) -> Iterator[Problem]:
     if len(kinds) != 1:
         found = "both are there" if kinds else "neither is there"
         yield Problem("config", f"{path} tasks, library", found, "tasks to fine-tune on, or a library to reconstruct")
-    idle = {"tasks": ("loss",), "library": ("rows", "smoothing", "penalty", "length", "device", "dtype")}
+    idle = {"tasks": ("loss",), "library": ("rows", "smoothing", "penalty", "length", "dtype")}
     for kind in kinds if len(kinds) == 1 else ():
         for key in idle[kind]:
             if key in given:

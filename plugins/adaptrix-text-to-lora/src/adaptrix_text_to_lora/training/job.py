@@ -165,6 +165,7 @@ def _reconstruction(config: Config) -> Iterator[Job]:
     shape = hypernetwork.shape
     library = Library.of_adapters(vectors, bound, places, shape, card.scale(shape.rank))
     recipe = config.recipe(RECONSTRUCTION)
+    hypernetwork.to(models.placement(config.device, None).device)
     run = partial(reconstruct, hypernetwork, library, recipe, loss=config.loss)
     files = [digest for one in bound for digest in one.adapter.provenance.files.values()]
     yield Job(hypernetwork, card, run, _key(config, [config.library], [hypernetwork], files))
