@@ -110,6 +110,15 @@ def test_the_configs_fields_are_those_of_the_guide() -> None:
     assert {module.p for module in made.modules() if isinstance(module, torch.nn.Dropout)} == {0.25}
 
 
+def test_fields_that_cannot_be_are_told_at_once() -> None:
+    with pytest.raises(adaptrix.UsageError) as error:
+        TextToLoRAConfig(0, 6, "8", float("nan"), 1.0, -1, "q_proj")
+    assert [problem.where for problem in error.value.problems] == [
+        "hyper_network_size", "skill_embeddings_dim", "adapter_rank", "num_layers_to_adapt", "adapter_alpha", "dropout",
+        "target_modules",
+    ]  # fmt: skip
+
+
 def test_a_config_that_the_hypernetwork_was_not_made_with_is_refused_field_by_field(gpt2: str) -> None:
     wrong = TextToLoRAConfig(hyper_network_size=1, adapter_rank=4, adapter_alpha=1, target_modules=["q_proj", "v"])
     with pytest.raises(adaptrix.RefusedError) as error:

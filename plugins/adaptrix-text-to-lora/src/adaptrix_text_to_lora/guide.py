@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from os import PathLike, fspath
 from types import MappingProxyType
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import nn
 
 from adaptrix.adapter import Adapter, Target
-from adaptrix.errors import Problem, RefusedError
+from adaptrix.errors import Problem, RefusedError, UsageError
 from adaptrix.workflow import Workshop
 from adaptrix_text_to_lora.encoders import Encoder
 from adaptrix_text_to_lora.generator import TextToLoRA
@@ -32,6 +33,8 @@ class TextToLoRAConfig:
     ``hyper_network_size``: H, what the heads read; ``skill_embeddings_dim``: ℓ, the width inside; ``adapter_rank``,
     ``adapter_alpha``: of every adapter; ``dropout``: in training; ``num_layers_to_adapt``: so many in the middle of the
     model get a delta; ``target_modules``: by role, by name, or by Llama's name for a role.
+
+    Raises :class:`UsageError` with every field that cannot be.
     """
 
     hyper_network_size: int = 256
@@ -42,12 +45,16 @@ class TextToLoRAConfig:
     num_layers_to_adapt: int = 8
     target_modules: tuple[str, ...] | list[str] = ("q_proj", "k_proj", "v_proj", "o_proj")
 
-    def hypernetwork(self, base: str, embedding: int, variant: Variant = "L") -> Hypernetwork:
+    def __post_init__(self) -> None:
+        if problems := list(_faults(self)):
+            raise UsageError(problems)
+
+    def hypernetwork(self, base: str | PathLike[str], embedding: int, variant: Variant = "L") -> Hypernetwork:
         """A hypernetwork of these sizes for a base, not trained yet. ``embedding``: E of the text encoder.
 
         Raises :class:`AdaptrixError` for targets that the base cannot serve.
         """
-        found = Base.read(base, Workshop())
+        found = Base.read(fspath(base), Workshop())
         places = found.places(self.target_modules)
         sizes = (self.adapter_rank, embedding, self.skill_embeddings_dim, self.hyper_network_size)
         made = Hypernetwork(Shape(variant, found.modules(places), found.layers(places), *sizes))
@@ -80,7 +87,7 @@ class SakanaAIIntegration:
         """Adds skills that are told by keywords, examples or a description. Raises :class:`RefusedError`."""
         self._skills.add_custom_skills(skills)
 
-    def generate_adapter_from_text(self, prompt: str, model_path: str) -> dict[str, Any]:
+    def generate_adapter_from_text(self, prompt: str, model_path: str | PathLike[str]) -> dict[str, Any]:
         """``{"adapter_info": {"prompt", "detected_skills", "skill_weights", "adapters"}, "adapter"}``.
 
         ``skill_weights`` are the probabilities of the detected skills, in their order; ``adapters`` the factors under
@@ -89,7 +96,7 @@ class SakanaAIIntegration:
         hypernetwork for the model, with a word on how to train one.
         """
         skills = self._skills.detect(prompt)
-        generator = self._generator(model_path)
+        generator = self._generator(fspath(model_path))
         adapter = generator.generate(prompt)
         if self._config is not None:
             adapter = _central(adapter, generator, self._config.num_layers_to_adapt)
@@ -109,6 +116,23 @@ class SakanaAIIntegration:
                 _require_same(self._config, made, model_path)
             self._generators[model_path] = made
         return self._generators[model_path]
+
+
+def _faults(config: TextToLoRAConfig) -> Iterator[Problem]:
+    sizes = ("hyper_network_size", "skill_embeddings_dim", "adapter_rank", "num_layers_to_adapt")
+    for field in sizes:
+        value, step = getattr(config, field), 4 if field == "skill_embeddings_dim" else 1
+        if type(value) is not int or value < 1 or value % step:
+            yield Problem(
+                "config", field, f"{value!a:.80}", "a multiple of 4" if step > 1 else "a whole number from 1 on"
+            )
+    if type(config.adapter_alpha) not in (int, float) or not 0 < config.adapter_alpha < float("inf"):
+        yield Problem("config", "adapter_alpha", f"{config.adapter_alpha!a:.80}", "a positive number")
+    if type(config.dropout) not in (int, float) or not 0 <= config.dropout < 1:
+        yield Problem("config", "dropout", f"{config.dropout!a:.80}", "a number from 0 to below 1")
+    targets = config.target_modules
+    if not isinstance(targets, (tuple, list)) or not targets or not all(isinstance(name, str) for name in targets):
+        yield Problem("config", "target_modules", f"{targets!a:.80}", "names of modules")
 
 
 def _require_same(config: TextToLoRAConfig, generator: TextToLoRA, model_path: str) -> None:
