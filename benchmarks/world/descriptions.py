@@ -43,7 +43,7 @@ _PAIR = {
 _CIPHER = (
     ("", "exchange", " and ", "exchange"),
     ("", "swap", " and ", "swap"),
-    ("", "exchange", " , then ", "exchange"),
+    ("you ", "exchange", " , then ", "exchange"),
     ("a cipher : ", "write", " , ", "write"),
     ("", "replace", " , ", "replace"),
     ("please ", "swap", " , and also ", "swap"),

@@ -1,7 +1,7 @@
 """Many LoRAs on one base at once: each owns a block of the rows of a batch.
 
-A product of a block of rows with the factors of its LoRA is one batched matrix product, so that a hundred adapters train
-nearly as fast as one does on as many rows.
+A product of a block of rows with the factors of its LoRA is one batched matrix product, so that a hundred adapters
+train nearly as fast as one does on as many rows.
 """
 
 from __future__ import annotations

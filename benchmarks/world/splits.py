@@ -8,9 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import product
 from random import Random
 
-from benchmarks.world.operations import Affine, Cipher, Composed, Exchange, Task, affine, ciphers, composed, on_places
+import numpy as np
+
+from benchmarks.world.operations import (
+    LENGTH,
+    MODULUS,
+    Affine,
+    Cipher,
+    Composed,
+    Exchange,
+    Task,
+    affine,
+    ciphers,
+    composed,
+    on_places,
+)
 
 #: tasks of each family in the library, 64 together, and kept
 LIBRARY = {"affine": 13, "cipher": 18, "places": 9, "composed": 24}
@@ -27,12 +43,14 @@ class Split:
 
 
 def split(seed: int) -> Split:
-    """The library and the kept tasks of a seed."""
-    rng = Random(f"tasks {seed}")
-    chosen = {name: _choose(tasks, name, rng) for name, tasks in families().items()}
-    library = tuple(task for name in LIBRARY for task in chosen[name][0])
-    kept = {name: chosen[name][1] for name in LIBRARY}
-    return Split(library, (*kept["affine"], *kept["cipher"], *kept["places"]), tuple(kept["composed"]))
+    """The library and the kept tasks of a seed; drawn again until enough tasks can be kept."""
+    rng, every = Random(f"tasks {seed}"), families()
+    while True:
+        library = {name: _library(tasks, name, rng) for name, tasks in every.items()}
+        known = [task for tasks in library.values() for task in tasks]
+        kept = {name: _keepable(tasks, library[name], known, rng)[: KEPT[name]] for name, tasks in every.items()}
+        if all(len(tasks) == KEPT[name] for name, tasks in kept.items()):
+            return Split(tuple(known), (*kept["affine"], *kept["cipher"], *kept["places"]), tuple(kept["composed"]))
 
 
 def families() -> dict[str, Sequence[Task]]:
@@ -40,18 +58,25 @@ def families() -> dict[str, Sequence[Task]]:
     return {"affine": affine(), "cipher": ciphers(), "places": on_places(), "composed": composed()}
 
 
-def _choose(tasks: Sequence[Task], name: str, rng: Random) -> tuple[list[Task], list[Task]]:
-    """The library is drawn again until enough tasks are left of which it knows every part."""
+def _library(tasks: Sequence[Task], name: str, rng: Random) -> list[Task]:
+    """Of the operations on places all but exchanges are in it: reversing has no other parameters to be kept."""
     always = [task for task in tasks if name == "places" and not isinstance(task, Exchange)]
     others = [task for task in tasks if task not in always]
-    while True:
-        drawn = rng.sample(others, len(others))
-        fill = LIBRARY[name] - len(always)
-        library = always + drawn[:fill]
-        known = {part for task in library for part in _parts(task)}
-        kept = [task for task in drawn[fill:] if known.issuperset(_parts(task))]
-        if len(kept) >= KEPT[name]:
-            return library, kept[: KEPT[name]]
+    return always + rng.sample(others, LIBRARY[name] - len(always))
+
+
+def _keepable(tasks: Sequence[Task], family: Sequence[Task], library: Sequence[Task], rng: Random) -> list[Task]:
+    """Tasks made of known parts that do what no task of the library does: 4·x is also a cipher, for one."""
+    parts, done = {part for task in family for part in _parts(task)}, {_meaning(task) for task in library}
+    kept = [task for task in tasks if _meaning(task) not in done and parts.issuperset(_parts(task))]
+    return rng.sample(kept, len(kept))
+
+
+@cache
+def _meaning(task: Task) -> bytes:
+    """The same for two tasks that do the same."""
+    every = np.array(list(product(range(MODULUS), repeat=LENGTH)))
+    return task(every).tobytes()
 
 
 def _parts(task: Task) -> Iterator[object]:
