@@ -11,6 +11,7 @@ import torch
 from torch.func import functional_call
 
 import adaptrix
+from adaptrix.adapter import Extra
 from adaptrix.attaching import attach
 from adaptrix.decomposing import SvdCache
 from adaptrix.errors import RefusedError
@@ -377,6 +378,14 @@ def test_decompositions_that_were_thrown_away_are_made_again(llama, pair, cache)
         with session.use("a"):
             again = logits(llama)
     assert apart(again, logits(multiplied_out(llama, [(1.0, pair["a"])], cache))) < TOLERANCE
+
+
+def test_a_bias_beside_a_spectral_delta_is_refused(cache):
+    model = tiny_model("gpt2")
+    bias = Tensor.of(np.ones(4 * model.config.n_embd, np.float32))
+    extras = {"transformer.h.1.mlp.c_fc.bias": Extra("bias", bias)}
+    (problem,) = refused(model, replace(expert(model, ["c_fc"], cache), extras=extras))
+    assert "beside a spectral delta" in problem.found
 
 
 def test_slots_and_embeddings_and_quantised_weights_are_refused_by_name(llama, pair, cache):

@@ -5,8 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import adaptrix
+from adaptrix.adapter import Extra
 from adaptrix.attaching import attach
 from adaptrix.decomposing import SvdCache
 from adaptrix.errors import RefusedError
@@ -16,6 +18,7 @@ from adaptrix.merging.merger import write
 from adaptrix.merging.options import MergeOptions
 from adaptrix.planning.plan import make_plan
 from adaptrix.results import Report
+from adaptrix.runtime.tensors import as_stored
 from adaptrix.workflow import Workshop
 from tests.families import tiny_model
 from tests.merge_models import as_torch, loaded, merge, tensors
@@ -121,6 +124,27 @@ def test_another_base_is_refused_at_every_weight(tmp_path, cache):
     tiny_model("llama", seed=1).save_pretrained(tmp_path / "base")
     problems = refused(tmp_path, tmp_path / "out")
     assert [problem.code for problem in problems] == ["other-base"] * 9
+
+
+def test_a_weight_that_is_replaced_as_well_is_refused(tmp_path, cache):
+    model, adapter = made(tmp_path, "llama", cache)
+    name = "model.layers.0.mlp.down_proj.weight"
+    extra = Extra("module", as_stored(model.state_dict()[name] + 1))
+    adaptrix.convert(replace(adapter, extras={name: extra}), tmp_path / "x.safetensors", layers="all", force=True)
+    (problem,) = refused(tmp_path, tmp_path / "out")
+    assert (problem.code, problem.where) == ("part", name)
+
+
+def test_a_base_whose_files_keep_a_fused_weight_in_parts_is_refused(tmp_path, cache):
+    made(tmp_path, "phi3", cache)
+    file = tmp_path / "base" / "model.safetensors"
+    whole = {name: as_torch(tensor).clone() for name, tensor in tensors(tmp_path / "base").items()}
+    for name in [name for name in whole if "qkv_proj" in name]:
+        parts = dict(zip("qkv", whole.pop(name).split([40, 20, 20]), strict=True))
+        whole |= {name.replace("qkv_proj", f"{part}_proj"): tensor.clone() for part, tensor in parts.items()}
+    save_file(whole, file, {"format": "pt"})
+    problems = refused(tmp_path, tmp_path / "out")
+    assert [problem.code for problem in problems] == ["no-tensor"] * 3
 
 
 def test_what_nf4_leaves_of_a_base_has_other_singular_vectors(tmp_path, cache):
