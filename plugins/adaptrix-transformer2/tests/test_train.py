@@ -21,7 +21,7 @@ from torch.func import functional_call
 import adaptrix
 from tests.families import tiny_model
 
-from .world import base, examples, right, small
+from .world import END, base, examples, right, small
 
 SFT, RL = Course(steps=9, batch=8, every=3), Course(steps=9, batch=4, every=3)
 POLICY = Policy(samples=3, longest=4)
@@ -181,6 +181,23 @@ def test_fewer_rows_at_once_give_the_same(model: Any) -> None:
             assert figures["gradient"] == pytest.approx(others["gradient"], rel=1e-4)
 
 
+def test_the_loss_is_that_of_the_answers_and_their_end(model: Any) -> None:
+    data = [*examples(5, turned=True), Example((4, 5), (6,))]
+    wanted = list[Tensor]()
+    with torch.no_grad():
+        for one in data:
+            whole = torch.tensor([[*one.prompt, *one.response, END]])
+            log_p = model(input_ids=whole).logits[0].log_softmax(-1)
+            places = range(len(one.prompt) - 1, whole.shape[1] - 1)
+            wanted += [-log_p[at, whole[0, at + 1]] for at in places]
+    mean = float(torch.stack(wanted).mean())
+    assert mean_loss(model, data) == pytest.approx(mean, rel=1e-5)
+    found = sft(model, data, Course(steps=1, batch=6, kind="paper"))  # which starts as the base
+    assert found.history[0]["loss"] == pytest.approx(mean, rel=1e-5)
+    without = mean_loss(model, data, ends=())
+    assert without != pytest.approx(mean, rel=1e-3)
+
+
 def test_a_step_on_rewards_is_the_formula(model: Any) -> None:
     """One step from p = 1 with a KL penalty, whose gradient is zero there: −Σ A·Σ log π over the answers drawn."""
     data, seen = examples(6, turned=True), list[tuple[Example, tuple[int, ...]]]()
@@ -209,10 +226,43 @@ def test_a_step_on_rewards_is_the_formula(model: Any) -> None:
     assert norm > 0
 
 
-def test_kl_is_that_of_the_base_from_the_expert(model: Any) -> None:
-    data = examples(6, turned=True)
-    found = reinforce(model, data, right, Course(steps=1, batch=6), Policy(longest=3, kl=0.1))
-    assert found.history[0]["kl"] > 0
+def test_kl_is_that_of_the_base_from_the_expert(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, seen = examples(6, turned=True), list[tuple[tuple[int, ...], tuple[int, ...]]]()
+
+    def reward(example: Example, answer: tuple[int, ...]) -> float:
+        seen.append((example.prompt, answer))
+        return float(len(seen))
+
+    def far(_: str, size: int, generator: torch.Generator) -> Tensor:
+        return 2 * torch.randn(size, generator=generator)
+
+    monkeypatch.setattr("adaptrix_transformer2.train.live.start", far)  # where the two directions differ
+    course = Course(steps=1, batch=6)
+    found = reinforce(model, data, reward, course, Policy(samples=2, longest=3, kl=0.1), ends=())
+    with live_on(model, decomposed(model), course.kind, course.seed) as live, torch.no_grad():
+        base_p, _, mask = log_probabilities(model, seen)
+        with live.acting():
+            own_p = log_probabilities(model, seen)[0]
+    kl = float(((base_p.exp() * (base_p - own_p)).sum(-1) * mask).sum() / 12)
+    assert kl > 0.1
+    assert found.history[0]["kl"] == pytest.approx(kl, rel=1e-4)
+
+
+def test_every_step_draws_anew(model: Any) -> None:
+    seen = list[tuple[int, ...]]()
+
+    def reward(_: Example, answer: tuple[int, ...]) -> float:
+        seen.append(answer)
+        return float(len(seen))
+
+    course = Course(steps=2, batch=6, rate=1e-12)
+    reinforce(model, examples(1, turned=True) * 6, reward, course, Policy(longest=3, temperature=3.0), ends=())
+    assert seen[:24] != seen[24:]
+    assert len(set(seen[:24])) > 1
+
+
+def test_kl_holds_an_expert_to_its_base(model: Any) -> None:
+    data = examples(20, turned=True)
     strict = Course(steps=25, batch=16)
     free = reinforce(model, data, right, strict, Policy(longest=3, kl=0.0))
     bound = reinforce(model, data, right, strict, Policy(longest=3, kl=100.0))
@@ -234,7 +284,7 @@ def test_rewards_that_are_all_equal_are_told_and_refused(model: Any) -> None:
 
     def once(*_: object) -> float:
         calls.append(1)
-        return float(len(calls) == 1)
+        return 0.1 + float(len(calls) == 1)  # three times 0.1 and the mean of two are not the same in floats
 
     found = reinforce(model, data, once, RL, policy)
     assert [figures.get("skipped") for figures in found.history] == [None, 1, 1, 1], "it ends when nothing is learnt"

@@ -118,7 +118,7 @@ class _Rewarded:
         if bool((rewards == rewards[0]).all()):
             figures[EQUAL] = 1.0
         worth = self._worth(rewards)
-        if not bool(worth.any()) or (EQUAL in figures and self.policy.baseline):
+        if EQUAL in figures and (self.policy.baseline or not bool(worth.any())):
             return {**figures, SKIPPED: 1.0}
         return figures | self._gradient(batch, found, worth)
 
@@ -163,7 +163,7 @@ class _Rewarded:
             return rewards
         count = self.policy.samples
         groups = rewards.view(-1, count)
-        return ((groups - (groups.sum(1, keepdim=True) - groups) / (count - 1)).round(decimals=12)).flatten()
+        return (groups - (groups.sum(1, keepdim=True) - groups) / (count - 1)).flatten()
 
     def _gradient(self, batch: Sequence[Example], found: Sequence[Tokens], worth: Tensor) -> Figures:
         """Leaves the gradient; an answer that is worth 0 counts only where KL does."""
