@@ -458,7 +458,7 @@ def test_numbers_without_room_in_the_dtype(tmp_path):
 @pytest.mark.parametrize(
     ("recipe", "said"),
     [
-        ({"weights": (1.0,)}, "1 weights for 2 adapters"),
+        ({"weights": (1.0,)}, "1 weight for 2 adapters"),
         ({"weights": (1.0, 0.0)}, "leave it out"),
         ({"weights": (1.0, float("nan"))}, "finite"),
         ({"method": "average"}, "one of cat, svd"),

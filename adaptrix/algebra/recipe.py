@@ -47,7 +47,7 @@ def require_recipe(recipe: Recipe, subjects: Sequence[Any]) -> None:
     if not count:
         problems.append(Problem("option", "adapters", "none", "at least one"))
     if weights is not None and len(weights) != count:
-        found = f"{len(weights)} weights for {count} adapters"
+        found = f"{len(weights)} weight{'s' if len(weights) != 1 else ''} for {count} adapters"
         problems.append(Problem("weights", "weights", found, "one each", "As in --weights 0.7,0.3."))
     if bad := [w for w in weights or () if not isinstance(w, Real) or not isfinite(w) or not w]:
         remedy = "An adapter of weight 0 adds nothing: leave it out."

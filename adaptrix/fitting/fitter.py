@@ -146,7 +146,8 @@ class Fitter:
         before, after = self._kl(session, [own, _FITTED], self.corpus.held_out)
         fit = Fit(self.corpus.digest, self.corpus.tokens, self.steps, taken, self.seed, before, after)
         layers = next(iter(plan.layers.values()))
-        told = f"layers {', '.join(map(str, layers))} fitted in {taken} of {fit.steps} steps on {fit.tokens:,} tokens"
+        named = f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"
+        told = f"{named} fitted in {taken} of {fit.steps} steps on {fit.tokens:,} tokens"
         told += f"; KL to the whole adapter {before:.4g} before, {after:.4g} after, a token of what was held out"
         notes = [Problem("fitted", "plan", told, severity="note")]
         if not after < before:

@@ -124,6 +124,9 @@ def _obstacles(plan: Plan, site: Site, found: Reached | None) -> Iterator[tuple[
     elif found is None or not isinstance(weight, Tensor):
         remedy = "Attach with layers=… that leave it out, or to the model it was made for."
         yield "no-module", "the model has no such module", "one for every site", remedy
+    elif site.role == "router" and not isinstance(found.module, nn.Linear):
+        remedy = "Merge the adapter into its base instead, or attach with layers=… that leave it out."
+        yield "no-hook", "the model's router answers with more than its product", "a linear layer", remedy
     elif weight.is_meta and not hasattr(found.module, "_hf_hook"):
         yield "meta", "the module has no weights (meta device)", "a loaded model", "Load the model's weights first."
 
