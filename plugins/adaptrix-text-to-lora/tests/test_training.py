@@ -236,7 +236,11 @@ def _library(shape: Shape, count: int = 4) -> Library:
 
 @pytest.mark.parametrize(
     ("variant", "output", "loss", "most"),
-    [("L", "z-score", "factors", 0.02), ("L", "added", "delta", 0.1), ("M", "z-score", "factors", 0.2)],
+    [
+        ("L", "z-score", "factors", 0.02),
+        pytest.param("L", "added", "delta", 0.1, marks=pytest.mark.slow),
+        pytest.param("M", "z-score", "factors", 0.2, marks=pytest.mark.slow),
+    ],
 )
 def test_four_loras_are_given_back(variant: Variant, output: Output, loss: Kind, most: float) -> None:
     """Under every one of their descriptions, the ΔW of each within a small error."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -27,6 +28,7 @@ from adaptrix_text_to_lora.training.files import read_tasks
 import adaptrix
 from adaptrix.adapter import Adapter, Provenance, Target
 from adaptrix.delta import LowRank
+from adaptrix.formats import safetensors_file
 from adaptrix.tensor import Tensor
 from adaptrix.workflow import Workshop
 from tests.families import tiny_model
@@ -74,7 +76,7 @@ def test_from_a_file_to_adapters(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_run_that_ctrl_c_stops_comes_to_the_same_bytes(plugin: object, run: Run, tmp_path: Path) -> None:
-    config = _config(tmp_path, steps=40, save_every=2)
+    config = _config(tmp_path, steps=26, save_every=2)
     command = [sys.executable, "-m", "adaptrix", "text-to-lora", "train", str(config), "-o"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen([*command, "torn"], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as torn:
@@ -124,6 +126,24 @@ def test_a_run_that_diverges_keeps_its_last_good_checkpoint(
     code, said = run("text-to-lora", "train", str(_config(tmp_path, rate=1e30)), "-o", "never")
     assert (code, [problem["code"] for problem in said["problems"]]) == (1, ["diverged"])
     assert not (tmp_path / "never").exists(), "nothing was good enough to be kept"
+
+
+def test_a_disk_that_is_full_leaves_the_state_before(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, written_ = safetensors_file.write, list[int]()
+
+    def full(*given_: Any) -> None:
+        written_.append(1)
+        if len(written_) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(*given_)
+
+    monkeypatch.setattr(safetensors_file, "write", full)
+    config = str(_config(tmp_path, save_every=2))
+    code, said = run("text-to-lora", "train", config, "-o", "t2l")
+    assert (code, [problem["code"] for problem in said["problems"]]) == (1, ["disk-full"])
+    assert [file.name for file in (tmp_path / "t2l").iterdir()] == [STATE]
+    code, said = run("text-to-lora", "train", config, "-o", "t2l")
+    assert (code, said["resumed"]) == (0, 4)
 
 
 def test_everything_that_is_wrong_with_a_config_is_told_at_once(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from adaptrix_text_to_lora.training.files import read_library, read_tasks
 from adaptrix_text_to_lora.training.finetuning import FINE_TUNING, Objective, fine_tune
 from adaptrix_text_to_lora.training.keeping import Kept
 from adaptrix_text_to_lora.training.library import Library
-from adaptrix_text_to_lora.training.loop import State, Watch
+from adaptrix_text_to_lora.training.loop import DIVERGED, State, Watch
 from adaptrix_text_to_lora.training.published import FILES, Card, checkpoint_files
 from adaptrix_text_to_lora.training.reconstruction import RECONSTRUCTION, reconstruct
 from adaptrix_text_to_lora.training.tokens import prepared, require_readable
@@ -94,7 +94,7 @@ def _watched(job: Job, kept: Kept, state: State | None, every: int | None, advan
     try:
         return job.run(state=state, watch=Watch(every, looked, advance))
     except RefusedError as error:
-        if last[0] is None:
+        if last[0] is None or error.problems[0].code != DIVERGED:
             raise
         _publish(job, kept.folder, dict(last[0].network), last[0].curve)
         kept.remove()

@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from adaptrix.errors import refuse
 from adaptrix_text_to_lora.training.recipe import Recipe
 
+#: the code of the problem of a run whose numbers are no longer finite
+DIVERGED = "diverged"
+
 _LOOKS = 20  # how often in a run its state is taken down
 _APART = 1_000_003  # between the seeds of two runs, more than steps
 
@@ -92,7 +95,7 @@ def _take(optimiser: torch.optim.Optimizer, recipe: Recipe, step: int) -> None:
 def _require_finite(value: float, what: str, step: int) -> None:
     if not isfinite(value):
         remedy = "A smaller rate may help; a base in fp16 may overflow."
-        raise refuse("diverged", f"after step {step}", f"the {what} is {value}", "a finite number", remedy)
+        raise refuse(DIVERGED, f"after step {step}", f"the {what} is {value}", "a finite number", remedy)
 
 
 def _optimiser(network: nn.Module, recipe: Recipe, state: State | None) -> torch.optim.Optimizer:
