@@ -74,10 +74,12 @@ def test_train_and_evaluate(folder: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_rewards_from_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    told = {"method": "reinforce", "reward": "contains", "longest": 2, "patience": 2}
+    told: dict[str, Any] = {"method": "reinforce", "reward": "contains", "longest": 2, "patience": 2}
     assert run(["transformer2", "train", config(folder, **told)]) == 1
     assert "every answer of 2 steps was worth 0" in capsys.readouterr().err
-    assert not list(folder.glob("*.safetensors"))
+    assert not list(folder.glob("tales*")), "a state would only be refused again"
+    assert run(["transformer2", "train", config(folder, **told, steps=1)]) == 0
+    assert "the rewards of 1 of 1 steps were all equal" in capsys.readouterr().err
 
 
 def test_a_config_is_read_whole(folder: Path) -> None:

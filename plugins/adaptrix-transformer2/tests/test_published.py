@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -202,3 +203,7 @@ def test_from_the_command_line_to_an_injection_file(
         assert loaded.deltas[target].basis == delta.basis
     assert run(line) == 2, "the output is there already"
     assert run([*line[:2], "nothing.pt", *line[3:], "--force"]) == 2
+    (tmp_path / "text.pt").write_text("no pickle")
+    shutil.rmtree(tmp_path / "cache")
+    assert run([*line[:2], "text.pt", *line[3:], "--force"]) == 1
+    assert not (tmp_path / "cache").exists(), "nothing is decomposed for a file that cannot be read"

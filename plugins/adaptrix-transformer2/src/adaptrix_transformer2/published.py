@@ -66,6 +66,13 @@ def read_published(
     return replace(made, problems=tuple(_apart(made, parts)))
 
 
+def require_readable(*paths: str | PathLike[str] | None) -> None:
+    """Raises :class:`AdaptrixError` for files that are none of torch's; for whoever has a base to decompose first."""
+    for path in paths:
+        if path is not None:
+            torch_file.read(_file(path))
+
+
 def _file(path: str | PathLike[str]) -> Path:
     found = Path(path).expanduser()
     if not found.is_file():

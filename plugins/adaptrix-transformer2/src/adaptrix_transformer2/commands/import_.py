@@ -40,8 +40,9 @@ def command(
     workshop.prepare(out, options)
     from adaptrix_transformer2.decomposition import decomposed_base
     from adaptrix_transformer2.experts import save
-    from adaptrix_transformer2.published import read_published
+    from adaptrix_transformer2.published import read_published, require_readable
 
+    require_readable(file, decomposed)
     parts = decomposed_base(base, workshop, display=bars(voice))
     made = read_published(file, parts, decomposed, name=name)
     path = save(made, parts, out, force=force)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ import click
 from adaptrix import atomic
 from adaptrix.cli.common import Voice, bars, clean, print_json, show_problems, voice_options
 from adaptrix.destination import destination
+from adaptrix.errors import Problem
 from adaptrix.options import Options, require_options
 from adaptrix.workflow import Workshop
 
@@ -56,7 +58,7 @@ def command(config: Path, force: bool, voice: Voice) -> int:
         with atomic.output(wanted.history, force=force) as work:
             work.write_text(json.dumps([dict(figures) for figures in trained.history]))
     _show(path, trained, wanted, voice)
-    show_problems(workshop.catalog.problems, voice)
+    show_problems((*workshop.catalog.problems, *_wasted(trained)), voice)
     return 0
 
 
@@ -84,6 +86,14 @@ def _trained(wanted: Config, workshop: Workshop, state: Path, voice: Voice) -> t
             return sft(model, examples, wanted.course, decomposition=parts, **told), parts
         reward = reward_on_text(wanted.reward, tokenizer)
         return reinforce(model, examples, reward, wanted.course, wanted.policy, decomposition=parts, **told), parts
+
+
+def _wasted(trained: Trained) -> Iterator[Problem]:
+    """What is to be said of steps whose rewards told no answer from another."""
+    equal = sum("equal" in figures for figures in trained.history)
+    if equal:
+        found = f"the rewards of {equal} of {len(trained.history)} steps were all equal, and taught little or nothing"
+        yield Problem("rewards-equal", "reward", found, severity="note")
 
 
 def _show(path: Path, trained: Trained, wanted: Config, voice: Voice) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adaptrix.errors import refuse
+from adaptrix.errors import RefusedError, refuse
 from adaptrix.progress import Counted
 from adaptrix_transformer2.train.course import Course
 from adaptrix_transformer2.train.live import Live
@@ -24,6 +24,7 @@ Figures = dict[str, float]
 
 LISTS = ("now", "first", "second", "best")  # the tensors of a state
 SKIPPED = "skipped"  # in the figures of a step that had no gradient
+_AGAIN = ("diverged", "reward", "rewards-equal")  # what the same steps would be refused for again
 
 
 @dataclass(eq=False)
@@ -73,7 +74,7 @@ class Run:
         """Takes the steps that are left, and gives the leaves the best numbers.
 
         Raises :class:`RefusedError` for a loss that is not finite, and whatever the objective raises; what was
-        ``saved`` by then is kept where the same steps may do better, as after an interruption.
+        ``saved`` by then is kept, unless the same steps would end in the same way.
         """
         state = self._begun(saved)
         with display("training", self.course.steps) as advance:
@@ -81,12 +82,20 @@ class Run:
             try:
                 self._steps(state, saved, advance)
             except BaseException as error:
-                if saved is not None:
-                    kept = f"{state.step} of {self.course.steps} steps"
-                    error.add_note(f"{saved.path} keeps {kept}: the same command goes on from there")
+                self._leave(state, saved, error)
                 raise
         self.live.put(state.best)
         return state
+
+    def _leave(self, state: State, saved: Saved | None, error: BaseException) -> None:
+        """Sees to what is saved of a training that does not come to its end."""
+        if saved is None:
+            return
+        if isinstance(error, RefusedError) and error.problems[0].code in _AGAIN:
+            saved.remove()
+            return
+        kept = f"{state.step} of {self.course.steps} steps"
+        error.add_note(f"{saved.path} keeps {kept}: the same command goes on from there")
 
     def _begun(self, saved: Saved | None) -> State:
         leaves = self.live.leaves
