@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from adaptrix.adapter import Adapter
+from adaptrix.errors import refuse
 from adaptrix.measuring.models import context_of, require_causal, require_in_vocabulary
 from adaptrix_transformer2.decomposition import Decomposition
 from adaptrix_transformer2.experts import expert
@@ -47,6 +48,9 @@ def ends_of(model: Any, ends: Collection[int] | None) -> tuple[int, ...]:
 @torch.no_grad()
 def require_ground(model: Any, sets: Mapping[str, Sequence[Example]], extra: int) -> None:
     """Raises :class:`AdaptrixError` for a model that is none to train on, and for examples that it cannot read."""
+    if not getattr(model, "can_generate", lambda: False)():
+        found, kind = "it is of no class that writes text", type(model).__name__
+        raise refuse("not-causal", kind, found, "a causal language model")
     limit = context_of(model)
     for name, examples in sets.items():
         require_examples(examples, name, limit, extra)
