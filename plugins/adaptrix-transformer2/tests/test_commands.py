@@ -100,11 +100,14 @@ def test_every_problem_of_a_config_is_told(folder: Path) -> None:
         read_config(Path(config(folder, **odd)))
     found = [problem.where.removeprefix("config.yaml ") for problem in error.value.problems]
     assert found == ["metod", "device", "reward", "chat", "reward", "layers", "rate", "clip"]
-    for text in ("- 1", "a: [", "!!python/object/apply:os.mkdir [ran]", ""):
+    for text in ("- 1", "a: [", "!!python/object/apply:os.mkdir [ran]", "", "base: x\nbase: y", "1: 2"):
         (folder / "config.yaml").write_text(text)
-        with pytest.raises(adaptrix.UsageError):
+        with pytest.raises(adaptrix.RefusedError):
             read_config(folder / "config.yaml")
     assert not (folder / "ran").exists()
+    for key, value in (("reward", ["exact"]), ("layers", "9-4"), ("name", 7)):
+        with pytest.raises(adaptrix.UsageError, match=key):
+            read_config(Path(config(folder, **{"method": "reinforce", key: value})))
 
 
 def test_every_bad_line_is_told(folder: Path) -> None:

@@ -8,12 +8,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import yaml
-
-from adaptrix.errors import Problem, RefusedError, refuse
+from adaptrix.errors import Problem, RefusedError
 from adaptrix.json_file import read_object
+from adaptrix.yaml_file import read_mapping
 
-_MAX_ARGS = 1 << 20
 _EXPECTED = "the arguments of a training run"
 _KEPT = ("hypernet_latent_size", "head_in_size", "shared_AB_head", "autoreg_gen")
 #: what would make an adapter something else than rank, alpha and modules say
@@ -41,7 +39,7 @@ class Settings:
 
 def read_settings(args_file: Path, config_file: Path) -> Settings:
     """The settings in two files. Raises :class:`RefusedError` with every problem in both."""
-    args, config = read_yaml(args_file, _EXPECTED), read_object(config_file, str(config_file))
+    args, config = read_mapping(args_file, _EXPECTED, "args"), read_object(config_file, str(config_file))
     if problems := [*_args_problems(args, str(args_file)), *_config_problems(config, str(config_file))]:
         raise RefusedError(problems)
     targets, base = config.get("target_modules"), config.get("base_model_name_or_path") or args.get("model_dir")
@@ -56,39 +54,6 @@ def read_settings(args_file: Path, config_file: Path) -> Settings:
         z_scored=args.get("pred_z_score") is True,
         stated=MappingProxyType({key: args[key] for key in _KEPT if args.get(key) is not None}),
     )
-
-
-def read_yaml(path: Path, expected: str) -> Mapping[Any, Any]:
-    """The mapping in a YAML file of plain values; a tag that would make an object, or a key twice, is refused.
-
-    ``expected``: what the file should hold. Raises :class:`RefusedError`.
-    """
-    try:
-        with open(path, "rb") as file:
-            data = file.read(_MAX_ARGS + 1)
-    except OSError as error:
-        raise refuse("unreadable", path, f"it cannot be read: {error.strerror or error}") from None
-    if len(data) > _MAX_ARGS:
-        raise refuse("args", path, f"it has more than {_MAX_ARGS} bytes", expected)
-    try:
-        value = yaml.load(data, _Plain)  # a SafeLoader
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        said = str(error).partition("\n")[0]
-        raise refuse("args", path, f"it is not plain YAML: {said}", expected) from None
-    if not isinstance(value, dict):
-        raise refuse("args", path, f"it holds a {type(value).__name__}", expected)
-    return value
-
-
-class _Plain(yaml.SafeLoader):
-    """Values and no objects, and no key that overrides another."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
-        merged = any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value)
-        if len(mapping) < len(node.value) and not merged:
-            raise yaml.YAMLError(f"a key is there twice{node.start_mark}")
-        return mapping
 
 
 def _args_problems(args: Mapping[str, Any], where: str) -> Iterator[Problem]:

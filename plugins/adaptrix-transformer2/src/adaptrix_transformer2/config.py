@@ -8,16 +8,14 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
-from adaptrix.errors import Problem, UsageError
+from adaptrix.errors import Problem, UsageError, refuse
+from adaptrix.yaml_file import read_mapping
 from adaptrix_transformer2.texts import REWARDS
 from adaptrix_transformer2.train.course import Course, Policy, senseless
 
 Method = Literal["sft", "reinforce", "faithful"]
 METHODS: tuple[Method, ...] = ("sft", "reinforce", "faithful")
 
-_MAX_BYTES = 1 << 20
 _TEXTS = ("base", "examples", "validation", "out", "name", "method", "reward", "layers", "device", "dtype", "history")
 _NEEDED = ("base", "examples")
 _COURSE = tuple(field.name for field in fields(Course))
@@ -53,7 +51,8 @@ class Config:
 def read_config(path: Path) -> Config:
     """The config in a YAML file; what it does not say is as :class:`Course` and :class:`Policy` have it.
 
-    Raises :class:`UsageError` with every key that is unknown, missing, or says what cannot be.
+    Raises :class:`RefusedError` for a file that is none, :class:`UsageError` with every key that is unknown, missing,
+    or says what cannot be.
     """
     given = _mapping(path)
     method: Method = given.get("method", "sft")
@@ -82,20 +81,15 @@ def _policy(told: Mapping[str, Any], method: Method) -> Policy | None:
 
 
 def _mapping(path: Path) -> dict[str, Any]:
-    """What is in the file. Raises :class:`UsageError` unless it is a YAML mapping of plain values."""
+    """What is in the file. Raises :class:`AdaptrixError` unless it is a YAML mapping of plain values."""
     expected = "a YAML file of keys and values"
     if not path.is_file():
         found = "this is a folder" if path.is_dir() else "there is no such file"
         raise UsageError(Problem("config", str(path), found, expected))
-    try:
-        with open(path, "rb") as file:
-            value = yaml.safe_load(file.read(_MAX_BYTES))
-    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
-        said = str(error).partition("\n")[0]
-        raise UsageError(Problem("config", str(path), f"it cannot be read: {said}", expected)) from None
-    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise UsageError(Problem("config", str(path), f"it holds a {type(value).__name__}", expected))
-    return {key: one for key, one in value.items() if one is not None}
+    value = read_mapping(path, expected, "config")
+    if not all(isinstance(key, str) for key in value):
+        raise refuse("config", path, "it has keys that are no text", expected)
+    return {str(key): one for key, one in value.items() if one is not None}
 
 
 def _problems(given: Mapping[str, Any], where: str) -> Iterator[Problem]:
@@ -120,7 +114,7 @@ def _choices(given: Mapping[str, Any], where: str) -> Iterator[Problem]:
     method = given.get("method", "sft")
     if method not in METHODS:
         yield Problem("config", f"{where} method", repr(method)[:80], ", ".join(METHODS))
-    if given.get("reward", "exact") not in REWARDS:
+    if given.get("reward", "exact") not in tuple(REWARDS):  # it may be a list, which no mapping looks up
         yield Problem("config", f"{where} reward", repr(given["reward"])[:80], ", ".join(REWARDS))
     if not isinstance(given.get("chat", False), bool):
         yield Problem("config", f"{where} chat", repr(given["chat"])[:80], "true or false")
@@ -146,7 +140,8 @@ def _are_layers(value: object) -> bool:
         return True
     parts = value.split(",") if isinstance(value, str) else [""]
     ends = [part.split("-") for part in parts]
-    return all(len(part) <= 2 and all(end.isdecimal() and len(end) < 6 for end in part) for part in ends)
+    plain = all(len(part) <= 2 and all(end.isdecimal() and len(end) < 6 for end in part) for part in ends)
+    return plain and all(int(part[0]) <= int(part[-1]) for part in ends)
 
 
 def _layers(value: str | int) -> tuple[int, ...]:
