@@ -64,7 +64,7 @@ def reinforce(
     settings = {"method": "reinforce", **asdict(course), **asdict(policy), "ends": ends}
     saved = saved_at(state, parts, sets, settings)
     with live_on(model, parts, course.kind, course.seed) as live:
-        task = _Rewarded(model, live, tuple(examples), reward, course, policy, ends)
+        task = Rewarded(model, live, tuple(examples), reward, course, policy, ends)
         run = Run(live, course, task.step, task.scorer(validation) if validation else None, task.enough)
         done = run.run(saved, display)
         trained = result(live, name, done, settings)
@@ -99,7 +99,9 @@ def _judged(reward: Reward, example: Example, answer: Tokens, ends: Collection[i
 
 
 @dataclass(frozen=True, eq=False)
-class _Rewarded:
+class Rewarded:
+    """The steps on rewards, of an expert or of whatever else can act as one."""
+
     model: Any
     live: Live
     examples: tuple[Example, ...]

@@ -49,7 +49,7 @@ def sft(
     settings = {"method": "sft", **asdict(course), "ends": ends}
     saved = saved_at(state, parts, sets, settings)
     with live_on(model, parts, course.kind, course.seed) as live:
-        task = _Supervised(model, live, tuple(examples), course, ends)
+        task = Supervised(model, live, tuple(examples), course, ends)
         done = Run(live, course, task.step, task.scorer(validation) if validation else None).run(saved, display)
         trained = result(live, name, done, settings)
     if saved is not None:
@@ -69,7 +69,9 @@ def mean_loss(model: nn.Module, examples: Sequence[Example], ends: Collection[in
 
 
 @dataclass(frozen=True, eq=False)
-class _Supervised:
+class Supervised:
+    """The steps on answers, of an expert or of whatever else can act as one."""
+
     model: Any
     live: Live
     examples: tuple[Example, ...]

@@ -1,0 +1,26 @@
+"""Which experts act on an input: told by the model, by a classifier, or found as a mixture on a few examples."""
+
+from __future__ import annotations
+
+from adaptrix_transformer2.dispatch.classes import OTHER, Question, question, question_of, train_classifier
+from adaptrix_transformer2.dispatch.mixtures import mixture
+from adaptrix_transformer2.dispatch.passes import Dispatched, TwoPasses
+from adaptrix_transformer2.dispatch.searching import Found, Score, Search, search
+from adaptrix_transformer2.dispatch.shots import adapt, score_on
+
+__all__ = [
+    "OTHER",
+    "Dispatched",
+    "Found",
+    "Question",
+    "Score",
+    "Search",
+    "TwoPasses",
+    "adapt",
+    "mixture",
+    "question",
+    "question_of",
+    "score_on",
+    "search",
+    "train_classifier",
+]

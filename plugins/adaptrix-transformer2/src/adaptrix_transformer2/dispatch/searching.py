@@ -1,0 +1,129 @@
+"""Search for the weights of a mixture: the cross-entropy method as published, and draws at random beside it.
+
+A candidate is a matrix of weights ``[experts, groups]`` in [0, 1]: one group for all matrices, or one for each. Both
+searches begin with the uniform mixture and judge as many candidates; the better share of right answers wins, and of
+equal ones the greater log-likelihood.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adaptrix.errors import Problem, UsageError
+
+Weights = NDArray[np.float64]
+Method = Literal["cem", "random"]
+METHODS: tuple[Method, ...] = ("cem", "random")
+
+
+class Score(NamedTuple):
+    """How good a candidate is, compared from left to right."""
+
+    right: float
+    likelihood: float
+
+
+Objective = Callable[[Weights], Score]
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """``generations`` of ``population`` candidates each, the incumbent among them; the ``elites`` shape the next.
+
+    ``spread`` is the first standard deviation of every weight; the first mean is 1 / experts.
+    """
+
+    method: Method = "cem"
+    population: int = 32
+    elites: int = 6
+    generations: int = 8
+    spread: float = 0.5
+    seed: int = 0
+
+    @property
+    def evaluations(self) -> int:
+        """How many candidates are judged, by either method; an incumbent is judged once."""
+        return 1 + self.generations * (self.population - 1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Found:
+    """The best weights ``[experts, groups]``, their score, and the best score after each generation."""
+
+    weights: Weights
+    score: Score
+    history: tuple[Score, ...]
+    evaluations: int
+
+
+def normalised(weights: Weights) -> Weights:
+    """Weights that sum to 1 over the experts ``[experts, groups]``.
+
+    Where all are 0 they say nothing, and 0 times the 1/0 of their sum is not a number: there the experts count alike.
+    """
+    sums = weights.sum(0, keepdims=True)
+    return np.where(sums > 0, weights / np.where(sums > 0, sums, 1), 1 / len(weights))
+
+
+def search(objective: Objective, experts: int, groups: int = 1, how: Search | None = None) -> Found:
+    """The best of the candidates that were judged. Raises :class:`UsageError` for settings that make no sense."""
+    how = how or Search()
+    require_sane(how)
+    generations = (_cem if how.method == "cem" else _random)(experts, groups, how)
+    uniform = np.full((experts, groups), 1 / experts)
+    judged, history = [(objective(uniform), uniform)], list[Score]()
+    population = next(generations)
+    while True:
+        incumbent = _best(judged)
+        judged = [incumbent, *((objective(one), one) for one in population)]
+        history.append(_best(judged)[0])
+        if len(history) == how.generations:
+            break
+        population = generations.send(judged)
+    score, weights = _best(judged)
+    return Found(weights, score, tuple(history), how.evaluations)
+
+
+def require_sane(how: Search) -> None:
+    """Raises :class:`UsageError` with every setting that makes no sense."""
+    problems = [] if how.method in METHODS else [Problem("option", "method", repr(how.method), ", ".join(METHODS))]
+    for name, least in (("population", 2), ("elites", 1), ("generations", 1), ("seed", 0)):
+        value = getattr(how, name)
+        if type(value) is not int or value < least:
+            problems.append(Problem("option", name, repr(value)[:80], f"a whole number of at least {least}"))
+    if not problems and how.elites > how.population:
+        problems.append(Problem("option", "elites", f"{how.elites} of {how.population}", "at most the population"))
+    if not 0 < how.spread < float("inf"):
+        problems.append(Problem("option", "spread", repr(how.spread)[:80], "a finite number above 0"))
+    if problems:
+        raise UsageError(problems)
+
+
+_Judged = list[tuple[Score, Weights]]
+_Generations = Generator[list[Weights], _Judged, None]
+
+
+def _best(judged: _Judged) -> tuple[Score, Weights]:
+    """The first of the best: an incumbent is only replaced by something better."""
+    return max(judged, key=lambda one: one[0])
+
+
+def _cem(experts: int, groups: int, how: Search) -> _Generations:
+    generator = np.random.default_rng(how.seed)
+    mean, spread = np.full((experts, groups), 1 / experts), np.full((experts, groups), how.spread)
+    while True:
+        drawn = mean + spread * generator.standard_normal((how.population - 1, experts, groups))
+        judged = yield list(drawn.clip(0, 1))
+        elites = np.stack([weights for _, weights in sorted(judged, key=lambda one: one[0])[-how.elites :]])
+        mean, spread = elites.mean(0), elites.std(0)
+
+
+def _random(experts: int, groups: int, how: Search) -> _Generations:
+    generator = np.random.default_rng(how.seed)
+    while True:
+        yield list(generator.random((how.population - 1, experts, groups)))
