@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adaptrix.errors import refuse
+from adaptrix.errors import RefusedError, refuse
 
 Array = NDArray[Any]
 
@@ -51,6 +51,7 @@ _BEYOND = {
     "F8_E5M2": (0x7F, 0x7C),
 }
 _CHUNK = 1 << 20
+_CHANGED = "It changed while it was read: fetch it again."
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +63,11 @@ class FileRange:
     nbytes: int
 
     def read(self) -> bytes:
-        """All of the bytes; a file that shrank since it was opened is an error, never zeros."""
-        file = os.open(self.path, os.O_RDONLY)  # a file object would cost more than the read
+        """All of the bytes; a file that went or shrank since it was opened is a refusal, never zeros."""
+        try:
+            file = os.open(self.path, os.O_RDONLY)  # a file object would cost more than the read
+        except OSError as error:
+            raise self._gone(error) from None
         try:
             data = os.pread(file, self.nbytes, self.offset)
         finally:
@@ -71,20 +75,24 @@ class FileRange:
         return data if len(data) == self.nbytes else b"".join(self.chunks())
 
     def chunks(self) -> Iterator[bytes]:
-        """The bytes in pieces of at most 1 MiB."""
-        with open(self.path, "rb") as file:
+        """The bytes in pieces of at most 1 MiB; raises as :meth:`read` does."""
+        try:
+            file = open(self.path, "rb")  # noqa: SIM115  # what fails later is no sign that it went
+        except OSError as error:
+            raise self._gone(error) from None
+        with file:
             position, end = self.offset, self.offset + self.nbytes
             while position < end:
                 piece = os.pread(file.fileno(), min(_CHUNK, end - position), position)
                 if not piece:
-                    raise refuse(
-                        "file-changed",
-                        self.path,
-                        f"the file ends {end - position} bytes short of a tensor it described",
-                        remedy="It changed while it was read: fetch it again.",
-                    )
+                    found = f"the file ends {end - position} bytes short of a tensor it described"
+                    raise refuse("file-changed", self.path, found, remedy=_CHANGED)
                 yield piece
                 position += len(piece)
+
+    def _gone(self, error: OSError) -> RefusedError:
+        found = f"the file cannot be opened any more ({error.strerror or error})"
+        return refuse("file-changed", self.path, found, remedy=_CHANGED)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -52,11 +52,18 @@ class BaseVectors:
         weights = self._weights(plan, base, open_sites)
         cache = self.cache or SvdCache()
         found_deltas: dict[int, Delta] = {}
+        problems: list[Problem] = []
         with self.display("decomposing", len(weights)) as advance:
             for weight in weights:
-                whole = resolve(weight.delta, weight.tensor, cache, turned=weight.turned, where=weight.where)
-                found_deltas[id(weight.delta)] = whole
+                try:
+                    whole = resolve(weight.delta, weight.tensor, cache, turned=weight.turned, where=weight.where)
+                except RefusedError as error:
+                    problems += error.problems
+                else:
+                    found_deltas[id(weight.delta)] = whole
                 advance(1)
+        if problems:
+            raise RefusedError(problems)
         return _with(plan, found_deltas)
 
     def _weights(self, plan: Plan, base: str, wanted: list[tuple[Site, Spectral]]) -> list[Weight]:

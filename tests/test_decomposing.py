@@ -1,6 +1,7 @@
 """Decompositions: what they are, that they are kept, and that no delta meets a weight that is not its own."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from adaptrix.decomposing import SvdCache, cache, decompose, resolve, spectral, tensor_hash
 from adaptrix.decomposing.svd import sensitivity
-from adaptrix.delta import Basis
+from adaptrix.delta import Basis, Spectral
 from adaptrix.errors import RefusedError
 from adaptrix.tensor import Tensor
 
@@ -61,6 +62,13 @@ def test_signs_are_those_of_the_matrix_and_not_of_who_asks():
 def test_what_has_no_decomposition(bad):
     with pytest.raises(RefusedError):
         decompose(bad.astype(np.float32))
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (2, 3, 4), (0, 4)])
+def test_what_is_no_matrix_is_refused_before_anything_is_kept(kept, shape):
+    with pytest.raises(RefusedError, match="a matrix"):
+        spectral(np.ones(2), Tensor.of(np.zeros(shape, np.float32)), kept)
+    assert not kept.folder.exists()
 
 
 def test_each_is_computed_once(kept, monkeypatch):
@@ -121,6 +129,8 @@ def test_where_decompositions_are_kept(tmp_path, monkeypatch):
     monkeypatch.delenv("ADAPTRIX_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert SvdCache().folder == tmp_path / "xdg" / "adaptrix" / "svd"
+    monkeypatch.setenv("ADAPTRIX_CACHE", "~nobody-of-that-name/x")
+    assert SvdCache().folder == Path("~nobody-of-that-name/x/svd")
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(RefusedError, match="ADAPTRIX_CACHE"):
         SvdCache(tmp_path / "file" / "svd").svd(Tensor.of(matrix(2, 3)))
@@ -198,6 +208,26 @@ def test_values_too_close_to_say_what_z_means(kept):
     np.testing.assert_allclose(resolve(even.without_vectors(), weight, kept).dense(), 0.5 * np.eye(6, 8), atol=1e-6)
     nothing = Tensor.of(np.zeros((4, 3), np.float32))
     assert not resolve(spectral(np.arange(3.0), nothing, kept).without_vectors(), nothing, kept).dense().any()
+
+
+def test_an_entry_that_goes_after_it_was_found_is_a_refusal(kept):
+    weight = Tensor.of(matrix(5, 7))
+    found = kept.svd(weight)
+    kept.path(weight).unlink()
+    for used in (found.U.tobytes, lambda: list(found.S.chunks())):
+        with pytest.raises(RefusedError, match="cannot be opened any more"):
+            used()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("size", [1.0, 1e200])
+def test_neither_sensitivity_nor_loss_depends_on_the_size_of_d(size):
+    S, d = np.array([4.0, 3.0, 2.0]), np.array([3.0, 2.0, -1.0])
+    assert sensitivity(size * d, S, "lapack-f32") == pytest.approx(sensitivity(d, S, "lapack-f32"))
+    of = Basis("0" * 64, "F32", "lapack-f64")
+    delta = Spectral(Tensor.of(1.0 + size * d), Tensor.of(np.ones(3, np.float32)), of, (3, 4))
+    assert delta.lost(1).relative == pytest.approx((5 / 14) ** 0.5)
+    assert delta.lost(1).size == pytest.approx(size * 14**0.5)
 
 
 @pytest.mark.parametrize("gap", [1e-3, 1e-6])

@@ -152,6 +152,17 @@ def test_vectors_come_back_from_the_base_byte_for_byte(case, tmp_path):
     assert bare.stat().st_size < whole.stat().st_size
 
 
+def test_every_weight_that_z_is_not_of_is_told(case, tmp_path):
+    _, base, made = case
+    odd = list(made.deltas)[:2]
+    scaled = {t: replace(made.deltas[t], S=Tensor.of(made.deltas[t].S.float32() * 2), U=None, Vt=None) for t in odd}
+    other = replace(made, deltas={**made.deltas, **scaled})
+    bare = adaptrix.convert(other, tmp_path / "bare.adaptrix.safetensors", base=base, vectors="omit")
+    with pytest.raises(adaptrix.RefusedError) as error:
+        adaptrix.convert(bare, tmp_path / "lora", to="peft", base=base, layers="all")
+    assert [problem.code for problem in error.value.problems] == ["other-svd"] * 2
+
+
 def test_peft_runs_the_lora_as_the_tuned_model(case, tmp_path):
     family, base, made = case
     bare = adaptrix.convert(made, tmp_path / "bare.adaptrix.safetensors", base=base, vectors="omit", layers="all")

@@ -12,7 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from adaptrix import atomic
-from adaptrix.decomposing.svd import BACKEND, decompose, tensor_hash
+from adaptrix.decomposing.svd import BACKEND, decompose, require_matrix, tensor_hash
 from adaptrix.errors import RefusedError, refuse
 from adaptrix.formats import safetensors_file
 from adaptrix.tensor import Tensor
@@ -41,8 +41,8 @@ class Decomposition:
 def default_folder() -> Path:
     """``$ADAPTRIX_CACHE``, or ``adaptrix`` in the user's cache folder."""
     if own := os.environ.get("ADAPTRIX_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "adaptrix"
+        return Path(os.path.expanduser(own))
+    return Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"), "adaptrix")
 
 
 class SvdCache:
@@ -56,6 +56,7 @@ class SvdCache:
 
         Raises :class:`RefusedError` for what has none, and where the folder cannot be written.
         """
+        require_matrix(weight.shape, where)
         path = self.path(weight, turned=turned)
         out, inp = weight.shape[::-1] if turned else weight.shape
         found = _read(path)

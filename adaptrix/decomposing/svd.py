@@ -27,8 +27,7 @@ def decompose(weight: Single, where: str = "weight") -> tuple[Single, Double, Si
     The entry of the largest magnitude of each column of U is positive, so that the signs are no accident. Raises
     :class:`RefusedError` for what is no matrix of finite numbers; ``where`` is what messages call it.
     """
-    if weight.ndim != 2 or 0 in weight.shape:
-        raise refuse("shape", where, f"shape {list(weight.shape)}", "a matrix")
+    require_matrix(weight.shape, where)
     if not np.isfinite(weight).all():
         raise refuse("nonfinite", where, "NaN or Inf among its numbers", "finite numbers", "Fetch the base again.")
     try:
@@ -38,6 +37,12 @@ def decompose(weight: Single, where: str = "weight") -> tuple[Single, Double, Si
     largest = U[np.abs(U).argmax(axis=0), np.arange(len(S))]
     signs = np.where(largest < 0, -1.0, 1.0)
     return (U * signs).astype(np.float32), S, (signs[:, None] * Vt).astype(np.float32)
+
+
+def require_matrix(shape: tuple[int, ...], where: str) -> None:
+    """Raises :class:`RefusedError` for a shape that is no matrix's, or an empty one's."""
+    if len(shape) != 2 or 0 in shape:
+        raise refuse("shape", where, f"shape {list(shape)}", "a matrix")
 
 
 def tensor_hash(tensor: Tensor) -> str:
@@ -55,11 +60,13 @@ def sensitivity(d: Double, S: Double, backend: str) -> float:
     order; Stewart and Sun, *Matrix Perturbation Theory*, theorem V.2.8, with an error that favours no direction),
     and wholly where the values are equal. That moves ΔW by the difference of their d.
     """
-    size = float(d @ d)
-    if len(S) < 2 or not size:
+    largest = np.abs(d).max(initial=0.0)
+    if len(S) < 2 or not largest:
         return 0.0
+    with np.errstate(invalid="ignore"):  # Inf
+        d = d / largest  # a square of d itself may be too large, or too small, to be told
     gaps, moved = np.maximum(S[:-1] - S[1:], 0.0), np.diff(d)
     turns = np.ones_like(gaps)
     noise = BACKENDS[backend] * S[0] / np.sqrt(len(S))
     np.divide(noise, gaps, out=turns, where=gaps > noise)
-    return float(np.sqrt(2 * np.sum((moved * turns) ** 2) / size))
+    return float(np.sqrt(2 * np.sum((moved * turns) ** 2) / (d @ d)))

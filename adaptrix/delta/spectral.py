@@ -120,9 +120,12 @@ class Spectral:
 
         Exact as far as U and V are orthonormal (Eckart–Young); nothing where ``rank`` is None.
         """
-        squares = np.sort(self.d**2)[::-1]
+        sizes = np.sort(np.abs(self.d))[::-1]
+        largest = float(sizes[0]) or 1.0
+        with np.errstate(invalid="ignore"):  # Inf
+            squares = (sizes / largest) ** 2  # of d itself they may be too large to be told
         lost = squares[len(squares) if rank is None else rank :].sum()
-        return Truncation(sqrt(lost), sqrt(squares.sum()))
+        return Truncation(largest * sqrt(lost), largest * sqrt(squares.sum()))
 
     def low_rank(self, rank: int | None = None) -> tuple[LowRank, Truncation]:
         """A LoRA of the same ΔW, in fp32, and what it lacks, as measured.

@@ -5,6 +5,7 @@ Nothing here needs torch before a plan is made.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -39,7 +40,7 @@ def maker_for(options: Options, workshop: Workshop, display: Counted = uncounted
             raise UsageError(Problem("missing-extra", where, f"{module} is not installed", remedy=remedy)) from None
     from adaptrix.measuring.text import read_text
 
-    return FitMaker(workshop, display, read_text(Path(options.text or "").expanduser()))
+    return FitMaker(workshop, display, read_text(Path(os.path.expanduser(options.text or ""))))
 
 
 @dataclass(frozen=True)

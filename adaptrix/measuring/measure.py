@@ -93,7 +93,7 @@ def measure(
 ) -> FidelityReport:
     """What :func:`fidelity` does; whatever can be found wrong is found before the weights of a base are loaded."""
     _require_options(options)
-    read = read_text(Path(text).expanduser()) if isinstance(text, (str, PathLike)) else None
+    read = read_text(Path(os.path.expanduser(text))) if isinstance(text, (str, PathLike)) else None
     ground = _ground(base, workshop, options, tokenizer)
     bound = _bound(source if isinstance(source, Adapter) else workshop.read(fspath(source)), ground, workshop)
     chosen = plans(bound, options.layers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from adaptrix.errors import Problem, UsageError
@@ -15,7 +16,7 @@ def base_folder(uri: str) -> Path | None:
     """The folder of a base on this disk; None for one on the Hub. Raises :class:`UsageError` for a file."""
     if not local.claims(uri):
         return None
-    path = Path(uri).expanduser()
+    path = Path(os.path.expanduser(uri))
     if path.is_file():
         found, remedy = "this is a file", "Name the folder that it is in."
         raise UsageError(Problem("base", uri, found, "a folder with a model's config and weights", remedy))

@@ -42,7 +42,8 @@ def require_small_loss(plan: Plan, rank: int | None, tolerance: float | None) ->
 
 def _rank_for(delta: Spectral, allowed: float) -> int:
     """The smallest rank whose relative error is allowed."""
-    squares = np.sort(delta.d**2)
+    sizes = np.sort(np.abs(delta.d))
+    squares = (sizes / sizes[-1]) ** 2
     lost = np.cumsum(squares)  # of the smallest, the next to smallest …
     return len(squares) - int(np.searchsorted(lost, allowed**2 * lost[-1], side="right"))
 

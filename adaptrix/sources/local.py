@@ -88,7 +88,7 @@ def _reading(uri: str) -> Iterator[None]:
 
 def _path(uri: str) -> Path:
     path = Path(uri)
-    return path.expanduser() if uri.startswith("~") and not os.path.lexists(path) else path
+    return Path(os.path.expanduser(path)) if uri.startswith("~") and not os.path.lexists(path) else path
 
 
 def _looks_like_path(uri: str) -> bool:
