@@ -182,6 +182,20 @@ def test_a_place_that_is_taken_stops_no_other_prompt(
     assert len(list(tmp_path.glob("*.safetensors"))) == 2
 
 
+@pytest.mark.parametrize("name", ["hypermod.pt", "args.yaml", "prompts.txt"])
+def test_no_adapter_takes_the_place_of_what_it_is_made_with(
+    run: Callable[..., tuple[int, Any]], checkpoint: Path, tmp_path: Path, name: str
+) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("Add\n")
+    file = prompts if name == prompts.name else checkpoint / name
+    before = file.read_bytes()
+    line = ("generate", "--prompts", str(prompts), "--base", str(BASE), "--checkpoint", str(checkpoint))
+    code, said = run(*line, "--encoder", "hashed", "-o", str(file), "--force")
+    assert (code, said[0]["problems"][0]["code"]) == (2, "output-taken")
+    assert file.read_bytes() == before
+
+
 def test_prompts_that_the_encoder_cannot_read_are_told_at_once(checkpoint: Path) -> None:
     with pytest.raises(adaptrix.RefusedError) as error:
         TextToLoRA(checkpoint, BASE).generate_many(["word " * 600, "fine", "more " * 600])

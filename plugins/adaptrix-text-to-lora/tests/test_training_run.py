@@ -189,6 +189,9 @@ def test_every_line_that_is_wrong_is_told(tmp_path: Path) -> None:
         read_tasks(tmp_path / "tasks.jsonl")
     numbers = [problem.where.rpartition("jsonl:")[2].split()[0] for problem in error.value.problems]
     assert numbers == ["2", "3", "4", "4", "5", "6"]
+    (tmp_path / "tasks.jsonl").write_text(r'{"description": "Add.", "prompt": "\ud800", "response": "4"}')
+    with pytest.raises(adaptrix.RefusedError, match="surrogates"):
+        read_tasks(tmp_path / "tasks.jsonl")
     (tmp_path / "tasks.jsonl").write_text("\n")
     with pytest.raises(adaptrix.RefusedError, match="no line"):
         read_tasks(tmp_path / "tasks.jsonl")

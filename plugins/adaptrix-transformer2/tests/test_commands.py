@@ -171,3 +171,31 @@ def test_an_interrupted_training_goes_on(folder: Path) -> None:
     first = (folder / "tales.adaptrix.safetensors").read_bytes()
     subprocess.run([*line, "--force"], env=environment, check=True, capture_output=True)
     assert (folder / "tales.adaptrix.safetensors").read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ({"out": "data.jsonl"}, "this is the source itself"),
+        ({"history": "data.jsonl"}, "this is the source itself"),
+        ({"history": "config.yaml"}, "this is the source itself"),
+        ({"out": "one", "history": "./one"}, "the expert goes there"),
+    ],
+)
+def test_no_output_takes_the_place_of_a_source_or_of_another(
+    folder: Path, capsys: pytest.CaptureFixture[str], where: dict[str, str], said: str
+) -> None:
+    before = (folder / "data.jsonl").read_bytes()
+    assert run(["transformer2", "train", config(folder, **where), "--force"]) == 2
+    assert said in capsys.readouterr().err
+    assert (folder / "data.jsonl").read_bytes() == before
+    assert not (folder / "one").exists()
+
+
+def test_a_line_may_hold_what_ends_lines_elsewhere_and_no_half_characters(folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(BASE)
+    (folder / "odd.jsonl").write_text('{"prompt": "a\u2028b\x85c", "response": "d"}\r\n')
+    assert len(read_examples(folder / "odd.jsonl", tokenizer)) == 1
+    (folder / "half.jsonl").write_text(r'{"prompt": "\ud800", "response": "d"}')
+    with pytest.raises(adaptrix.RefusedError, match="line 1"):
+        read_examples(folder / "half.jsonl", tokenizer)

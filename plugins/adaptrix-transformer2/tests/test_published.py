@@ -207,3 +207,28 @@ def test_from_the_command_line_to_an_injection_file(
     shutil.rmtree(tmp_path / "cache")
     assert run([*line[:2], "text.pt", *line[3:], "--force"]) == 1
     assert not (tmp_path / "cache").exists(), "nothing is decomposed for a file that cannot be read"
+
+
+def test_two_tensors_for_one_matrix_are_refused(llama: Any, parts: Decomposition, tmp_path: Path) -> None:
+    params = Policy(llama).learnable_params
+    first = next(iter(params))
+    torch.save({**params, first.removeprefix("model."): params[first] * 2}, tmp_path / "p.pt")
+    with pytest.raises(adaptrix.RefusedError, match="2 tensors are for it"):
+        read_published(tmp_path / "p.pt", parts)
+    torch.save(params, tmp_path / "learnable_params.pt")
+    given = decomposed_params(llama)
+    torch.save({**given, f"{first.removeprefix('model.')}.S": given[f"{first}.S"]}, tmp_path / "d.pt")
+    with pytest.raises(adaptrix.RefusedError, match="2 tensors are for it"):
+        read_published(tmp_path / "learnable_params.pt", parts, tmp_path / "d.pt")
+
+
+def test_an_expert_takes_no_place_of_what_it_is_read_from(
+    llama: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    llama.save_pretrained(tmp_path / "base")
+    file = tmp_path / "learnable_params.pt"
+    torch.save(Policy(llama).learnable_params, file)
+    before = file.read_bytes()
+    assert run(["transformer2", "import", str(file), "--base", str(tmp_path / "base"), "-o", str(file), "--force"]) == 2
+    assert "this is the source itself" in capsys.readouterr().err
+    assert file.read_bytes() == before

@@ -6,6 +6,7 @@ builds tensors and nothing else.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,7 @@ def source_files(uri: str) -> list[Path]:
 
 def own_checkpoint(base: str | None) -> str:
     """The hypernetwork that lies in a base's own folder. Raises :class:`UsageError`, and says how to come by one."""
-    folder = None if base is None else Path(base).expanduser() / OWN
+    folder = None if base is None else Path(os.path.expanduser(base)) / OWN
     if folder is not None and (folder / NAME).is_file():
         return str(folder)
     found = (
@@ -84,7 +85,7 @@ def own_checkpoint(base: str | None) -> str:
 
 
 def _files(uri: str) -> Bundle:
-    path = Path(uri).expanduser()
+    path = Path(os.path.expanduser(uri))
     weights = path / NAME if path.is_dir() else path
     if not weights.is_file():
         found = f"there is no {NAME} in it" if path.is_dir() else "there is no such file or folder"

@@ -58,13 +58,14 @@ def command(
     from adaptrix_text_to_lora.generator import TextToLoRA  # torch: not before the command line is known to be right
 
     generator = TextToLoRA(checkpoint, wanted.base, encoder, pooling)  # no spinner: the Hub's client draws bars
+    taken = _sources(checkpoint, wanted.base, file)
     with working(f"reading {len(texts)} prompts", voice):
         adapters = generator.generate_many(texts)
     results, code = list[dict[str, Any]](), 0
     with bars(voice)("generating", len(texts)) as advance:
         for text, adapter in zip(texts, adapters, strict=True):
             try:
-                done = workshop.convert(adapter, out, wanted)
+                done = workshop.write(workshop.fit(adapter, wanted.base), out, wanted, taken)
             except AdaptrixError as error:  # of this one: the others may go where they should
                 code = max(code, error.exit_code)
                 results.append({"prompt": text, "ok": False, "problems": [p.as_dict() for p in error.problems]})
@@ -77,6 +78,15 @@ def command(
         print_json(results)
     show_problems(workshop.catalog.problems, voice)
     return code
+
+
+def _sources(checkpoint: str | None, base: str | None, prompts: Path | None) -> dict[Path, str]:
+    """What no adapter takes the place of, and why."""
+    from adaptrix_text_to_lora.checkpoint import own_checkpoint, source_files
+
+    files = source_files(checkpoint or own_checkpoint(base))
+    taken = dict.fromkeys(files, "the adapter is made with this file")
+    return taken if prompts is None else {**taken, prompts: "the prompts are in this file"}
 
 
 def _place(out: str | None, options: Options, texts: Sequence[str]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -79,7 +80,7 @@ def _folder(uri: str) -> Path:
     """The model's files. Raises :class:`AdaptrixError` for a name that is none, or out of reach."""
     if not local.claims(uri):
         return hub.folder(uri, (*_WEIGHTS, *CARRIED))[0]
-    path = Path(uri).expanduser()
+    path = Path(os.path.expanduser(uri))
     if not path.is_dir():
         found = "this is a file" if path.exists() else "there is no such folder"
         raise UsageError(Problem("encoder", uri, found, "a folder with a model, its weights and its tokenizer"))

@@ -9,8 +9,10 @@ measured. The files are pickles, and none is ever executed.
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -74,7 +76,7 @@ def require_readable(*paths: str | PathLike[str] | None) -> None:
 
 
 def _file(path: str | PathLike[str]) -> Path:
-    found = Path(path).expanduser()
+    found = Path(os.path.expanduser(path))
     if not found.is_file():
         said = "this is a folder" if found.is_dir() else "there is no such file"
         raise UsageError(Problem("file", str(path), said, "a file of torch.save"))
@@ -107,8 +109,10 @@ def _listed(tensors: Mapping[str, Tensor], decomposition: Decomposition, file: P
 
 
 def _named(tensors: Mapping[str, Tensor], decomposition: Decomposition, file: Path) -> dict[str, Tensor]:
-    found = {_path(name, decomposition): tensor for name, tensor in tensors.items()}
-    problems = [
+    own = _own_path(decomposition)
+    found = {own(name): tensor for name, tensor in tensors.items()}
+    problems = [*_repeated(map(own, tensors), file)]
+    problems += [
         Problem("missing", f"{file} {path}", "there is no p for it", "one for every MLP matrix of the base")
         for path in decomposition.spectra
         if path not in found
@@ -121,12 +125,23 @@ def _named(tensors: Mapping[str, Tensor], decomposition: Decomposition, file: Pa
     return found
 
 
-def _path(name: str, decomposition: Decomposition) -> str:
-    """The base's own path of a weight's name, whatever prefix it was saved with."""
-    path, architecture = name.removesuffix(".weight"), decomposition.identity.architecture
-    site = architecture.locate(path)
-    same = (own for own in decomposition.spectra if site is not None and architecture.locate(own) == site)
-    return next(same, path)
+def _own_path(decomposition: Decomposition) -> Callable[[str], str]:
+    """From a weight's name, whatever prefix it was saved with, to the base's own path."""
+    architecture = decomposition.identity.architecture
+    sites = {architecture.locate(path): path for path in decomposition.spectra}
+
+    def own(name: str) -> str:
+        path = name.removesuffix(".weight")
+        return sites.get(architecture.locate(path), path)
+
+    return own
+
+
+def _repeated(places: Iterable[str], file: Path) -> Iterator[Problem]:
+    """A problem for every place that several tensors of a file are for, under one prefix and another."""
+    for place, count in Counter(places).items():
+        if count > 1:
+            yield Problem("twice", f"{file} {place}", f"{count} tensors are for it", "one")
 
 
 def _faults(where: str, p: Tensor, decomposition: Decomposition, file: Path) -> Iterator[Problem]:
@@ -150,9 +165,9 @@ def _parts(file: Path, decomposition: Decomposition) -> Parts:
     Raises with every one that is missing, of another shape, not finite, or of another base.
     """
     tensors, problems = torch_file.read(file), list[Problem]()
-    named = {
-        (_path(name[:-2], decomposition), name[-1]): tensor for name, tensor in tensors.items() if name[-2:-1] == "."
-    }
+    own, sided = _own_path(decomposition), [name for name in tensors if name[-2:-1] == "."]
+    named = {(own(name[:-2]), name[-1]): tensors[name] for name in sided}
+    problems += _repeated((f"{own(name[:-2])}{name[-2:]}" for name in sided), file)
     found = {}
     for path, delta in decomposition.spectra.items():
         faults = list(_part_faults(path, delta, named, file))

@@ -31,7 +31,7 @@ def read_examples(path: Path, tokenizer: Any, *, chat: bool = False) -> list[Exa
 
 def _pairs(path: Path) -> list[tuple[str, str]]:
     pairs, problems = list[tuple[str, str]](), list[Problem]()
-    for number, line in enumerate(_text(path).splitlines(), 1):
+    for number, line in enumerate(_text(path).split("\n"), 1):
         if not line.strip():
             continue
         pair = _pair(line)
@@ -67,6 +67,7 @@ def _pair(line: str) -> tuple[str, str] | str:
     """Prompt and response of a line, or what is wrong with it."""
     try:
         value = json.loads(line)
+        json.dumps(value, ensure_ascii=False).encode()  # no tokenizer reads half a character
     except (ValueError, RecursionError) as error:
         return f"it is not JSON: {error}"
     if not isinstance(value, dict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
@@ -89,7 +90,7 @@ def read_config(path: Path) -> Config:
     values = dict(given)
     for key in ("tasks", "library"):
         if key in values:
-            values[key] = path.parent / Path(values[key]).expanduser()
+            values[key] = path.parent / os.path.expanduser(values[key])
     for key in ("base", "start", "encoder"):
         if key in values:
             values[key] = _from(path.parent, values[key])

@@ -83,7 +83,9 @@ def _lines(path: Path) -> Iterator[tuple[int, Any]]:
 def _value(line: str) -> Any:
     """The value of a line; the error itself where it has none, to be told with all others."""
     try:
-        return json.loads(line)
+        value = json.loads(line)
+        json.dumps(value, ensure_ascii=False).encode()  # no tokenizer reads half a character
+        return value
     except (ValueError, RecursionError) as error:
         return error
 

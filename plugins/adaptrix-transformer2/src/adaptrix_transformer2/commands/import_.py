@@ -10,6 +10,7 @@ import click
 from adaptrix.cli.common import Voice, bars, clean, print_json, show_problems, voice_options, whole_base_option
 from adaptrix.options import Options, require_options
 from adaptrix.workflow import Workshop
+from adaptrix_transformer2.commands.places import require_no_source
 
 _DECOMPOSED = "The *_decomposed_params.pt that they were trained with; what the base's own makes of them is measured."
 
@@ -38,6 +39,7 @@ def command(
     require_options(options)
     workshop = Workshop()
     workshop.prepare(out, options)
+    require_no_source(out, name or file.stem, workshop, (file, decomposed))
     from adaptrix_transformer2.decomposition import decomposed_base
     from adaptrix_transformer2.experts import save
     from adaptrix_transformer2.published import read_published, require_readable

@@ -12,10 +12,10 @@ import click
 
 from adaptrix import atomic
 from adaptrix.cli.common import Voice, bars, clean, print_json, show_problems, voice_options
-from adaptrix.destination import destination
 from adaptrix.errors import Problem
 from adaptrix.options import Options, require_options
 from adaptrix.workflow import Workshop
+from adaptrix_transformer2.commands.places import require_no_source, require_other
 
 if TYPE_CHECKING:
     from adaptrix_transformer2.config import Config
@@ -51,7 +51,10 @@ def command(config: Path, force: bool, voice: Voice) -> int:
     workshop.prepare(wanted.out, options)
     if wanted.history is not None:
         atomic.require_free(wanted.history, force=force)
-    path = _path(wanted, workshop)
+    sources = (config, wanted.examples, wanted.validation)
+    path = require_no_source(wanted.out, wanted.name, workshop, sources)
+    if wanted.history is not None:
+        require_other(wanted.history, path, sources)
     trained, parts = _trained(wanted, workshop, path.with_name(f"{path.name}.training"), voice)
     save(trained.adapter, parts, path, force=force)
     if wanted.history is not None:
@@ -60,13 +63,6 @@ def command(config: Path, force: bool, voice: Voice) -> int:
     _show(path, trained, wanted, voice)
     show_problems((*workshop.catalog.problems, *_wasted(trained)), voice)
     return 0
-
-
-def _path(wanted: Config, workshop: Workshop) -> Path:
-    form = next(form for form in workshop.catalog.formats if form.name == "injection")
-    path = destination(wanted.out, wanted.name, form)
-    assert path is not None  # there is a name
-    return path
 
 
 def _trained(wanted: Config, workshop: Workshop, state: Path, voice: Voice) -> tuple[Trained, Decomposition]:
