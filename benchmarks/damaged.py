@@ -25,7 +25,9 @@ from benchmarks.draft import (
     injection,
     manifest,
     packed,
+    spectral,
     with_header,
+    with_spectral,
     zipped,
 )
 
@@ -233,4 +235,30 @@ bad_manifest(
     "--layers",
     code=2,
     change=lambda m: m["base"].update(architecture="martian"),
+)
+
+
+# -- injection files with changes of singular values ------------------------------------------------------------------
+
+
+def bad_spectral(name: str, *says: str, change: Callable[[dict[str, Any], dict[str, Any]], Any]) -> None:
+    """A case of a spectral delta whose entry of the manifest, or tensors, are not what they were."""
+
+    def make(draft: Draft) -> None:
+        entry, tensors = spectral(draft)
+        change(entry, tensors)
+        with_spectral(draft, entry, tensors)
+
+    bad(name, *says, source=INJECTION, args=(), peft=False)(make)
+
+
+bad_spectral(
+    "spectral z too short", "layers.0.q.spectral_z", "[9]", change=lambda _, held: held.update(z=held["z"][:9])
+)
+bad_spectral("spectral z with a NaN", Q0, "1 of 16", change=lambda _, held: held["z"].put(3, np.nan))
+bad_spectral("spectral S in no order", "layers.0.q.spectral_S", change=lambda _, held: held.update(S=held["S"][::-1]))
+bad_spectral("spectral U without V", "layers.0.q", "U", change=lambda _, held: held.update(U=np.eye(HIDDEN, dtype="f")))
+bad_spectral("spectral delta of no weight", "SHA-256", change=lambda entry, _: entry["basis"].update(weight="llama"))
+bad_spectral(
+    "spectral delta on a huge weight", "1099511627776", change=lambda entry, _: entry.update(shape=[1 << 40, 16])
 )

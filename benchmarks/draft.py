@@ -224,3 +224,20 @@ def injection(draft: Draft, text: str) -> None:
         named[f"{sites[path]}.{factor}"] = tensor
     draft.files |= {f"adapter/{CONFIG}": None, f"adapter/{WEIGHTS}": None}
     draft.files[INJECTION] = packed(named, {"adaptrix": text})
+
+
+def spectral(draft: Draft) -> tuple[dict[str, Any], dict[str, Array]]:
+    """A spectral delta in the place of the draft's first: its entry of the manifest, and its tensors by short names."""
+    basis = {"weight": "0" * 64, "dtype": "F32", "backend": "lapack-f64"}
+    entry = {"kind": "spectral", "module": Q0, "rank": HIDDEN, "scale": 1.0, "shape": [HIDDEN, HIDDEN]}
+    draft.drop(Q0)
+    values = {"z": np.linspace(0.5, 1.5, HIDDEN), "S": np.linspace(2.0, 1.0, HIDDEN)}
+    return {**entry, "basis": basis, "vectors": False}, {key: one.astype(np.float32) for key, one in values.items()}
+
+
+def with_spectral(draft: Draft, entry: Mapping[str, Any], tensors: Mapping[str, Array]) -> None:
+    """Writes the draft as an injection file with a spectral delta."""
+    described = manifest(draft)
+    described["deltas"]["layers.0.q"] = entry
+    draft.tensors |= {f"{PREFIX}{Q0}.spectral_{key}.weight": tensor for key, tensor in tensors.items()}
+    injection(draft, json.dumps(described))

@@ -71,7 +71,7 @@ def _decomposed(matrices: Matrices, cache: SvdCache | None, display: Counted) ->
 
 def _spectral(matrix: Matrix, cache: SvdCache) -> Spectral:
     weight = matrix.stored()
-    ones = np.ones(min(weight.shape), dtype=np.float32)
+    ones = np.ones(min(weight.shape, default=0), dtype=np.float32)
     found = spectral(ones, weight, cache, turned=matrix.transposed, where=matrix.path)
     if not found.S.float32().any():
         raise refuse("degenerate", matrix.path, "a weight of zeros, which no z changes", "a trained weight")
