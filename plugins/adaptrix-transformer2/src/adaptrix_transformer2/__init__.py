@@ -21,10 +21,18 @@ if TYPE_CHECKING:
     from adaptrix_transformer2.experts import save as save
     from adaptrix_transformer2.experts import untrained as untrained
     from adaptrix_transformer2.experts import z_of_expert as z_of_expert
+    from adaptrix_transformer2.guide import Transformer2Config as Transformer2Config
+    from adaptrix_transformer2.guide import Transformer2Model as Transformer2Model
+    from adaptrix_transformer2.guide import Transformer2Output as Transformer2Output
+    from adaptrix_transformer2.guide import create_transformer2_model as create_transformer2_model
     from adaptrix_transformer2.published import read_published as read_published
 
 _HOMES = {
     "Decomposition": "decomposition",
+    "Transformer2Config": "guide",
+    "Transformer2Model": "guide",
+    "Transformer2Output": "guide",
+    "create_transformer2_model": "guide",
     "decomposed": "decomposition",
     "decomposed_base": "decomposition",
     "expert": "experts",
@@ -35,6 +43,10 @@ _HOMES = {
 }
 __all__ = [
     "Decomposition",
+    "Transformer2Config",
+    "Transformer2Model",
+    "Transformer2Output",
+    "create_transformer2_model",
     "decomposed",
     "decomposed_base",
     "expert",
