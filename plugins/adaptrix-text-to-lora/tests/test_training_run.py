@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -261,6 +262,32 @@ def test_a_library_has_the_adapters_own_changes(tmp_path: Path) -> None:
 
 def _shape(base: Base, places: Any, rank: int) -> Any:
     return Shape("L", base.modules(places), base.layers(places), rank, 6, 8, 10)
+
+
+def test_numbers_that_are_not_finite_are_told_before_a_library_is_learned(
+    run: Run, trained: Trained, written: Written, tmp_path: Path
+) -> None:
+    maker = TextToLoRA(written(tmp_path / "maker", trained(shape_for(str(BASE), "L", 16, rank=2))), BASE, "hashed")
+    made = maker.generate("Sing")
+    first, delta = next((target, one) for target, one in made.deltas.items() if isinstance(one, LowRank))
+    odd = replace(delta, A=Tensor.of(np.full(delta.A.shape, np.inf, np.float32)))
+    made = replace(made, deltas={**made.deltas, first: odd})
+    adaptrix.convert(made, tmp_path / "odd", to="peft", base=BASE, layers="all", allow_nonfinite=True)
+    (tmp_path / "library.jsonl").write_text('{"adapter": "odd", "description": "Sing"}')
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(SETTINGS | {"library": "library.jsonl", "steps": 1}))
+    code, said = run("text-to-lora", "train", "run.yaml", "-o", "t2l")
+    assert (code, said["problems"][0]["code"]) == (1, "nonfinite"), said
+    assert not (tmp_path / "t2l").exists()
+
+
+def test_no_run_takes_the_place_of_what_it_starts_from(
+    run: Run, trained: Trained, written: Written, tmp_path: Path
+) -> None:
+    folder = written(tmp_path / "t2l", trained(shape_for(str(BASE), "L", 16, rank=2)))
+    before = (folder / WEIGHTS).read_bytes()
+    code, said = run("text-to-lora", "train", str(_config(tmp_path, start="./t2l")), "-o", "t2l", "--force")
+    assert (code, said["problems"][0]["code"]) == (2, "output-is-source"), said
+    assert (folder / WEIGHTS).read_bytes() == before
 
 
 def test_a_library_is_learned_from_its_file(run: Run, trained: Trained, written: Written, tmp_path: Path) -> None:

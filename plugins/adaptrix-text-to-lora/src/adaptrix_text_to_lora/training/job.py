@@ -15,10 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from adaptrix import atomic
-from adaptrix.errors import Problem, RefusedError, UsageError
+from adaptrix.binding.bind import BoundAdapter
+from adaptrix.destination import require_apart
+from adaptrix.errors import Problem, RefusedError, UsageError, errors_in
 from adaptrix.measuring import models
+from adaptrix.progress import Counted
 from adaptrix.workflow import Workshop
-from adaptrix_text_to_lora.checkpoint import NAME, read_checkpoint
+from adaptrix_text_to_lora.checkpoint import NAME, read_checkpoint, source_files
 from adaptrix_text_to_lora.encoders import Encoder, require_width, scaled
 from adaptrix_text_to_lora.encoding import embedded, named_encoder
 from adaptrix_text_to_lora.hypernetwork import Hypernetwork
@@ -26,7 +29,7 @@ from adaptrix_text_to_lora.shape import Output, Shape
 from adaptrix_text_to_lora.targets import Base, Place, require_fit
 from adaptrix_text_to_lora.training import curves, keeping
 from adaptrix_text_to_lora.training.config import Config
-from adaptrix_text_to_lora.training.files import read_library, read_tasks
+from adaptrix_text_to_lora.training.files import Described, read_library, read_tasks
 from adaptrix_text_to_lora.training.finetuning import FINE_TUNING, Objective, fine_tune
 from adaptrix_text_to_lora.training.keeping import Kept
 from adaptrix_text_to_lora.training.library import Library
@@ -40,8 +43,6 @@ _FIRST = 64  # numbers of a tensor that tell it from another
 
 #: from a run's last ``state`` and who is to ``watch`` it, by these names, to its curve
 Run = Callable[..., Tensor]
-#: what is done and how much of it there is -> what is told of every bit that is done
-Display = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,15 @@ class Trained:
     resumed: int
 
 
-def train(config: Config, out: Path, *, force: bool, display: Display) -> Trained:
+def train(config: Config, out: Path, *, force: bool, display: Counted) -> Trained:
     """Runs a config to its end, from where an earlier run of it was stopped, and writes the checkpoint into ``out``.
 
     The folder appears with the first state that is kept. ``force`` begins anew. Raises :class:`AdaptrixError`; where
     the run diverges after a state was kept, the checkpoint is that of the last one.
     """
     _require_place(out, force)
+    if config.start is not None:
+        require_apart(out, source_files(config.start))
     with _job(config) as job:
         kept = Kept(out, job.key)
         if force:
@@ -158,7 +161,7 @@ def _fine_tuning(config: Config) -> Iterator[Job]:
 def _reconstruction(config: Config) -> Iterator[Job]:
     assert config.library is not None
     entries, workshop = read_library(config.library), Workshop()
-    bound = [workshop.bind(workshop.read(entry.adapter), config.base) for entry in entries]
+    bound = _checked(entries, config.base, workshop)
     output: Output = "z-score" if config.loss == "factors" else "plain"
     hypernetwork, card, encoder, places = _made(config, workshop, output)
     vectors = [embedded(entry.descriptions, lambda text: scaled(encoder(text), encoder)) for entry in entries]
@@ -169,6 +172,14 @@ def _reconstruction(config: Config) -> Iterator[Job]:
     run = partial(reconstruct, hypernetwork, library, recipe, loss=config.loss)
     files = [digest for one in bound for digest in one.adapter.provenance.files.values()]
     yield Job(hypernetwork, card, run, _key(config, [config.library], [hypernetwork], files))
+
+
+def _checked(entries: list[Described], base: str, workshop: Workshop) -> list[BoundAdapter]:
+    """The adapters of a library. Raises :class:`AdaptrixError`, numbers that are not finite among what is told."""
+    reports = [workshop.check(entry.adapter, base) for entry in entries]
+    if problems := [problem for report in reports for problem in errors_in(report.problems)]:
+        raise RefusedError(problems)
+    return [report.bound for report in reports if report.bound is not None]
 
 
 def _made(config: Config, workshop: Workshop, output: Output) -> tuple[Hypernetwork, Card, Encoder, tuple[Place, ...]]:
