@@ -20,6 +20,13 @@ SAID = {
         r"q_proj 768→768",
         r"microsoft/DialoGPT-small: no checkpoint was named",
     ),
+    "06_an_expert_for_each_text": (
+        r"matey! There be  \(detected: pirate\)\n(    .*\n)*.* th' ",
+        r"THERE WAS  \(detected: telegram\)\n(    .*\n)*.* STOP",
+        r"walked to the  \(detected: other\)\n",
+        r"the same bits as the base",
+        r"8 experts of z = 1 change nothing",
+    ),
 }
 
 

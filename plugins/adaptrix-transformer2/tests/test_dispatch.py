@@ -68,6 +68,18 @@ def test_experts_of_another_base_are_refused(parts: Decomposition) -> None:
     assert len(error.value.problems) == len(parts.spectra)
 
 
+def test_a_base_may_be_read_in_another_dtype_than_its_experts_were_made_in(llama: Any) -> None:
+    made = untrained(decomposed(llama.bfloat16()), "made")
+    parts = decomposed(llama.float())
+    assert {one.basis.dtype for one in parts.spectra.values()} == {"F32"}
+    assert mixture(parts, {"made": made}, np.ones((1, 1))).deltas.keys() == made.deltas.keys()
+    with torch.no_grad():
+        llama.model.layers[1].mlp.up_proj.weight[3, 5] += 0.01
+    with pytest.raises(adaptrix.RefusedError) as error:
+        mixture(decomposed(llama), {"made": made}, np.ones((1, 1)))
+    assert [problem.where for problem in error.value.problems] == ["made model.layers.1.mlp.up_proj"]
+
+
 def aim(weights: Any) -> Score:
     """Near to 0.9 and 0.1, in steps; how near tells those of a step apart."""
     far = float(np.abs(weights[:, 0] - np.array([0.9, 0.1, 0.1])).max())

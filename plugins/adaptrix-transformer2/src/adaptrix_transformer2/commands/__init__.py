@@ -9,6 +9,7 @@ import click
 _COMMANDS = {
     "train": "Train an expert, on answers or on rewards.",
     "import": "Read an expert that the published code has saved.",
+    "adapt": "Search the mixture of experts that answers a few examples best.",
     "evaluate": "Measure experts on examples, beside their base.",
 }
 

@@ -60,7 +60,7 @@ def command(
     if reward not in REWARDS:
         raise UsageError(Problem("option", "reward", repr(reward)[:80], ", ".join(REWARDS)))
     workshop = Workshop()
-    rows = _measured(_named(experts), base, (examples, reward, longest, chat), (device, dtype), workshop, voice)
+    rows = _measured(named(experts), base, (examples, reward, longest, chat), (device, dtype), workshop, voice)
     if voice.json:
         print_json({"ok": True, "examples": str(examples), "rows": rows})
     elif not voice.quiet:
@@ -72,7 +72,7 @@ def command(
     return 0
 
 
-def _named(experts: tuple[str, ...]) -> dict[str, str]:
+def named(experts: tuple[str, ...]) -> dict[str, str]:
     """The experts by what they are called in the table: the last part of their path, or all of it."""
     count = Counter(Path(expert).name for expert in experts)
     named = {Path(expert).name if count[Path(expert).name] == 1 else expert: expert for expert in experts}

@@ -21,6 +21,7 @@ from adaptrix_transformer2.experts import expert, untrained, z_of_expert
 
 Experts = Mapping[str, Adapter]
 _NAME = "mixture"
+_EQUAL = 1e-5  # of the largest: how far singular values that are the same may lie apart
 
 
 def mixture(parts: Decomposition, experts: Experts, weights: Weights, name: str = _NAME) -> Adapter:
@@ -91,6 +92,15 @@ def _table(parts: Decomposition, experts: Experts) -> dict[str, NDArray[np.float
 def _other_base(parts: Decomposition, name: str, adapter: Adapter) -> Iterator[Problem]:
     for target, delta in adapter.deltas.items():
         own = parts.spectra.get(str(target))
-        if own is not None and isinstance(delta, Spectral) and delta.basis.weight != own.basis.weight:
-            found, expected = f"a z of the weight {delta.basis.weight[:12]}…", f"{own.basis.weight[:12]}…, the base's"
+        if own is not None and isinstance(delta, Spectral) and not _same_weight(own, delta):
+            found = f"a z of the weight {delta.basis.weight[:12]}… in {delta.basis.dtype}"
+            expected = f"{own.basis.weight[:12]}… in {own.basis.dtype}, the base's"
             yield Problem("other-base", f"{name} {target}", found, expected)
+
+
+def _same_weight(own: Spectral, other: Spectral) -> bool:
+    """Whether two deltas are of one weight. Where it was read in two dtypes, its singular values tell."""
+    if own.basis.dtype == other.basis.dtype:
+        return own.basis.weight == other.basis.weight
+    ours, theirs = own.S.float64(), other.S.float64()
+    return ours.shape == theirs.shape and bool(np.abs(ours - theirs).max() <= _EQUAL * ours.max())

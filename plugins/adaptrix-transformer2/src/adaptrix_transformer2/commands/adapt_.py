@@ -1,0 +1,132 @@
+"""``adaptrix transformer2 adapt``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from adaptrix.cli.common import (
+    Voice,
+    bars,
+    clean,
+    offering,
+    print_json,
+    show_problems,
+    voice_options,
+    whole_base_option,
+)
+from adaptrix.destination import destination
+from adaptrix.options import Options, require_options
+from adaptrix.workflow import Workshop
+from adaptrix_transformer2.commands.evaluate_ import named
+
+if TYPE_CHECKING:
+    from adaptrix.adapter import Adapter
+    from adaptrix_transformer2.decomposition import Decomposition
+    from adaptrix_transformer2.dispatch import Found, Search
+
+_METHOD = "How mixtures are searched: cem or random. [default: cem]"
+
+
+@click.command()
+@click.argument("experts", metavar="EXPERT...", nargs=-1, required=True, type=click.Path())
+@whole_base_option
+@click.option("--examples", metavar="FILE", type=click.Path(path_type=Path), required=True, help="JSON lines; ten do.")
+@click.option(
+    "--search", "method", metavar="METHOD", default="cem", shell_complete=offering("cem", "random"), help=_METHOD
+)
+@click.option("--each", is_flag=True, help="Weights of its own for every matrix, and not one set for all.")
+@click.option("--generations", type=int, default=8, show_default=True, help="Of 32 mixtures each.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the search.")
+@click.option("--chat", is_flag=True, help="Prompts are turns of the tokenizer's chat template.")
+@click.option("--name", default="mixture", show_default=True, help="What the mixture is called.")
+@click.option("-o", "--out", metavar="PATH", help="The file to write. [default: by its name]")
+@click.option("--force", is_flag=True, help="Replace an existing output.")
+@click.option("--dtype", metavar="DTYPE", help="Load the base in fp32, bf16, fp16 or fp64. [default: fp32]")
+@click.option("--device", metavar="DEVICE", help="Where to compute. [default: the accelerator, if there is one]")
+@voice_options
+def command(
+    experts: tuple[str, ...],
+    base: str,
+    examples: Path,
+    method: str,
+    each: bool,
+    generations: int,
+    seed: int,
+    chat: bool,
+    name: str,
+    out: str | None,
+    force: bool,
+    dtype: str | None,
+    device: str | None,
+    voice: Voice,
+) -> int:
+    """Search the mixture of experts that answers a few examples best, and write it as an expert.
+
+    \b
+      adaptrix transformer2 adapt maths.adaptrix.safetensors code.adaptrix.safetensors --base ./llama3-8b \\
+        --examples ten.jsonl --name both
+
+    The cross-entropy method, as published: the greater share of right answers wins, then the greater likelihood.
+    The base counts as an expert of z = 1.
+    """
+    from adaptrix_transformer2.dispatch import Search
+    from adaptrix_transformer2.dispatch.searching import require_sane
+    from adaptrix_transformer2.experts import save
+
+    how: Search = Search(method=method, generations=generations, seed=seed)  # type: ignore[arg-type]  # looked at below
+    require_sane(how)
+    options, workshop = Options(name=name, force=force), Workshop()
+    require_options(options)
+    workshop.prepare(out, options)
+    path = destination(out, name, next(form for form in workshop.catalog.formats if form.name == "injection"))
+    assert path is not None  # there is a name
+    on, where = (examples, chat, each), (device, dtype)
+    found, mixed, parts = _adapted(named(experts), base, on, how, where, workshop, voice)
+    save(replace(mixed, name=name), parts, path, force=force)
+    _show(path, found, mixed, voice)
+    show_problems(workshop.catalog.problems, voice)
+    return 0
+
+
+def _adapted(
+    experts: dict[str, str],
+    base: str,
+    on: tuple[Path, bool, bool],
+    how: Search,
+    where: tuple[str | None, str | None],
+    workshop: Workshop,
+    voice: Voice,
+) -> tuple[Found, Adapter, Decomposition]:
+    """What the search found, and the mixture of it."""
+    import adaptrix
+    from adaptrix.measuring.models import placement, stored
+    from adaptrix_transformer2 import decomposed, untrained
+    from adaptrix_transformer2.dispatch import adapt, mixture
+    from adaptrix_transformer2.texts import read_examples
+
+    examples, chat, each = on
+    loaded = {name: adaptrix.load(uri) for name, uri in experts.items()}
+    ground = stored(base, workshop, placement(*where))
+    shots = read_examples(examples, ground.tokenizer(), chat=chat)
+    with ground.model() as model:
+        parts = replace(decomposed(model, display=bars(voice)), base=base)
+        members = {**loaded, "base": untrained(parts, "base")}
+        found = adapt(model, parts, members, shots, each=each, how=how)
+    return found, mixture(parts, members, found.weights), parts
+
+
+def _show(path: Path, found: Found, mixed: Adapter, voice: Voice) -> None:
+    weights = mixed.provenance.config["weights"]
+    told: dict[str, Any] = {"path": str(path), "weights": weights, "right": found.score.right}
+    told |= {"likelihood": found.score.likelihood, "evaluations": found.evaluations}
+    if voice.json:
+        print_json({**told, "ok": True})
+    elif not voice.quiet:
+        said = f"{found.score.right:.0%} of the examples right, {found.evaluations} mixtures judged"
+        click.echo(f"{click.style(clean(str(path)), bold=True)}  {said}")
+        for name, shares in weights.items():
+            click.echo(f"  {clean(name)}: {sum(shares) / len(shares):.3f}")
