@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 
-.PHONY: demo test test-slow test-quantised lint wheel bench constraints clean
+.PHONY: demo test test-slow test-quantised lint wheel bench bench-transformer2 constraints clean
 .DELETE_ON_ERROR:
 
 # Plugins are installed like anyone's, from their own pyproject.
@@ -51,6 +51,10 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/generate.py
 	$(BIN)/python benchmarks/spectral.py
 	$(BIN)/python benchmarks/experts.py
+
+# Experts, their dispatch, and LoRAs beside them, on five seeds.
+bench-transformer2: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/transformer2/run.py
 
 constraints:
 	sh .ci/constraints $(PYTHON)

@@ -74,7 +74,7 @@ def _trained(seed: int, recipe: Pretraining) -> LlamaForCausalLM:
         torch.manual_seed(seed)
         model = blank()
     optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.rate, weight_decay=0.01, fused=True)
-    texts = _texts(np.random.default_rng(seed), recipe)
+    texts = texts_of(np.random.default_rng(seed), recipe)
     for step in range(recipe.steps):
         for group in optimiser.param_groups:
             group["lr"] = recipe.rate * min(1.0, (step + 1) / 100) * (0.51 + 0.49 * cos(pi * step / recipe.steps))
@@ -89,7 +89,7 @@ def _trained(seed: int, recipe: Pretraining) -> LlamaForCausalLM:
     return model
 
 
-def _texts(rng: np.random.Generator, recipe: Pretraining) -> Iterator[tuple[Tensor, Tensor]]:
+def texts_of(rng: np.random.Generator, recipe: Pretraining) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of texts, and as labels the answers in them."""
     known, tasks, shares = vocabulary(), families(), list(_DRAWN.values())
     while True:

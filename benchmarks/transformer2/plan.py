@@ -1,0 +1,53 @@
+"""How long everything trains: the whole run, and the quick one that only checks that the benchmark works."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from adaptrix_transformer2.dispatch import Search
+from adaptrix_transformer2.train import Course, Policy
+
+from benchmarks.world.base import Pretraining
+from benchmarks.world.operations import LENGTH
+
+RANK = 4  # of the LoRAs
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """``told``: steps in which the base learns to read and to class; ``examples`` of each task to train an expert or a
+    LoRA on, ``held`` to choose its best step by, ``shots`` to search mixtures by, ``measured`` inputs
+    of each task to report on."""
+
+    base: Pretraining
+    told: int
+    answers: Course
+    lora_answers: Course
+    rewards: Course
+    lora_rewards: Course
+    classes: Course
+    policy: Policy
+    search: Search
+    examples: int = 256
+    held: int = 64
+    shots: int = 10
+    measured: int = 32
+
+
+def _plan(base: Pretraining, told: int, steps: int, rewarded: int, generations: int, **sizes: int) -> Plan:
+    return Plan(
+        base=base,
+        told=told,
+        answers=Course(steps=steps, rate=0.2, every=max(1, steps // 6), kind="paper"),
+        lora_answers=Course(steps=steps, rate=1e-2, every=max(1, steps // 6)),
+        rewards=Course(steps=rewarded, batch=16, rate=0.1, every=max(1, rewarded // 4), kind="paper"),
+        lora_rewards=Course(steps=rewarded, batch=16, rate=1e-2, every=max(1, rewarded // 4)),
+        classes=Course(steps=steps, rate=0.1, every=max(1, steps // 6), kind="paper"),
+        policy=Policy(samples=4, longest=LENGTH),
+        search=Search(generations=generations),
+        **sizes,
+    )
+
+
+FULL = _plan(Pretraining(), 600, 300, 80, 8)
+QUICK = _plan(Pretraining(steps=60), 20, 8, 4, 1, examples=32, held=8, measured=8)
