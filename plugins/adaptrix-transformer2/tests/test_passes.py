@@ -105,6 +105,13 @@ def test_a_question_about_unknown_experts_is_refused(session: Any, model: Any) -
         TwoPasses(model, session, ASKED, "nobody")
 
 
+def test_a_question_in_tokens_of_another_model_is_refused(session: Any, model: Any) -> None:
+    odd = Question((9, -1), {"one": (5,), "two": (10**9,), OTHER: (8,)})
+    with pytest.raises(adaptrix.RefusedError) as error:
+        TwoPasses(model, session, odd, "sorter")
+    assert [problem.code for problem in error.value.problems] == ["tokens"] * 2
+
+
 @pytest.mark.parametrize("names", [{}, {"one": ()}, {"one": (5,), "two": (5,)}, {"one": (5,), "two": (5, 6)}])
 def test_classes_that_cannot_be_told_apart_are_refused(names: dict[str, Any]) -> None:
     with pytest.raises(adaptrix.UsageError):

@@ -15,6 +15,8 @@ from adaptrix_transformer2.parametrisation import Kind, z_of
 from adaptrix_transformer2.train import Course, Example, Policy, Trained, mean_loss, mean_reward, reinforce, sft
 from adaptrix_transformer2.train.answers import answers, chosen, log_probabilities
 from adaptrix_transformer2.train.live import live_on
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.func import functional_call
 
@@ -169,6 +171,18 @@ def test_the_state_of_another_training_is_refused(model: Any, tmp_path: Path) ->
     other = small().eval()
     with pytest.raises(adaptrix.UsageError, match="another training"):
         _trained("sft", other, state=state)
+
+
+@pytest.mark.parametrize("numbers", ["", "[]", "{", '{"step": 3}'])
+def test_a_damaged_state_is_refused(numbers: str, model: Any, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    with pytest.raises(StoppedError):
+        _trained("sft", model, state=state, display=_stopping(5))
+    with safe_open(state, "pt") as file:
+        told, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    save_file(tensors, state, {**told, "state": numbers})
+    with pytest.raises(adaptrix.UsageError, match="cannot be read"):
+        _trained("sft", model, state=state)
 
 
 def test_fewer_rows_at_once_give_the_same(model: Any) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptrix.errors import Problem, UsageError
+from adaptrix.errors import Problem, RefusedError, UsageError
 from adaptrix.runtime.cache import AdapterCache
 from adaptrix.runtime.session import Session
 from adaptrix_transformer2.dispatch.classes import OTHER, Question, require_known
@@ -41,7 +41,7 @@ class TwoPasses:
 
     ``classifier``: the adapter of the session that answers the question; None asks the base itself, by the prompt
     alone. The session's default is the base after every call. Raises :class:`RefusedError` for a question that has
-    an expert for an answer that the session does not have.
+    an expert for an answer that the session does not have, or tokens that the model does not have.
     """
 
     def __init__(self, model: Any, session: Session, question: Question, classifier: str | None = None) -> None:
@@ -49,6 +49,7 @@ class TwoPasses:
         require_known(question, experts, classifier or "question")
         if classifier is not None and classifier not in session.adapters:
             raise UsageError(Problem("unknown-name", classifier, "the session has no such adapter"))
+        _require_tokens(question, model.get_input_embeddings().num_embeddings, classifier or "question")
         self.model, self.session, self.question, self.classifier = model, session, question, classifier
 
     @torch.no_grad()
@@ -108,6 +109,18 @@ class TwoPasses:
         longer = torch.cat([mask, mask.new_ones(len(mask), len(more))], 1)
         logits = self._read(ids, longer, None if cache is None else cache.fork())
         return logits[:, -len(begun) - 1 :].float().log_softmax(-1)
+
+
+def _require_tokens(asked: Question, vocabulary: int, where: str) -> None:
+    """A question comes with its classifier, whose file may be anyone's."""
+    said = {"the question": asked.ask} | {f"the name {name!r}": tokens for name, tokens in asked.names.items()}
+    problems = [
+        Problem("tokens", where, f"{what} has tokens up to {max(tokens)}", f"0 to {vocabulary - 1}, as the model has")
+        for what, tokens in said.items()
+        if tokens and not 0 <= min(tokens) <= max(tokens) < vocabulary
+    ]
+    if problems:
+        raise RefusedError(problems)
 
 
 def _placed(inputs: Mapping[str, Tensor], device: torch.device) -> tuple[Tensor, Tensor]:

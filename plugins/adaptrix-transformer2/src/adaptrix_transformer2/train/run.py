@@ -23,6 +23,7 @@ from adaptrix_transformer2.train.saved import Saved
 Figures = dict[str, float]
 
 LISTS = ("now", "first", "second", "best")  # the tensors of a state
+NUMBERS = ("score", "started", "step", "taken", "history")  # and what else there is of it
 SKIPPED = "skipped"  # in the figures of a step that had no gradient
 _AGAIN = ("diverged", "reward", "rewards-equal")  # what the same steps would be refused for again
 
@@ -53,7 +54,7 @@ class State:
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor by a name of its own."""
-        return {f"{name}.{at}": leaf for name in LISTS for at, leaf in enumerate(getattr(self, name))}
+        return {_name(name, at): leaf for name in LISTS for at, leaf in enumerate(getattr(self, name))}
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,12 +100,13 @@ class Run:
 
     def _begun(self, saved: Saved | None) -> State:
         leaves = self.live.leaves
-        found = None if saved is None else saved.read(len(leaves))
+        names = [_name(name, at) for name in LISTS for at in range(len(leaves))]
+        found = None if saved is None else saved.read(names, NUMBERS)
         if found is None:
             return State.before(leaves, self.score() if self.score else None)
         tensors, numbers = found
         now, first, second, best = (
-            [tensors[f"{name}.{at}"].to(leaf) for at, leaf in enumerate(leaves)] for name in LISTS
+            [tensors[_name(name, at)].to(leaf) for at, leaf in enumerate(leaves)] for name in LISTS
         )
         return State(now, first, second, best, **numbers)
 
@@ -152,7 +154,7 @@ class Run:
             saved.write(state.tensors(), self._numbers(state))
 
     def _numbers(self, state: State) -> dict[str, Any]:
-        return {name: getattr(state, name) for name in ("score", "started", "step", "taken", "history")}
+        return {name: getattr(state, name) for name in NUMBERS}
 
     def _optimiser(self, state: State) -> torch.optim.Adam:
         """Adam as it was in a state, which the leaves take their numbers from."""
@@ -162,3 +164,8 @@ class Run:
             moments = {"exp_avg": first.clone(), "exp_avg_sq": second.clone()}
             optimiser.state[leaf] = {"step": torch.tensor(float(state.taken)), **moments}
         return optimiser
+
+
+def _name(which: str, at: int) -> str:
+    """The name of a tensor of a state: of which of :data:`LISTS`, and of which leaf."""
+    return f"{which}.{at}"

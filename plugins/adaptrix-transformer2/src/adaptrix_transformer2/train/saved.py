@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,18 +32,20 @@ class Saved:
         """The file at a path, for what ``key`` describes."""
         return cls(path, json.dumps(key, sort_keys=True))
 
-    def read(self, leaves: int) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Tensors and numbers of the state; None where nothing was begun.
+    def read(self, names: Collection[str], fields: Collection[str]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Tensors by ``names`` and numbers by ``fields`` of the state; None where nothing was begun.
 
-        Raises :class:`UsageError` for the state of another training, or of another number of ``leaves``.
+        Raises :class:`UsageError` for the state of another training, and for one that is damaged.
         """
         if not self.path.exists():
             return None
         tensors, metadata = safetensors_file.read(self.path)
-        if metadata.get("key") != self.key or len(tensors) != 4 * leaves:
-            found = "the state of another training: of another base or data, or with other settings"
-            raise UsageError(Problem("other-training", str(self.path), found, remedy="Remove it to begin anew."))
-        return {name: as_torch(tensor) for name, tensor in tensors.items()}, json.loads(metadata["state"])
+        if metadata.get("key") != self.key or tensors.keys() != set(names):
+            raise self._refused("other-training", "the state of another training: of another base, data or settings")
+        numbers = _numbers(metadata.get("state", ""))
+        if numbers is None or numbers.keys() != set(fields):
+            raise self._refused("damaged", "its numbers cannot be read")
+        return {name: as_torch(tensor) for name, tensor in tensors.items()}, numbers
 
     def write(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
         """Replaces what was there, whole or not at all."""
@@ -51,6 +53,17 @@ class Saved:
         with atomic.output(self.path, force=True) as work:
             safetensors_file.write(work, stored, {"key": self.key, "state": json.dumps(dict(numbers))})
 
+    def _refused(self, code: str, found: str) -> UsageError:
+        return UsageError(Problem(code, str(self.path), found, remedy="Remove it to begin anew."))
+
     def remove(self) -> None:
         """For when it is of no more use."""
         self.path.unlink(missing_ok=True)
+
+
+def _numbers(text: str) -> dict[str, Any] | None:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
