@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 
-.PHONY: demo test test-slow test-quantised lint wheel bench bench-transformer2 constraints clean
+.PHONY: demo test test-slow test-quantised lint wheel bench bench-text-to-lora bench-transformer2 constraints clean
 .DELETE_ON_ERROR:
 
 # Plugins are installed like anyone's, from their own pyproject.
@@ -55,6 +55,11 @@ bench: $(STAMP)
 # Experts, their dispatch, and LoRAs beside them, on five seeds.
 bench-transformer2: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/transformer2/run.py
+
+# What generated adapters are worth, on five seeds, in a quarter of an hour; seeds that have results are not run again.
+bench-text-to-lora: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/text_to_lora/run.py
+	$(BIN)/python benchmarks/text_to_lora/report.py --plot plugins/adaptrix-text-to-lora/evidence.png
 
 constraints:
 	sh .ci/constraints $(PYTHON)

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import cos, pi
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -63,9 +64,11 @@ def base(seed: int, out: Path = OUT, recipe: Pretraining = WHOLE) -> LlamaForCau
     folder = out / name
     if not folder.exists():
         model = _trained(seed, recipe)
-        beside = folder.with_name(f"{name}.unfinished")
-        model.save_pretrained(beside)
-        beside.rename(folder)
+        out.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=out) as beside:
+            model.save_pretrained(Path(beside) / name)
+            if not folder.exists():  # another process may have trained the same meanwhile
+                (Path(beside) / name).rename(folder)
     return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
