@@ -63,7 +63,10 @@ def test_the_quick_run_goes_through(tmp_path: Path) -> None:
     assert "| CEM, a matrix |" in done.stdout
     told = json.loads((tmp_path / "results" / "results.json").read_text())
     assert told["numbers"]["svf"] == 384
+    differences = told["means"].pop("differences, seed by seed")
     assert all(0 <= value <= 1 for rows in told["means"].values() for each in rows.values() for value in each)
+    unseen = {way: value for way, (value,) in told["means"]["unseen tasks"].items()}
+    assert differences["CEM, a matrix − base, unseen"] == [unseen["CEM, a matrix"] - unseen["base"]]
     one = told["seeds"][0]
     assert set(one["wrong"]) == {f"{way} {name}" for way in ("prompt", "classifier") for name in one["tasks"]}
     assert (

@@ -102,6 +102,18 @@ def test_the_search_keeps_the_incumbent_and_counts() -> None:
     assert any((one == 0).any() for one in judged)  # the clamp was at work
 
 
+@pytest.mark.parametrize("method", ["cem", "random"])
+def test_the_best_of_any_generation_is_found(method: Any) -> None:
+    judged = []
+
+    def objective(weights: Any) -> Score:
+        judged.append(Score(0.0, float(np.sin(1e4 * weights.sum()))))  # as good as noise
+        return judged[-1]
+
+    found = search(objective, 3, how=Search(method, population=4, elites=2, generations=9))
+    assert found.score == max(judged) == Score(0.0, float(np.sin(1e4 * found.weights.sum())))
+
+
 def test_cross_entropy_beats_chance_at_equal_evaluations() -> None:
     scores = {
         method: [search(aim, 3, how=Search(method, generations=6, seed=seed)).score.likelihood for seed in range(9)]
