@@ -137,6 +137,8 @@ def test_what_makes_no_sense_is_refused_and_the_base_left_alone(llama: Any, file
         create_transformer2_model(llama, experts={"maths": files["maths"]}, classifier=files["code"])
     with pytest.raises(adaptrix.UsageError, match="no tokens"), created(llama, files) as model:
         model("a text")
+    with pytest.raises(adaptrix.AdaptrixError, match="the model knows"), created(llama, files) as model:
+        model(TOKENS + 10_000)
     with pytest.raises(adaptrix.RefusedError, match="base"):
         created(tiny_model("llama", seed=1), files)
     assert not any(module._forward_hooks for module in llama.modules())

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import adaptrix
 from adaptrix.adapter import Adapter
 from adaptrix.errors import Problem, UsageError
+from adaptrix.measuring.models import require_in_vocabulary
 from adaptrix_transformer2.decomposition import Decomposition, decomposed
 from adaptrix_transformer2.dispatch import OTHER, Question, TwoPasses, mixture, question, question_of
 from adaptrix_transformer2.experts import expert, untrained, z_of_expert
@@ -81,7 +82,7 @@ class Transformer2Model:
     @torch.no_grad()
     def __call__(self, tokens: Any, attention_mask: Tensor | None = None) -> Transformer2Output:
         """Reads a batch of prompts ``[rows, tokens]``, or what a tokenizer gives, each row under its expert."""
-        inputs = _inputs(tokens, attention_mask, self.model.device)
+        inputs = _inputs(tokens, attention_mask, self.model)
         names = self._detected(inputs)
         acting = self._acting(names)
         with self.session.route(acting):
@@ -98,7 +99,7 @@ class Transformer2Model:
 
         The prompt is read once where the experts act in upper layers alone.
         """
-        inputs = _inputs(tokens, attention_mask, self.model.device)
+        inputs = _inputs(tokens, attention_mask, self.model)
         if self._passes is not None and self.config.adaptation_strength:
             return self._passes.generate(inputs, **options)[0]
         with self.session.use(None):
@@ -198,16 +199,17 @@ def _z(parts: Decomposition, path: str, z: NDArray[np.float64], config: Transfor
     return 1 + change
 
 
-def _inputs(tokens: Any, mask: Tensor | None, device: torch.device) -> dict[str, Tensor]:
-    """Tokens and mask, on the model's device. Raises :class:`UsageError` for what is none of these."""
+def _inputs(tokens: Any, mask: Tensor | None, model: Any) -> dict[str, Tensor]:
+    """Tokens and mask, on the model's device. Raises :class:`AdaptrixError` for what it cannot read."""
     given = dict(tokens) if isinstance(tokens, Mapping) else {"input_ids": tokens}
     ids = given.get("input_ids")
     ids = torch.tensor(ids) if isinstance(ids, list) else ids
     if not isinstance(ids, Tensor) or ids.dim() not in (1, 2) or not ids.numel() or ids.is_floating_point():
         raise UsageError(Problem("inputs", "tokens", "no tokens", "ids [rows, tokens], or what a tokenizer gives"))
-    ids = ids.view(-1, ids.shape[-1]).to(device)
+    require_in_vocabulary(model, ids, "tokens")
+    ids = ids.view(-1, ids.shape[-1]).to(model.device)
     mask = given.get("attention_mask") if mask is None else mask
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids) if mask is None else mask.to(device)}
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids) if mask is None else mask.to(model.device)}
 
 
 def _require_way(experts: Mapping[str, Expert], classifier: Expert | None, tokenizer: Any) -> None:
