@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
 from torch.nn import functional
 
 #: a selection's terms at a module: (weight, kernel)
@@ -33,10 +33,14 @@ class Kernel:
     embedding: bool = False
     #: the dtype of a kernel that is x·Aᵀ·Bᵀ and nothing else; None for any other
     plain: torch.dtype | None = field(init=False)
+    inp: int = field(init=False)
+    out: int = field(init=False)
 
     def __post_init__(self) -> None:
         bare = self.g is None and self.c is None and not self.embedding
         object.__setattr__(self, "plain", self.At.dtype if bare else None)
+        object.__setattr__(self, "inp", self.At.shape[0])  # asked for at every module of every pass
+        object.__setattr__(self, "out", self.Bt.shape[1])
 
     @property
     def rank(self) -> int:
@@ -57,12 +61,13 @@ class Kernel:
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
         """``y`` with the delta added; in place where no gradient needs what was there before."""
-        if x.dtype is not self.plain or y.dtype is not self.plain or y.dim() < 2 or not y.is_contiguous():
+        plain = self.plain
+        if x.dtype is not plain or y.dtype is not plain or not y.is_contiguous():
             return (y + self.delta(x, y)).to(y.dtype)
-        inner = torch.mm(x.flatten(0, -2), self.At)
-        if torch.is_grad_enabled() and (y.requires_grad or inner.requires_grad):
-            return torch.addmm(y.flatten(0, -2), inner, self.Bt).view(y.shape)
-        y.flatten(0, -2).addmm_(inner, self.Bt)
+        inner = x.reshape(-1, self.inp).mm(self.At)
+        if is_grad_enabled() and (y.requires_grad or inner.requires_grad):
+            return torch.addmm(y.view(-1, self.out), inner, self.Bt).view(y.shape)
+        y.view(-1, self.out).addmm_(inner, self.Bt)
         return y
 
 
