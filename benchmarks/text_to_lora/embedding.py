@@ -1,49 +1,79 @@
-"""Descriptions as vectors: words, and words beside one another, each counted in a place that its hash gives.
+"""Descriptions as vectors: words, and numbers with where they stand, weighed by what the training descriptions show.
 
 The plugin's own n-grams look inside words and forget their order, and "multiply by 3 and add 2" has the words of
-"multiply by 2 and add 3". Nothing here is trained, and nothing knows what a word means.
+"multiply by 2 and add 3". Nothing here knows what a word means. What two ways to say the same task differ in is
+shrunk (within-class covariance normalisation, Hatch et al., Interspeech 2006), so that tasks are what is left.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from hashlib import blake2b
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
+from math import log, sqrt
 
 import torch
-from adaptrix_text_to_lora.encoders import scaled
 from torch import Tensor
+from torch.nn import functional
 
 from benchmarks.world.descriptions import describe
 from benchmarks.world.operations import MODULUS, Task
 
-WIDTH = 1024
 _NUMBERS = {*map(str, range(MODULUS)), "one", "two", "three", "first", "second", "third", "fourth"}
+_NUMBERS |= {"ascending", "descending"}
+#: what is added to the within-class variance of every direction, as a share of their mean
+_RIDGE = 0.1
 
 
-class WordsInOrder:
-    """An encoder: words, pairs, pairs with a word between, triples, and which number comes as the how-manieth."""
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """``weights``: of every feature its place and its rarity, log(texts ÷ texts with it); ``centre`` ``[E]``, the mean
+    of the training descriptions; ``shrinking`` ``[E, E]``, (W + λ·1)^(−½) for their covariance W within a task."""
 
-    name, width = "words-in-order", WIDTH
+    weights: Mapping[str, tuple[int, float]]
+    centre: Tensor
+    shrinking: Tensor
 
-    def __call__(self, text: str, /) -> Tensor:
-        counts = torch.zeros(WIDTH)
-        for feature in _features(["<", *text.split(), ">"]):
-            number = int.from_bytes(blake2b(feature.encode(), digest_size=8).digest(), "big")
-            counts[(number >> 1) % WIDTH] += 1.0 if number & 1 else -1.0
-        return counts
+    @classmethod
+    def fitted(cls, tasks: Sequence[Task], ways: Sequence[int]) -> Embedding:
+        """To the descriptions that are trained on; a feature that none of them has is not counted later."""
+        texts = [describe(task, way) for task in tasks for way in ways]
+        found = Counter(feature for text in texts for feature in set(_features(text)))
+        weights = {name: (place, log(len(texts) / found[name])) for place, name in enumerate(sorted(found))}
+        counted = torch.stack([_counted(text, weights) for text in texts]).unflatten(0, (len(tasks), len(ways)))
+        within = (counted - counted.mean(1, keepdim=True)).flatten(0, 1)
+        covariance = within.T @ within / len(texts)
+        covariance += _RIDGE * covariance.diagonal().mean() * torch.eye(len(weights))
+        values, vectors = torch.linalg.eigh(covariance)
+        return cls(weights, counted.mean((0, 1)), vectors * values.rsqrt() @ vectors.T)
+
+    def __call__(self, tasks: Sequence[Task], ways: Sequence[int]) -> Tensor:
+        """``[tasks, ways, E]``, each of length √E, as the hypernetwork reads them."""
+        counted = [[_counted(describe(task, way), self.weights) for way in ways] for task in tasks]
+        apart = (torch.stack([torch.stack(each) for each in counted]) - self.centre) @ self.shrinking
+        return functional.normalize(apart, dim=-1) * sqrt(len(self.weights))
 
 
-def _features(words: Sequence[str]) -> Iterator[str]:
+def _counted(text: str, weights: Mapping[str, tuple[int, float]]) -> Tensor:
+    counts = torch.zeros(len(weights))
+    for feature in _features(text):
+        if feature in weights:
+            place, weight = weights[feature]
+            counts[place] += weight
+    return functional.normalize(counts, dim=0)
+
+
+def _features(text: str) -> Iterator[str]:
+    """Words; numbers with their neighbours; which number comes as the how-manieth, twice; numbers after one another."""
+    words = text.split()
     yield from words
-    yield from map(" ".join, pairwise(words))
-    yield from map(" * ".join, zip(words, words[2:], strict=False))
-    yield from map(" ".join, zip(words, words[1:], words[2:], strict=False))
-    numbers = [word for word in words if word in _NUMBERS]
-    yield from (f"number {place} is {word}" for place, word in enumerate(numbers) for _ in range(2))
-
-
-def embedded(tasks: Sequence[Task], ways: Sequence[int]) -> Tensor:
-    """``[tasks, ways, E]``, as the hypernetwork reads them."""
-    encoder = WordsInOrder()
-    return torch.stack([torch.stack([scaled(encoder(describe(task, way)), encoder) for way in ways]) for task in tasks])
+    places = [place for place, word in enumerate(words) if word in _NUMBERS]
+    for order, place in enumerate(places):
+        yield from [f"number {order} is {words[place]}"] * 2
+        if place:
+            yield " ".join(words[place - 1 : place + 1])
+        if place + 1 < len(words):
+            yield " ".join(words[place : place + 2])
+    for one, other in pairwise(words[place] for place in places):
+        yield from (f"numbers {one} {other}", f"numbers {other} {one}")

@@ -11,7 +11,6 @@ from adaptrix_text_to_lora.training import Library, Objective, Recipe, fine_tune
 from adaptrix_text_to_lora.training import Task as Learned
 from torch import Tensor, nn
 
-from benchmarks.text_to_lora.embedding import WIDTH
 from benchmarks.text_to_lora.plan import RANK, ROLES, SCALE, Plan
 from benchmarks.world import lora
 from benchmarks.world.examples import examples
@@ -26,7 +25,7 @@ def fine_tuned(
     model: nn.Module, tasks: Sequence[Task], texts: Tensor, digits: Digits, plan: Plan, seed: int
 ) -> Hypernetwork:
     """Trained end to end. ``texts`` ``[tasks, descriptions, E]``: each step draws one of a task's own."""
-    network = _blank(model, "added", seed)
+    network = _blank(model, "added", texts.shape[-1], seed)
     ids = examples(tasks, digits)
     labels = ids.clone()
     labels[..., :PROMPT] = _IGNORED
@@ -38,7 +37,7 @@ def fine_tuned(
 
 def reconstructed(model: nn.Module, library: Factors, texts: Tensor, plan: Plan, seed: int) -> Hypernetwork:
     """Trained to give the library's factors, in their canonical form."""
-    network = _blank(model, "z-score", seed)
+    network = _blank(model, "z-score", texts.shape[-1], seed)
     names = ROLES.split()
     layers = range(model.config.num_hidden_layers)
     stacked = {
@@ -58,13 +57,13 @@ def generated(network: Hypernetwork, embeddings: Tensor) -> Factors:
     return {f"{layer}.{name}": (A[:, layer], B[:, layer]) for name, (A, B) in found.items() for layer in layers}
 
 
-def _blank(model: nn.Module, output: Output, seed: int) -> Hypernetwork:
+def _blank(model: nn.Module, output: Output, width: int, seed: int) -> Hypernetwork:
     """An L, smaller than the published one, as the base is."""
     sites = lora.sites(model, ROLES)
     modules = tuple(
         Module(role, sites[f"0.{role}"].in_features, sites[f"0.{role}"].out_features) for role in ROLES.split()
     )
-    shape = Shape("L", modules, model.config.num_hidden_layers, RANK, WIDTH, latent=64, head_in=256, output=output)
+    shape = Shape("L", modules, model.config.num_hidden_layers, RANK, width, latent=64, head_in=256, output=output)
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         return Hypernetwork(shape)

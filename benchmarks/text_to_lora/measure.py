@@ -10,7 +10,7 @@ from adaptrix_text_to_lora.hypernetwork import Hypernetwork
 from torch import Tensor, nn
 
 from benchmarks.text_to_lora import comparators
-from benchmarks.text_to_lora.embedding import WIDTH, embedded
+from benchmarks.text_to_lora.embedding import Embedding
 from benchmarks.text_to_lora.generators import generated
 from benchmarks.text_to_lora.plan import SCALE
 from benchmarks.world.descriptions import describe
@@ -27,6 +27,7 @@ Maker = Callable[[Tensor], Factors]
 class Learned:
     """All that was trained in a seed; ``known``: the library's descriptions ``[LoRAs, ways, E]``."""
 
+    embedding: Embedding
     known: Tensor
     library: Factors
     multitask: Factors
@@ -46,7 +47,7 @@ class Measured:
 
 def measured(model: nn.Module, learned: Learned, on: Measured, digits: Digits, seed: int) -> dict[str, float]:
     """The share of right answers by name, exact to the last digit, over all tasks, ways and inputs of a set."""
-    ids, asked = examples(on.tasks, digits), embedded(on.tasks, on.ways)
+    ids, asked = examples(on.tasks, digits), learned.embedding(on.tasks, on.ways)
 
     def share(make: Maker, texts: Tensor = asked) -> float:
         found = [_right(model, ids, make(texts[:, way])) for way in range(texts.shape[1])]
@@ -88,7 +89,10 @@ def _controls(learned: Learned, asked: Tensor, seed: int) -> Iterator[tuple[str,
     yield "mismatched", (lambda texts: generated(learned.fine_tuned, texts), others)
     yield (
         "random",
-        (lambda texts: generated(learned.fine_tuned, texts), noise / noise.norm(dim=-1, keepdim=True) * WIDTH**0.5),
+        (
+            lambda texts: generated(learned.fine_tuned, texts),
+            noise / noise.norm(dim=-1, keepdim=True) * asked.shape[-1] ** 0.5,
+        ),
     )
     yield "shuffled", (lambda texts: generated(learned.shuffled, texts), asked)
 

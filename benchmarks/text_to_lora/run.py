@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[2] / "plugins" / "adaptrix-text-to-lora" / "src"))
 
 from benchmarks.text_to_lora import adapters, generators
-from benchmarks.text_to_lora.embedding import embedded
+from benchmarks.text_to_lora.embedding import Embedding
 from benchmarks.text_to_lora.measure import Learned, Measured, measured
 from benchmarks.text_to_lora.plan import FULL, QUICK, Plan
 from benchmarks.text_to_lora.report import table
@@ -39,25 +39,26 @@ def one(seed: int, plan: Plan, out: Path = OUT) -> dict[str, dict[str, float]]:
     model = base(seed, out, plan.base).requires_grad_(False)
     train, test = inputs(seed)
     clock.append(time.process_time())
-    kept = (*tasks.library, *tasks.parameters, *tasks.compositions)
+    taught = (*tasks.library, *tasks.more)
+    kept = (*taught, *tasks.parameters, *tasks.compositions)
     every = adapters.each(model, kept, train, plan, seed)
     clock.append(time.process_time())
-    library, parameters, compositions = _cut(
-        every, [len(tasks.library), len(tasks.parameters), len(tasks.compositions)]
-    )
-    known = embedded(tasks.library, SEEN)
-    anyones = known.flatten(0, 1).expand(len(known), -1, -1)
+    library, parameters, compositions = _cut(every, [len(taught), len(tasks.parameters), len(tasks.compositions)])
+    embedding = Embedding.fitted(taught, SEEN)
+    known = embedding(taught, SEEN)
+    anyones = known[:, ::4].flatten(0, 1).expand(len(known), -1, -1)
     learned = Learned(
+        embedding,
         known,
         library,
-        adapters.together(model, tasks.library, train, plan, seed),
-        generators.fine_tuned(model, tasks.library, known, train, plan, seed),
-        generators.fine_tuned(model, tasks.library, anyones, train, plan, seed),
+        adapters.together(model, taught, train, plan, seed),
+        generators.fine_tuned(model, taught, known, train, plan, seed),
+        generators.fine_tuned(model, taught, anyones, train, plan, seed),
         generators.reconstructed(model, library, known, plan, seed),
     )
     clock.append(time.process_time())
     sets = {
-        "unseen descriptions": Measured(tasks.library, UNSEEN, library),
+        "unseen descriptions": Measured(tasks.library, UNSEEN, _cut(library, [len(tasks.library), len(tasks.more)])[0]),
         "unseen parameters": Measured(tasks.parameters, UNSEEN, parameters),
         "unseen compositions": Measured(tasks.compositions, UNSEEN, compositions),
     }

@@ -35,11 +35,14 @@ KEPT = {"affine": 6, "cipher": 7, "places": 3, "composed": 12}
 
 @dataclass(frozen=True)
 class Split:
-    """Tasks that are trained on, and the two kinds that are not."""
+    """Tasks that are trained on: the ``library`` of 64, and in ``more`` every composition that does what neither one of
+    these nor a kept task does; and the two kinds of tasks that are kept.
+    """
 
     library: tuple[Task, ...]
     parameters: tuple[Task, ...]
     compositions: tuple[Task, ...]
+    more: tuple[Task, ...]
 
 
 def split(seed: int) -> Split:
@@ -50,7 +53,10 @@ def split(seed: int) -> Split:
         known = [task for tasks in library.values() for task in tasks]
         kept = {name: _keepable(tasks, library[name], known, rng)[: KEPT[name]] for name, tasks in every.items()}
         if all(len(tasks) == KEPT[name] for name, tasks in kept.items()):
-            return Split(tuple(known), (*kept["affine"], *kept["cipher"], *kept["places"]), tuple(kept["composed"]))
+            parameters, compositions = (*kept["affine"], *kept["cipher"], *kept["places"]), tuple(kept["composed"])
+            taken = {_meaning(task) for task in (*known, *parameters, *compositions)}
+            more = tuple(task for task in every["composed"] if _meaning(task) not in taken)
+            return Split(tuple(known), parameters, compositions, more)
 
 
 def families() -> dict[str, Sequence[Task]]:
