@@ -32,13 +32,20 @@ def read_mapping(path: Path, expected: str, code: str = "yaml") -> dict[Any, Any
     try:
         value = yaml.load(data, _Plain)  # a SafeLoader
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        said = str(error).partition("\n")[0]
-        raise refuse(code, path, f"it is not plain YAML: {said}", expected) from None
+        raise refuse(code, path, f"it is not plain YAML: {_said(error)}", expected) from None
+    if value is None:
+        raise refuse(code, path, "there is nothing in it", expected)
     if not isinstance(value, dict):
         raise refuse(code, path, f"it holds a {type(value).__name__}", expected)
     if found := _excess(value):
         raise refuse(code, path, found, expected)
     return value
+
+
+def _said(error: Exception) -> str:
+    """An error's first line, and the line of the file that it is about, where PyYAML says which."""
+    said, mark = str(error).partition("\n")[0], getattr(error, "problem_mark", None)
+    return said if mark is None else f"{said}, at line {mark.line + 1}"
 
 
 def _bytes(path: Path, expected: str, code: str) -> bytes:
@@ -81,7 +88,7 @@ class _Plain(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types of i
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         mapping: dict[Any, Any] = super().construct_mapping(node, deep)
         if len(mapping) < len(node.value):
-            raise yaml.YAMLError(f"a key is there twice{node.start_mark}")
+            raise yaml.YAMLError(f"a key is there twice in what begins at line {node.start_mark.line + 1}")
         return mapping
 
 

@@ -92,6 +92,7 @@ def test_a_model_without_a_trained_hypernetwork_gets_none_made_up() -> None:
     with pytest.raises(adaptrix.UsageError, match="adaptrix text-to-lora train") as error:
         SakanaAIIntegration().generate_adapter_from_text(PROMPT, "microsoft/DialoGPT-small")
     assert error.value.problems[0].code == "no-checkpoint"
+    assert "there is no folder microsoft/DialoGPT-small here" in error.value.problems[0].found
 
 
 def test_the_configs_fields_are_those_of_the_guide() -> None:

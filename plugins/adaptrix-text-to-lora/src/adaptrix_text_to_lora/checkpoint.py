@@ -75,11 +75,12 @@ def own_checkpoint(base: str | None) -> str:
     folder = None if base is None else Path(os.path.expanduser(base)) / OWN
     if folder is not None and (folder / NAME).is_file():
         return str(folder)
-    found = (
-        "no checkpoint was named, and no base"
-        if base is None
-        else f"no checkpoint was named, and it has no {OWN}/{NAME}"
-    )
+    if folder is None:
+        found = "no checkpoint was named, and no base"
+    elif folder.parent.is_dir():
+        found = f"no checkpoint was named, and it has no {OWN}/{NAME}"
+    else:
+        found = f"no checkpoint was named, and there is no folder {base} here that could have one"
     remedy = "Name one with --checkpoint, or train one: `adaptrix text-to-lora train CONFIG.yaml`; none is made up."
     raise UsageError(Problem("no-checkpoint", base or "generate", found, "a hypernetwork trained for the base", remedy))
 
