@@ -117,6 +117,12 @@ def test_strength_layers_and_numbers_shape_an_expert(llama: Any, files: dict[str
         assert one[acting] == pytest.approx(1 + 0.5 * (whole[path][acting] - 1), abs=1e-6)
 
 
+def test_layers_that_the_base_has_not_are_refused(llama: Any, files: dict[str, Path]) -> None:
+    with pytest.raises(adaptrix.UsageError, match=r"no MLP of the base is in \[99\]"):
+        created(llama, files, Transformer2Config(adaptation_layers=[0, 99]))
+    assert not any(module._forward_hooks for module in llama.modules())
+
+
 def test_the_base_is_asked_where_there_is_no_classifier(llama: Any, files: dict[str, Path]) -> None:
     def tokenizer(text: str, **_: Any) -> dict[str, list[int]]:
         return {"input_ids": [ord(letter) % 20 for letter in text]}

@@ -146,6 +146,7 @@ def create_transformer2_model(
     _require_sane(config)
     model = base_model if isinstance(base_model, nn.Module) else _loaded(base_model)
     parts = decomposed(model)
+    _require_layers(config, parts)
     if not experts:
         idle = _idle(parts, config)
         return Transformer2Model(model, idle, config, None, None)
@@ -240,3 +241,12 @@ def _require_sane(config: Transformer2Config) -> None:
         problems.append(Problem("option", "adaptation_layers", repr(layers)[:80], "layers, or None for all"))
     if problems:
         raise UsageError(problems)
+
+
+def _require_layers(config: Transformer2Config, parts: Decomposition) -> None:
+    """Layers without MLPs would leave experts out without a word."""
+    sites = (parts.identity.architecture.locate(path) for path in parts.spectra)
+    there = sorted({site.layer for site in sites if site is not None and site.layer is not None})
+    if missing := sorted(set(config.adaptation_layers or ()) - set(there)):
+        expected = f"some of {', '.join(map(str, there))}"
+        raise UsageError(Problem("option", "adaptation_layers", f"no MLP of the base is in {missing}"[:80], expected))
