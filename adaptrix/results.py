@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptrix.binding.bind import BoundAdapter, nonfinite
+from adaptrix.delta import Spectral
 from adaptrix.errors import Problem, errors_in
 from adaptrix.planning.plan import Plan
 from adaptrix.records import Bundle
@@ -32,6 +33,17 @@ class Report:
         if self.bound is None:
             return self
         return replace(self, problems=tuple(dict.fromkeys((*self.problems, *nonfinite(self.bound)))))
+
+    def noted(self) -> Report:
+        """The report with a note where deltas belong to the very weights of a base: a check reads its config alone."""
+        deltas = self.bound.deltas.values() if self.bound else ()
+        spectral = sum(isinstance(delta, Spectral) for delta in deltas)
+        if not spectral:
+            return self
+        found = f"{spectral} spectral deltas each name the weight that they belong to, and no weights were read"
+        remedy = "attach, merge and convert --to peft --base MODEL hold a base's weights to them."
+        note = Problem("weights-unread", self.subject, found, remedy=remedy, severity="note")
+        return replace(self, problems=(*self.problems, note))
 
     def as_dict(self) -> dict[str, Any]:
         return {"subject": self.subject, "ok": self.ok, "problems": [problem.as_dict() for problem in self.problems]}

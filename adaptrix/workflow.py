@@ -102,7 +102,7 @@ class Workshop:
 
     def check(self, subject: Adapter | str, base: str | None = None, *, allow_nonfinite: bool = False) -> Report:
         """Everything that is wrong with an adapter, alone and on a base. Raises as :meth:`fit` does."""
-        report = self.fit(subject, base)
+        report = self.fit(subject, base).noted()
         return report if allow_nonfinite else report.examined()
 
     def prepare(self, out: str | PathLike[str] | None, options: Options) -> None:

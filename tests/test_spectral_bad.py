@@ -165,3 +165,10 @@ def test_an_unknown_kind_is_told_once_and_plainly(made, tmp_path, capsys):
     assert code == 1
     assert f"{K}: a delta of kind 'fourier'; expected lora, dora or spectral. Update adaptrix" in err
     assert "does not mention" not in err
+
+
+def test_a_check_says_that_it_read_no_weights(made, tmp_path):
+    said, tensors = made["omit"]
+    report = adaptrix.check(written(tmp_path, said, tensors))
+    assert report.ok
+    assert [p.code for p in report.problems if p.code == "weights-unread"] == ["weights-unread"]

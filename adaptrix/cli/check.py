@@ -21,7 +21,7 @@ def command(source: str, base: str | None, allow_nonfinite: bool, voice: Voice) 
     Ends with 0 if it is fine, 1 if not, 2 if there is no such path, 3 if it cannot be reached.
     """
     workshop = Workshop()
-    report = workshop.fit(source, base)  # no spinner: the Hub's client draws bars
+    report = workshop.fit(source, base).noted()  # no spinner: the Hub's client draws bars
     if not allow_nonfinite:
         with working(f"checking {source}", voice):
             report = report.examined()

@@ -338,6 +338,12 @@ def test_what_is_no_causal_model_is_refused() -> None:
         assert error.value.problems[0].code == "not-causal"
 
 
+@pytest.mark.parametrize("rate", [1e38, float("inf"), float("nan"), 0, True])
+def test_a_rate_that_no_optimiser_can_take_is_refused(rate: float, model: Any) -> None:
+    with pytest.raises(adaptrix.UsageError, match=r"rate: .*; expected a number above 0 and at most 1e\+30"):
+        sft(model, examples(3, turned=True), Course(rate=rate))
+
+
 def test_every_number_that_makes_no_sense_is_told(model: Any) -> None:
     course = Course(steps=0, batch=-1, rate=float("inf"), clip=0, every=True, kind="free")  # type: ignore[arg-type]  # on purpose
     with pytest.raises(adaptrix.UsageError) as error:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import isfinite
 from typing import Any
 
 from adaptrix.errors import Problem, UsageError
 from adaptrix_transformer2.parametrisation import KINDS, Kind
+
+_LARGEST = 1e30  # of a number: an optimiser's sums of larger ones are none in fp32
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +104,7 @@ def _whole(name: str, value: object, least: int) -> Iterator[Problem]:
 
 
 def _number(name: str, value: Any, *, above: bool) -> Iterator[Problem]:
-    sane = type(value) in (int, float) and isfinite(value) and (value > 0 if above else value >= 0)
+    sane = type(value) in (int, float) and value <= _LARGEST and (value > 0 if above else value >= 0)
     if not sane:
-        yield Problem("option", name, repr(value)[:80], f"a finite number {'above' if above else 'of at least'} 0")
+        least = "above" if above else "of at least"
+        yield Problem("option", name, repr(value)[:80], f"a number {least} 0 and at most {_LARGEST:g}")
