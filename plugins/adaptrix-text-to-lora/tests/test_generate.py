@@ -208,7 +208,7 @@ def test_what_is_wrong_with_a_command_line_is_told(
 ) -> None:
     options = ["--base", str(BASE), "--checkpoint", str(checkpoint)]
     codes = {
-        ("generate", *options): (1, "prompt-missing"),
+        ("generate", *options): (2, "prompt-missing"),
         ("generate", "", "ok", "\x1b[0m", *options): (1, "prompt-empty"),
         ("generate", "one", "two", "--name", "x", *options): (2, "option"),
         ("generate", "one", "--to", "gguf", *options): (2, "format"),

@@ -19,9 +19,9 @@ _SHOWN = 40
 def require_prompts(texts: Iterable[str]) -> list[str]:
     """The prompts as they are embedded, in their order, each once. Raises with what is wrong with any of them."""
     given = list(texts)
-    problems = [problem for text in given if (problem := problem_of(text)) is not None]
     if not given:
-        problems.append(Problem("prompt-missing", "prompts", "there is none", "a sentence that describes a task"))
+        raise UsageError(Problem("prompt-missing", "prompts", "there is none", "a sentence that describes a task"))
+    problems = [problem for text in given if (problem := problem_of(text)) is not None]
     if problems:
         raise RefusedError(problems)
     return list(dict.fromkeys(map(formatted, given)))
