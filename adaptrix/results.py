@@ -35,10 +35,10 @@ class Report:
         return replace(self, problems=tuple(dict.fromkeys((*self.problems, *nonfinite(self.bound)))))
 
     def noted(self) -> Report:
-        """The report with a note where deltas belong to the very weights of a base: a check reads its config alone."""
+        """The report of what fits, with a note where deltas belong to the very weights of a base: none were read."""
         deltas = self.bound.deltas.values() if self.bound else ()
         spectral = sum(isinstance(delta, Spectral) for delta in deltas)
-        if not spectral:
+        if not spectral or not self.ok:
             return self
         found = f"{spectral} spectral deltas each name the weight that they belong to, and no weights were read"
         remedy = "attach, merge and convert --to peft --base MODEL hold a base's weights to them."
