@@ -11,10 +11,11 @@ from adaptrix.adapter import Adapter
 from adaptrix.algebra.combination import combine_adapters
 from adaptrix.algebra.comparison import Comparison, compare_adapters
 from adaptrix.algebra.compression import Size, resize_adapter
-from adaptrix.algebra.decomposition import Solver
 from adaptrix.algebra.extraction import Extraction, extract_adapter
+from adaptrix.algebra.lora_svd import Solver
 from adaptrix.algebra.outcome import Outcome
 from adaptrix.algebra.recipe import Recipe
+from adaptrix.base.vectors import BaseVectors
 from adaptrix.errors import Problem, UsageError
 from adaptrix.fitting.maker import maker_for
 from adaptrix.inspection import Inspection, summarise
@@ -22,10 +23,9 @@ from adaptrix.merging.draft import draft
 from adaptrix.merging.merger import write
 from adaptrix.merging.options import MergeOptions, QloraBase, prepare
 from adaptrix.options import Options, Vectors
+from adaptrix.pipeline import Workshop
 from adaptrix.planning.redistribute import Redistribution
 from adaptrix.results import Report
-from adaptrix.vectors import BaseVectors
-from adaptrix.workflow import Workshop
 
 Uri = str | PathLike[str]
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from adaptrix.errors import Problem, RefusedError, UsageError, refuse
-from adaptrix.text import some
+from adaptrix.wording import some
 
 _REFUSALS: dict[int, tuple[str, str, str]] = {
     errno.ENOSPC: ("disk-full", "the disk is full", "Free some space, or write elsewhere."),

@@ -14,10 +14,11 @@ from torch import nn
 
 from adaptrix.adapter import Adapter
 from adaptrix.architecture import Architecture, Site
+from adaptrix.base.svd import Known, SvdCache
 from adaptrix.binding.bind import BoundAdapter, bind
 from adaptrix.binding.identify import by_config
-from adaptrix.decomposing import Known, SvdCache
 from adaptrix.errors import AdaptrixError, Problem, RefusedError, UsageError, errors_in
+from adaptrix.pipeline import Workshop
 from adaptrix.planning.plan import Plan, make_plan, recorded_plan
 from adaptrix.runtime.build import kernels, require_finite
 from adaptrix.runtime.choices import require_name
@@ -25,12 +26,11 @@ from adaptrix.runtime.decompositions import Decompositions
 from adaptrix.runtime.drift import Drift
 from adaptrix.runtime.extras import places, with_extras
 from adaptrix.runtime.hooks import Hooks
-from adaptrix.runtime.reach import Reached, reached, require_plain, unreachable
+from adaptrix.runtime.modules import Reached, reached, require_plain, unreachable
+from adaptrix.runtime.refcounts import Users
 from adaptrix.runtime.replaced import Change
 from adaptrix.runtime.session import Session
 from adaptrix.runtime.slots import Slots, largest_rank
-from adaptrix.runtime.users import Users
-from adaptrix.workflow import Workshop
 
 AdapterLike = Adapter | str | PathLike[str]
 

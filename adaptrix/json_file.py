@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptrix.errors import RefusedError, refuse
-from adaptrix.text import amount
+from adaptrix.wording import amount
 
 #: no config is near this: the largest published are some hundred kB
 MAX_BYTES = 10_000_000

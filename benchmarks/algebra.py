@@ -31,9 +31,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.utils.logging import disable_progress_bar
 
 import adaptrix
-from adaptrix.algebra.changes import changes, difference
-from adaptrix.merging.fetch import fetch_base
-from adaptrix.workflow import Workshop
+from adaptrix.algebra.finetune import changes, difference
+from adaptrix.base.fetch import fetch_base
+from adaptrix.pipeline import Workshop
 
 TARGETS = ["c_attn", "c_proj", "c_fc"]
 

@@ -31,10 +31,10 @@ from transformers import LlamaForCausalLM
 
 import adaptrix
 from adaptrix.adapter import Adapter, Provenance, Target
-from adaptrix.decomposing import SvdCache, spectral
+from adaptrix.base.svd import SvdCache, spectral
 from adaptrix.runtime.session import Session
 from adaptrix.runtime.spectral import SpectralKernel
-from adaptrix.runtime.tensors import as_stored
+from adaptrix.torch_tensor import as_stored
 from benchmarks.attach import base, in_turn, ratio, row, steps
 
 NAMES = tuple("abcdefgh")

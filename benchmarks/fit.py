@@ -95,8 +95,8 @@ def measured(trial: Trial, policies: dict[str, str], lengths: Sequence[int]) -> 
     from adaptrix.measuring.divergence import divergence
     from adaptrix.measuring.policies import planned
     from adaptrix.measuring.windows import windows
+    from adaptrix.pipeline import Workshop
     from adaptrix.planning.plan import make_plan, recorded_plan
-    from adaptrix.workflow import Workshop
 
     model = AutoModelForCausalLM.from_pretrained(trial.on, dtype=torch.float32)
     tokens = AutoTokenizer.from_pretrained(trial.on)(texts("measured", MEASURED), verbose=False)["input_ids"]

@@ -30,7 +30,7 @@ from transformers.utils.logging import disable_progress_bar
 
 import adaptrix
 from adaptrix.adapter import Adapter, Provenance, Target
-from adaptrix.decomposing import SvdCache, spectral
+from adaptrix.base.svd import SvdCache, spectral
 from adaptrix.formats import safetensors_file
 from adaptrix.tensor import Tensor
 

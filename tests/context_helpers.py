@@ -3,7 +3,7 @@
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
-from adaptrix.runtime.context import FAMILIES
+from adaptrix.runtime.swapping import FAMILIES
 from tests.families import FAMILIES as FAMILY_CONFIGS
 from tests.test_attach import TARGETS, saved
 

@@ -13,7 +13,7 @@ from adaptrix.formats import safetensors_file
 from adaptrix.merging.draft import draft
 from adaptrix.merging.merger import write
 from adaptrix.merging.options import MergeOptions, prepare
-from adaptrix.workflow import Workshop
+from adaptrix.pipeline import Workshop
 from tests.families import tiny_model
 from tests.peft_models import trained
 

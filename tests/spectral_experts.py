@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from adaptrix.adapter import Adapter, Provenance, Target
-from adaptrix.decomposing import SvdCache, spectral
+from adaptrix.base.svd import SvdCache, spectral
 from adaptrix.delta import Spectral
-from adaptrix.runtime.tensors import as_stored
+from adaptrix.torch_tensor import as_stored
 
 #: family -> modules: Conv1D and fused weights (GPT-2), grouped heads (Llama), fused ones (Phi-3); wide and narrow
 MODULES = {

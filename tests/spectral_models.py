@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from adaptrix.adapter import Adapter, Provenance, Target
-from adaptrix.decomposing import SvdCache, spectral
+from adaptrix.base.svd import SvdCache, spectral
 from adaptrix.delta import Spectral
 from adaptrix.formats import safetensors_file
 from tests.families import architecture, tiny_model

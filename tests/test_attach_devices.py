@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from adaptrix.attaching import attach
-from adaptrix.decomposing import SvdCache
+from adaptrix.base.svd import SvdCache
 from adaptrix.errors import RefusedError
 from tests.families import tiny_model
 from tests.spectral_experts import expert, multiplied_out

@@ -13,12 +13,12 @@ from torch.func import functional_call
 import adaptrix
 from adaptrix.adapter import Extra
 from adaptrix.attaching import attach
-from adaptrix.decomposing import SvdCache
+from adaptrix.base.svd import SvdCache
 from adaptrix.errors import RefusedError
 from adaptrix.runtime import decompositions
 from adaptrix.runtime.spectral import SpectralKernel
-from adaptrix.runtime.tensors import as_stored
 from adaptrix.tensor import Tensor
+from adaptrix.torch_tensor import as_stored
 from tests.families import tiny_model
 from tests.spectral_experts import MODULES, as_lora, changed, expert, multiplied_out, with_vectors
 from tests.test_attach import hook_count, logits, saved

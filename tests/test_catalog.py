@@ -229,9 +229,9 @@ def test_plugins_in_a_zip_archive_are_found(tmp_path: Path, monkeypatch: pytest.
 def test_plugins_load_on_first_need(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = install(site, "adaptrix-good", family("goodfamily", "good"))
     script = f"""if True:
-        import sys, adaptrix, adaptrix.workflow, adaptrix.cli
+        import sys, adaptrix, adaptrix.pipeline, adaptrix.cli
         assert {module!r} not in sys.modules and "importlib.metadata" not in sys.modules
-        workshop = adaptrix.workflow.Workshop()
+        workshop = adaptrix.pipeline.Workshop()
         assert {module!r} not in sys.modules
         workshop.catalog
         assert {module!r} in sys.modules

@@ -20,8 +20,8 @@ from adaptrix.algebra.recipe import Recipe
 from adaptrix.delta import LowRank
 from adaptrix.errors import RefusedError, UsageError
 from adaptrix.options import Options
+from adaptrix.pipeline import Workshop
 from adaptrix.tensor import Tensor
-from adaptrix.workflow import Workshop
 from tests.command_line import placed
 from tests.families import FAMILIES, tiny_model
 from tests.make import adapter, low_rank

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adaptrix.decomposing import SvdCache, cache, decompose, resolve, spectral, tensor_hash
-from adaptrix.decomposing.svd import sensitivity
+from adaptrix.base.svd import SvdCache, cache, decompose, resolve, spectral, tensor_hash
+from adaptrix.base.svd.lapack import sensitivity
 from adaptrix.delta import Basis, Spectral
 from adaptrix.errors import RefusedError
 from adaptrix.tensor import Tensor

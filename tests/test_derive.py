@@ -15,7 +15,7 @@ from adaptrix.architecture import Architecture, Role, Site
 from adaptrix.architecture.dims import Alternative, Dims, evaluate, read_dims
 from adaptrix.architecture.registry import builtin_folder, parse_architecture, read_folder
 from adaptrix.derive import derive, to_toml
-from adaptrix.derive.fit import Fitter
+from adaptrix.derive.expressions import Fitter
 from adaptrix.derive.naming import dim_names, role_names
 from adaptrix.errors import RefusedError, UsageError
 from adaptrix.testing import ArchitectureLaws

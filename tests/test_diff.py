@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import adaptrix
 from adaptrix.algebra.comparison import compare_adapters
 from adaptrix.errors import RefusedError
-from adaptrix.workflow import Workshop
+from adaptrix.pipeline import Workshop
 from tests.command_line import placed
 from tests.make import adapter
 from tests.peft_models import save

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import adaptrix
-from adaptrix.algebra.decomposition import best_pair, residual
+from adaptrix.algebra.lora_svd import best_pair, residual
 from adaptrix.errors import RefusedError, UsageError
 from tests.command_line import placed
 from tests.families import tiny_model

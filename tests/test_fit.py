@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerFast
 
 import adaptrix
 from adaptrix.errors import RefusedError, UsageError
-from adaptrix.fitting.choice import choose, looks
 from adaptrix.fitting.corpus import corpus
+from adaptrix.fitting.layer_choice import choose, looks
 from adaptrix.formats import safetensors_file
 from adaptrix.measuring.text import Text
 from adaptrix.measuring.windows import windows

@@ -14,8 +14,8 @@ from adaptrix.errors import RefusedError
 from adaptrix.formats import safetensors_file
 from adaptrix.inspection import summarise
 from adaptrix.options import Options
+from adaptrix.pipeline import Workshop
 from adaptrix.tensor import Tensor
-from adaptrix.workflow import Workshop
 from tests.odd_json import changed, put
 from tests.peft_models import assert_deltas, assert_same_deltas, deltas, load, logits, same_tensors, save, weights
 

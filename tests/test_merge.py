@@ -13,19 +13,20 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import adaptrix
 from adaptrix.architecture import Site
 from adaptrix.architecture.layout import role_rows
+from adaptrix.base.checkpoint import open_base
+from adaptrix.base.sites import Term
 from adaptrix.delta import LowRank, split
 from adaptrix.errors import RefusedError
 from adaptrix.formats import safetensors_file
 from adaptrix.merging import product
-from adaptrix.merging.base import open_base
-from adaptrix.merging.change import Change, Term
 from adaptrix.merging.draft import settle
 from adaptrix.merging.merger import write
 from adaptrix.merging.options import MergeOptions
+from adaptrix.merging.tensor_change import Change
+from adaptrix.pipeline import Workshop
 from adaptrix.planning.plan import make_plan
 from adaptrix.results import Report
 from adaptrix.tensor import Tensor
-from adaptrix.workflow import Workshop
 from tests.families import FAMILIES, tiny_config, tiny_model
 from tests.merge_models import as_torch, loaded, merge, pair, tensors
 from tests.peft_models import PARAMETERS, everything, weights

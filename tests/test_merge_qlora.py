@@ -9,7 +9,7 @@ import torch
 from adaptrix.merging.draft import draft
 from adaptrix.merging.model_files import write_model
 from adaptrix.merging.options import MergeOptions
-from adaptrix.workflow import Workshop
+from adaptrix.pipeline import Workshop
 from tests.command_line import placed
 from tests.merge_models import as_torch, pair, tensors
 

@@ -10,16 +10,16 @@ from safetensors.torch import save_file
 import adaptrix
 from adaptrix.adapter import Extra
 from adaptrix.attaching import attach
-from adaptrix.decomposing import SvdCache
+from adaptrix.base.checkpoint import open_base
+from adaptrix.base.svd import SvdCache
 from adaptrix.errors import RefusedError
-from adaptrix.merging.base import open_base
 from adaptrix.merging.draft import draft, settle
 from adaptrix.merging.merger import write
 from adaptrix.merging.options import MergeOptions
+from adaptrix.pipeline import Workshop
 from adaptrix.planning.plan import make_plan
 from adaptrix.results import Report
-from adaptrix.runtime.tensors import as_stored
-from adaptrix.workflow import Workshop
+from adaptrix.torch_tensor import as_stored
 from tests.families import tiny_model
 from tests.merge_models import as_torch, loaded, merge, tensors
 from tests.spectral_experts import MODULES, as_lora, expert, multiplied_out

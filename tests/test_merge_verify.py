@@ -12,7 +12,7 @@ from adaptrix.merging import product, verify
 from adaptrix.merging.draft import draft
 from adaptrix.merging.merger import write
 from adaptrix.merging.options import MergeOptions
-from adaptrix.workflow import Workshop
+from adaptrix.pipeline import Workshop
 from tests.command_line import placed
 from tests.merge_models import pair
 

@@ -15,7 +15,7 @@ import adaptrix
 from adaptrix.formats import safetensors_file
 from adaptrix.inspection import summarise
 from adaptrix.options import Options, dtype_name
-from adaptrix.workflow import Workshop
+from adaptrix.pipeline import Workshop
 from benchmarks.checkpoints import BAD
 from benchmarks.draft import PREFIX, Q0, Draft
 from tests.command_line import placed

@@ -9,7 +9,7 @@ from peft.tuners.lora.layer import LoraLayer
 
 import adaptrix
 from adaptrix.options import Options
-from adaptrix.workflow import Workshop
+from adaptrix.pipeline import Workshop
 from tests.families import FAMILIES, tiny_model
 from tests.peft_models import (
     assert_lossless,

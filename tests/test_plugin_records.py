@@ -13,9 +13,9 @@ import pytest
 from adaptrix.adapter import Adapter
 from adaptrix.errors import RefusedError, UsageError
 from adaptrix.options import Options
+from adaptrix.pipeline import Workshop
 from adaptrix.plugins.catalog import Catalog
 from adaptrix.records import Bundle
-from adaptrix.workflow import Workshop
 from benchmarks import alpaca
 from tests import plugin_helpers
 from tests.command_line import offline

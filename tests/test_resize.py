@@ -15,8 +15,8 @@ from adaptrix.algebra.compression import Size, resize_adapter
 from adaptrix.delta import LowRank, straightened
 from adaptrix.errors import RefusedError, UsageError
 from adaptrix.options import Options
+from adaptrix.pipeline import Workshop
 from adaptrix.tensor import Tensor
-from adaptrix.workflow import Workshop
 from tests.command_line import placed
 from tests.make import adapter
 from tests.peft_models import assert_same_deltas, deltas, load, logits, save

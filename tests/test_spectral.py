@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import adaptrix
-from adaptrix.decomposing import SvdCache, spectral
+from adaptrix.base.svd import SvdCache, spectral
 from adaptrix.delta import LowRank, Spectral
 from adaptrix.errors import RefusedError, UsageError
 from adaptrix.formats import safetensors_file

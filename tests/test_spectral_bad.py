@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import adaptrix
-from adaptrix.decomposing import SvdCache
+from adaptrix.base.svd import SvdCache
 from adaptrix.formats import safetensors_file
 from adaptrix.inspection import summarise
 from adaptrix.tensor import Tensor

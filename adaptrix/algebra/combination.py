@@ -33,8 +33,8 @@ from adaptrix.delta import LowRank
 from adaptrix.errors import Problem, RefusedError
 from adaptrix.formats.peft_write import STACKED_SINCE
 from adaptrix.options import Options, dtype_name
+from adaptrix.pipeline import Workshop
 from adaptrix.tensor import Tensor
-from adaptrix.workflow import Workshop
 
 #: keys that speak of what is not in a combination
 _DROPPED = ("modules_to_save", "trainable_token_indices", "bias", "target_parameters")

@@ -21,7 +21,7 @@ from adaptrix.algebra.operands import NOT_SHOWN, Operand, gather
 from adaptrix.architecture import Site
 from adaptrix.delta import LowRank
 from adaptrix.errors import Problem
-from adaptrix.workflow import Workshop
+from adaptrix.pipeline import Workshop
 
 
 @dataclass(frozen=True, slots=True)

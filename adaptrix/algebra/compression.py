@@ -20,8 +20,8 @@ from adaptrix.binding.bind import BoundAdapter
 from adaptrix.delta import LowRank, Spectrum, spectrum
 from adaptrix.errors import Problem, RefusedError, UsageError
 from adaptrix.options import Options, dtype_name
+from adaptrix.pipeline import Workshop
 from adaptrix.tensor import Tensor
-from adaptrix.workflow import Workshop
 
 
 @dataclass(frozen=True)

@@ -12,22 +12,22 @@ from typing import Any
 import numpy as np
 
 from adaptrix.adapter import Adapter, Extra, Provenance, Target
-from adaptrix.algebra.changes import Change, Changes, changes, difference, kept_whole, kinds
-from adaptrix.algebra.decomposition import SOLVERS, Solver, best_pair, residual
 from adaptrix.algebra.factors import Loss, total
+from adaptrix.algebra.finetune import Change, Changes, changes, difference, kept_whole, kinds
+from adaptrix.algebra.lora_svd import SOLVERS, Solver, best_pair, residual
 from adaptrix.algebra.operands import NOT_SHOWN
 from adaptrix.algebra.outcome import Outcome, published, require_room, too_large
 from adaptrix.architecture import Site
+from adaptrix.base.checkpoint import Base
+from adaptrix.base.fetch import fetch_base
 from adaptrix.binding.bind import bind
 from adaptrix.binding.identify import Identity, by_config
 from adaptrix.delta import LowRank, from_factors
 from adaptrix.errors import Problem, RefusedError, UsageError, errors_in, refuse
-from adaptrix.merging.base import Base
-from adaptrix.merging.fetch import fetch_base
 from adaptrix.options import Options, dtype_name
+from adaptrix.pipeline import Workshop
 from adaptrix.records import Bundle
-from adaptrix.text import some
-from adaptrix.workflow import Workshop
+from adaptrix.wording import some
 
 
 @dataclass(frozen=True)

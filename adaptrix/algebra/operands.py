@@ -13,10 +13,10 @@ from adaptrix.architecture import Site
 from adaptrix.binding.bind import BoundAdapter
 from adaptrix.delta import LowRank, require_low_rank
 from adaptrix.errors import Problem, RefusedError, Severity, errors_in
+from adaptrix.pipeline import Workshop
 from adaptrix.planning.plan import recorded_plan
 from adaptrix.planning.prune import pruned
 from adaptrix.records import Bundle
-from adaptrix.workflow import Workshop
 
 #: for who shows nobody that work is going on
 NOT_SHOWN: AbstractContextManager[Any] = nullcontext()

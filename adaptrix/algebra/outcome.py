@@ -16,10 +16,10 @@ from adaptrix.binding.bind import BoundAdapter, factors
 from adaptrix.destination import destination
 from adaptrix.errors import Problem, RefusedError, errors_in
 from adaptrix.options import Options
+from adaptrix.pipeline import Workshop
 from adaptrix.planning.plan import make_plan
 from adaptrix.records import Bundle
 from adaptrix.results import Conversion
-from adaptrix.workflow import Workshop
 
 
 @dataclass(frozen=True)

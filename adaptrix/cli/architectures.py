@@ -7,7 +7,7 @@ import click
 from adaptrix.architecture import Architecture
 from adaptrix.cli.common import Voice, print_json, show_problems, voice_options
 from adaptrix.errors import Problem, UsageError
-from adaptrix.workflow import Workshop
+from adaptrix.pipeline import Workshop
 
 
 @click.group(invoke_without_command=True)

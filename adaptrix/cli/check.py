@@ -6,8 +6,8 @@ import click
 
 from adaptrix.binding.bind import BoundAdapter
 from adaptrix.cli.common import Voice, base_option, print_json, show_problems, show_refusal, voice_options, working
+from adaptrix.pipeline import Workshop
 from adaptrix.results import Report
-from adaptrix.workflow import Workshop
 
 
 @click.command()

@@ -13,7 +13,7 @@ from adaptrix.cli.common import Voice, base_option, offering, voice_options, wor
 from adaptrix.cli.outcome import output_options, show_outcome
 from adaptrix.errors import Problem, UsageError
 from adaptrix.options import Options
-from adaptrix.workflow import Workshop
+from adaptrix.pipeline import Workshop
 
 _METHOD = f"One of {', '.join(METHODS)}."
 

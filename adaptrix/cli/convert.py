@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from adaptrix.base.vectors import BaseVectors, draws
 from adaptrix.cli.common import (
     Voice,
     bars,
@@ -24,11 +25,10 @@ from adaptrix.destination import require_folder
 from adaptrix.errors import AdaptrixError, Problem, UsageError
 from adaptrix.fitting.maker import maker_for
 from adaptrix.options import Options
+from adaptrix.pipeline import Workshop
 from adaptrix.planning.lowering import TOLERANCE
 from adaptrix.results import Conversion
-from adaptrix.text import amount
-from adaptrix.vectors import BaseVectors, draws
-from adaptrix.workflow import Workshop
+from adaptrix.wording import amount
 
 _LAYERS = """all, middle, spread:K, energy:K, 8-23,28, or fit:K. [default: for an injection file the plan of the one
     that is read, or middle; all for peft]"""

@@ -11,8 +11,8 @@ from rich.text import Text
 
 from adaptrix.algebra.comparison import Comparison, Likeness, compare_adapters, label
 from adaptrix.cli.common import Voice, base_option, clean, print_json, show_problems, voice_options, working
-from adaptrix.text import some
-from adaptrix.workflow import Workshop
+from adaptrix.pipeline import Workshop
+from adaptrix.wording import some
 
 _ROWS = 60  # of a table; --json has them all
 _CELL = len("+0.00 ×00.00")

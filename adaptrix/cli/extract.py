@@ -7,14 +7,14 @@ from typing import Any
 import click
 
 from adaptrix.algebra.comparison import label
-from adaptrix.algebra.decomposition import SOLVERS
 from adaptrix.algebra.extraction import Extraction, extract_adapter
 from adaptrix.algebra.factors import Loss, total
+from adaptrix.algebra.lora_svd import SOLVERS
 from adaptrix.algebra.outcome import Outcome
 from adaptrix.cli.common import Voice, offering, voice_options, working
 from adaptrix.cli.outcome import output_options, show_outcome
 from adaptrix.options import Options
-from adaptrix.workflow import Workshop
+from adaptrix.pipeline import Workshop
 
 _MODEL = "A folder with a model's config and weights, or OWNER/NAME on the Hub."
 

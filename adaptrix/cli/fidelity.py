@@ -13,7 +13,7 @@ from rich.table import Table
 
 from adaptrix.cli.common import Voice, bars, clean, print_json, show_problems, voice_options, whole_base_option
 from adaptrix.errors import Problem, UsageError, errors_in
-from adaptrix.workflow import Workshop
+from adaptrix.pipeline import Workshop
 
 if TYPE_CHECKING:
     from adaptrix.measuring.bootstrap import Estimate

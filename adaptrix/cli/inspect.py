@@ -8,7 +8,7 @@ import click
 
 from adaptrix.cli.common import Voice, base_option, print_json, show_problems, voice_options, working
 from adaptrix.inspection import Inspection, summarise
-from adaptrix.workflow import Workshop
+from adaptrix.pipeline import Workshop
 
 
 @click.command()

@@ -12,8 +12,8 @@ from adaptrix.errors import errors_in
 from adaptrix.merging.draft import draft
 from adaptrix.merging.merger import Merge, write
 from adaptrix.merging.options import MergeOptions, prepare
-from adaptrix.text import amount
-from adaptrix.workflow import Workshop
+from adaptrix.pipeline import Workshop
+from adaptrix.wording import amount
 
 _LAYERS = """all, middle, spread:K, energy:K, or 8-23,28. [default: the plan of an injection file; all of a PEFT
     checkpoint]"""

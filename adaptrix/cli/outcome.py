@@ -9,8 +9,8 @@ import click
 
 from adaptrix.algebra.outcome import Outcome
 from adaptrix.cli.common import Voice, clean, print_json, show_problems
-from adaptrix.text import amount
-from adaptrix.workflow import Workshop
+from adaptrix.pipeline import Workshop
+from adaptrix.wording import amount
 
 F = TypeVar("F", bound=Callable[..., Any])
 

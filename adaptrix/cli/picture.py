@@ -10,7 +10,7 @@ from rich.text import Text
 
 from adaptrix.cli.common import clean
 from adaptrix.inspection import Inspection, Picture, RoleSummary
-from adaptrix.text import amount, some
+from adaptrix.wording import amount, some
 
 _BARS = "▁▂▃▄▅▆▇█"
 _PLAIN = "123456789"

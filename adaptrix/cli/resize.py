@@ -10,7 +10,7 @@ from adaptrix.algebra.compression import Size, resize_adapter
 from adaptrix.cli.common import Voice, base_option, voice_options, working
 from adaptrix.cli.outcome import output_options, show_outcome
 from adaptrix.options import Options
-from adaptrix.workflow import Workshop
+from adaptrix.pipeline import Workshop
 
 
 @click.command()

@@ -17,7 +17,7 @@ from typing import Any
 from adaptrix.architecture import Architecture, Role
 from adaptrix.architecture.dims import Alternative, names_in
 from adaptrix.derive.defaults import rules
-from adaptrix.derive.fit import Fitter
+from adaptrix.derive.expressions import Fitter
 from adaptrix.derive.naming import dim_names, role_names
 from adaptrix.derive.roles import Evidence, describe
 from adaptrix.derive.stacks import Stacks

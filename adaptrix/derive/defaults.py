@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from adaptrix.architecture.dims import Alternative, Rule
-from adaptrix.derive.fit import Fitter
+from adaptrix.derive.expressions import Fitter
 from adaptrix.derive.models import config_of
 from adaptrix.derive.survey import Family, Model, changed, guarded, numbers_in
 from adaptrix.errors import AdaptrixError

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from adaptrix.architecture import Orientation, Role
-from adaptrix.derive.fit import Fitter
+from adaptrix.derive.expressions import Fitter
 from adaptrix.derive.stacks import Stacks
 from adaptrix.derive.survey import Family, Model
 

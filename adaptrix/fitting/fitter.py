@@ -23,8 +23,8 @@ from adaptrix.attaching import attach
 from adaptrix.binding.bind import BoundAdapter, factors
 from adaptrix.delta import LowRank, require_low_rank
 from adaptrix.errors import Problem, RefusedError, refuse
-from adaptrix.fitting.choice import choose, looks
 from adaptrix.fitting.corpus import Corpus
+from adaptrix.fitting.layer_choice import choose, looks
 from adaptrix.fitting.refit import FULL, KEPT, Refit, State
 from adaptrix.fitting.resume import Saved
 from adaptrix.measuring.divergence import divergence

@@ -15,9 +15,9 @@ from adaptrix.binding.bind import BoundAdapter
 from adaptrix.errors import Problem, UsageError
 from adaptrix.fitting.place import state_file
 from adaptrix.options import Options, require_options
+from adaptrix.pipeline import Maker, Workshop
 from adaptrix.planning.plan import Plan
 from adaptrix.progress import Counted, uncounted
-from adaptrix.workflow import Maker, Workshop
 
 if TYPE_CHECKING:
     from adaptrix.measuring.text import Text
@@ -53,19 +53,19 @@ class FitMaker:
 
     def __call__(self, bound: BoundAdapter, options: Options, out: Path) -> Plan:
         """The plan, fitted on the options' base and text. Raises :class:`AdaptrixError`."""
+        from adaptrix.base import model as base_model
         from adaptrix.fitting.corpus import corpus
         from adaptrix.fitting.fitter import Fitter, aim
-        from adaptrix.measuring import models
         from adaptrix.measuring.text import tokens_of
 
         assert options.base is not None  # require_options saw to it
         aimed = aim(bound, options)
-        base = models.stored(options.base, self.workshop, models.placement(None, None))
+        base = base_model.stored(options.base, self.workshop, base_model.placement(None, None))
         ids = tokens_of(self.text, base.tokenizer()).ids
         with base.model() as model:
-            models.require_in_vocabulary(model, ids, base.name)
-            windows = corpus(self.text, ids, models.context_of(model))
-            models.require_causal(model, ids, base.name)
+            base_model.require_in_vocabulary(model, ids, base.name)
+            windows = corpus(self.text, ids, base_model.context_of(model))
+            base_model.require_causal(model, ids, base.name)
             return Fitter(bound, aimed, model, windows, options, self.display).plan(out)
 
     def forget(self, out: Path) -> None:

@@ -20,8 +20,8 @@ from adaptrix.errors import Problem, RefusedError, UsageError
 from adaptrix.fitting.place import state_file
 from adaptrix.fitting.refit import LISTS, State
 from adaptrix.formats import safetensors_file
-from adaptrix.runtime.tensors import as_torch
 from adaptrix.tensor import Tensor as Stored
+from adaptrix.torch_tensor import as_torch
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from adaptrix.adapter import Adapter
-from adaptrix.binding.bind import BoundAdapter, bind, nonfinite
-from adaptrix.binding.identify import by_config
-from adaptrix.errors import Problem, RefusedError, UsageError, errors_in
-from adaptrix.measuring.models import (
+from adaptrix.base.model import (
     Ground,
     context_of,
     given,
@@ -25,15 +22,18 @@ from adaptrix.measuring.models import (
     require_in_vocabulary,
     stored,
 )
+from adaptrix.binding.bind import BoundAdapter, bind, nonfinite
+from adaptrix.binding.identify import by_config
+from adaptrix.errors import Problem, RefusedError, UsageError, errors_in
 from adaptrix.measuring.policies import plans
 from adaptrix.measuring.report import FidelityReport
 from adaptrix.measuring.rows import Bench
 from adaptrix.measuring.text import Text, Tokens, read_text, tokens_of
 from adaptrix.measuring.windows import require_enough, require_steps, windows
+from adaptrix.pipeline import Workshop
 from adaptrix.planning.plan import Plan, powerless
 from adaptrix.progress import Display, quiet
-from adaptrix.runtime.context import why_whole
-from adaptrix.workflow import Workshop
+from adaptrix.runtime.swapping import why_whole
 
 Uri = str | PathLike[str]
 _WINDOW = 512

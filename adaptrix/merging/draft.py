@@ -6,19 +6,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
+from adaptrix.base.checkpoint import Base
+from adaptrix.base.fetch import fetch_base
+from adaptrix.base.sites import Places
 from adaptrix.errors import Problem, RefusedError, errors_in
-from adaptrix.merging.base import Base
-from adaptrix.merging.change import Change
-from adaptrix.merging.changes import Drafting
-from adaptrix.merging.fetch import fetch_base
+from adaptrix.merging.drafting import Drafting
 from adaptrix.merging.options import MergeOptions, QloraBase
-from adaptrix.merging.places import Places
+from adaptrix.merging.tensor_change import Change
 from adaptrix.merging.tied import is_tied, tied_changes, tied_problems, vocabulary
+from adaptrix.pipeline import Workshop
 from adaptrix.planning.plan import Plan, make_plan, powerless, recorded_plan
 from adaptrix.progress import Counted, uncounted
 from adaptrix.records import Bundle
 from adaptrix.results import Report
-from adaptrix.workflow import Workshop
 
 
 @dataclass(frozen=True, eq=False)

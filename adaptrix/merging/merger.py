@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adaptrix import atomic
+from adaptrix.base.checkpoint import TOKENIZER, matching
+from adaptrix.base.file_kinds import INDEX
 from adaptrix.destination import require_apart, require_folder
 from adaptrix.errors import Problem
 from adaptrix.merging.agreement import Agreement
-from adaptrix.merging.base import TOKENIZER, matching
 from adaptrix.merging.draft import Draft
 from adaptrix.merging.model_files import as_json, write_model
 from adaptrix.merging.options import MergeOptions
 from adaptrix.merging.record import RECORD, record
-from adaptrix.merging.weights import INDEX
 from adaptrix.planning.plan import Plan
 from adaptrix.progress import Display, quiet
 

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adaptrix.merging.base import Base
-from adaptrix.merging.change import Change
+from adaptrix.base.checkpoint import Base
+from adaptrix.base.file_kinds import INDEX
 from adaptrix.merging.config import merged_config
 from adaptrix.merging.draft import Draft
-from adaptrix.merging.weights import INDEX
+from adaptrix.merging.tensor_change import Change
 from adaptrix.options import dtype_name
 from adaptrix.progress import Display, quiet
 from adaptrix.tensor import FLOATS

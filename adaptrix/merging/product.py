@@ -16,11 +16,12 @@ from math import frexp
 import torch
 from torch import Tensor
 
+from adaptrix.base.sites import Term
 from adaptrix.errors import refuse
-from adaptrix.merging.change import Change, SpectralTerm, Term
 from adaptrix.merging.reading import Reader, reading
-from adaptrix.runtime.tensors import TORCH, as_torch
+from adaptrix.merging.tensor_change import Change, SpectralTerm
 from adaptrix.tensor import Tensor as Stored
+from adaptrix.torch_tensor import TORCH, as_torch
 
 #: numbers a piece: what is done to them is done in a core's own cache
 PIECE = 1 << 17

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import torch
 
-from adaptrix.runtime.tensors import TORCH, as_torch
 from adaptrix.tensor import Tensor
+from adaptrix.torch_tensor import TORCH, as_torch
 
 _BLOCK = 64
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from adaptrix.errors import RefusedError, refuse
-from adaptrix.runtime.tensors import TORCH
 from adaptrix.tensor import FileRange
 from adaptrix.tensor import Tensor as Stored
+from adaptrix.torch_tensor import TORCH
 
 
 class Reader:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import Any
 
-from adaptrix.merging.base import Base
+from adaptrix.base.checkpoint import Base
 from adaptrix.planning.plan import Plan
 
 RECORD = "adaptrix_merge.json"

@@ -18,9 +18,9 @@ from typing import Protocol
 import torch
 
 from adaptrix.formats.safetensors_file import encode
-from adaptrix.merging.change import Change
 from adaptrix.merging.product import pieces
 from adaptrix.merging.reading import shrunk
+from adaptrix.merging.tensor_change import Change
 from adaptrix.tensor import FileRange, Tensor
 
 #: bytes that one thread copies before it looks whether it is still wanted

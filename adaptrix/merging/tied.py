@@ -13,10 +13,10 @@ import numpy as np
 
 from adaptrix.adapter import Extra
 from adaptrix.architecture import Site
+from adaptrix.base.sites import Places
 from adaptrix.delta import Delta, LowRank
 from adaptrix.errors import Problem
-from adaptrix.merging.change import Change
-from adaptrix.merging.places import Places
+from adaptrix.merging.tensor_change import Change
 from adaptrix.planning.plan import Plan
 from adaptrix.tensor import FLOATS, Tensor
 

@@ -13,7 +13,7 @@ from adaptrix.errors import Problem, RefusedError
 from adaptrix.planning.plan import Plan
 from adaptrix.runtime.decompositions import Decompositions
 from adaptrix.runtime.factors import device_of, factors, is_embedding, kernel_of
-from adaptrix.runtime.reach import Reached, whole_site
+from adaptrix.runtime.modules import Reached, whole_site
 from adaptrix.runtime.replaced import Change, numbers
 from adaptrix.runtime.spectral import Adding
 

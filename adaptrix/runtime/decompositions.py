@@ -21,10 +21,10 @@ from adaptrix.delta import Spectral
 from adaptrix.errors import Problem, RefusedError, refuse
 from adaptrix.planning.plan import Plan
 from adaptrix.runtime.factors import device_of, gain_of, present
-from adaptrix.runtime.reach import Reached, whole_site
+from adaptrix.runtime.modules import Reached, whole_site
 from adaptrix.runtime.spectral import Axes, SpectralKernel, axes_of
-from adaptrix.runtime.tensors import NAMES, as_stored, as_torch
 from adaptrix.tensor import Tensor as Stored
+from adaptrix.torch_tensor import NAMES, as_stored, as_torch
 
 
 class Resolver(Protocol):

@@ -25,10 +25,10 @@ from adaptrix.errors import Problem, RefusedError, refuse
 from adaptrix.planning.plan import Plan
 from adaptrix.runtime.factors import offloaded, present
 from adaptrix.runtime.kernel import Kernel
-from adaptrix.runtime.reach import Reached, whole_site
+from adaptrix.runtime.modules import Reached, whole_site
 from adaptrix.runtime.replaced import Change, twin
 from adaptrix.runtime.spectral import Adding
-from adaptrix.runtime.tensors import as_torch
+from adaptrix.torch_tensor import as_torch
 
 #: what stands in the names under which peft saves a tensor of a module saved whole once more
 _COPY = re.compile(r"\.(?:modules_to_save(?:\.[^.]+)?|original_module)(?=\.)")

@@ -16,8 +16,8 @@ from adaptrix.delta import Delta, LowRank
 from adaptrix.errors import refuse
 from adaptrix.planning.plan import Plan
 from adaptrix.runtime.kernel import Kernel
-from adaptrix.runtime.reach import Reached
-from adaptrix.runtime.tensors import as_torch
+from adaptrix.runtime.modules import Reached
+from adaptrix.torch_tensor import as_torch
 
 
 @dataclass(frozen=True, slots=True, eq=False)

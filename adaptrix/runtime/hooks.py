@@ -19,15 +19,15 @@ from adaptrix.architecture import Site
 from adaptrix.errors import refuse
 from adaptrix.runtime import recompute
 from adaptrix.runtime.cache import AdapterCache
-from adaptrix.runtime.context import depth_of, layers_of, require_own
+from adaptrix.runtime.compiling import Lanes, apart, compile_forward
 from adaptrix.runtime.drift import Drift
-from adaptrix.runtime.injection import Injector
-from adaptrix.runtime.lanes import Lanes, apart, compile_forward
+from adaptrix.runtime.module_hook import Injector
+from adaptrix.runtime.modules import Reached
 from adaptrix.runtime.passes import Pass
-from adaptrix.runtime.reach import Reached
+from adaptrix.runtime.refcounts import Users
 from adaptrix.runtime.selection import BASE, Selection
 from adaptrix.runtime.slots import Slots
-from adaptrix.runtime.users import Users
+from adaptrix.runtime.swapping import depth_of, layers_of, require_own
 
 _SESSIONS = count(1)
 #: what this context has chosen, by session

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from adaptrix.architecture import Site
 from adaptrix.runtime.kernel import Kernel, combined
-from adaptrix.runtime.learned import Sum, Trained
 from adaptrix.runtime.replaced import Change, Mixed, adding_only
 from adaptrix.runtime.rows import Rows, side_by_side
 from adaptrix.runtime.spectral import (
@@ -24,6 +23,7 @@ from adaptrix.runtime.spectral import (
     distinct_axes,
     spectral_rows,
 )
+from adaptrix.runtime.trainable import Sum, Trained
 
 #: what acts without leaves to be learned, and on what a module says alone
 Part = Kernel | Rows | SpectralKernel | SpectralRows

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from adaptrix.architecture import Site
 from adaptrix.errors import Problem, UsageError
-from adaptrix.runtime.learned import Trained
 from adaptrix.runtime.rows import rows_of
 from adaptrix.runtime.spectral import Adding, SpectralKernel
+from adaptrix.runtime.trainable import Trained
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -9,10 +9,10 @@ from typing import Any
 from adaptrix.architecture import Site
 from adaptrix.planning.plan import Plan
 from adaptrix.runtime.kernel import Kernel
-from adaptrix.runtime.learned import Trained
-from adaptrix.runtime.live import Live
 from adaptrix.runtime.mixing import Mixture, by_row, summed
 from adaptrix.runtime.replaced import Change
+from adaptrix.runtime.row_factors import Live
+from adaptrix.runtime.trainable import Trained
 
 #: what a hook applies at one module
 Injected = Mixture | Live

@@ -23,20 +23,20 @@ from adaptrix.errors import Problem, UsageError
 from adaptrix.planning.plan import Plan
 from adaptrix.runtime.cache import AdapterCache
 from adaptrix.runtime.choices import require_name
-from adaptrix.runtime.context import Swap, refill
 from adaptrix.runtime.hooks import Hooks
-from adaptrix.runtime.learned import Trained
-from adaptrix.runtime.live import Places, RowFactors
-from adaptrix.runtime.reach import require_plain
+from adaptrix.runtime.loaded import Choice as Choice
+from adaptrix.runtime.loaded import Roster, Rows
+from adaptrix.runtime.modules import require_plain
+from adaptrix.runtime.refcounts import DEFAULT, Users
 from adaptrix.runtime.replaced import Change
 from adaptrix.runtime.report import Report
-from adaptrix.runtime.roster import Choice as Choice
-from adaptrix.runtime.roster import Roster, Rows
+from adaptrix.runtime.row_factors import Places, RowFactors
 from adaptrix.runtime.selection import BASE, Loaded, Selection, weighted
 from adaptrix.runtime.sharing import Prefill, prefill
 from adaptrix.runtime.slots import Slots
+from adaptrix.runtime.swapping import Swap, refill
+from adaptrix.runtime.trainable import Trained
 from adaptrix.runtime.training import adapter_now, learned
-from adaptrix.runtime.users import DEFAULT, Users
 
 #: an adapter (a uri, a path, an Adapter) -> what it does on the session's model, and its plan
 Builder = Callable[[Any], tuple[Mapping[Site, Change], Plan]]
@@ -111,7 +111,7 @@ class Session:
         """Activates a choice and makes the cache what it would have been under it; says what that took, and why.
 
         Layers under the first injected one are kept, the rest computed from the hidden states that entered
-        it, for the families in :data:`adaptrix.runtime.context.FAMILIES`; others read the tokens again, as after
+        it, for the families in :data:`adaptrix.runtime.swapping.FAMILIES`; others read the tokens again, as after
         loading an adapter that starts at a lower layer than those known to ``new_cache``. Rows of adapters, as for
         :meth:`route`, are for a batch. What was filled in a way that cannot be repeated, and another cache than
         one of this session, is refused by name; then, and after an interrupt, cache and default are as they were.

@@ -1,7 +1,7 @@
 """One prompt for several adapters: the layers under all of them are run once.
 
 The first choice runs the whole model. Every other one gets its lower layers' keys and values, and runs the
-upper layers on what entered them, as a swap does (:mod:`adaptrix.runtime.context`); n choices over L layers, the
+upper layers on what entered them, as a swap does (:mod:`adaptrix.runtime.swapping`); n choices over L layers, the
 first injected one being L0, cost L + (n - 1)·(L - L0) layers instead of n·L.
 """
 
@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from adaptrix.errors import Problem, UsageError
 from adaptrix.runtime.cache import AdapterCache
-from adaptrix.runtime.context import layers_of, run_upper, upper_half, why_whole
 from adaptrix.runtime.hooks import Hooks
 from adaptrix.runtime.selection import Selection
+from adaptrix.runtime.swapping import layers_of, run_upper, upper_half, why_whole
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -18,11 +18,11 @@ from torch import Tensor
 from adaptrix.architecture import Site
 from adaptrix.errors import Problem, RefusedError, UsageError, refuse
 from adaptrix.runtime.kernel import Kernel
+from adaptrix.runtime.refcounts import DEFAULT, Users
 from adaptrix.runtime.replaced import Change
 from adaptrix.runtime.rows import rows_of
 from adaptrix.runtime.selection import Resident
 from adaptrix.runtime.spectral import SpectralKernel
-from adaptrix.runtime.users import DEFAULT, Users
 
 #: ranks that banks come in; a smaller one is filled up with zeros
 BUCKETS = (4, 8, 16, 32, 64, 128, 256)

@@ -22,11 +22,11 @@ from adaptrix.planning.plan import Plan
 from adaptrix.runtime.build import by_module, home
 from adaptrix.runtime.factors import Factors, factors, gain_of, is_embedding
 from adaptrix.runtime.kernel import Kernel
-from adaptrix.runtime.learned import Learned, LearnedSpectral, Trained
-from adaptrix.runtime.reach import Reached
+from adaptrix.runtime.modules import Reached
 from adaptrix.runtime.spectral import Adding, SpectralKernel
-from adaptrix.runtime.tensors import as_torch
+from adaptrix.runtime.trainable import Learned, LearnedSpectral, Trained
 from adaptrix.tensor import Tensor as Stored
+from adaptrix.torch_tensor import as_torch
 
 
 @torch.inference_mode(False)

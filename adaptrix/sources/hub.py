@@ -23,7 +23,7 @@ from adaptrix.records import Bundle, Format, Source
 from adaptrix.sources.hub_address import Address, is_address, parse
 from adaptrix.sources.hub_errors import saying, unreachable
 from adaptrix.sources.select import Listing, choose, choose_file
-from adaptrix.text import some
+from adaptrix.wording import some
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

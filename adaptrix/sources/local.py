@@ -17,7 +17,7 @@ from adaptrix.json_file import read_object
 from adaptrix.records import Bundle, Format, Source
 from adaptrix.sources.full_model import count_tensors
 from adaptrix.sources.select import Choice, Listing, at_top, choose, choose_file
-from adaptrix.text import shown, some
+from adaptrix.wording import shown, some
 
 #: a name that ends so is a file that somebody expected here; below a folder that is not here, it may be on the Hub
 _SUFFIXES = (".safetensors", ".bin", ".json", ".gguf", ".pt", ".pth", ".ckpt")

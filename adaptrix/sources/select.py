@@ -16,7 +16,7 @@ from adaptrix.errors import RefusedError, refuse
 from adaptrix.json_file import MAX_BYTES, too_large
 from adaptrix.records import Format
 from adaptrix.sources.full_model import model_weights
-from adaptrix.text import amount, commands, shown, some
+from adaptrix.wording import amount, commands, shown, some
 
 #: PEFT's own name of it; its absence has an explanation of its own
 _CONFIG = "adapter_config.json"

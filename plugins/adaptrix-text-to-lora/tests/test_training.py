@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from adaptrix_text_to_lora import Hypernetwork
-from adaptrix_text_to_lora.emit import Origin
+from adaptrix_text_to_lora.adapters import Origin
 from adaptrix_text_to_lora.shape import Output, Shape, Variant
 from adaptrix_text_to_lora.targets import Base
 from adaptrix_text_to_lora.training import (
@@ -25,7 +25,7 @@ from adaptrix_text_to_lora.training import (
     reconstruct,
 )
 from adaptrix_text_to_lora.training.loop import Watch
-from adaptrix_text_to_lora.training.placing import by_path
+from adaptrix_text_to_lora.training.module_factors import by_path
 from adaptrix_text_to_lora.training.reconstruction import Kind
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -30,8 +30,8 @@ import adaptrix
 from adaptrix.adapter import Adapter, Provenance, Target
 from adaptrix.delta import LowRank
 from adaptrix.formats import safetensors_file
+from adaptrix.pipeline import Workshop
 from adaptrix.tensor import Tensor
-from adaptrix.workflow import Workshop
 from tests.families import tiny_model
 
 BASE = Path(__file__).parents[3] / "examples" / "tiny" / "base"

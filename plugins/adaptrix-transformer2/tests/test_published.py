@@ -15,7 +15,7 @@ from torch.func import functional_call
 
 import adaptrix
 from adaptrix.cli import run
-from adaptrix.workflow import Workshop
+from adaptrix.pipeline import Workshop
 from tests.families import tiny_model
 
 

@@ -14,7 +14,7 @@ from adaptrix_transformer2 import decomposed, save
 from adaptrix_transformer2.parametrisation import Kind, z_of
 from adaptrix_transformer2.train import Course, Example, Policy, Trained, mean_loss, mean_reward, reinforce, sft
 from adaptrix_transformer2.train.answers import answers, chosen, log_probabilities
-from adaptrix_transformer2.train.live import live_on
+from adaptrix_transformer2.train.trainable import live_on
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -250,7 +250,7 @@ def test_kl_is_that_of_the_base_from_the_expert(model: Any, monkeypatch: pytest.
     def far(_: str, size: int, generator: torch.Generator) -> Tensor:
         return 2 * torch.randn(size, generator=generator)
 
-    monkeypatch.setattr("adaptrix_transformer2.train.live.start", far)  # where the two directions differ
+    monkeypatch.setattr("adaptrix_transformer2.train.trainable.start", far)  # where the two directions differ
     course = Course(steps=1, batch=6)
     found = reinforce(model, data, reward, course, Policy(samples=2, longest=3, kl=0.1), ends=())
     with live_on(model, decomposed(model), course.kind, course.seed) as live, torch.no_grad():

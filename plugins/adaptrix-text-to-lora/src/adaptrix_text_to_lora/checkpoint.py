@@ -19,7 +19,7 @@ from adaptrix.errors import Problem, RefusedError, UsageError
 from adaptrix.formats import torch_file
 from adaptrix.records import Bundle
 from adaptrix.tensor import FLOATS, Tensor
-from adaptrix.text import some
+from adaptrix.wording import some
 from adaptrix_text_to_lora.hypernetwork import Hypernetwork
 from adaptrix_text_to_lora.layout import read_shape
 from adaptrix_text_to_lora.settings import Settings, read_settings

@@ -14,8 +14,8 @@ from adaptrix.cli.outcome import output_options
 from adaptrix.destination import require_folder
 from adaptrix.errors import AdaptrixError, Problem, UsageError
 from adaptrix.options import Options
-from adaptrix.text import amount
-from adaptrix.workflow import Conversion, Workshop
+from adaptrix.pipeline import Conversion, Workshop
+from adaptrix.wording import amount
 from adaptrix_text_to_lora.prompts import read_prompts, require_prompts
 
 _CHECKPOINT = "A trained hypernetwork: hypermod.pt, or its folder.  [default: text-to-lora in the base's folder]"

@@ -11,9 +11,9 @@ import torch
 
 from adaptrix.adapter import Adapter
 from adaptrix.errors import Problem
-from adaptrix.workflow import Workshop
+from adaptrix.pipeline import Workshop
+from adaptrix_text_to_lora.adapters import Origin
 from adaptrix_text_to_lora.checkpoint import Checkpoint, own_checkpoint, read_checkpoint
-from adaptrix_text_to_lora.emit import Origin
 from adaptrix_text_to_lora.encoders import Encoder, Pooling, require_width, scaled
 from adaptrix_text_to_lora.encoding import embedded, named_encoder
 from adaptrix_text_to_lora.hypernetwork import Hypernetwork

@@ -13,9 +13,9 @@ from adaptrix.cli.common import Voice, bars, clean, print_json, voice_options, w
 from adaptrix_text_to_lora.command import ENCODER
 
 if TYPE_CHECKING:
+    from adaptrix_text_to_lora.training.evaluation import Judged
+    from adaptrix_text_to_lora.training.importing import Found
     from adaptrix_text_to_lora.training.job import Trained
-    from adaptrix_text_to_lora.training.judging import Judged
-    from adaptrix_text_to_lora.training.taking_over import Found
 
 _TENTH = 10
 
@@ -81,7 +81,7 @@ def evaluate_command(tasks: Path, voice: Voice, **options: Any) -> int:
     Beside it are the base alone, and every task under the description of another: an adapter that does as well
     under any description has not read it. `exact` is the share of responses that greedy decoding would write.
     """
-    from adaptrix_text_to_lora.training.judging import judge
+    from adaptrix_text_to_lora.training.evaluation import judge
 
     found = judge(tasks, display=bars(voice), **options)
     if voice.json:
@@ -119,7 +119,7 @@ def import_command(checkpoint: str, out: Path | None, force: bool, voice: Voice)
 
     No base is needed, and the pickle is never executed: what is written holds tensors alone, in their order.
     """
-    from adaptrix_text_to_lora.training.taking_over import take_over
+    from adaptrix_text_to_lora.training.importing import take_over
 
     found = take_over(checkpoint, out, force=force)
     if voice.json:

@@ -17,7 +17,7 @@ from torch import nn
 
 from adaptrix.adapter import Adapter, Target
 from adaptrix.errors import Problem, RefusedError, UsageError
-from adaptrix.workflow import Workshop
+from adaptrix.pipeline import Workshop
 from adaptrix_text_to_lora.encoders import Encoder
 from adaptrix_text_to_lora.generator import TextToLoRA
 from adaptrix_text_to_lora.hypernetwork import Hypernetwork

@@ -9,7 +9,7 @@ from torch import nn
 
 from adaptrix.errors import Problem, RefusedError
 from adaptrix.tensor import Tensor
-from adaptrix.text import some
+from adaptrix.wording import some
 from adaptrix_text_to_lora.settings import Settings
 from adaptrix_text_to_lora.shape import Module, Output, Shape, Variant
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
+from adaptrix.base.checkpoint import CARRIED
+from adaptrix.base.file_kinds import INDEX, SINGLE
 from adaptrix.errors import Problem, UsageError, refuse
 from adaptrix.json_file import read_object
-from adaptrix.merging.base import CARRIED
-from adaptrix.merging.weights import INDEX, SINGLE
 from adaptrix.sources import hub, local
 from adaptrix_text_to_lora.encoders import Pooling
 from adaptrix_text_to_lora.prompts import named

@@ -18,7 +18,7 @@ from adaptrix.architecture.dims import Dims
 from adaptrix.architecture.layout import Rows, role_rows
 from adaptrix.binding.identify import by_config
 from adaptrix.errors import Problem, RefusedError, errors_in
-from adaptrix.workflow import Workshop
+from adaptrix.pipeline import Workshop
 from adaptrix_text_to_lora.shape import Module, Shape, Variant
 
 DEFAULT = ("q", "v")

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from adaptrix.errors import Problem, UsageError, refuse
 from adaptrix.yaml_file import read_mapping
 from adaptrix_transformer2.texts import REWARDS
-from adaptrix_transformer2.train.course import Course, Policy, senseless
+from adaptrix_transformer2.train.settings import Course, Policy, senseless
 
 Method = Literal["sft", "reinforce", "faithful"]
 METHODS: tuple[Method, ...] = ("sft", "reinforce", "faithful")

@@ -9,12 +9,12 @@ from types import MappingProxyType
 import numpy as np
 from torch import nn
 
+from adaptrix.base.svd import SvdCache, spectral
 from adaptrix.binding.identify import Identity
-from adaptrix.decomposing import SvdCache, spectral
 from adaptrix.delta import Spectral
 from adaptrix.errors import Problem, RefusedError, refuse
+from adaptrix.pipeline import Workshop
 from adaptrix.progress import Counted, uncounted
-from adaptrix.workflow import Workshop
 from adaptrix_transformer2.matrices import Matrices, Matrix, of_base, of_model
 
 

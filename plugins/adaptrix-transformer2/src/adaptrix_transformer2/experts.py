@@ -18,9 +18,9 @@ from adaptrix.binding.bind import bind
 from adaptrix.delta import Spectral
 from adaptrix.errors import Problem, RefusedError, errors_in
 from adaptrix.options import Options
+from adaptrix.pipeline import Workshop
 from adaptrix.planning.plan import make_plan
 from adaptrix.tensor import Tensor as Stored
-from adaptrix.workflow import Workshop
 from adaptrix_transformer2.decomposition import Decomposition
 
 FORMAT = "transformer2"  # of the provenance

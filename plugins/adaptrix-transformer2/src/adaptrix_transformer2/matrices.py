@@ -12,15 +12,15 @@ from torch import nn
 
 from adaptrix.adapter import Adapter, Provenance
 from adaptrix.architecture import Architecture, Role, Site
+from adaptrix.base.fetch import fetch_base
 from adaptrix.binding.identify import Identity, by_config
 from adaptrix.errors import Problem, RefusedError, UsageError, errors_in, refuse
-from adaptrix.merging.fetch import fetch_base
-from adaptrix.runtime.reach import reached, require_plain
-from adaptrix.runtime.tensors import NAMES, as_stored
+from adaptrix.pipeline import Workshop
+from adaptrix.runtime.modules import reached, require_plain
 from adaptrix.tensor import FLOATS
 from adaptrix.tensor import Tensor as Stored
-from adaptrix.text import some
-from adaptrix.workflow import Workshop
+from adaptrix.torch_tensor import NAMES, as_stored
+from adaptrix.wording import some
 
 #: the roles of an MLP's matrices, in the order in which the published artifacts list those of a layer
 ROLES = ("gate", "gate_up", "up", "gated_up", "down")

@@ -27,7 +27,7 @@ from adaptrix.errors import Problem, RefusedError, UsageError, refuse
 from adaptrix.formats import torch_file
 from adaptrix.records import Bundle
 from adaptrix.tensor import FLOATS, Tensor
-from adaptrix.text import some
+from adaptrix.wording import some
 from adaptrix_transformer2.decomposition import Decomposition
 from adaptrix_transformer2.experts import expert
 from adaptrix_transformer2.parametrisation import norm_kept

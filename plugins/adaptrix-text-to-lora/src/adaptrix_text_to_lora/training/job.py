@@ -15,30 +15,30 @@ import torch
 from torch import Tensor, nn
 
 from adaptrix import atomic
+from adaptrix.base import model as base_model
 from adaptrix.binding.bind import BoundAdapter
 from adaptrix.destination import require_apart
 from adaptrix.errors import Problem, RefusedError, UsageError, errors_in
-from adaptrix.measuring import models
+from adaptrix.pipeline import Workshop
 from adaptrix.progress import Counted
-from adaptrix.workflow import Workshop
 from adaptrix_text_to_lora.checkpoint import NAME, read_checkpoint, source_files
 from adaptrix_text_to_lora.encoders import Encoder, require_width, scaled
 from adaptrix_text_to_lora.encoding import embedded, named_encoder
 from adaptrix_text_to_lora.hypernetwork import Hypernetwork
 from adaptrix_text_to_lora.shape import Output, Shape
 from adaptrix_text_to_lora.targets import Base, Place, require_fit
-from adaptrix_text_to_lora.training import curves, keeping
+from adaptrix_text_to_lora.training import curves, run_state
 from adaptrix_text_to_lora.training.config import Config
 from adaptrix_text_to_lora.training.files import Described, read_library, read_tasks
 from adaptrix_text_to_lora.training.finetuning import FINE_TUNING, Objective, fine_tune
-from adaptrix_text_to_lora.training.keeping import Kept
 from adaptrix_text_to_lora.training.library import Library
 from adaptrix_text_to_lora.training.loop import DIVERGED, State, Watch
 from adaptrix_text_to_lora.training.published import FILES, Card, checkpoint_files
 from adaptrix_text_to_lora.training.reconstruction import RECONSTRUCTION, reconstruct
+from adaptrix_text_to_lora.training.run_state import Kept
 from adaptrix_text_to_lora.training.tokens import prepared, require_readable
 
-_HOLDS = (*FILES, keeping.NAME, curves.TABLE, curves.DRAWING)
+_HOLDS = (*FILES, run_state.NAME, curves.TABLE, curves.DRAWING)
 _FIRST = 64  # numbers of a tensor that tell it from another
 
 #: from a run's last ``state`` and who is to ``watch`` it, by these names, to its curve
@@ -132,7 +132,7 @@ def _require_place(out: Path, force: bool) -> None:
     atomic.require_free(out, force=True, holds=_HOLDS)
     if out.exists() and not out.is_dir():
         raise UsageError(Problem("exists", str(out), "this is a file", "a folder"))
-    if not force and (out / NAME).exists() and not (out / keeping.NAME).exists():
+    if not force and (out / NAME).exists() and not (out / run_state.NAME).exists():
         remedy = "Choose another folder, or pass --force to train anew."
         raise UsageError(Problem("exists", str(out), "a trained hypernetwork is there already", remedy=remedy))
 
@@ -145,7 +145,7 @@ def _job(config: Config) -> AbstractContextManager[Job]:
 def _fine_tuning(config: Config) -> Iterator[Job]:
     assert config.tasks is not None
     texts, workshop = read_tasks(config.tasks), Workshop()
-    ground = models.stored(config.base, workshop, models.placement(config.device, config.dtype))
+    ground = base_model.stored(config.base, workshop, base_model.placement(config.device, config.dtype))
     hypernetwork, card, encoder, _ = _made(config, workshop, "added")
     tasks = prepared(texts, ground.tokenizer(), encoder, config.length)
     with ground.model() as model:
@@ -168,7 +168,7 @@ def _reconstruction(config: Config) -> Iterator[Job]:
     shape = hypernetwork.shape
     library = Library.of_adapters(vectors, bound, places, shape, card.scale(shape.rank))
     recipe = config.recipe(RECONSTRUCTION)
-    hypernetwork.to(models.placement(config.device, None).device)
+    hypernetwork.to(base_model.placement(config.device, None).device)
     run = partial(reconstruct, hypernetwork, library, recipe, loss=config.loss)
     files = [digest for one in bound for digest in one.adapter.provenance.files.values()]
     yield Job(hypernetwork, card, run, _key(config, [config.library], [hypernetwork], files))

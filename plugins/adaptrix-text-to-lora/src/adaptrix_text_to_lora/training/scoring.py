@@ -12,7 +12,7 @@ from torch.nn import functional
 import adaptrix
 from adaptrix_text_to_lora.hypernetwork import Hypernetwork
 from adaptrix_text_to_lora.training.finetuning import evaluating, places_on
-from adaptrix_text_to_lora.training.placing import by_path
+from adaptrix_text_to_lora.training.module_factors import by_path
 from adaptrix_text_to_lora.training.tasks import IGNORED, Task
 
 _AT_ONCE = 64  # examples of a pass

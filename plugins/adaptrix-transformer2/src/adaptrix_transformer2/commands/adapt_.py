@@ -20,7 +20,7 @@ from adaptrix.cli.common import (
 )
 from adaptrix.destination import destination
 from adaptrix.options import Options, require_options
-from adaptrix.workflow import Workshop
+from adaptrix.pipeline import Workshop
 from adaptrix_transformer2.commands.evaluate_ import named
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def _adapted(
 ) -> tuple[Found, Adapter, Decomposition]:
     """What the search found, and the mixture of it."""
     import adaptrix
-    from adaptrix.measuring.models import placement, stored
+    from adaptrix.base.model import placement, stored
     from adaptrix_transformer2 import decomposed, untrained
     from adaptrix_transformer2.dispatch import adapt, mixture
     from adaptrix_transformer2.texts import read_examples

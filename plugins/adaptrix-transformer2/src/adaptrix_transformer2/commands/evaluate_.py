@@ -19,7 +19,7 @@ from adaptrix.cli.common import (
     whole_base_option,
 )
 from adaptrix.errors import Problem, UsageError
-from adaptrix.workflow import Workshop
+from adaptrix.pipeline import Workshop
 
 _REWARD = "What makes an answer right: exact, contains or number. [default: exact]"
 
@@ -88,10 +88,10 @@ def _measured(
     voice: Voice,
 ) -> list[dict[str, Any]]:
     import adaptrix
-    from adaptrix.measuring.models import placement, stored
+    from adaptrix.base.model import placement, stored
     from adaptrix_transformer2.texts import read_examples, reward_on_text
     from adaptrix_transformer2.train import mean_loss, mean_reward
-    from adaptrix_transformer2.train.ground import require_ground
+    from adaptrix_transformer2.train.setup import require_ground
 
     file, reward, longest, chat = how
     ground = stored(base, workshop, placement(*where))

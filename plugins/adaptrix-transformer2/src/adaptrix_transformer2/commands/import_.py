@@ -9,8 +9,8 @@ import click
 
 from adaptrix.cli.common import Voice, bars, clean, print_json, show_problems, voice_options, whole_base_option
 from adaptrix.options import Options, require_options
-from adaptrix.workflow import Workshop
-from adaptrix_transformer2.commands.places import require_no_source
+from adaptrix.pipeline import Workshop
+from adaptrix_transformer2.commands.outputs import require_no_source
 
 _DECOMPOSED = "The *_decomposed_params.pt that they were trained with; what the base's own makes of them is measured."
 

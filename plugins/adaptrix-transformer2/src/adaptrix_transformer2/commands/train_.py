@@ -14,8 +14,8 @@ from adaptrix import atomic
 from adaptrix.cli.common import Voice, bars, clean, print_json, show_problems, voice_options
 from adaptrix.errors import Problem
 from adaptrix.options import Options, require_options
-from adaptrix.workflow import Workshop
-from adaptrix_transformer2.commands.places import require_no_source, require_other
+from adaptrix.pipeline import Workshop
+from adaptrix_transformer2.commands.outputs import require_no_source, require_other
 
 if TYPE_CHECKING:
     from adaptrix_transformer2.config import Config
@@ -66,7 +66,7 @@ def command(config: Path, force: bool, voice: Voice) -> int:
 
 
 def _trained(wanted: Config, workshop: Workshop, state: Path, voice: Voice) -> tuple[Trained, Decomposition]:
-    from adaptrix.measuring.models import placement, stored
+    from adaptrix.base.model import placement, stored
     from adaptrix_transformer2.decomposition import decomposed
     from adaptrix_transformer2.texts import read_examples, reward_on_text
     from adaptrix_transformer2.train import reinforce, sft

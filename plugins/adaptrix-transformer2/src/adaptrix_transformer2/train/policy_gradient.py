@@ -22,11 +22,11 @@ from adaptrix.errors import refuse
 from adaptrix.progress import Counted, uncounted
 from adaptrix_transformer2.decomposition import Decomposition, decomposed
 from adaptrix_transformer2.train.answers import Tokens, answers, chosen, log_probabilities
-from adaptrix_transformer2.train.course import Course, Policy, require_sane
 from adaptrix_transformer2.train.examples import Example, rows_of
-from adaptrix_transformer2.train.ground import Trained, ends_of, require_ground, result, saved_at
-from adaptrix_transformer2.train.live import Live, live_on
 from adaptrix_transformer2.train.run import SKIPPED, Figures, Run
+from adaptrix_transformer2.train.settings import Course, Policy, require_sane
+from adaptrix_transformer2.train.setup import Trained, ends_of, require_ground, result, saved_at
+from adaptrix_transformer2.train.trainable import Live, live_on
 
 #: what an answer is worth; it comes without the token that ended it
 Reward = Callable[[Example, Tokens], float]

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from adaptrix.errors import RefusedError, refuse
 from adaptrix.progress import Counted
-from adaptrix_transformer2.train.course import Course
-from adaptrix_transformer2.train.live import Live
-from adaptrix_transformer2.train.saved import Saved
+from adaptrix_transformer2.train.run_state import Saved
+from adaptrix_transformer2.train.settings import Course
+from adaptrix_transformer2.train.trainable import Live
 
 Figures = dict[str, float]
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from adaptrix.progress import Counted, uncounted
 from adaptrix_transformer2.decomposition import Decomposition, decomposed
 from adaptrix_transformer2.train.answers import Tokens, chosen, log_probabilities
-from adaptrix_transformer2.train.course import Course, require_sane
 from adaptrix_transformer2.train.examples import Example, rows_of
-from adaptrix_transformer2.train.ground import Trained, ends_of, require_ground, result, saved_at
-from adaptrix_transformer2.train.live import Live, live_on
 from adaptrix_transformer2.train.run import Figures, Run
+from adaptrix_transformer2.train.settings import Course, require_sane
+from adaptrix_transformer2.train.setup import Trained, ends_of, require_ground, result, saved_at
+from adaptrix_transformer2.train.trainable import Live, live_on
 
 _ROWS = 128  # at once where only the loss is asked for
 

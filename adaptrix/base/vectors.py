@@ -5,7 +5,7 @@ What reads bases and decomposes is imported when it is needed: most conversions 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,14 +13,30 @@ from adaptrix.architecture import Site
 from adaptrix.binding.bind import BoundAdapter
 from adaptrix.delta import Delta, Spectral
 from adaptrix.errors import Problem, RefusedError, refuse
+from adaptrix.pipeline import Workshop
 from adaptrix.planning.lowering import exchanged
 from adaptrix.planning.plan import Plan
 from adaptrix.progress import Counted, uncounted
-from adaptrix.workflow import Workshop
 
 if TYPE_CHECKING:
-    from adaptrix.decomposing import SvdCache
-    from adaptrix.merging.spectral import Weight
+    from adaptrix.base.sites import Places
+    from adaptrix.base.svd import SvdCache
+    from adaptrix.tensor import Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Weight:
+    """A weight of the base that a spectral delta is of. ``turned``: it is stored ``[in, out]``."""
+
+    site: Site
+    delta: Spectral
+    name: str
+    tensor: Tensor
+    turned: bool
+
+    @property
+    def where(self) -> str:
+        return f"{self.site} ({self.name})"
 
 
 @dataclass(frozen=True)
@@ -47,7 +63,7 @@ class BaseVectors:
             found = f"{len(open_sites)} spectral deltas without their U and V"
             remedy = "Name the whole base, weights and all, with --base MODEL."
             raise refuse("unresolved", plan.bound.adapter.name, found, "the base that they belong to", remedy)
-        from adaptrix.decomposing import SvdCache, resolve
+        from adaptrix.base.svd import SvdCache, resolve
 
         weights = self._weights(plan, base, open_sites)
         cache = self.cache or SvdCache()
@@ -68,9 +84,8 @@ class BaseVectors:
 
     def _weights(self, plan: Plan, base: str, wanted: list[tuple[Site, Spectral]]) -> list[Weight]:
         """The base's weight of every site, held to what the delta names."""
-        from adaptrix.merging.fetch import fetch_base
-        from adaptrix.merging.places import Places
-        from adaptrix.merging.spectral import held_weights
+        from adaptrix.base.fetch import fetch_base
+        from adaptrix.base.sites import Places
 
         places = Places(fetch_base(base, self.workshop).tensors(), plan.bound.architecture, plan.bound.dims)
         found, problems = held_weights(plan, places, wanted)
@@ -81,6 +96,33 @@ class BaseVectors:
         if problems:
             raise RefusedError(problems)
         return found
+
+
+def held_weights(
+    plan: Plan, places: Places, deltas: Iterable[tuple[Site, Spectral]]
+) -> tuple[list[Weight], list[Problem]]:
+    """The weights of some deltas' sites, and a problem for each that is not the one that its delta names."""
+    found: list[Weight] = []
+    problems: list[Problem] = []
+    from adaptrix.base.svd import require_weight
+
+    for site, delta in deltas:
+        for name in places.whole(site):
+            tensor = places.tensors[name]
+            weight = Weight(site, delta, name, tensor, _is_turned(plan, site, delta, tensor))
+            found.append(weight)
+            try:
+                require_weight(delta, tensor, turned=weight.turned, where=weight.where)
+            except RefusedError as error:
+                problems += error.problems
+    return found, problems
+
+
+def _is_turned(plan: Plan, site: Site, delta: Spectral, weight: Tensor) -> bool:
+    """Whether a weight is stored ``[in, out]``; of an unknown family its shape may tell."""
+    if plan.bound.architecture.dims:
+        return plan.bound.architecture.roles[site.role].orientation == "conv1d"
+    return weight.shape != delta.shape and weight.shape == delta.shape[::-1]
 
 
 def draws(bound: BoundAdapter) -> bool:

@@ -12,7 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from adaptrix import atomic
-from adaptrix.decomposing.svd import BACKEND, decompose, require_matrix, tensor_hash
+from adaptrix.base.svd.lapack import BACKEND, decompose, require_matrix, tensor_hash
 from adaptrix.errors import RefusedError, refuse
 from adaptrix.formats import safetensors_file
 from adaptrix.tensor import Tensor

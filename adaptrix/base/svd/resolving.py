@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from adaptrix.decomposing.cache import Decomposition, SvdCache
-from adaptrix.decomposing.svd import BACKEND, BACKENDS, sensitivity, tensor_hash
+from adaptrix.base.svd.cache import Decomposition, SvdCache
+from adaptrix.base.svd.lapack import BACKEND, BACKENDS, sensitivity, tensor_hash
 from adaptrix.delta import Basis, Spectral
 from adaptrix.errors import RefusedError, refuse
 from adaptrix.tensor import FLOATS, Tensor

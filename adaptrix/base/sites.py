@@ -7,14 +7,40 @@ with any of the family's prefixes. What a delta means for each tensor follows fr
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from adaptrix.architecture import Architecture, Role, Site
 from adaptrix.architecture.dims import Dims
-from adaptrix.architecture.layout import role_rows
+from adaptrix.architecture.layout import Rows, role_rows
 from adaptrix.delta import LowRank, straightened
-from adaptrix.merging.change import Term
 from adaptrix.tensor import Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Term:
+    """What one delta adds to one weight, or its bias to a bias.
+
+    ``gain`` multiplies its scale. ``taken``: the rows of ΔW ``[out, in]`` that go to this weight, ``put``: the
+    rows of the weight they go to; None is all, in order. ``source``, ``expert``: one of several stacked experts
+    of the delta, of the weight; None where nothing is stacked, or each goes to its own.
+    """
+
+    site: Site
+    delta: LowRank
+    gain: float = 1.0
+    taken: Rows | None = None
+    put: Rows | None = None
+    source: int | None = None
+    expert: int | None = None
+
+    @property
+    def scale(self) -> float:
+        return self.delta.scale * self.gain
+
+    @property
+    def out(self) -> int:
+        """How many rows of the weight it changes."""
+        return self.delta.shape[0] if self.taken is None else len(self.taken)
 
 
 class Places:

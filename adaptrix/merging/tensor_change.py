@@ -5,36 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from adaptrix.architecture import Site
-from adaptrix.architecture.layout import Rows
-from adaptrix.delta import LowRank, Spectral
+from adaptrix.base.sites import Term
+from adaptrix.delta import Spectral
 from adaptrix.tensor import Tensor
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Term:
-    """What one delta adds to one weight, or its bias to a bias.
-
-    ``gain`` multiplies its scale. ``taken``: the rows of ΔW ``[out, in]`` that go to this weight, ``put``: the
-    rows of the weight they go to; None is all, in order. ``source``, ``expert``: one of several stacked experts
-    of the delta, of the weight; None where nothing is stacked, or each goes to its own.
-    """
-
-    site: Site
-    delta: LowRank
-    gain: float = 1.0
-    taken: Rows | None = None
-    put: Rows | None = None
-    source: int | None = None
-    expert: int | None = None
-
-    @property
-    def scale(self) -> float:
-        return self.delta.scale * self.gain
-
-    @property
-    def out(self) -> int:
-        """How many rows of the weight it changes."""
-        return self.delta.shape[0] if self.taken is None else len(self.taken)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -10,14 +10,14 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from adaptrix.adapter import Extra
-from adaptrix.algebra.decomposition import Single
 from adaptrix.algebra.factors import identical
+from adaptrix.algebra.lora_svd import Single
 from adaptrix.architecture import Architecture, Role, Site
+from adaptrix.base.checkpoint import Base
 from adaptrix.delta import Matrix
 from adaptrix.errors import Problem, RefusedError
-from adaptrix.merging.base import Base
 from adaptrix.tensor import FLOATS, Tensor
-from adaptrix.text import some
+from adaptrix.wording import some
 
 _NUMBER = re.compile(r"\.\d+(?=\.|$)")
 _PIECE = 1 << 20  # numbers

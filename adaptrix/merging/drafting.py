@@ -8,11 +8,11 @@ from dataclasses import replace
 from adaptrix.adapter import Extra
 from adaptrix.architecture import Site
 from adaptrix.architecture.patterns import suffix_match
+from adaptrix.base.sites import Places, Term
 from adaptrix.delta import LowRank
 from adaptrix.errors import Problem
-from adaptrix.merging.change import Change, Term
-from adaptrix.merging.places import Places
 from adaptrix.merging.spectral import spectral_changes
+from adaptrix.merging.tensor_change import Change
 from adaptrix.merging.tied import HEAD, equal
 from adaptrix.planning.plan import Plan
 from adaptrix.progress import Counted, uncounted

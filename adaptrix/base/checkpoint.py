@@ -13,11 +13,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from adaptrix.base.file_kinds import KINDS, TORCH, Held, Kind
 from adaptrix.errors import Problem, RefusedError, refuse
 from adaptrix.json_file import read_object
-from adaptrix.merging.weights import KINDS, TORCH, Held, Kind
 from adaptrix.tensor import Tensor
-from adaptrix.text import some
+from adaptrix.wording import some
 
 #: what goes along with the weights; nothing else does: no second copy of them, no optimiser's state
 CARRIED = (

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from adaptrix.attaching import attach
 from adaptrix.runtime.session import Session
-from adaptrix.runtime.tensors import as_torch
+from adaptrix.torch_tensor import as_torch
 from adaptrix_transformer2.decomposition import Decomposition
 from adaptrix_transformer2.experts import untrained
 from adaptrix_transformer2.parametrisation import Kind, start, z_of

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from dataclasses import replace
 
-from adaptrix.decomposing.cache import Decomposition, SvdCache
-from adaptrix.decomposing.resolving import decomposed, require_weight, resolve, within
+from adaptrix.base.svd.cache import Decomposition, SvdCache
+from adaptrix.base.svd.resolving import decomposed, require_weight, resolve, within
 from adaptrix.delta import Basis, Spectral
 from adaptrix.tensor import FileRange, Tensor
 

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from adaptrix.measuring import models
-from adaptrix.workflow import Workshop
+from adaptrix.base import model as base_model
+from adaptrix.pipeline import Workshop
 from adaptrix_text_to_lora.checkpoint import read_checkpoint
 from adaptrix_text_to_lora.encoders import Pooling, require_width
 from adaptrix_text_to_lora.encoding import named_encoder
@@ -49,7 +49,7 @@ def judge(
 ) -> Judged:
     """Scores a checkpoint on a JSONL file of tasks. Raises :class:`AdaptrixError` with all that is wrong."""
     texts, read = read_tasks(path), read_checkpoint(checkpoint)
-    ground = models.stored(base, Workshop(), models.placement(device, dtype))
+    ground = base_model.stored(base, Workshop(), base_model.placement(device, dtype))
     network, settings = read.hypernetwork, read.settings
     named = named_encoder(encoder or settings.encoder or "base", network.shape.embedding, base, pooling, checkpoint)
     require_width(named.width, network.shape.embedding, named.name)

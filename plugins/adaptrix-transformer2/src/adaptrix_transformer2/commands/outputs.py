@@ -8,7 +8,7 @@ from pathlib import Path
 
 from adaptrix.destination import destination, require_apart
 from adaptrix.errors import Problem, UsageError
-from adaptrix.workflow import Workshop
+from adaptrix.pipeline import Workshop
 
 
 def require_no_source(out: str | None, name: str, workshop: Workshop, sources: Collection[Path | None]) -> Path:

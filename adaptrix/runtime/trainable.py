@@ -13,7 +13,7 @@ from torch.nn import functional
 from adaptrix.architecture import Site
 from adaptrix.runtime.factors import Factors, kernel_of, present, weight_of
 from adaptrix.runtime.kernel import Kernel
-from adaptrix.runtime.reach import Reached
+from adaptrix.runtime.modules import Reached
 from adaptrix.runtime.spectral import Adding, Axes, SpectralKernel
 
 

@@ -18,14 +18,14 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import logging
 
+from adaptrix.base.checkpoint import TOKENIZER, Base, matching
+from adaptrix.base.fetch import fetch_base
 from adaptrix.errors import Problem, UsageError, refuse
-from adaptrix.merging.base import TOKENIZER, Base, matching
-from adaptrix.merging.fetch import fetch_base
 from adaptrix.options import dtype_name
-from adaptrix.runtime.reach import require_plain
-from adaptrix.runtime.tensors import TORCH, as_torch
-from adaptrix.text import some
-from adaptrix.workflow import Workshop
+from adaptrix.pipeline import Workshop
+from adaptrix.runtime.modules import require_plain
+from adaptrix.torch_tensor import TORCH, as_torch
+from adaptrix.wording import some
 
 _DTYPES = {name: TORCH[name] for name in ("F32", "BF16", "F16", "F64")}
 #: what transformers raises for files that it cannot make a model or a tokenizer of

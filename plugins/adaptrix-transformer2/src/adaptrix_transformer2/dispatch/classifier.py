@@ -13,9 +13,9 @@ from adaptrix.adapter import Adapter
 from adaptrix.errors import Problem, RefusedError, UsageError, refuse
 from adaptrix_transformer2.decomposition import Decomposition, decomposed
 from adaptrix_transformer2.train.answers import Tokens
-from adaptrix_transformer2.train.course import Course
 from adaptrix_transformer2.train.examples import Example
-from adaptrix_transformer2.train.ground import Trained
+from adaptrix_transformer2.train.settings import Course
+from adaptrix_transformer2.train.setup import Trained
 from adaptrix_transformer2.train.supervised import sft
 
 OTHER = "other"  # the class of what no expert is for

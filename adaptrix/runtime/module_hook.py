@@ -18,11 +18,11 @@ from torch.utils.hooks import RemovableHandle
 
 from adaptrix.architecture import Site
 from adaptrix.errors import Problem, RefusedError, refuse
+from adaptrix.runtime.compiling import Lanes, apart
 from adaptrix.runtime.drift import Drift
 from adaptrix.runtime.factors import device_of
-from adaptrix.runtime.lanes import Lanes, apart
+from adaptrix.runtime.modules import Links, Reached, links
 from adaptrix.runtime.passes import Pass, Table
-from adaptrix.runtime.reach import Links, Reached, links
 from adaptrix.runtime.selection import Selection
 from adaptrix.runtime.slots import Slots
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from adaptrix.errors import Problem, RefusedError, UsageError
 from adaptrix.runtime.cache import AdapterCache
 from adaptrix.runtime.session import Session
-from adaptrix_transformer2.dispatch.classes import OTHER, Question, require_known
+from adaptrix_transformer2.dispatch.classifier import OTHER, Question, require_known
 from adaptrix_transformer2.train.answers import Tokens
 
 

@@ -12,7 +12,7 @@ from adaptrix_transformer2.dispatch.mixtures import Experts, mixing
 from adaptrix_transformer2.dispatch.searching import Found, Score, Search, Weights, search
 from adaptrix_transformer2.train.answers import chosen, log_probabilities
 from adaptrix_transformer2.train.examples import Example
-from adaptrix_transformer2.train.ground import ends_of, require_ground
+from adaptrix_transformer2.train.setup import ends_of, require_ground
 
 _ROWS = 128  # at once
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from adaptrix.base.checkpoint import CARRIED, Base, open_base
+from adaptrix.base.file_kinds import KINDS
 from adaptrix.errors import Problem, UsageError
-from adaptrix.merging.base import CARRIED, Base, open_base
-from adaptrix.merging.weights import KINDS
+from adaptrix.pipeline import Workshop
 from adaptrix.sources import hub, local
-from adaptrix.workflow import Workshop
 
 
 def base_folder(uri: str) -> Path | None:

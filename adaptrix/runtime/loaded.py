@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from adaptrix.errors import Problem, UsageError
 from adaptrix.runtime.choices import require_name, rows_of_names, weights_of
+from adaptrix.runtime.refcounts import Users
 from adaptrix.runtime.selection import BASE, Loaded, Selection
 from adaptrix.runtime.selector import Selector
 from adaptrix.runtime.slots import Slots
-from adaptrix.runtime.users import Users
 
 #: an adapter, weights of several, or None for the base
 Choice = str | Mapping[str, float] | None

@@ -13,8 +13,8 @@ from torch import Tensor
 from adaptrix import atomic
 from adaptrix.errors import Problem, UsageError, refuse
 from adaptrix.formats import safetensors_file
-from adaptrix.runtime.tensors import as_stored, as_torch
 from adaptrix.tensor import Tensor as Stored
+from adaptrix.torch_tensor import as_stored, as_torch
 from adaptrix_text_to_lora.training.loop import State
 
 NAME = "training.safetensors"

@@ -16,8 +16,8 @@ from torch import Tensor
 from adaptrix import atomic
 from adaptrix.errors import Problem, UsageError
 from adaptrix.formats import safetensors_file
-from adaptrix.runtime.tensors import as_torch
 from adaptrix.tensor import Tensor as Stored
+from adaptrix.torch_tensor import as_torch
 
 
 @dataclass(frozen=True)

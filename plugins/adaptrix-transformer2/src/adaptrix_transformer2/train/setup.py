@@ -13,14 +13,14 @@ from typing import Any
 import torch
 
 from adaptrix.adapter import Adapter
+from adaptrix.base.model import context_of, require_causal, require_in_vocabulary
 from adaptrix.errors import refuse
-from adaptrix.measuring.models import context_of, require_causal, require_in_vocabulary
 from adaptrix_transformer2.decomposition import Decomposition
 from adaptrix_transformer2.experts import expert
 from adaptrix_transformer2.train.examples import Example, require_examples
-from adaptrix_transformer2.train.live import Live
 from adaptrix_transformer2.train.run import State
-from adaptrix_transformer2.train.saved import Saved
+from adaptrix_transformer2.train.run_state import Saved
+from adaptrix_transformer2.train.trainable import Live
 
 
 @dataclass(frozen=True, eq=False)
