@@ -21,11 +21,11 @@ from adaptrix.errors import AdaptrixError, Problem, RefusedError, UsageError, er
 from adaptrix.pipeline import Workshop
 from adaptrix.planning.plan import Plan, make_plan, recorded_plan
 from adaptrix.runtime.build import kernels, require_finite
-from adaptrix.runtime.choices import require_name
 from adaptrix.runtime.decompositions import Decompositions
 from adaptrix.runtime.drift import Drift
 from adaptrix.runtime.extras import places, with_extras
 from adaptrix.runtime.hooks import Hooks
+from adaptrix.runtime.loaded import require_name
 from adaptrix.runtime.modules import Reached, reached, require_plain, unreachable
 from adaptrix.runtime.refcounts import Users
 from adaptrix.runtime.replaced import Change

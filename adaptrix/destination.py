@@ -105,3 +105,8 @@ def _real(folder: Path) -> Path:
 
 def _overlap(path: Path, found: str) -> UsageError:
     return UsageError(Problem("output-is-source", str(path), found, remedy="Choose another place with -o."))
+
+
+def state_file(out: Path) -> Path:
+    """The file beside an output."""
+    return out.with_name(f"{out.name}.fitting")

@@ -94,7 +94,7 @@ def measured(trial: Trial, policies: dict[str, str], lengths: Sequence[int]) -> 
 
     from adaptrix.measuring.divergence import divergence
     from adaptrix.measuring.policies import planned
-    from adaptrix.measuring.windows import windows
+    from adaptrix.measuring.text import windows
     from adaptrix.pipeline import Workshop
     from adaptrix.planning.plan import make_plan, recorded_plan
 

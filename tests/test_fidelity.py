@@ -16,7 +16,7 @@ import adaptrix
 from adaptrix.adapter import Fit
 from adaptrix.measuring import divergence as diverging
 from adaptrix.measuring.bootstrap import estimate
-from adaptrix.measuring.windows import windows
+from adaptrix.measuring.text import windows
 from tests.merge_models import pair
 
 IDS = torch.randint(3, 67, (23,), generator=torch.Generator().manual_seed(5))

@@ -93,11 +93,11 @@ def test_the_plot(place, ending):
 def test_lines_of_the_plot_are_policies(place):
     pytest.importorskip("matplotlib")
     import adaptrix
-    from adaptrix.cli.curve import _figure
+    from adaptrix.cli.plot import _costs
 
     plans = ["4", "5", "spread:6", "spread:4", "middle"]
     report = adaptrix.fidelity(PIRATE, BASE, place.folder / "text.txt", plans, device="cpu")
-    axes = _figure(report).axes[0]
+    axes = _costs(report).axes[0]
     names = [label.get_text() for label in axes.get_legend().get_texts()]
     assert sorted(names) == ["all", "explicit", "middle", "no adapter", "spread"]
     lines = {box.get_label(): box.lines[0] for box in axes.containers}

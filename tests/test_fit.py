@@ -17,8 +17,7 @@ from adaptrix.errors import RefusedError, UsageError
 from adaptrix.fitting.corpus import corpus
 from adaptrix.fitting.layer_choice import choose, looks
 from adaptrix.formats import safetensors_file
-from adaptrix.measuring.text import Text
-from adaptrix.measuring.windows import windows
+from adaptrix.measuring.text import Text, windows
 from tests.families import tiny_model
 from tests.test_attach import saved
 

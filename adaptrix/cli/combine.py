@@ -9,8 +9,7 @@ import click
 from adaptrix.algebra.combination import combine_adapters
 from adaptrix.algebra.methods import METHODS
 from adaptrix.algebra.recipe import Recipe
-from adaptrix.cli.common import Voice, base_option, offering, voice_options, working
-from adaptrix.cli.outcome import output_options, show_outcome
+from adaptrix.cli.common import Voice, base_option, offering, output_options, show_outcome, voice_options, working
 from adaptrix.errors import Problem, UsageError
 from adaptrix.options import Options
 from adaptrix.pipeline import Workshop

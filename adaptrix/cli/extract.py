@@ -11,8 +11,7 @@ from adaptrix.algebra.extraction import Extraction, extract_adapter
 from adaptrix.algebra.factors import Loss, total
 from adaptrix.algebra.lora_svd import SOLVERS
 from adaptrix.algebra.outcome import Outcome
-from adaptrix.cli.common import Voice, offering, voice_options, working
-from adaptrix.cli.outcome import output_options, show_outcome
+from adaptrix.cli.common import Voice, offering, output_options, show_outcome, voice_options, working
 from adaptrix.options import Options
 from adaptrix.pipeline import Workshop
 

@@ -100,9 +100,9 @@ def _measuring() -> Any:
 
 
 def _plot(report: FidelityReport, path: Path, force: bool, voice: Voice) -> None:
-    from adaptrix.cli.curve import draw
+    from adaptrix.cli.plot import draw_costs
 
-    draw(report, path, force=force)
+    draw_costs(report, path, force=force)
     if not voice.quiet and not voice.json:
         click.echo(f"drew {path}", err=True)
 

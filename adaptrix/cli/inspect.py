@@ -49,8 +49,8 @@ def _require_drawable(path: Path, force: bool) -> None:
 
 
 def _plot(inspection: Inspection, path: Path, force: bool, voice: Voice) -> None:
-    from adaptrix.cli.plot import draw
+    from adaptrix.cli.plot import draw_norms
 
-    draw(inspection, path, force=force)
+    draw_norms(inspection, path, force=force)
     if not voice.quiet and not voice.json:
         click.echo(f"drew {path}", err=True)

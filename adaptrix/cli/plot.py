@@ -1,4 +1,4 @@
-"""An inspection as a drawing: ‖ΔW‖ by layer and role, through matplotlib."""
+"""Drawings through matplotlib: ‖ΔW‖ by layer and role, and KL against layers kept."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from adaptrix import atomic
 from adaptrix.cli.common import clean
 from adaptrix.errors import Problem, UsageError
 from adaptrix.inspection import Inspection
+from adaptrix.measuring.report import BASE, FidelityReport, Row
 
 _ENDINGS = (".svg", ".png", ".pdf")
 
@@ -25,9 +26,9 @@ def require_drawable(path: Path, *, force: bool) -> None:
     atomic.require_free(path, force=force)
 
 
-def draw(inspection: Inspection, path: Path, *, force: bool) -> None:
+def draw_norms(inspection: Inspection, path: Path, *, force: bool) -> None:
     """Writes the picture to ``path``. Raises :class:`UsageError` as :func:`require_drawable` does."""
-    save(lambda: _figure(inspection), path, force=force)
+    save(lambda: _norms(inspection), path, force=force)
 
 
 def save(make: Callable[[], Any], path: Path, *, force: bool) -> None:
@@ -48,7 +49,7 @@ def save(make: Callable[[], Any], path: Path, *, force: bool) -> None:
         pyplot.close(figure)
 
 
-def _figure(inspection: Inspection) -> Any:
+def _norms(inspection: Inspection) -> Any:
     from matplotlib import pyplot
 
     picture, layers, left_out = inspection.drawn()
@@ -68,3 +69,44 @@ def _figure(inspection: Inspection) -> Any:
 def plain(name: str) -> str:
     """A stranger's name as a label: no control characters, no formula."""
     return clean(name)[:80].replace("$", r"\$")
+
+
+def draw_costs(report: FidelityReport, path: Path, *, force: bool) -> None:
+    """Writes the picture to ``path``. Raises :class:`UsageError` as :func:`require_drawable` does."""
+    save(lambda: _costs(report), path, force=force)
+
+
+def _costs(report: FidelityReport) -> Any:
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6.4, 4.2), layout="constrained")
+    for name, rows in _lines(report).items():
+        found = sorted(rows, key=lambda row: row.kept)
+        below, above = zip(*map(_reach, found), strict=True)
+        where, kl = [row.kept for row in found], [row.kl.value for row in found]
+        axes.errorbar(where, kl, yerr=(below, above), marker="o", capsize=3, clip_on=False, label=plain(name))
+    axes.axhline(report[BASE].kl.value, linestyle=":", color="grey", label="no adapter")
+    axes.set_ylim(bottom=0)
+    axes.set_xlim(0, max(report.depth, 1) + 0.5)
+    axes.set_xlabel(f"layers kept of {report.depth}")
+    axes.set_ylabel("KL(full ‖ plan) a token, nats")
+    axes.set_title(f"{plain(report.source)}: what layers cost")
+    axes.legend()
+    return figure
+
+
+def _lines(report: FidelityReport) -> dict[str, list[Row]]:
+    """The rows of a plan by policy: what is before its number, or ``explicit``."""
+    lines: dict[str, list[Row]] = {}
+    for row in report.rows:
+        name = "explicit" if row.policy[0].isdigit() else row.policy.partition(":")[0]
+        if row.policy != BASE:
+            lines.setdefault(name, []).append(row)
+    return lines
+
+
+def _reach(row: Row) -> tuple[float, float]:
+    """How far the interval goes below the value and above it; nowhere without one."""
+    if row.kl.low is None or row.kl.high is None:
+        return 0.0, 0.0
+    return max(0.0, row.kl.value - row.kl.low), max(0.0, row.kl.high - row.kl.value)

@@ -7,8 +7,7 @@ from typing import Any
 import click
 
 from adaptrix.algebra.compression import Size, resize_adapter
-from adaptrix.cli.common import Voice, base_option, voice_options, working
-from adaptrix.cli.outcome import output_options, show_outcome
+from adaptrix.cli.common import Voice, base_option, output_options, show_outcome, voice_options, working
 from adaptrix.options import Options
 from adaptrix.pipeline import Workshop
 

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from adaptrix.errors import refuse
-from adaptrix.measuring.text import Text
-from adaptrix.measuring.windows import Window, windows
+from adaptrix.measuring.text import Text, Window, windows
 
 LONGEST, SHORTEST = 512, 16  # tokens of a window; as long as those that fidelity is measured on
 _TENTHS = 10

@@ -29,7 +29,7 @@ from adaptrix.fitting.refit import FULL, KEPT, Refit, State
 from adaptrix.fitting.resume import Saved
 from adaptrix.measuring.divergence import divergence
 from adaptrix.measuring.policies import planned
-from adaptrix.measuring.windows import Window
+from adaptrix.measuring.text import Window
 from adaptrix.options import Options, dtype_name
 from adaptrix.planning.plan import Plan, fitted_count, make_plan
 from adaptrix.planning.redistribute import reshape_plan

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adaptrix.binding.bind import BoundAdapter
+from adaptrix.destination import state_file
 from adaptrix.errors import Problem, UsageError
-from adaptrix.fitting.place import state_file
 from adaptrix.options import Options, require_options
 from adaptrix.pipeline import Maker, Workshop
 from adaptrix.planning.plan import Plan

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from adaptrix import atomic
+from adaptrix.destination import state_file
 from adaptrix.errors import Problem, RefusedError, UsageError
-from adaptrix.fitting.place import state_file
 from adaptrix.fitting.refit import LISTS, State
 from adaptrix.formats import safetensors_file
 from adaptrix.tensor import Tensor as Stored

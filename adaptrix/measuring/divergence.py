@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from adaptrix.errors import refuse
-from adaptrix.measuring.windows import Window
+from adaptrix.measuring.text import Window
 from adaptrix.runtime.session import Choice, Session
 
 Numbers = NDArray[np.float64]

@@ -28,8 +28,7 @@ from adaptrix.errors import Problem, RefusedError, UsageError, errors_in
 from adaptrix.measuring.policies import plans
 from adaptrix.measuring.report import FidelityReport
 from adaptrix.measuring.rows import Bench
-from adaptrix.measuring.text import Text, Tokens, read_text, tokens_of
-from adaptrix.measuring.windows import require_enough, require_steps, windows
+from adaptrix.measuring.text import Text, Tokens, read_text, require_enough, require_steps, tokens_of, windows
 from adaptrix.pipeline import Workshop
 from adaptrix.planning.plan import Plan, powerless
 from adaptrix.progress import Display, quiet

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import log
+from typing import Any
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from adaptrix.adapter import Adapter
 from adaptrix.attaching import attach
 from adaptrix.binding.stacks import ranges
 from adaptrix.measuring.bootstrap import Estimate, estimate
 from adaptrix.measuring.divergence import Divergence, divergence
 from adaptrix.measuring.policies import FULL, planned
 from adaptrix.measuring.report import BASE, Row
-from adaptrix.measuring.reuse import reused
-from adaptrix.measuring.text import Tokens
-from adaptrix.measuring.windows import Window
+from adaptrix.measuring.text import Tokens, Window
 from adaptrix.planning.plan import Plan
 from adaptrix.progress import Display
 
@@ -72,3 +73,21 @@ class Bench:
             return None
         bits = float(found.tokens.sum()) / self.tokens.predicted / log(2)
         return surprise.through(lambda nats: nats * bits)
+
+
+_PROMPT = 64
+
+
+@torch.no_grad()
+def reused(model: nn.Module, adapter: Adapter, ids: Tensor) -> float:
+    """The share of the layers of a cache that a swap from the base to the adapter keeps.
+
+    The adapter is alone on the model, for a cache keeps what enters the lowest layer that any adapter changes.
+    ``ids``: a text ``[n]``, of which the beginning is the prompt.
+    """
+    device: Any = model.device
+    with attach(model, {"plan": adapter}) as session:
+        cache = session.new_cache()
+        model(input_ids=ids[None, :_PROMPT].to(device), past_key_values=cache, use_cache=True)
+        done = session.swap("plan", cache)
+    return done.kept / (done.kept + done.recomputed)

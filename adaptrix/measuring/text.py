@@ -1,7 +1,8 @@
-"""The text to measure on: read, and turned into the tokens of the base."""
+"""The text to measure on: read, turned into the tokens of the base, and cut into windows that overlap."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -56,3 +57,53 @@ def tokens_of(text: Text, tokenizer: Any) -> Tokens:
     if ids and ids[0] not in tokenizer.all_special_ids:  # nothing comes before it that could predict it
         size -= len(tokenizer.decode(ids[:1]).encode())
     return Tokens(torch.tensor(ids, dtype=torch.long), size)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Window:
+    """Consecutive tokens ``[n]``, to be read at once. The last ``counted`` of them are what is predicted; those
+    before have counted in an earlier window, and are here to be read."""
+
+    tokens: Tensor
+    counted: int
+
+
+def windows(tokens: Tensor | Sequence[int], length: int, stride: int | None = None) -> tuple[Window, ...]:
+    """Windows of ``length`` tokens, each ``stride`` further on than the one before (by default half a window).
+
+    Every token but the very first counts once, with at least ``length - stride`` tokens before it from the second
+    window on. The last window reaches back, so that it is as long as the others; a text shorter than a window is one
+    shorter window. Raises :class:`RefusedError` for fewer than 2 tokens, :class:`UsageError` unless
+    0 < stride < length.
+    """
+    text = torch.as_tensor(tokens)
+    step = max(1, length // 2) if stride is None else stride
+    require_steps(length, step)
+    require_enough(text)
+    found: list[Window] = []
+    done, total = 1, len(text)
+    while done < total:
+        stop = min(length if done == 1 else done + step, total)
+        found.append(Window(text[max(0, stop - length) : stop], stop - done))
+        done = stop
+    return tuple(found)
+
+
+def require_enough(tokens: Tensor, name: str = "text") -> None:
+    """Raises :class:`RefusedError` for a text in which nothing can be predicted."""
+    if len(tokens) < 2:
+        found = f"{len(tokens)} token{'' if len(tokens) == 1 else 's'}"
+        raise refuse("text-too-short", name, found, "at least 2: the second is the first that is predicted")
+
+
+def require_steps(length: int, stride: int) -> None:
+    """Raises :class:`UsageError` unless 0 < stride < length."""
+    problems = []
+    if length < 2:
+        problems.append(Problem("option", "window", f"{length} tokens", "at least 2"))
+    elif not 0 < stride < length:
+        found = f"{stride} tokens with windows of {length}"
+        remedy = "A token that begins a window is predicted by none of it."
+        problems.append(Problem("option", "stride", found, f"from 1 to {length - 1}", remedy))
+    if problems:
+        raise UsageError(problems)

@@ -15,9 +15,8 @@ from adaptrix.destination import require_apart, require_folder
 from adaptrix.errors import Problem
 from adaptrix.merging.agreement import Agreement
 from adaptrix.merging.draft import Draft
-from adaptrix.merging.model_files import as_json, write_model
+from adaptrix.merging.model_files import RECORD, as_json, record, write_model
 from adaptrix.merging.options import MergeOptions
-from adaptrix.merging.record import RECORD, record
 from adaptrix.planning.plan import Plan
 from adaptrix.progress import Display, quiet
 

@@ -1,19 +1,24 @@
-"""The files of a merged model: weights in the base's own shards, their index, the config."""
+"""The files of a merged model: weights in the base's own shards, their index, the config, and a record of the merge.
+
+To undo a merge is to take the base again: subtraction gives other numbers, for rounding has lost what it lost.
+"""
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
+from adaptrix.architecture import Architecture
 from adaptrix.base.checkpoint import Base
 from adaptrix.base.file_kinds import INDEX
-from adaptrix.merging.config import merged_config
 from adaptrix.merging.draft import Draft
 from adaptrix.merging.tensor_change import Change
 from adaptrix.options import dtype_name
+from adaptrix.planning.plan import Plan
 from adaptrix.progress import Display, quiet
 from adaptrix.tensor import FLOATS
 
@@ -64,3 +69,52 @@ def _write_config(made: Draft, folder: Path, dtype: str | None) -> None:
 def as_json(value: Mapping[str, Any]) -> str:
     """A JSON file's text."""
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+#: as a config names dtypes
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+def merged_config(
+    config: Mapping[str, Any], architecture: Architecture, vocabulary: int | None, dtype: str | None
+) -> dict[str, Any]:
+    """The base's config with what has changed."""
+    changed = copy.deepcopy(dict(config))
+    if vocabulary is not None:
+        rule = architecture.dims.get("vocab", ())
+        keys = [option.value for option in rule if isinstance(option.value, str)] or ["vocab_size"]
+        for part in _parts(changed):
+            part |= {key: vocabulary for key in keys if key in part}
+    if dtype is not None:
+        for part in _parts(changed):
+            part |= {key: _DTYPES[dtype] for key in ("dtype", "torch_dtype") if key in part}
+        if not any(key in changed for key in ("dtype", "torch_dtype")):
+            changed["dtype"] = _DTYPES[dtype]
+    return changed
+
+
+def _parts(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """The config, and its text model's where it has one."""
+    text = config.get("text_config")
+    return [config, text] if isinstance(text, dict) else [config]
+
+
+RECORD = "adaptrix_merge.json"
+VERSION = 1
+
+
+def record(plan: Plan, base: Base, dtype: str | None, qlora_base: str | None) -> dict[str, Any]:
+    """What was merged into what; paths on this disk are named by their last part alone."""
+    source = plan.bound.adapter.provenance
+    return {
+        "version": VERSION,
+        "base": {"model": base.name if base.commit else PurePath(base.name).name, "commit": base.commit},
+        "adapter": {
+            "uri": source.uri if source.commit else PurePath(source.uri).name,
+            "commit": source.commit,
+            "files": dict(source.files),
+        },
+        "plan": {"policy": plan.policy, "layers": {stack: list(layers) for stack, layers in plan.layers.items()}},
+        "dtype": dtype,
+        "qlora_base": qlora_base,
+    }

@@ -21,9 +21,8 @@ from adaptrix.runtime import recompute
 from adaptrix.runtime.cache import AdapterCache
 from adaptrix.runtime.compiling import Lanes, apart, compile_forward
 from adaptrix.runtime.drift import Drift
-from adaptrix.runtime.module_hook import Injector
+from adaptrix.runtime.module_hook import Injector, Pass
 from adaptrix.runtime.modules import Reached
-from adaptrix.runtime.passes import Pass
 from adaptrix.runtime.refcounts import Users
 from adaptrix.runtime.selection import BASE, Selection
 from adaptrix.runtime.slots import Slots

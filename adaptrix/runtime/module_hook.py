@@ -6,7 +6,9 @@ module anew has to come from memory, and costs more than what is computed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from itertools import count
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -22,9 +24,55 @@ from adaptrix.runtime.compiling import Lanes, apart
 from adaptrix.runtime.drift import Drift
 from adaptrix.runtime.factors import device_of
 from adaptrix.runtime.modules import Links, Reached, links
-from adaptrix.runtime.passes import Pass, Table
-from adaptrix.runtime.selection import Selection
+from adaptrix.runtime.selection import Injected, Selection
 from adaptrix.runtime.slots import Slots
+
+#: what acts on a module, and a count of how often it did
+Table = Mapping[nn.Module, tuple[Injected, Iterator[int]]]
+
+
+class Pass(threading.local):
+    """One for each thread, which runs one pass of a model at a time.
+
+    A hook after the pass does not run when Ctrl-C ends it; what it left behind is ended before the next one.
+    """
+
+    #: what the pass runs under, and what that does by module; None between passes
+    selection: Selection | None = None
+    table: Table | None = None
+    _block: ExitStack | None = None
+
+    def begin(self) -> ExitStack:
+        """A block that :meth:`end` closes."""
+        self.end()
+        self._block = ExitStack()
+        return self._block
+
+    def set(self, selection: Selection | None, table: Table | None) -> None:
+        """From here on the pass runs under this."""
+        self.selection, self.table = selection, table
+
+    @contextmanager
+    def under(self, selection: Selection, find: Callable[[Selection], Table]) -> Iterator[None]:
+        """If a pass is running, it goes on under this while the block runs."""
+        block, outer = self._block, (self.selection, self.table)
+        if block is not None:
+            self.set(selection, find(selection))
+        try:
+            yield
+        finally:
+            if self._block is not block:  # a pass that began in here was torn off
+                self.end()
+            elif block is not None:
+                self.set(*outer)
+
+    def end(self) -> None:
+        """Ends the pass, or what is left of one; does nothing between passes."""
+        block, self._block = self._block, None
+        self.set(None, None)
+        if block is not None:
+            block.close()
+
 
 Hook = Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor | None]
 

@@ -22,10 +22,9 @@ from adaptrix.architecture import Site
 from adaptrix.errors import Problem, UsageError
 from adaptrix.planning.plan import Plan
 from adaptrix.runtime.cache import AdapterCache
-from adaptrix.runtime.choices import require_name
 from adaptrix.runtime.hooks import Hooks
 from adaptrix.runtime.loaded import Choice as Choice
-from adaptrix.runtime.loaded import Roster, Rows
+from adaptrix.runtime.loaded import Roster, Rows, require_name
 from adaptrix.runtime.modules import require_plain
 from adaptrix.runtime.refcounts import DEFAULT, Users
 from adaptrix.runtime.replaced import Change

@@ -9,8 +9,7 @@ from typing import Any
 
 import click
 
-from adaptrix.cli.common import Voice, bars, clean, print_json, show_problems, voice_options, working
-from adaptrix.cli.outcome import output_options
+from adaptrix.cli.common import Voice, bars, clean, output_options, print_json, show_problems, voice_options, working
 from adaptrix.destination import require_folder
 from adaptrix.errors import AdaptrixError, Problem, UsageError
 from adaptrix.options import Options

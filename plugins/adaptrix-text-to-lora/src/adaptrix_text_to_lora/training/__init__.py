@@ -12,9 +12,8 @@ Both take what is in memory and change the hypernetwork that they are given; fil
 from adaptrix_text_to_lora.training.canonical import canonical
 from adaptrix_text_to_lora.training.finetuning import FINE_TUNING, Objective, fine_tune
 from adaptrix_text_to_lora.training.library import Library
-from adaptrix_text_to_lora.training.loop import State
+from adaptrix_text_to_lora.training.loop import Recipe, State
 from adaptrix_text_to_lora.training.published import Card, write_checkpoint
-from adaptrix_text_to_lora.training.recipe import Recipe
 from adaptrix_text_to_lora.training.reconstruction import RECONSTRUCTION, reconstruct
 from adaptrix_text_to_lora.training.scoring import Evaluation, Score, evaluate
 from adaptrix_text_to_lora.training.tasks import Task

@@ -15,7 +15,7 @@ from adaptrix.yaml_file import read_mapping
 from adaptrix_text_to_lora.encoders import Pooling
 from adaptrix_text_to_lora.shape import Variant
 from adaptrix_text_to_lora.targets import DEFAULT
-from adaptrix_text_to_lora.training.recipe import Recipe
+from adaptrix_text_to_lora.training.loop import Recipe
 from adaptrix_text_to_lora.training.reconstruction import Kind
 
 _LARGEST = 1 << 31

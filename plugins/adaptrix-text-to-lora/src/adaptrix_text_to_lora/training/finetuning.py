@@ -17,9 +17,8 @@ from torch.nn import functional
 import adaptrix
 from adaptrix_text_to_lora.hypernetwork import Factors, Hypernetwork
 from adaptrix_text_to_lora.targets import Base, Place, require_fit
-from adaptrix_text_to_lora.training.loop import QUIET, State, Watch, run
+from adaptrix_text_to_lora.training.loop import QUIET, Recipe, State, Watch, run
 from adaptrix_text_to_lora.training.module_factors import by_path
-from adaptrix_text_to_lora.training.recipe import Recipe
 from adaptrix_text_to_lora.training.tasks import IGNORED, Batch, Examples, Task
 
 #: the published rate

@@ -11,8 +11,7 @@ from torch import Tensor
 from adaptrix.errors import refuse
 from adaptrix_text_to_lora.hypernetwork import Factors, Hypernetwork
 from adaptrix_text_to_lora.training.library import Library
-from adaptrix_text_to_lora.training.loop import QUIET, State, Watch, run
-from adaptrix_text_to_lora.training.recipe import Recipe
+from adaptrix_text_to_lora.training.loop import QUIET, Recipe, State, Watch, run
 from adaptrix_text_to_lora.training.tasks import Described
 
 #: the published rate
