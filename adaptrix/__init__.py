@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from adaptrix.records import Format as Format
     from adaptrix.records import Generator as Generator
     from adaptrix.records import Source as Source
-    from adaptrix.results import Report as Report
+    from adaptrix.results import CheckReport as CheckReport
 
 __version__ = "0.1.0"
 
@@ -51,6 +51,7 @@ _HOMES = {
     "Architecture": "architecture",
     "Bundle": "records",
     "Catalog": "plugins.catalog",
+    "CheckReport": "results",
     "Command": "records",
     "FidelityReport": "measuring.report",
     "Format": "records",
@@ -59,7 +60,6 @@ _HOMES = {
     "LowRank": "delta",
     "Problem": "errors",
     "RefusedError": "errors",
-    "Report": "results",
     "Site": "architecture",
     "Source": "records",
     "Spectral": "delta",
@@ -85,6 +85,7 @@ __all__ = [
     "Architecture",
     "Bundle",
     "Catalog",
+    "CheckReport",
     "Command",
     "FidelityReport",
     "Format",
@@ -93,7 +94,6 @@ __all__ = [
     "LowRank",
     "Problem",
     "RefusedError",
-    "Report",
     "Site",
     "Source",
     "Spectral",

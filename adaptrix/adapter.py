@@ -57,7 +57,7 @@ class Provenance:
 
 
 @dataclass(frozen=True, slots=True)
-class Fit:
+class FitRecord:
     """How the deltas of a plan were fitted, and what came of it.
 
     ``text``: SHA-256 of the text, of so many ``tokens``; ``steps`` were asked for, with this ``seed``, and so many
@@ -92,7 +92,7 @@ class Recorded:
     sites: Mapping[Target, str]
     overrides: Mapping[str, Delta]
     notes: tuple[str, ...] = ()
-    fit: Fit | None = None
+    fit: FitRecord | None = None
 
     @property
     def verified(self) -> bool:

@@ -23,9 +23,9 @@ from adaptrix.merging.draft import draft
 from adaptrix.merging.merger import write
 from adaptrix.merging.options import MergeOptions, QloraBase, prepare
 from adaptrix.options import Options, Vectors
-from adaptrix.pipeline import Workshop
+from adaptrix.pipeline import Pipeline
 from adaptrix.planning.redistribute import Redistribution
-from adaptrix.results import Report
+from adaptrix.results import CheckReport
 
 Uri = str | PathLike[str]
 
@@ -39,16 +39,16 @@ def load(uri: Uri) -> Adapter:
 
     Raises :class:`AdaptrixError` with every problem found.
     """
-    return Workshop().read(fspath(uri)).require_sound()
+    return Pipeline().read(fspath(uri)).require_sound()
 
 
-def check(adapter: Adapter | Uri, base: Uri | None = None, *, allow_nonfinite: bool = False) -> Report:
+def check(adapter: Adapter | Uri, base: Uri | None = None, *, allow_nonfinite: bool = False) -> CheckReport:
     """Everything that is wrong with an adapter, alone and on ``base`` (its config's own base by default).
 
     What is wrong with files, of the adapter or of the base, is in the report. Raises :class:`UsageError` for a
     path or name that is none, :class:`UnreachableError` where the adapter or ``base`` cannot be reached.
     """
-    return Workshop().check(_subject(adapter), None if base is None else fspath(base), allow_nonfinite=allow_nonfinite)
+    return Pipeline().check(_subject(adapter), None if base is None else fspath(base), allow_nonfinite=allow_nonfinite)
 
 
 def inspect(uri: Adapter | Uri, base: Uri | None = None) -> Inspection:
@@ -56,9 +56,9 @@ def inspect(uri: Adapter | Uri, base: Uri | None = None) -> Inspection:
 
     Raises :class:`AdaptrixError` where there is nothing to show.
     """
-    workshop = Workshop()
-    adapter = uri if isinstance(uri, Adapter) else workshop.read(fspath(uri))
-    return summarise(workshop.bind(adapter, None if base is None else fspath(base)))
+    pipeline = Pipeline()
+    adapter = uri if isinstance(uri, Adapter) else pipeline.read(fspath(uri))
+    return summarise(pipeline.bind(adapter, None if base is None else fspath(base)))
 
 
 def convert(
@@ -115,8 +115,8 @@ def convert(
         steps=steps,
         seed=seed,
     )
-    workshop = Workshop()
-    done = workshop.convert(_subject(uri), out, options, maker_for(options, workshop), BaseVectors(workshop))
+    pipeline = Pipeline()
+    done = pipeline.convert(_subject(uri), out, options, maker_for(options, pipeline), BaseVectors(pipeline))
     _warn(done.problems)
     return done.path
 
@@ -151,7 +151,7 @@ def combine(
     recipe = Recipe(None if weights is None else tuple(weights), method, rank, density, seed, drop_extras)
     subjects = [_subject(adapter) for adapter in adapters]
     options = _output(to, base, dtype, name, force=force)
-    done = combine_adapters(Workshop(), subjects, recipe, out, options)
+    done = combine_adapters(Pipeline(), subjects, recipe, out, options)
     _warn(done.problems)
     return done
 
@@ -174,7 +174,7 @@ def resize(
     larger one changes nothing. Extras are kept as they are. The rest is as in :func:`combine`.
     """
     options = _output(to, base, dtype, name, force=force)
-    done = resize_adapter(Workshop(), _subject(adapter), Size(rank, energy), out, options)
+    done = resize_adapter(Pipeline(), _subject(adapter), Size(rank, energy), out, options)
     _warn(done.problems)
     return done
 
@@ -185,7 +185,7 @@ def diff(first: Adapter | Uri, second: Adapter | Uri, base: Uri | None = None) -
     Raises :class:`AdaptrixError` for adapters that are of no one model.
     """
     where = None if base is None else fspath(base)
-    return compare_adapters(Workshop(), _subject(first), _subject(second), where)
+    return compare_adapters(Pipeline(), _subject(first), _subject(second), where)
 
 
 def extract(
@@ -212,7 +212,7 @@ def extract(
     """
     extraction = Extraction(rank, svd, seed, tuple(save), tuple(ignore))
     options = _output(to, None, dtype, name, force=force)
-    done = extract_adapter(Workshop(), fspath(finetuned), fspath(base), extraction, out, options)
+    done = extract_adapter(Pipeline(), fspath(finetuned), fspath(base), extraction, out, options)
     _warn(done.problems)
     return done
 
@@ -259,7 +259,7 @@ def merge(
     options = MergeOptions(layers, dtype, force, allow_nonfinite, verify, qlora_base)
     target = None if out is None else fspath(out)
     prepare(target, options)
-    done = write(draft(Workshop(), fspath(uri), fspath(base), options), target, options)
+    done = write(draft(Pipeline(), fspath(uri), fspath(base), options), target, options)
     for problem in done.problems:
         if problem.severity == "warning":
             warnings.warn(str(problem), AdaptrixWarning, stacklevel=2)

@@ -18,7 +18,7 @@ from adaptrix.base.svd import Known, SvdCache
 from adaptrix.binding.bind import BoundAdapter, bind
 from adaptrix.binding.identify import by_config
 from adaptrix.errors import AdaptrixError, Problem, RefusedError, UsageError, errors_in
-from adaptrix.pipeline import Workshop
+from adaptrix.pipeline import Pipeline
 from adaptrix.planning.plan import Plan, make_plan, recorded_plan
 from adaptrix.runtime.build import kernels, require_finite
 from adaptrix.runtime.decompositions import Decompositions
@@ -28,7 +28,7 @@ from adaptrix.runtime.hooks import Hooks
 from adaptrix.runtime.loaded import require_name
 from adaptrix.runtime.modules import Reached, reached, require_plain, unreachable
 from adaptrix.runtime.refcounts import Users
-from adaptrix.runtime.replaced import Change
+from adaptrix.runtime.replaced import SiteKernel
 from adaptrix.runtime.session import Session
 from adaptrix.runtime.slots import Slots, largest_rank
 
@@ -77,7 +77,7 @@ def attach(
     return session
 
 
-def _room(count: int, max_rank: int | None, adapters: Mapping[str, Mapping[Site, Change]], users: Users) -> Slots:
+def _room(count: int, max_rank: int | None, adapters: Mapping[str, Mapping[Site, SiteKernel]], users: Users) -> Slots:
     """Slots for these adapters. Raises with every one that they cannot hold."""
     room = Slots(count, largest_rank(adapters.values()) if max_rank is None else max_rank, users)
     if problems := [problem for name, changes in adapters.items() for problem in room.problems(name, changes)]:
@@ -108,9 +108,9 @@ def _require_named(adapters: object) -> None:
         require_name(name)
 
 
-def _all(loader: _Loader, adapters: Mapping[str, AdapterLike]) -> dict[str, tuple[Mapping[Site, Change], Plan]]:
+def _all(loader: _Loader, adapters: Mapping[str, AdapterLike]) -> dict[str, tuple[Mapping[Site, SiteKernel], Plan]]:
     """What every adapter does, and its plan; raises with the problems of all of them, as the first error's kind."""
-    built: dict[str, tuple[Mapping[Site, Change], Plan]] = {}
+    built: dict[str, tuple[Mapping[Site, SiteKernel], Plan]] = {}
     errors: list[AdaptrixError] = []
     for name, adapter in adapters.items():
         try:
@@ -133,16 +133,16 @@ class _Loader:
 
     def __init__(self, model: nn.Module, layers: str | None) -> None:
         self._model, self._layers = model, layers
-        self._workshop = Workshop()
+        self._pipeline = Pipeline()
         self._config = _config(model)
         self._decompositions = Decompositions(Known(SvdCache()))
         self._reached: dict[tuple[str, ...], dict[Site, Reached]] = {}
         self.modules: dict[Site, Reached] = {}
 
     @torch.inference_mode(False)
-    def __call__(self, adapter: AdapterLike) -> tuple[Mapping[Site, Change], Plan]:
-        read = adapter if isinstance(adapter, Adapter) else self._workshop.read(_uri(adapter))
-        known = self._workshop.catalog.architectures
+    def __call__(self, adapter: AdapterLike) -> tuple[Mapping[Site, SiteKernel], Plan]:
+        read = adapter if isinstance(adapter, Adapter) else self._pipeline.read(_uri(adapter))
+        known = self._pipeline.catalog.architectures
         bound = bind(read, by_config(self._config, known, read, type(self._model).__name__))
         if errors := errors_in(bound.problems):
             raise RefusedError(errors)

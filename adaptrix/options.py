@@ -48,7 +48,7 @@ class Options:
     seed: int | None = None
 
     @property
-    def fits(self) -> bool:
+    def wants_fit(self) -> bool:
         """Whether the plan is to be fitted."""
         return self.layers is not None and self.layers.partition(":")[0] == FITTED
 
@@ -77,7 +77,7 @@ def require_options(options: Options) -> None:
 
 def _fit_problems(options: Options) -> Iterator[Problem]:
     given = {name: getattr(options, name) for name in ("text", "steps", "seed") if getattr(options, name) is not None}
-    if not options.fits:
+    if not options.wants_fit:
         for name, value in given.items():
             remedy = "It is for --layers fit:K; leave it out."
             yield Problem("option", name, f"{value!r} without a plan to be fitted", remedy=remedy)

@@ -27,7 +27,7 @@ from adaptrix.planning.prune import cast, pruned
 from adaptrix.planning.redistribute import reshape_plan
 from adaptrix.plugins.catalog import Catalog
 from adaptrix.records import Bundle, Format, Source
-from adaptrix.results import Conversion, Report
+from adaptrix.results import CheckReport, Conversion
 
 
 class Maker(Protocol):
@@ -47,7 +47,7 @@ class Resolver(Protocol):
         """The plan with U and V in all of them. Raises :class:`AdaptrixError`."""
 
 
-class Workshop:
+class Pipeline:
     """The steps over one catalog. The catalog is made on first need."""
 
     def __init__(self, catalog: Catalog | None = None) -> None:
@@ -79,7 +79,7 @@ class Workshop:
             identity = replace(identity, problems=errors_in(identity.problems))
         return bind(adapter, identity)
 
-    def fit(self, subject: Adapter | str, base: str | None = None) -> Report:
+    def read_and_bind(self, subject: Adapter | str, base: str | None = None) -> CheckReport:
         """An adapter read and bound, its numbers not looked at yet: every step that may need a network.
 
         Raises :class:`UsageError` for a uri or ``base`` that cannot be meant, :class:`UnreachableError` for one
@@ -92,17 +92,17 @@ class Workshop:
                 bundle.hash_ahead()
             adapter = subject if isinstance(subject, Adapter) else self.read(bundle or subject)
         except RefusedError as error:
-            return Report(name, error.problems)
+            return CheckReport(name, error.problems)
         try:
             bound = self.bind(adapter, base)
         except RefusedError as error:  # the files of the base: the adapter has problems of its own all the same
             bound = bind(adapter, self._unaided(adapter))
-            return Report(name, (*error.problems, *bound.problems), bound, bundle)
-        return Report(name, bound.problems, bound, bundle)
+            return CheckReport(name, (*error.problems, *bound.problems), bound, bundle)
+        return CheckReport(name, bound.problems, bound, bundle)
 
-    def check(self, subject: Adapter | str, base: str | None = None, *, allow_nonfinite: bool = False) -> Report:
-        """Everything that is wrong with an adapter, alone and on a base. Raises as :meth:`fit` does."""
-        report = self.fit(subject, base).noted()
+    def check(self, subject: Adapter | str, base: str | None = None, *, allow_nonfinite: bool = False) -> CheckReport:
+        """Everything that is wrong with an adapter, alone and on a base. Raises as :meth:`read_and_bind` does."""
+        report = self.read_and_bind(subject, base).noted()
         return report if allow_nonfinite else report.examined()
 
     def prepare(self, out: str | PathLike[str] | None, options: Options) -> None:
@@ -118,7 +118,7 @@ class Workshop:
                 "It is for spectral deltas in injection files.",
             )
             raise UsageError(Problem("option", "vectors", found, remedy=remedy))
-        if options.fits and not form.keeps_plan and not options.prune:
+        if options.wants_fit and not form.keeps_plan and not options.prune:
             raise no_place_for_fit(options)
 
     def convert(
@@ -131,18 +131,18 @@ class Workshop:
     ) -> Conversion:
         """Reads, checks, plans and writes; raises :class:`AdaptrixError` and then leaves nothing behind."""
         self.prepare(out, options)
-        return self.write(self.fit(uri, options.base), out, options, maker=maker, resolver=resolver)
+        return self.write(self.read_and_bind(uri, options.base), out, options, maker=maker, resolver=resolver)
 
     def write(
         self,
-        report: Report,
+        report: CheckReport,
         out: str | PathLike[str] | None,
         options: Options,
         taken: Mapping[Path, str] = MappingProxyType({}),
         maker: Maker | None = None,
         resolver: Resolver | None = None,
     ) -> Conversion:
-        """What :meth:`convert` does after :meth:`prepare` and :meth:`fit`; needs no network.
+        """What :meth:`convert` does after :meth:`prepare` and :meth:`read_and_bind`; needs no network.
 
         ``taken``: paths that are not replaced even so, with what to say of each: other outputs of the same run.
         ``maker``: makes the plan. ``resolver``: finds the singular vectors that spectral deltas lack.

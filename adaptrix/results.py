@@ -14,7 +14,7 @@ from adaptrix.records import Bundle
 
 
 @dataclass(frozen=True)
-class Report:
+class CheckReport:
     """What a check found. ``bound`` is None where the files could not be read at all; ``bundle`` is the
     files, where the subject was a uri."""
 
@@ -28,13 +28,13 @@ class Report:
         """Whether nothing found is an error."""
         return not errors_in(self.problems)
 
-    def examined(self) -> Report:
+    def examined(self) -> CheckReport:
         """The report after a look at every number: NaN and Inf are problems, each told once."""
         if self.bound is None:
             return self
         return replace(self, problems=tuple(dict.fromkeys((*self.problems, *nonfinite(self.bound)))))
 
-    def noted(self) -> Report:
+    def noted(self) -> CheckReport:
         """The report of what fits, with a note where deltas belong to the very weights of a base: none were read."""
         deltas = self.bound.deltas.values() if self.bound else ()
         spectral = sum(isinstance(delta, Spectral) for delta in deltas)

@@ -33,7 +33,7 @@ from transformers.utils.logging import disable_progress_bar
 import adaptrix
 from adaptrix.algebra.finetune import changes, difference
 from adaptrix.base.fetch import fetch_base
-from adaptrix.pipeline import Workshop
+from adaptrix.pipeline import Pipeline
 
 TARGETS = ["c_attn", "c_proj", "c_fc"]
 
@@ -116,9 +116,9 @@ def fine_tune(folder: Path) -> None:
 
 
 def extract_against_lapack(folder: Path, runs: int, rank: int) -> None:
-    workshop = Workshop()
-    models = (fetch_base(str(folder / "base"), workshop), fetch_base(str(folder / "tuned"), workshop))
-    gpt2 = next(found for found in workshop.catalog.architectures if found.family == "gpt2")
+    pipeline = Pipeline()
+    models = (fetch_base(str(folder / "base"), pipeline), fetch_base(str(folder / "tuned"), pipeline))
+    gpt2 = next(found for found in pipeline.catalog.architectures if found.family == "gpt2")
     targets = changes(*models, gpt2).targets
     matrices = [difference(change, gpt2.roles[site.role]) for site, change in targets.items()]
     kept: dict[str, float] = {}

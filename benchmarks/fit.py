@@ -95,13 +95,13 @@ def measured(trial: Trial, policies: dict[str, str], lengths: Sequence[int]) -> 
     from adaptrix.measuring.divergence import divergence
     from adaptrix.measuring.policies import planned
     from adaptrix.measuring.text import windows
-    from adaptrix.pipeline import Workshop
+    from adaptrix.pipeline import Pipeline
     from adaptrix.planning.plan import make_plan, recorded_plan
 
     model = AutoModelForCausalLM.from_pretrained(trial.on, dtype=torch.float32)
     tokens = AutoTokenizer.from_pretrained(trial.on)(texts("measured", MEASURED), verbose=False)["input_ids"]
-    workshop = Workshop()
-    whole, fit = (workshop.bind(workshop.read(str(path)), str(trial.on)) for path in (trial.lora, trial.path))
+    pipeline = Pipeline()
+    whole, fit = (pipeline.bind(pipeline.read(str(path)), str(trial.on)) for path in (trial.lora, trial.path))
     plans = {name: make_plan(whole, policy) for name, policy in {"full": "all", **policies}.items()}
     assert fit.adapter.recorded is not None  # it is an injection file
     plans["fit"] = recorded_plan(fit, fit.adapter.recorded)

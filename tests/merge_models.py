@@ -13,7 +13,7 @@ from adaptrix.formats import safetensors_file
 from adaptrix.merging.draft import draft
 from adaptrix.merging.merger import write
 from adaptrix.merging.options import MergeOptions, prepare
-from adaptrix.pipeline import Workshop
+from adaptrix.pipeline import Pipeline
 from tests.families import tiny_model
 from tests.peft_models import trained
 
@@ -39,7 +39,7 @@ class Pair:
 def merge(source, base, out, **options):
     wanted = MergeOptions(**options)
     prepare(str(out), wanted)
-    return write(draft(Workshop(), str(source), str(base), wanted), str(out), wanted)
+    return write(draft(Pipeline(), str(source), str(base), wanted), str(out), wanted)
 
 
 def pair(folder, family="llama", *, dtype=torch.float32, shard="2GB", build=None, targets=None, variant=0, **keys):

@@ -231,9 +231,9 @@ def test_plugins_load_on_first_need(site: Path, monkeypatch: pytest.MonkeyPatch)
     script = f"""if True:
         import sys, adaptrix, adaptrix.pipeline, adaptrix.cli
         assert {module!r} not in sys.modules and "importlib.metadata" not in sys.modules
-        workshop = adaptrix.pipeline.Workshop()
+        pipeline = adaptrix.pipeline.Pipeline()
         assert {module!r} not in sys.modules
-        workshop.catalog
+        pipeline.catalog
         assert {module!r} in sys.modules
     """
     monkeypatch.setenv("PYTHONPATH", str(site))

@@ -20,7 +20,7 @@ from adaptrix.algebra.recipe import Recipe
 from adaptrix.delta import LowRank
 from adaptrix.errors import RefusedError, UsageError
 from adaptrix.options import Options
-from adaptrix.pipeline import Workshop
+from adaptrix.pipeline import Pipeline
 from adaptrix.tensor import Tensor
 from tests.command_line import placed
 from tests.families import FAMILIES, tiny_model
@@ -190,7 +190,7 @@ weights = st.floats(-2, 2).filter(lambda weight: abs(weight) > 0.01)
 
 def run(adapters, folder, to="injection", **recipe):
     out = folder / ("out.adaptrix.safetensors" if to == "injection" else "out")
-    return combine_adapters(Workshop(), adapters, Recipe(**recipe), out, Options(to=to, force=True))
+    return combine_adapters(Pipeline(), adapters, Recipe(**recipe), out, Options(to=to, force=True))
 
 
 def dense(done):
@@ -275,7 +275,7 @@ def test_what_rounding_costs_is_in_the_error(dtype, tmp_path):
     options = Options(dtype=dtype, force=True)
     for method in ("cat", "svd"):
         recipe = Recipe((0.7, 0.3), method, rank=6 if method == "svd" else None)
-        done = combine_adapters(Workshop(), pairs, recipe, tmp_path / "half.adaptrix.safetensors", options)
+        done = combine_adapters(Pipeline(), pairs, recipe, tmp_path / "half.adaptrix.safetensors", options)
         assert done.error == pytest.approx(error(dense(done), wanted), rel=1e-3)
         assert 1e-4 < done.error < 1e-2
 
@@ -451,7 +451,7 @@ def test_numbers_without_room_in_the_dtype(tmp_path):
     loud = {t: replace(d, A=Tensor.of(d.A.float64() * 1e8)) for t, d in adapter(1).deltas.items()}
     made = replace(adapter(1), deltas=loud)
     with pytest.raises(RefusedError, match="wider --dtype"):
-        combine_adapters(Workshop(), [made], Recipe(), tmp_path / "x.adaptrix.safetensors", Options(dtype="fp16"))
+        combine_adapters(Pipeline(), [made], Recipe(), tmp_path / "x.adaptrix.safetensors", Options(dtype="fp16"))
     assert list(tmp_path.iterdir()) == []
 
 

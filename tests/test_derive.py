@@ -15,7 +15,7 @@ from adaptrix.architecture import Architecture, Role, Site
 from adaptrix.architecture.dims import Alternative, Dims, evaluate, read_dims
 from adaptrix.architecture.registry import builtin_folder, parse_architecture, read_folder
 from adaptrix.derive import derive, to_toml
-from adaptrix.derive.expressions import Fitter
+from adaptrix.derive.expressions import ExpressionSearch
 from adaptrix.derive.naming import dim_names, role_names
 from adaptrix.errors import RefusedError, UsageError
 from adaptrix.testing import ArchitectureLaws
@@ -274,7 +274,7 @@ _DIMS = {
 def test_fits(expression: str, found: str) -> None:
     models = [dict(zip(_DIMS, values, strict=True)) for values in zip(*_DIMS.values(), strict=True)]
     target = tuple(evaluate(expression, model) for model in models)
-    fit = Fitter(_DIMS).fit(target)
+    fit = ExpressionSearch(_DIMS).find(target)
     assert fit is not None
     assert (tuple(evaluate(fit.expression, model) for model in models), fit.doubt) == (target, "")
     assert fit.expression == found
@@ -282,11 +282,11 @@ def test_fits(expression: str, found: str) -> None:
 
 def test_a_fit_says_what_it_cannot_know() -> None:
     def doubt(target: tuple[int, int], **dims: tuple[int, int]) -> str:
-        fit = Fitter(dims).fit(target)
+        fit = ExpressionSearch(dims).find(target)
         assert fit is not None
         return fit.doubt
 
     assert doubt((72, 144), hidden=(24, 48), twin=(24, 48)) == "hidden may be twin"
     assert doubt((72, 144), hidden=(24, 48), stuck=(3, 3)) == "a number here may be stuck"
     assert doubt((3, 3), hidden=(24, 48), stuck=(3, 3)) == "stuck could not be varied"
-    assert Fitter({"hidden": (24, 48)}).fit((1000, 7)) is None
+    assert ExpressionSearch({"hidden": (24, 48)}).find((1000, 7)) is None

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 import adaptrix
 from adaptrix.algebra.comparison import compare_adapters
 from adaptrix.errors import RefusedError
-from adaptrix.pipeline import Workshop
+from adaptrix.pipeline import Pipeline
 from tests.command_line import placed
 from tests.make import adapter
 from tests.peft_models import save
 
 
 def of(one, other):
-    return compare_adapters(Workshop(), one, other)
+    return compare_adapters(Pipeline(), one, other)
 
 
 def dense(made, other):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 import adaptrix
-from adaptrix.adapter import Fit
+from adaptrix.adapter import FitRecord
 from adaptrix.measuring import divergence as diverging
 from adaptrix.measuring.bootstrap import estimate
 from adaptrix.measuring.text import windows
@@ -172,7 +172,7 @@ def test_a_plan_that_was_fitted_on_the_text_is_told_of(made, tmp_path):
     adapter, text = adaptrix.load(path), tmp_path / "text.txt"
     for content, codes in (("one text", ["short-text", "fitted-here"]), ("another", ["short-text"])):
         text.write_text(content)
-        fit = Fit(sha256(b"one text").hexdigest(), 8, 1, 1, 0, 0.5, 0.2)
+        fit = FitRecord(sha256(b"one text").hexdigest(), 8, 1, 1, 0, 0.5, 0.2)
         fitted = dataclasses.replace(adapter.recorded, policy="fit:1", fit=fit)
         report = adaptrix.fidelity(
             dataclasses.replace(adapter, recorded=fitted), base_of(made), text, tokenizer=Letters()

@@ -14,7 +14,7 @@ from adaptrix.errors import RefusedError
 from adaptrix.formats import safetensors_file
 from adaptrix.inspection import summarise
 from adaptrix.options import Options
-from adaptrix.pipeline import Workshop
+from adaptrix.pipeline import Pipeline
 from adaptrix.tensor import Tensor
 from tests.odd_json import changed, put
 from tests.peft_models import assert_deltas, assert_same_deltas, deltas, load, logits, same_tensors, save, weights
@@ -92,7 +92,7 @@ def test_a_file_keeps_its_overrides(saved, options, tmp_path):
 def test_a_rank_recompresses_what_is_in_force(saved, tmp_path):
     folded = convert(saved.folder, tmp_path, base=saved.base, layers="1", redistribute="nearest")
     small = convert(folded, tmp_path, "b", rank=2)
-    plan = Workshop().convert(str(small), tmp_path / "c.adaptrix.safetensors", Options()).plan
+    plan = Pipeline().convert(str(small), tmp_path / "c.adaptrix.safetensors", Options()).plan
     for role in "qv":
         whole = sum(saved.deltas[f"model.layers.{layer}.self_attn.{role}_proj"] for layer in range(3))
         U, s, V = np.linalg.svd(whole)

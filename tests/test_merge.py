@@ -22,10 +22,10 @@ from adaptrix.merging import product
 from adaptrix.merging.draft import settle
 from adaptrix.merging.merger import write
 from adaptrix.merging.options import MergeOptions
-from adaptrix.merging.tensor_change import Change
-from adaptrix.pipeline import Workshop
+from adaptrix.merging.tensor_change import TensorChange
+from adaptrix.pipeline import Pipeline
 from adaptrix.planning.plan import make_plan
-from adaptrix.results import Report
+from adaptrix.results import CheckReport
 from adaptrix.tensor import Tensor
 from tests.families import FAMILIES, tiny_config, tiny_model
 from tests.merge_models import as_torch, loaded, merge, pair, tensors
@@ -84,7 +84,7 @@ def test_pieces_of_a_large_weight_are_what_the_whole_would_be(turned, dora, monk
     kept = Tensor("BF16", tuple(own.shape), own.view(torch.uint8).numpy().tobytes())
     sites = []
     monkeypatch.setattr(product, "PIECE", 100)
-    for piece in product.pieces(kept, Change(terms=(Term(Site(0, "q"), delta),), turned=turned), "BF16", "here"):
+    for piece in product.pieces(kept, TensorChange(terms=(Term(Site(0, "q"), delta),), turned=turned), "BF16", "here"):
         sites.append(bytes(piece))  # noqa: PERF401  # a piece is void when the next is there
     whole = W + B @ A * (11 / 5)
     whole = m[:, None] / torch.linalg.norm(whole, dim=1, keepdim=True) * whole if dora else whole
@@ -121,14 +121,14 @@ def test_experts_that_the_base_stacks(apart, tmp_path):
         file.unlink()
     plain = tiny_model("qwen3_moe").state_dict()
     safetensors_file.write(made.base / "model.safetensors", {n: stored(t) for n, t in plain.items()}, {"format": "pt"})
-    bound = Workshop().bind(adaptrix.load(made.adapter), str(made.base))
+    bound = Pipeline().bind(adaptrix.load(made.adapter), str(made.base))
     places = [(site, place, delta) for site, delta in bound.deltas.items() for place, delta in by_expert(site, delta)]
     if apart:
         deltas = {place: delta for _, place, delta in places}
         targets = {place: bound.targets[site] for site, place, _ in places}
         bound = replace(bound, deltas=MappingProxyType(deltas), targets=MappingProxyType(targets))
     base = open_base(made.base, "base", json.loads((made.base / "config.json").read_text()))
-    made_draft = settle(make_plan(bound, "all"), base, Report("experts", ()))
+    made_draft = settle(make_plan(bound, "all"), base, CheckReport("experts", ()))
     write(made_draft, str(tmp_path / "out"), MergeOptions())
     found = tensors(tmp_path / "out")
     assert found.keys() == wanted.keys()
@@ -253,7 +253,7 @@ def test_parts_of_a_fused_weight(tmp_path):
     """A Phi-3 before its projections were fused, on one after, and the other way round."""
     made = pair(tmp_path, "phi3", targets=["qkv_proj"])
     adapter = adaptrix.load(made.adapter)
-    bound = Workshop().bind(adapter, str(made.base))
+    bound = Pipeline().bind(adapter, str(made.base))
     rows = role_rows(bound.architecture.roles["qkv"], bound.dims)
     parts, targets = {}, {}
     for site, delta in bound.deltas.items():
@@ -262,7 +262,7 @@ def test_parts_of_a_fused_weight(tmp_path):
             parts[place], targets[place] = piece, bound.targets[site]
     apart = replace(bound, deltas=MappingProxyType(parts), targets=MappingProxyType(targets))
     base = open_base(made.base, "base", json.loads((made.base / "config.json").read_text()))
-    made_draft = settle(make_plan(apart, "all"), base, Report("parts", ()))
+    made_draft = settle(make_plan(apart, "all"), base, CheckReport("parts", ()))
     write(made_draft, str(tmp_path / "out"), MergeOptions())
     assert_equal_bits(tmp_path / "out", made)
 
@@ -413,11 +413,11 @@ def test_a_family_that_nobody_knows(family, tmp_path):
 
 def test_dora_on_a_part_of_a_fused_weight_is_refused(tmp_path):
     made = pair(tmp_path, "phi3", targets=["qkv_proj"], use_dora=True)
-    bound = Workshop().bind(adaptrix.load(made.adapter), str(made.base))
+    bound = Pipeline().bind(adaptrix.load(made.adapter), str(made.base))
     rows = role_rows(bound.architecture.roles["qkv"], bound.dims)
     part = {Site(s.layer, s.role, "v"): split(delta, rows)["v"] for s, delta in bound.deltas.items()}
     targets = {Site(s.layer, s.role, "v"): target for s, target in bound.targets.items()}
     bound = replace(bound, deltas=MappingProxyType(part), targets=MappingProxyType(targets))
     base = open_base(made.base, "base", json.loads((made.base / "config.json").read_text()))
     with pytest.raises(RefusedError, match="DoRA on parts of a fused weight"):
-        settle(make_plan(bound, "all"), base, Report("parts", ()))
+        settle(make_plan(bound, "all"), base, CheckReport("parts", ()))

@@ -9,7 +9,7 @@ import torch
 from adaptrix.merging.draft import draft
 from adaptrix.merging.model_files import write_model
 from adaptrix.merging.options import MergeOptions
-from adaptrix.pipeline import Workshop
+from adaptrix.pipeline import Pipeline
 from tests.command_line import placed
 from tests.merge_models import as_torch, pair, tensors
 
@@ -50,7 +50,7 @@ def test_what_nf4_leaves_is_what_bitsandbytes_computes_with(family, tmp_path):
     made = pair(tmp_path, family, dtype=torch.bfloat16, targets=["c_attn"] if family == "gpt2" else ["q_proj"])
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
     model = AutoModelForCausalLM.from_pretrained(made.base, quantization_config=config, dtype=torch.bfloat16)
-    made_draft = draft(Workshop(), str(made.adapter), str(made.base), MergeOptions())
+    made_draft = draft(Pipeline(), str(made.adapter), str(made.base), MergeOptions())
     write_model(made_draft.base_alone(), tmp_path, None)
     found, plain = tensors(tmp_path), dict(made.model.get_base_model().named_modules())
     quantised = [name for name, module in model.named_modules() if type(module).__name__ == "Linear4bit"]
@@ -65,7 +65,7 @@ def test_what_nf4_leaves_is_what_bitsandbytes_computes_with(family, tmp_path):
 def test_the_merge_is_onto_those_numbers(tmp_path):
     bnb()
     made = pair(tmp_path, dtype=torch.bfloat16, shard="20KB", targets=["q_proj"])
-    made_draft = draft(Workshop(), str(made.adapter), str(made.base), MergeOptions())
+    made_draft = draft(Pipeline(), str(made.adapter), str(made.base), MergeOptions())
     (tmp_path / "alone").mkdir()
     write_model(made_draft.base_alone(), tmp_path / "alone", None)
     for name in ("config.json", "generation_config.json"):

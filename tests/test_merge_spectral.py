@@ -16,9 +16,9 @@ from adaptrix.errors import RefusedError
 from adaptrix.merging.draft import draft, settle
 from adaptrix.merging.merger import write
 from adaptrix.merging.options import MergeOptions
-from adaptrix.pipeline import Workshop
+from adaptrix.pipeline import Pipeline
 from adaptrix.planning.plan import make_plan
-from adaptrix.results import Report
+from adaptrix.results import CheckReport
 from adaptrix.torch_tensor import as_stored
 from tests.families import tiny_model
 from tests.merge_models import as_torch, loaded, merge, tensors
@@ -98,10 +98,10 @@ def test_a_plan_merges_its_layers_alone(tmp_path, cache):
 
 def test_gains_multiply_what_is_added(tmp_path, cache):
     model, adapter = made(tmp_path, "gpt2", cache)
-    bound = Workshop().bind(adaptrix.load(tmp_path / "x.safetensors"), str(tmp_path / "base"))
+    bound = Pipeline().bind(adaptrix.load(tmp_path / "x.safetensors"), str(tmp_path / "base"))
     plan = replace(make_plan(bound, "0-1"), gains={0: 0.5, 1: -2.0})
     base = open_base(tmp_path / "base", "base", model.config.to_dict())
-    write(settle(plan, base, Report("gains", ())), str(tmp_path / "out"), MergeOptions())
+    write(settle(plan, base, CheckReport("gains", ())), str(tmp_path / "out"), MergeOptions())
     by_layer = [
         (gain, replace(adapter, deltas={t: d for t, d in adapter.deltas.items() if f".{layer}." in t.path}))
         for layer, gain in plan.gains.items()
@@ -151,7 +151,7 @@ def test_what_nf4_leaves_of_a_base_has_other_singular_vectors(tmp_path, cache):
     made(tmp_path, "llama", cache)
     wanted = MergeOptions(qlora_base="bf16")
     with pytest.raises(RefusedError, match="stored") as caught:
-        draft(Workshop(), str(tmp_path / "x.safetensors"), str(tmp_path / "base"), wanted)
+        draft(Pipeline(), str(tmp_path / "x.safetensors"), str(tmp_path / "base"), wanted)
     assert len(caught.value.problems) == 9
 
 

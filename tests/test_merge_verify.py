@@ -12,7 +12,7 @@ from adaptrix.merging import product, verify
 from adaptrix.merging.draft import draft
 from adaptrix.merging.merger import write
 from adaptrix.merging.options import MergeOptions
-from adaptrix.pipeline import Workshop
+from adaptrix.pipeline import Pipeline
 from tests.command_line import placed
 from tests.merge_models import pair
 
@@ -73,7 +73,7 @@ def test_the_plan_is_verified_too(tmp_path):
     made = pair(tmp_path, targets=["q_proj", "down_proj"])
     file = adaptrix.convert(made.adapter, tmp_path / "x.adaptrix.safetensors", base=made.base, layers="1")
     options = MergeOptions(verify=True)
-    done = write(draft(Workshop(), str(file), str(made.base), options), str(tmp_path / "o"), options)
+    done = write(draft(Pipeline(), str(file), str(made.base), options), str(tmp_path / "o"), options)
     assert done.changed == 2
     assert done.agreement.relative < 1e-4
 

@@ -15,7 +15,7 @@ import adaptrix
 from adaptrix.formats import safetensors_file
 from adaptrix.inspection import summarise
 from adaptrix.options import Options, dtype_name
-from adaptrix.pipeline import Workshop
+from adaptrix.pipeline import Pipeline
 from benchmarks.checkpoints import BAD
 from benchmarks.draft import PREFIX, Q0, Draft
 from tests.command_line import placed
@@ -152,7 +152,7 @@ def test_what_is_there_is_told_before_anything_is_fetched(args, place, monkeypat
         Path("x/y.adaptrix.safetensors").touch()
     elif args[0] == "-o":
         Path("x").touch()
-    monkeypatch.setattr(Workshop, "fetch", lambda *_: pytest.fail("it was fetched"))
+    monkeypatch.setattr(Pipeline, "fetch", lambda *_: pytest.fail("it was fetched"))
     code, _, err = place.run("convert", "owner/name", *args)
     assert code == 2
     assert "--force" in err
@@ -254,7 +254,7 @@ def test_warnings_reach_callers_in_python(place, lora):
 
 
 def test_a_format_says_itself_whether_it_keeps_a_plan():
-    formats = {form.name: form for form in Workshop().catalog.formats}
+    formats = {form.name: form for form in Pipeline().catalog.formats}
     assert (formats["injection"].keeps_plan, formats["peft"].keeps_plan) == (True, False)
     assert sorted(formats["peft"].writes) == FILES
     assert Options().layers is None
@@ -310,7 +310,7 @@ def test_nothing_turns_while_the_hub_draws_its_bars(command, place, lora, monkey
 
     monkeypatch.setattr(importlib.import_module(f"adaptrix.cli.{command}"), "working", working)
     for name in ("fetch", "base_config"):
-        monkeypatch.setattr(Workshop, name, watched(getattr(Workshop, name)))
+        monkeypatch.setattr(Pipeline, name, watched(getattr(Pipeline, name)))
     assert place.run(command, lora, "--base", place.folder / "base")[0] == 0
     assert fetched == [0, 0]
 
@@ -319,7 +319,7 @@ def test_a_report_is_examined_once(place):
     BAD["a NaN"].write(place.folder / "bad")
     report = adaptrix.check(place.folder / "bad/adapter")
     assert report.examined().problems == report.problems
-    assert "nonfinite" not in {p.code for p in Workshop().fit(str(place.folder / "bad/adapter")).problems}
+    assert "nonfinite" not in {p.code for p in Pipeline().read_and_bind(str(place.folder / "bad/adapter")).problems}
 
 
 @pytest.fixture
@@ -349,7 +349,7 @@ def test_a_picture_of_many_layers_and_roles_is_cut_with_a_word(place):
     for number in range(70):
         draft.add(f"net.{number * 2}.block{number}", 4, 4)
     draft.write(place.folder / "wide")
-    inspection = summarise(Workshop().bind(Workshop().read(str(place.folder / "wide/adapter"))))
+    inspection = summarise(Pipeline().bind(Pipeline().read(str(place.folder / "wide/adapter"))))
     rows, layers, said = inspection.drawn(most_rows=5, most_layers=10)
     assert (len(rows), len(layers) <= 10, "more roles" in said) == (5, True, True)
     _, out, _ = place.run("inspect", place.folder / "wide/adapter")
@@ -359,7 +359,7 @@ def test_a_picture_of_many_layers_and_roles_is_cut_with_a_word(place):
 def test_a_drawing_that_is_there_is_told_before_anything_is_fetched(place, monkeypatch):
     pytest.importorskip("matplotlib")
     Path("x.svg").touch()
-    monkeypatch.setattr(Workshop, "fetch", lambda *_: pytest.fail("it was fetched"))
+    monkeypatch.setattr(Pipeline, "fetch", lambda *_: pytest.fail("it was fetched"))
     assert place.run("inspect", "owner/name", "--plot", "x.svg")[0] == 2
 
 
@@ -395,4 +395,4 @@ def test_everything_public_is_there_and_nothing_else():
         assert getattr(adaptrix, name) is not None
     plugins_need = {"Architecture", "Bundle", "Command", "Format", "Generator", "Source", "hookimpl"}
     errors = {"AdaptrixError", "RefusedError", "UnreachableError", "UsageError", "AdaptrixWarning"}
-    assert plugins_need | errors | {"Inspection", "Report"} <= set(adaptrix.__all__)
+    assert plugins_need | errors | {"Inspection", "CheckReport"} <= set(adaptrix.__all__)

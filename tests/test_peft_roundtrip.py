@@ -9,7 +9,7 @@ from peft.tuners.lora.layer import LoraLayer
 
 import adaptrix
 from adaptrix.options import Options
-from adaptrix.pipeline import Workshop
+from adaptrix.pipeline import Pipeline
 from tests.families import FAMILIES, tiny_model
 from tests.peft_models import (
     assert_lossless,
@@ -108,7 +108,7 @@ def test_redistributed(name, rank, tmp_path):
     family, keys = LOSSY[name]
     saved = save(tmp_path, family, **keys)
     options = Options(to="peft", base=str(saved.base), layers="1", redistribute="nearest", rank=rank, prune=True)
-    done = Workshop().convert(str(saved.folder), tmp_path / "out", options)
+    done = Pipeline().convert(str(saved.folder), tmp_path / "out", options)
     found = deltas(load(done.path, saved.build))
     sums = {}
     for path, delta in saved.deltas.items():
@@ -157,7 +157,7 @@ def test_what_has_no_sum_is_refused(name, tmp_path):
 def test_cast(dtype, tmp_path):
     family, keys = LOSSY["llama"]
     saved = save(tmp_path, family, **keys)
-    done = Workshop().convert(
+    done = Pipeline().convert(
         str(saved.folder), tmp_path / "out", Options(to="peft", base=str(saved.base), dtype=dtype)
     )
     before, after = saved.tensors, weights(done.path)

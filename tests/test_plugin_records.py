@@ -13,7 +13,7 @@ import pytest
 from adaptrix.adapter import Adapter
 from adaptrix.errors import RefusedError, UsageError
 from adaptrix.options import Options
-from adaptrix.pipeline import Workshop
+from adaptrix.pipeline import Pipeline
 from adaptrix.plugins.catalog import Catalog
 from adaptrix.records import Bundle
 from benchmarks import alpaca
@@ -53,26 +53,26 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     offline(monkeypatch)
 
 
-def _workshop(site: Path) -> Workshop:
+def _pipeline(site: Path) -> Pipeline:
     catalog = Catalog(entry_points=entry_points(site))
     assert not catalog.problems
-    return Workshop(catalog)
+    return Pipeline(catalog)
 
 
 def test_a_plugin_teaches_a_kind_of_peft_checkpoint(site: Path, tmp_path: Path) -> None:
     lora, ia3 = alpaca.write(tmp_path / "lora", 2, 16, 2), alpaca.write(tmp_path / "ia3", 2, 16, 2)
     config = json.loads((ia3 / "adapter_config.json").read_text())
     (ia3 / "adapter_config.json").write_text(json.dumps({**config, "peft_type": "IA3"}))
-    refused = Workshop(Catalog()).check(str(ia3))
+    refused = Pipeline(Catalog()).check(str(ia3))
     assert [problem.code for problem in refused.problems if problem.severity == "error"] == ["peft-type"]
 
     install(site, "adaptrix-ia3", IA3)
-    workshop = _workshop(site)
-    assert [form.name for form in workshop.catalog.formats] == ["ia3", "injection", "peft"]
-    assert workshop.read(str(ia3)).name == "by-the-plugin"
-    assert workshop.read(str(lora)).name == "lora"
-    done = workshop.convert(str(ia3), tmp_path / "x", Options())
-    assert workshop.check(str(done.path)).ok
+    pipeline = _pipeline(site)
+    assert [form.name for form in pipeline.catalog.formats] == ["ia3", "injection", "peft"]
+    assert pipeline.read(str(ia3)).name == "by-the-plugin"
+    assert pipeline.read(str(lora)).name == "lora"
+    done = pipeline.convert(str(ia3), tmp_path / "x", Options())
+    assert pipeline.check(str(done.path)).ok
 
 
 FAULTY = """
@@ -99,7 +99,7 @@ def adaptrix_sources():
 def adaptrix_generators():
     yield Generator("agenerator", "Text in.", wrong)
 """
-CALLS: dict[str, tuple[str, Callable[[Workshop, Path], object]]] = {
+CALLS: dict[str, tuple[str, Callable[[Pipeline, Path], object]]] = {
     "detect": ("format aform failed to detect", lambda it, path: it.read(str(path / "x.aform"))),
     "read": ("format aform failed to read", lambda it, path: it.read(str(path / "x.aform"))),
     "claims": ("source asource failed to claim", lambda it, path: it.read("s3://x")),
@@ -110,10 +110,10 @@ CALLS: dict[str, tuple[str, Callable[[Workshop, Path], object]]] = {
 }
 
 
-def _faulty(site: Path, call: str, body: str) -> Workshop:
+def _faulty(site: Path, call: str, body: str) -> Pipeline:
     wrong = {"detect": "right", "claims": "right"} | {call: "wrong"}
     install(site, "adaptrix-faulty", FAULTY.format(body=body, detect=wrong["detect"], claims=wrong["claims"]))
-    return _workshop(site)
+    return _pipeline(site)
 
 
 @pytest.mark.parametrize("body", ["return 1 / 0", "raise SystemExit(3)", "raise KeyError('x')"])
@@ -122,15 +122,15 @@ def test_what_goes_wrong_in_a_plugin_bears_its_name(
     site: Path, tmp_path: Path, call: str, body: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said, act = CALLS[call]
-    workshop = _faulty(site, call, body)
+    pipeline = _faulty(site, call, body)
     (tmp_path / "x.aform").write_text("")
     if call == "write":  # what is converted is not for the plugin to read
         alpaca.write(tmp_path / "a", 2, 16, 2)
-        form = replace(workshop.catalog.formats[0], detect=lambda bundle: False)
-        monkeypatch.setattr(Catalog, "formats", (form, *workshop.catalog.formats[1:]))
+        form = replace(pipeline.catalog.formats[0], detect=lambda bundle: False)
+        monkeypatch.setattr(Catalog, "formats", (form, *pipeline.catalog.formats[1:]))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RefusedError) as caught:
-        act(workshop, tmp_path)
+        act(pipeline, tmp_path)
     (problem,) = caught.value.problems
     assert (problem.where, problem.severity) == ("plugin faulty (adaptrix-faulty)", "error")
     assert problem.found.startswith(f"{said}: ")
@@ -147,15 +147,15 @@ def test_an_answer_of_another_type_is_a_fault(site: Path, tmp_path: Path, call: 
 
 
 def test_what_a_plugin_refuses_is_its_refusal(site: Path, tmp_path: Path) -> None:
-    workshop = _faulty(site, "fetch", "raise UsageError(Problem('s3', 's3://x', 'no such bucket'))")
+    pipeline = _faulty(site, "fetch", "raise UsageError(Problem('s3', 's3://x', 'no such bucket'))")
     with pytest.raises(UsageError, match="s3://x: no such bucket"):
-        workshop.read("s3://x")
+        pipeline.read("s3://x")
 
 
 def test_the_disk_s_no_is_no_fault_of_the_plugin_that_writes(site: Path, tmp_path: Path) -> None:
-    workshop = _faulty(site, "write", "raise OSError(28, 'No space left on device')")
+    pipeline = _faulty(site, "write", "raise OSError(28, 'No space left on device')")
     with pytest.raises(OSError, match="No space"):
-        workshop.catalog.formats[0].write(None, tmp_path)  # type: ignore[arg-type,misc]
+        pipeline.catalog.formats[0].write(None, tmp_path)  # type: ignore[arg-type,misc]
 
 
 @pytest.mark.parametrize("call", ["read", "fetch"])

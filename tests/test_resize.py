@@ -15,7 +15,7 @@ from adaptrix.algebra.compression import Size, resize_adapter
 from adaptrix.delta import LowRank, straightened
 from adaptrix.errors import RefusedError, UsageError
 from adaptrix.options import Options
-from adaptrix.pipeline import Workshop
+from adaptrix.pipeline import Pipeline
 from adaptrix.tensor import Tensor
 from tests.command_line import placed
 from tests.make import adapter
@@ -97,7 +97,7 @@ def test_stacked_experts_that_describe_the_transpose(rank, tmp_path):
 
 def run(subject, folder, size, to="out", **options):
     out = folder / f"{to}.adaptrix.safetensors"
-    return resize_adapter(Workshop(), subject, size, out, Options(force=True, **options))
+    return resize_adapter(Pipeline(), subject, size, out, Options(force=True, **options))
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from adaptrix.errors import Problem, RefusedError
 
 Row = tuple[LowRank | None, ...]
 #: what a fused weight is part of: its layer and its role
-Place = tuple[int | None, str]
+StackPosition = tuple[int | None, str]
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def _columns(operands: Sequence[Operand], architecture: Architecture, dims: Dims
     return columns
 
 
-def _place(site: Site) -> Place:
+def _place(site: Site) -> StackPosition:
     return (site.layer, site.role)
 
 

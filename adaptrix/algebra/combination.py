@@ -33,7 +33,7 @@ from adaptrix.delta import LowRank
 from adaptrix.errors import Problem, RefusedError
 from adaptrix.formats.peft_write import STACKED_SINCE
 from adaptrix.options import Options, dtype_name
-from adaptrix.pipeline import Workshop
+from adaptrix.pipeline import Pipeline
 from adaptrix.tensor import Tensor
 
 #: keys that speak of what is not in a combination
@@ -41,7 +41,7 @@ _DROPPED = ("modules_to_save", "trainable_token_indices", "bias", "target_parame
 
 
 def combine_adapters(
-    workshop: Workshop,
+    pipeline: Pipeline,
     subjects: Sequence[Adapter | str],
     recipe: Recipe,
     out: str | PathLike[str] | None,
@@ -55,14 +55,14 @@ def combine_adapters(
     cannot be added.
     """
     require_recipe(recipe, subjects)
-    workshop.prepare(out, options)
-    operands = gather(workshop, subjects, options.base)
+    pipeline.prepare(out, options)
+    operands = gather(pipeline, subjects, options.base)
     with busy:
-        return _combined(workshop, operands, recipe, out, options)
+        return _combined(pipeline, operands, recipe, out, options)
 
 
 def _combined(
-    workshop: Workshop,
+    pipeline: Pipeline,
     operands: Sequence[Operand],
     recipe: Recipe,
     out: str | PathLike[str] | None,
@@ -79,7 +79,7 @@ def _combined(
     adapter = _adapter(operands, aligned, _with_biases(deltas), recipe, options.name)
     notes = [*_notes(recipe, operands, deltas, losses), *_bases(operands)]
     bound = bind(adapter, aligned.identity)
-    return published(workshop, bound, losses, notes, out, options, bundles_of(operands), said_of(operands))
+    return published(pipeline, bound, losses, notes, out, options, bundles_of(operands), said_of(operands))
 
 
 def _terms(row: Row, weights: Sequence[float]) -> list[list[Term]]:

@@ -21,7 +21,7 @@ from adaptrix.algebra.operands import NOT_SHOWN, Operand, gather
 from adaptrix.architecture import Site
 from adaptrix.delta import LowRank
 from adaptrix.errors import Problem
-from adaptrix.pipeline import Workshop
+from adaptrix.pipeline import Pipeline
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ class Comparison:
 
 
 def compare_adapters(
-    workshop: Workshop,
+    pipeline: Pipeline,
     first: Adapter | str,
     second: Adapter | str,
     base: str | None = None,
@@ -114,7 +114,7 @@ def compare_adapters(
 
     Raises :class:`RefusedError` for adapters that are of no one model.
     """
-    operands = gather(workshop, [first, second], base)
+    operands = gather(pipeline, [first, second], base)
     with busy:
         aligned = align(operands)
         sites = MappingProxyType({site: _likeness(row) for site, row in aligned.rows.items()})

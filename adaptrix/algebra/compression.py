@@ -20,7 +20,7 @@ from adaptrix.binding.bind import BoundAdapter
 from adaptrix.delta import LowRank, Spectrum, spectrum
 from adaptrix.errors import Problem, RefusedError, UsageError
 from adaptrix.options import Options, dtype_name
-from adaptrix.pipeline import Workshop
+from adaptrix.pipeline import Pipeline
 from adaptrix.tensor import Tensor
 
 
@@ -39,7 +39,7 @@ class Size:
 
 
 def resize_adapter(
-    workshop: Workshop,
+    pipeline: Pipeline,
     subject: Adapter | str,
     size: Size,
     out: str | PathLike[str] | None,
@@ -53,14 +53,14 @@ def resize_adapter(
     Raises :class:`RefusedError` where a DoRA would have to be cut, for what that does depends on the base.
     """
     _require_size(size)
-    workshop.prepare(out, options)
-    (operand,) = gather(workshop, [subject], options.base)
+    pipeline.prepare(out, options)
+    (operand,) = gather(pipeline, [subject], options.base)
     with busy:
-        return _written(workshop, operand, size, out, options)
+        return _written(pipeline, operand, size, out, options)
 
 
 def _written(
-    workshop: Workshop, operand: Operand, size: Size, out: str | PathLike[str] | None, options: Options
+    pipeline: Pipeline, operand: Operand, size: Size, out: str | PathLike[str] | None, options: Options
 ) -> Outcome:
     bound = operand.bound
     dtype = dtype_name(options.dtype) if options.dtype is not None else None
@@ -80,7 +80,7 @@ def _written(
     changed = {site for site, delta in deltas.items() if delta is not operand.deltas[site]}
     resized = _rebound(bound, deltas, options.name or f"{bound.adapter.name}-{_suffix(size)}", altered=bool(changed))
     notes = list(_notes(bound, deltas, losses, size))
-    return published(workshop, resized, losses, notes, out, options, bundles_of([operand]), operand.problems)
+    return published(pipeline, resized, losses, notes, out, options, bundles_of([operand]), operand.problems)
 
 
 def _require_size(size: Size) -> None:

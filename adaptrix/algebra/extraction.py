@@ -13,19 +13,19 @@ import numpy as np
 
 from adaptrix.adapter import Adapter, Extra, Provenance, Target
 from adaptrix.algebra.factors import Loss, total
-from adaptrix.algebra.finetune import Change, Changes, changes, difference, kept_whole, kinds
+from adaptrix.algebra.finetune import WeightDifference, WeightDifferences, changes, difference, kept_whole, kinds
 from adaptrix.algebra.lora_svd import SOLVERS, Solver, best_pair, residual
 from adaptrix.algebra.operands import NOT_SHOWN
 from adaptrix.algebra.outcome import Outcome, published, require_room, too_large
 from adaptrix.architecture import Site
-from adaptrix.base.checkpoint import Base
+from adaptrix.base.checkpoint import BaseCheckpoint
 from adaptrix.base.fetch import fetch_base
 from adaptrix.binding.bind import bind
 from adaptrix.binding.identify import Identity, by_config
 from adaptrix.delta import LowRank, from_factors
 from adaptrix.errors import Problem, RefusedError, UsageError, errors_in, refuse
 from adaptrix.options import Options, dtype_name
-from adaptrix.pipeline import Workshop
+from adaptrix.pipeline import Pipeline
 from adaptrix.records import Bundle
 from adaptrix.wording import some
 
@@ -42,7 +42,7 @@ class Extraction:
 
 
 def extract_adapter(
-    workshop: Workshop,
+    pipeline: Pipeline,
     tuned: str,
     base: str,
     extraction: Extraction,
@@ -56,24 +56,24 @@ def extract_adapter(
     that are not of one family and size, and for changes that are no LoRA and that nobody has decided on.
     """
     _require_sense(extraction)
-    workshop.prepare(out, options)
+    pipeline.prepare(out, options)
     name = options.name or f"{tuned.rstrip('/').rpartition('/')[2]}-lora"
-    require_room(workshop, name, out, options)
-    models = fetch_base(base, workshop), fetch_base(tuned, workshop)
+    require_room(pipeline, name, out, options)
+    models = fetch_base(base, pipeline), fetch_base(tuned, pipeline)
     with busy:
-        return _extracted(workshop, models, extraction, name, out, options)
+        return _extracted(pipeline, models, extraction, name, out, options)
 
 
 def _extracted(
-    workshop: Workshop,
-    models: tuple[Base, Base],
+    pipeline: Pipeline,
+    models: tuple[BaseCheckpoint, BaseCheckpoint],
     extraction: Extraction,
     name: str,
     out: str | PathLike[str] | None,
     options: Options,
 ) -> Outcome:
     base, tuned = models
-    identity = _identity(workshop, base, tuned)
+    identity = _identity(pipeline, base, tuned)
     found = changes(base, tuned, identity.architecture)
     if not found.targets:
         raise refuse(
@@ -92,7 +92,7 @@ def _extracted(
     )
     notes = [*_notes(deltas, losses, extras, ignored), *found.notes]
     sources = [Bundle(model.name, model.name, {file.name: file for file in model.files()}) for model in models]
-    return published(workshop, bind(adapter, identity), losses, notes, out, options, sources)
+    return published(pipeline, bind(adapter, identity), losses, notes, out, options, sources)
 
 
 def _require_sense(extraction: Extraction) -> None:
@@ -107,11 +107,11 @@ def _require_sense(extraction: Extraction) -> None:
         raise UsageError(problems)
 
 
-def _identity(workshop: Workshop, base: Base, tuned: Base) -> Identity:
+def _identity(pipeline: Pipeline, base: BaseCheckpoint, tuned: BaseCheckpoint) -> Identity:
     """The family of both models."""
     nothing = Adapter("", {}, {}, Provenance("", ""))
     before, after = (
-        by_config(model.config, workshop.catalog.architectures, nothing, f"{model.name}/config.json")
+        by_config(model.config, pipeline.catalog.architectures, nothing, f"{model.name}/config.json")
         for model in (base, tuned)
     )
     if errors := errors_in((*before.problems, *after.problems)):
@@ -127,7 +127,7 @@ def _identity(workshop: Workshop, base: Base, tuned: Base) -> Identity:
     return before
 
 
-def _require_finite(found: Changes, extras: Mapping[str, Extra]) -> None:
+def _require_finite(found: WeightDifferences, extras: Mapping[str, Extra]) -> None:
     """Raises :class:`RefusedError` with every tensor that is to be used and has NaN or Inf."""
     used = {c.name: t for c in found.targets.values() for t in (c.before, c.after) if t is not None and t.nonfinite()}
     used |= {key: extra.tensor for key, extra in extras.items() if extra.tensor.nonfinite()}
@@ -136,7 +136,7 @@ def _require_finite(found: Changes, extras: Mapping[str, Extra]) -> None:
 
 
 def _deltas(
-    found: Changes, identity: Identity, extraction: Extraction, dtype: str
+    found: WeightDifferences, identity: Identity, extraction: Extraction, dtype: str
 ) -> tuple[dict[Site, LowRank], dict[Site, Loss]]:
     """The factors of every changed weight, in order, and what is lost with them, rounding included."""
     deltas, losses = {}, {}
@@ -152,11 +152,13 @@ def _deltas(
     return deltas, losses
 
 
-def _target(change: Change) -> Target:
+def _target(change: WeightDifference) -> Target:
     return Target(change.path)
 
 
-def _provenance(models: tuple[Base, Base], extraction: Extraction, extras: Mapping[str, Extra]) -> Provenance:
+def _provenance(
+    models: tuple[BaseCheckpoint, BaseCheckpoint], extraction: Extraction, extras: Mapping[str, Extra]
+) -> Provenance:
     """The question that was asked, and a config that promises what is kept whole."""
     names = [model.name.rstrip("/").rpartition("/")[2] for model in models]
     commits = [f"@{model.commit}" if model.commit else "" for model in models]
@@ -171,7 +173,10 @@ def _provenance(models: tuple[Base, Base], extraction: Extraction, extras: Mappi
 
 
 def _notes(
-    deltas: Mapping[Site, LowRank], losses: Mapping[Site, Loss], extras: Mapping[str, Extra], ignored: Sequence[Change]
+    deltas: Mapping[Site, LowRank],
+    losses: Mapping[Site, Loss],
+    extras: Mapping[str, Extra],
+    ignored: Sequence[WeightDifference],
 ) -> Iterator[Problem]:
     ranks = sorted({delta.rank for delta in deltas.values()})
     span = f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"

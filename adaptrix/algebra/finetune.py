@@ -13,7 +13,7 @@ from adaptrix.adapter import Extra
 from adaptrix.algebra.factors import identical
 from adaptrix.algebra.lora_svd import Single
 from adaptrix.architecture import Architecture, Role, Site
-from adaptrix.base.checkpoint import Base
+from adaptrix.base.checkpoint import BaseCheckpoint
 from adaptrix.delta import Matrix
 from adaptrix.errors import Problem, RefusedError
 from adaptrix.tensor import FLOATS, Tensor
@@ -27,7 +27,7 @@ _CAUSAL = re.compile(r"ForCausalLM|LMHead")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Change:
+class WeightDifference:
     """A tensor of both models: ``name`` under the family's own prefix. ``before`` is None where the base has none."""
 
     name: str
@@ -49,21 +49,21 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Changes:
+class WeightDifferences:
     """``targets``: by site, the weights of linear layers that differ; ``others``: whatever else does."""
 
-    targets: Mapping[Site, Change]
-    others: Sequence[Change]
+    targets: Mapping[Site, WeightDifference]
+    others: Sequence[WeightDifference]
     notes: tuple[Problem, ...] = ()
 
 
-def changes(base: Base, tuned: Base, architecture: Architecture) -> Changes:
+def changes(base: BaseCheckpoint, tuned: BaseCheckpoint, architecture: Architecture) -> WeightDifferences:
     """What differs. Raises :class:`RefusedError` for shapes that do, and for weights that the fine-tune lacks."""
     before, after = _by_name(base, architecture), _by_name(tuned, architecture)
-    targets: dict[Site, Change] = {}
+    targets: dict[Site, WeightDifference] = {}
     others, problems = [], list[Problem]()
     for name, tensor in after.items():
-        change = Change(name, before.get(name), tensor)
+        change = WeightDifference(name, before.get(name), tensor)
         if change.before is not None and change.before.shape != tensor.shape:
             found, expected = f"shape {list(tensor.shape)}", f"{list(change.before.shape)} as in {base.name}"
             remedy = "The fine-tune is of another model, or its vocabulary was resized: trim it to the base's."
@@ -79,7 +79,7 @@ def changes(base: Base, tuned: Base, architecture: Architecture) -> Changes:
     problems += [Problem("missing", f"{tuned.name}, {name}", "the base has it, the fine-tune has not") for name in lost]
     if problems:
         raise RefusedError(problems)
-    return Changes(targets, others, tuple(_unmatched(sorted(set(missing) - set(lost)), tuned)))
+    return WeightDifferences(targets, others, tuple(_unmatched(sorted(set(missing) - set(lost)), tuned)))
 
 
 def target_site(name: str, tensor: Tensor, architecture: Architecture) -> Site | None:
@@ -92,7 +92,7 @@ def target_site(name: str, tensor: Tensor, architecture: Architecture) -> Site |
     return site if plain else None
 
 
-def difference(change: Change, role: Role) -> Single:
+def difference(change: WeightDifference, role: Role) -> Single:
     """ΔW ``[out, in]`` of a changed target, in fp32."""
     assert change.before is not None  # a target has a base
     found = change.after.float32() - change.before.float32()
@@ -100,8 +100,12 @@ def difference(change: Change, role: Role) -> Single:
 
 
 def kept_whole(
-    found: Changes, tuned: Base, architecture: Architecture, save: Sequence[str], ignore: Sequence[str]
-) -> tuple[dict[str, Extra], list[Change]]:
+    found: WeightDifferences,
+    tuned: BaseCheckpoint,
+    architecture: Architecture,
+    save: Sequence[str],
+    ignore: Sequence[str],
+) -> tuple[dict[str, Extra], list[WeightDifference]]:
     """What of the other changes goes along with the LoRA, by key, and what is left out on purpose.
 
     A changed bias of a layer that has a delta takes those of all such layers along, for peft trains all or none.
@@ -131,7 +135,7 @@ def kept_whole(
 
 
 def _tied_head(
-    extras: Mapping[str, Extra], after: Mapping[str, Tensor], tuned: Base, architecture: Architecture
+    extras: Mapping[str, Extra], after: Mapping[str, Tensor], tuned: BaseCheckpoint, architecture: Architecture
 ) -> dict[str, Extra]:
     """The head of a causal model that shares its weight with an embedding which is saved: peft would part them."""
     embed, head = architecture.roles.get("embed"), architecture.roles.get("head")
@@ -142,7 +146,7 @@ def _tied_head(
     return {own: extras[key]} if key in extras and own not in after else {}
 
 
-def _by_name(model: Base, architecture: Architecture) -> Mapping[str, Tensor]:
+def _by_name(model: BaseCheckpoint, architecture: Architecture) -> Mapping[str, Tensor]:
     """A model's tensors by name; those of a headless one, which lack the family's prefix, by the names under it."""
     tensors = model.tensors()
     prefixes = tuple(filter(None, architecture.prefixes))
@@ -159,7 +163,7 @@ def _home(name: str, architecture: Architecture) -> str:
     return f"{architecture.path(site)}.{leaf}" if site is not None and outside else architecture.prefixes[0] + name
 
 
-def _same(change: Change) -> bool:
+def _same(change: WeightDifference) -> bool:
     """Whether the numbers are the same, whatever their dtypes."""
     before, after = change.before, change.after
     if before is None or before.shape != after.shape:
@@ -179,31 +183,31 @@ def _pieces(one: Tensor, other: Tensor) -> Iterator[tuple[Matrix, Matrix]]:
         yield first, second
 
 
-def _named(change: Change, patterns: Sequence[str]) -> bool:
+def _named(change: WeightDifference, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(change.name, pattern) for pattern in patterns)
 
 
-def kinds(found: Sequence[Change]) -> dict[str, list[Change]]:
+def kinds(found: Sequence[WeightDifference]) -> dict[str, list[WeightDifference]]:
     """Changes by a pattern of their names: those of one tensor in every layer, and of every expert, together."""
-    groups: dict[str, list[Change]] = {}
+    groups: dict[str, list[WeightDifference]] = {}
     for change in found:
         groups.setdefault(_NUMBER.sub(".*", change.name), []).append(change)
     return groups
 
 
-def _of_expert(change: Change, architecture: Architecture) -> bool:
+def _of_expert(change: WeightDifference, architecture: Architecture) -> bool:
     site = architecture.locate(change.path)
     return site is not None and site.expert is not None
 
 
-def _unsaved(apart: Sequence[Change]) -> Iterator[Problem]:
+def _unsaved(apart: Sequence[WeightDifference]) -> Iterator[Problem]:
     """One problem for each kind of expert that was to be saved."""
     for pattern, group in kinds(apart).items():
         found = f"{len(group)} experts cannot be saved whole: models stack them, and have no such modules"
         yield Problem("experts", pattern, found, remedy=f"--ignore '{pattern}' leaves them out; keep the fine-tune.")
 
 
-def _undecided(rest: Sequence[Change], architecture: Architecture) -> Iterator[Problem]:
+def _undecided(rest: Sequence[WeightDifference], architecture: Architecture) -> Iterator[Problem]:
     """One problem for each kind of change that no LoRA is made of, with the words that decide on it."""
     for pattern, group in kinds(rest).items():
         largest = max(change.size() for change in group)
@@ -216,7 +220,7 @@ def _undecided(rest: Sequence[Change], architecture: Architecture) -> Iterator[P
             yield Problem("no-lora", pattern, f"{found}them", "a decision", f"--save '{pattern}' keeps them, {leave}")
 
 
-def _unmatched(names: Sequence[str], tuned: Base) -> Iterator[Problem]:
+def _unmatched(names: Sequence[str], tuned: BaseCheckpoint) -> Iterator[Problem]:
     if names:
         found = f"the fine-tune lacks {len(names)} tensors of the base that no LoRA changes: {some(names, 3)}"
         yield Problem("unmatched", tuned.name, found, severity="note")

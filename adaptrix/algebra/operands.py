@@ -13,7 +13,7 @@ from adaptrix.architecture import Site
 from adaptrix.binding.bind import BoundAdapter
 from adaptrix.delta import LowRank, require_low_rank
 from adaptrix.errors import Problem, RefusedError, Severity, errors_in
-from adaptrix.pipeline import Workshop
+from adaptrix.pipeline import Pipeline
 from adaptrix.planning.plan import recorded_plan
 from adaptrix.planning.prune import pruned
 from adaptrix.records import Bundle
@@ -42,11 +42,11 @@ class Operand:
         return require_low_rank(self.bound.deltas, self.name, _DOING)
 
 
-def gather(workshop: Workshop, subjects: Sequence[Adapter | str], base: str | None) -> tuple[Operand, ...]:
+def gather(pipeline: Pipeline, subjects: Sequence[Adapter | str], base: str | None) -> tuple[Operand, ...]:
     """The operands of a computation. Raises :class:`RefusedError` with every problem of every one of them."""
     found, errors = [], list[Problem]()
     for subject in subjects:
-        report = workshop.fit(subject, base).examined()
+        report = pipeline.read_and_bind(subject, base).examined()
         problems = tuple(_placed(report.problems, report.subject, len(subjects)))
         if report.bound is None or not report.ok:
             errors += errors_in(problems)

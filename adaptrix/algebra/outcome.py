@@ -16,7 +16,7 @@ from adaptrix.binding.bind import BoundAdapter, factors
 from adaptrix.destination import destination
 from adaptrix.errors import Problem, RefusedError, errors_in
 from adaptrix.options import Options
-from adaptrix.pipeline import Workshop
+from adaptrix.pipeline import Pipeline
 from adaptrix.planning.plan import make_plan
 from adaptrix.records import Bundle
 from adaptrix.results import Conversion
@@ -69,9 +69,9 @@ class Outcome:
         }
 
 
-def require_room(workshop: Workshop, name: str, out: str | PathLike[str] | None, options: Options) -> None:
+def require_room(pipeline: Pipeline, name: str, out: str | PathLike[str] | None, options: Options) -> None:
     """Raises :class:`UsageError` where the output is there already, for whom much work comes before."""
-    form = next(form for form in workshop.catalog.formats if form.name == options.to)
+    form = next(form for form in pipeline.catalog.formats if form.name == options.to)
     if (path := destination(out if out is None else fspath(out), name, form)) is not None:
         atomic.require_free(path, force=options.force, holds=form.writes)
 
@@ -82,7 +82,7 @@ def worst(losses: Mapping[Site, Loss]) -> Site:
 
 
 def published(
-    workshop: Workshop,
+    pipeline: Pipeline,
     bound: BoundAdapter,
     losses: Mapping[Site, Loss],
     notes: Sequence[Problem],
@@ -98,7 +98,7 @@ def published(
     if errors := [*errors_in(bound.problems), *_overflows(bound)]:
         raise RefusedError(errors)
     plan = replace(make_plan(bound, "all"), notes=tuple(notes))
-    done = workshop.publish(plan, out, options, sources)
+    done = pipeline.publish(plan, out, options, sources)
     return Outcome(done, losses, tuple(notes), (*said, *done.problems))
 
 

@@ -2,7 +2,7 @@
 
 ``contiguous``: all rows of the first part, then all of the second (GPT-2, Phi-3). ``grouped``: for
 each of ``groups`` groups, its share of the first part, then of the second (NeoX, Falcon, Bloom: one
-group a kv head, q rows then k then v). Rows are those of ΔW in ``[out, in]`` orientation.
+group a kv head, q rows then k then v). RowIndex are those of ΔW in ``[out, in]`` orientation.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from adaptrix.architecture import Role
 from adaptrix.architecture.dims import Dims
 
-Rows = NDArray[np.int64]
+RowIndex = NDArray[np.int64]
 
 
-def part_rows(sizes: Mapping[str, int], groups: int = 1) -> dict[str, Rows]:
+def part_rows(sizes: Mapping[str, int], groups: int = 1) -> dict[str, RowIndex]:
     """The row numbers of each part, in the part's own order.
 
     ``sizes`` are the rows of each part, all divisible by ``groups``; 1 group is the contiguous
@@ -37,7 +37,7 @@ def part_rows(sizes: Mapping[str, int], groups: int = 1) -> dict[str, Rows]:
     return rows
 
 
-def role_rows(role: Role, dims: Dims) -> dict[str, Rows] | None:
+def role_rows(role: Role, dims: Dims) -> dict[str, RowIndex] | None:
     """The rows of each part of a fused role; None where a size is not known."""
     sizes = {part: dims.get(expression) for part, expression in role.parts.items()}
     groups = dims.get(role.groups) if role.layout == "grouped" and role.groups else 1

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from adaptrix.base.file_kinds import KINDS, TORCH, Held, Kind
+from adaptrix.base.file_kinds import KINDS, TORCH, FileKind, Held
 from adaptrix.errors import Problem, RefusedError, refuse
 from adaptrix.json_file import read_object
 from adaptrix.tensor import Tensor
@@ -33,7 +33,7 @@ _OTHER_KINDS = ("*.gguf", "*.pth", "*.pt", "consolidated*", "tf_model.h5", "*.ms
 
 
 @dataclass(frozen=True, eq=False)
-class Base:
+class BaseCheckpoint:
     """A model's weights: tensors by shard, in the order of their bytes, each shard's metadata, and the index.
 
     ``name`` is what the user called it; ``index`` is None where all is in one file. Shards are named as safetensors
@@ -73,7 +73,7 @@ def matching(folder: Path, patterns: tuple[str, ...]) -> dict[str, Path]:
     return {file.name: file for file in files if any(fnmatchcase(file.name, pattern) for pattern in patterns)}
 
 
-def open_base(folder: Path, name: str, config: Mapping[str, Any], commit: str | None = None) -> Base:
+def open_base(folder: Path, name: str, config: Mapping[str, Any], commit: str | None = None) -> BaseCheckpoint:
     """The weights in a folder. Raises :class:`RefusedError` with everything that is missing or contradicts itself."""
     kind = next((kind for kind in KINDS if kind.is_in(folder)), None)
     if kind is None:
@@ -93,7 +93,7 @@ def open_base(folder: Path, name: str, config: Mapping[str, Any], commit: str | 
         problems += _contradictions(tensors, index["weight_map"], folder / kind.index)
     if problems:
         raise RefusedError(problems)
-    return Base(
+    return BaseCheckpoint(
         name,
         folder,
         config,
@@ -105,7 +105,7 @@ def open_base(folder: Path, name: str, config: Mapping[str, Any], commit: str | 
     )
 
 
-def _index(path: Path, kind: Kind) -> dict[str, Any]:
+def _index(path: Path, kind: FileKind) -> dict[str, Any]:
     """The object of the index, its map from tensors to file names checked."""
     index = read_object(path, str(path), _MAX_INDEX)
     places = index.get("weight_map")
@@ -120,7 +120,7 @@ def _index(path: Path, kind: Kind) -> dict[str, Any]:
     return index
 
 
-def _as_written(index: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
+def _as_written(index: Mapping[str, Any], kind: FileKind) -> dict[str, Any]:
     """The index with the names that the shards are written under."""
     return {**index, "weight_map": {name: kind.written(file) for name, file in index["weight_map"].items()}}
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from adaptrix.base.checkpoint import CARRIED, Base, open_base
+from adaptrix.base.checkpoint import CARRIED, BaseCheckpoint, open_base
 from adaptrix.base.file_kinds import KINDS
 from adaptrix.errors import Problem, UsageError
-from adaptrix.pipeline import Workshop
+from adaptrix.pipeline import Pipeline
 from adaptrix.sources import hub, local
 
 
@@ -23,9 +23,9 @@ def base_folder(uri: str) -> Path | None:
     return path
 
 
-def fetch_base(uri: str, workshop: Workshop) -> Base:
+def fetch_base(uri: str, pipeline: Pipeline) -> BaseCheckpoint:
     """A base with its weights; nothing but the model's own files is fetched. Raises :class:`AdaptrixError`."""
-    config, folder = workshop.base_config(uri), base_folder(uri)
+    config, folder = pipeline.base_config(uri), base_folder(uri)
     if folder is not None:
         return open_base(folder, uri, config)
     for kind in KINDS:  # no second copy of the weights: the next kind is for repositories without the first

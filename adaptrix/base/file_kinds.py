@@ -17,7 +17,7 @@ Held = tuple[dict[str, Tensor], dict[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class FileKind:
     """One kind: what a single file is called, an index of several, how their names end, and what reads one."""
 
     single: str
@@ -49,8 +49,8 @@ def _by_torch(path: Path) -> Held:
     return torch_file.read(path), {}
 
 
-SAFETENSORS = Kind("model.safetensors", "model.safetensors.index.json", ".safetensors", safetensors_file.read)
-TORCH = Kind("pytorch_model.bin", "pytorch_model.bin.index.json", ".bin", _by_torch)
+SAFETENSORS = FileKind("model.safetensors", "model.safetensors.index.json", ".safetensors", safetensors_file.read)
+TORCH = FileKind("pytorch_model.bin", "pytorch_model.bin.index.json", ".bin", _by_torch)
 #: the one that is taken where a folder has both comes first, as it does for transformers
 KINDS = (SAFETENSORS, TORCH)
 SINGLE, INDEX = SAFETENSORS.single, SAFETENSORS.index

@@ -18,11 +18,11 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import logging
 
-from adaptrix.base.checkpoint import TOKENIZER, Base, matching
+from adaptrix.base.checkpoint import TOKENIZER, BaseCheckpoint, matching
 from adaptrix.base.fetch import fetch_base
 from adaptrix.errors import Problem, UsageError, refuse
 from adaptrix.options import dtype_name
-from adaptrix.pipeline import Workshop
+from adaptrix.pipeline import Pipeline
 from adaptrix.runtime.modules import require_plain
 from adaptrix.torch_tensor import TORCH, as_torch
 from adaptrix.wording import some
@@ -66,7 +66,7 @@ def _accelerator() -> torch.device | str:
 
 
 @dataclass(frozen=True)
-class Ground:
+class BaseModel:
     """A base to measure on: its name and config, and its tokenizer and its weights when they are asked for."""
 
     name: str
@@ -75,18 +75,18 @@ class Ground:
     model: Callable[[], AbstractContextManager[Any]]
 
 
-def stored(uri: str, workshop: Workshop, where: Placement, tokenizer: Any = None) -> Ground:
+def stored(uri: str, pipeline: Pipeline, where: Placement, tokenizer: Any = None) -> BaseModel:
     """A base on this disk or on the Hub. Raises :class:`AdaptrixError` where it has no config."""
-    fetched = cache(lambda: fetch_base(uri, workshop))
-    return Ground(
+    fetched = cache(lambda: fetch_base(uri, pipeline))
+    return BaseModel(
         uri,
-        workshop.base_config(uri),
+        pipeline.base_config(uri),
         lambda: tokenizer or _tokenizer(uri, fetched().folder),
         lambda: _loaded(fetched(), where),
     )
 
 
-def given(model: nn.Module, tokenizer: Any = None) -> Ground:
+def given(model: nn.Module, tokenizer: Any = None) -> BaseModel:
     """A model that is there already. Raises :class:`RefusedError` for one that another library has changed,
     :class:`UsageError` for one of no config."""
     require_plain(model)
@@ -101,11 +101,11 @@ def given(model: nn.Module, tokenizer: Any = None) -> Ground:
             raise UsageError(Problem("no-tokenizer", "tokenizer", found, remedy=remedy))
         return tokenizer
 
-    return Ground(name, config.to_dict(), its, lambda: _at_rest(model))
+    return BaseModel(name, config.to_dict(), its, lambda: _at_rest(model))
 
 
 @contextmanager
-def _loaded(base: Base, where: Placement) -> Iterator[Any]:
+def _loaded(base: BaseCheckpoint, where: Placement) -> Iterator[Any]:
     """The model of a base for a while. Raises :class:`RefusedError` where it is no causal language model, or would
     have weights that are in no file."""
     config = _require_causal_class(base)
@@ -120,7 +120,7 @@ def _loaded(base: Base, where: Placement) -> Iterator[Any]:
     yield model.eval().to(where.device)
 
 
-def _load(base: Base, config: Any, **options: Any) -> Any:
+def _load(base: BaseCheckpoint, config: Any, **options: Any) -> Any:
     """What transformers makes of a base's files. It is given the tensors of those that it would open as pickles."""
     if not base.pickled:
         load: Any = AutoModelForCausalLM.from_pretrained
@@ -193,7 +193,7 @@ def _logits(model: Any, ids: Tensor, name: str) -> Tensor:
     return found
 
 
-def _require_causal_class(base: Base) -> Any:
+def _require_causal_class(base: BaseCheckpoint) -> Any:
     """The base's config. Raises :class:`RefusedError` where it is not that of a causal language model."""
     kind = base.config.get("model_type")
     with _quietly():

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from adaptrix.architecture import Architecture, Role, Site
 from adaptrix.architecture.dims import Dims
-from adaptrix.architecture.layout import Rows, role_rows
+from adaptrix.architecture.layout import RowIndex, role_rows
 from adaptrix.delta import LowRank, straightened
 from adaptrix.tensor import Tensor
 
@@ -28,8 +28,8 @@ class Term:
     site: Site
     delta: LowRank
     gain: float = 1.0
-    taken: Rows | None = None
-    put: Rows | None = None
+    taken: RowIndex | None = None
+    put: RowIndex | None = None
     source: int | None = None
     expert: int | None = None
 
@@ -43,7 +43,7 @@ class Term:
         return self.delta.shape[0] if self.taken is None else len(self.taken)
 
 
-class Places:
+class BaseSites:
     """The tensors of a base by site, ``weight`` and ``bias`` apart."""
 
     def __init__(self, tensors: Mapping[str, Tensor], architecture: Architecture, dims: Dims) -> None:

@@ -13,19 +13,19 @@ from adaptrix.architecture import Site
 from adaptrix.binding.bind import BoundAdapter
 from adaptrix.delta import Delta, Spectral
 from adaptrix.errors import Problem, RefusedError, refuse
-from adaptrix.pipeline import Workshop
+from adaptrix.pipeline import Pipeline
 from adaptrix.planning.lowering import exchanged
 from adaptrix.planning.plan import Plan
 from adaptrix.progress import Counted, uncounted
 
 if TYPE_CHECKING:
-    from adaptrix.base.sites import Places
+    from adaptrix.base.sites import BaseSites
     from adaptrix.base.svd import SvdCache
     from adaptrix.tensor import Tensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Weight:
+class SpectralWeight:
     """A weight of the base that a spectral delta is of. ``turned``: it is stored ``[in, out]``."""
 
     site: Site
@@ -46,7 +46,7 @@ class BaseVectors:
     It asks for nothing, and needs no ``base``, where every delta has its U and V.
     """
 
-    workshop: Workshop
+    pipeline: Pipeline
     display: Counted = uncounted
     cache: SvdCache | None = None
 
@@ -82,12 +82,12 @@ class BaseVectors:
             raise RefusedError(problems)
         return _with(plan, found_deltas)
 
-    def _weights(self, plan: Plan, base: str, wanted: list[tuple[Site, Spectral]]) -> list[Weight]:
+    def _weights(self, plan: Plan, base: str, wanted: list[tuple[Site, Spectral]]) -> list[SpectralWeight]:
         """The base's weight of every site, held to what the delta names."""
         from adaptrix.base.fetch import fetch_base
-        from adaptrix.base.sites import Places
+        from adaptrix.base.sites import BaseSites
 
-        places = Places(fetch_base(base, self.workshop).tensors(), plan.bound.architecture, plan.bound.dims)
+        places = BaseSites(fetch_base(base, self.pipeline).tensors(), plan.bound.architecture, plan.bound.dims)
         found, problems = held_weights(plan, places, wanted)
         remedy = "Save the base with today's transformers first."
         for site in dict.fromkeys(site for site, _ in wanted if not places.whole(site)):
@@ -99,17 +99,17 @@ class BaseVectors:
 
 
 def held_weights(
-    plan: Plan, places: Places, deltas: Iterable[tuple[Site, Spectral]]
-) -> tuple[list[Weight], list[Problem]]:
+    plan: Plan, places: BaseSites, deltas: Iterable[tuple[Site, Spectral]]
+) -> tuple[list[SpectralWeight], list[Problem]]:
     """The weights of some deltas' sites, and a problem for each that is not the one that its delta names."""
-    found: list[Weight] = []
+    found: list[SpectralWeight] = []
     problems: list[Problem] = []
     from adaptrix.base.svd import require_weight
 
     for site, delta in deltas:
         for name in places.whole(site):
             tensor = places.tensors[name]
-            weight = Weight(site, delta, name, tensor, _is_turned(plan, site, delta, tensor))
+            weight = SpectralWeight(site, delta, name, tensor, _is_turned(plan, site, delta, tensor))
             found.append(weight)
             try:
                 require_weight(delta, tensor, turned=weight.turned, where=weight.where)

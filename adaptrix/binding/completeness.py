@@ -19,7 +19,7 @@ from adaptrix.architecture.dims import DEEPEST, Dims
 from adaptrix.binding.stacks import ranges
 from adaptrix.errors import Problem
 
-Place = tuple[int, int | None]
+Position = tuple[int, int | None]
 
 #: no model has more places for one module, and nobody shall make us look at more
 _MOST = 1_000_000
@@ -34,7 +34,7 @@ class _Spelling:
 
     pattern: str
     role: Role
-    seen: set[Place] = field(default_factory=set)
+    seen: set[Position] = field(default_factory=set)
 
     @property
     def owner(self) -> str:
@@ -44,7 +44,7 @@ class _Spelling:
     def by_expert(self) -> bool:
         return "{expert}" in self.pattern
 
-    def path(self, place: Place) -> str:
+    def path(self, place: Position) -> str:
         return self.pattern.format(layer=place[0], expert=place[1])
 
 
@@ -140,7 +140,7 @@ def _missing(
     depths: Mapping[str, int],
     adapter: Adapter,
     prefixes: tuple[str, str],
-) -> list[Place]:
+) -> list[Position]:
     """The places where the config promises a delta and the checkpoint has none."""
     owned = {place for other in spellings if other.owner == spelling.owner for place in other.seen}
     experts: list[int | None] = list(range(_experts(spelling, owned, dims))) if spelling.by_expert else [None]
@@ -159,7 +159,7 @@ def _spelled(path: str, home: str, own: str) -> str:
     return own + path.removeprefix(home) if path.startswith(home) else path
 
 
-def _experts(spelling: _Spelling, owned: set[Place], dims: Dims) -> int:
+def _experts(spelling: _Spelling, owned: set[Position], dims: Dims) -> int:
     """The number of experts, as stated, else the highest seen plus one."""
     stated = dims.get(spelling.role.experts) if spelling.role.experts else None
     if stated is not None and 0 < stated <= DEEPEST:
@@ -167,7 +167,7 @@ def _experts(spelling: _Spelling, owned: set[Place], dims: Dims) -> int:
     return max((expert + 1 for _, expert in owned if expert is not None), default=0)
 
 
-def _problem(spelling: _Spelling, missing: list[Place]) -> Problem:
+def _problem(spelling: _Spelling, missing: list[Position]) -> Problem:
     where = f"layers {ranges(sorted({layer for layer, _ in missing}))}"
     experts = sorted({expert for _, expert in missing if expert is not None})
     if experts:

@@ -90,10 +90,10 @@ def _tell_of_failed_plugins() -> None:
     from adaptrix.plugins.installed import entry_points
 
     if entry_points():
-        from adaptrix.cli.common import Voice, show_problems
+        from adaptrix.cli.common import Verbosity, show_problems
         from adaptrix.plugins.catalog import Catalog
 
-        show_problems(Catalog.from_environment().problems, Voice())
+        show_problems(Catalog.from_environment().problems, Verbosity())
 
 
 _EPILOG = """Exit codes: 0 fine; 1 the files have problems; 2 the command line has; 3 a source could not be reached.
@@ -203,7 +203,7 @@ def _internal(error: Exception) -> AdaptrixError:
 
 
 def _fail(error: AdaptrixError, args: list[str]) -> int:
-    from adaptrix.cli.common import Voice, show_failure
+    from adaptrix.cli.common import Verbosity, show_failure
 
-    show_failure(error, Voice.of(args))
+    show_failure(error, Verbosity.of(args))
     return error.exit_code

@@ -5,44 +5,44 @@ from __future__ import annotations
 import click
 
 from adaptrix.architecture import Architecture
-from adaptrix.cli.common import Voice, print_json, show_problems, voice_options
+from adaptrix.cli.common import Verbosity, print_json, show_problems, verbosity_options
 from adaptrix.errors import Problem, UsageError
-from adaptrix.pipeline import Workshop
+from adaptrix.pipeline import Pipeline
 
 
 @click.group(invoke_without_command=True)
-@voice_options
+@verbosity_options
 @click.pass_context
-def command(ctx: click.Context, voice: Voice) -> None:
+def command(ctx: click.Context, verbosity: Verbosity) -> None:
     """List model families; show one; derive one that is missing."""
     if ctx.invoked_subcommand is not None:
         return
-    catalog = Workshop().catalog
-    if voice.json:
+    catalog = Pipeline().catalog
+    if verbosity.json:
         print_json([_summary(architecture) for architecture in catalog.architectures])
-    elif not voice.quiet:
+    elif not verbosity.quiet:
         _table(catalog.architectures)
-    show_problems(catalog.problems, voice)
+    show_problems(catalog.problems, verbosity)
 
 
 @command.command("show")
 @click.argument("name")
-@voice_options
-def show(name: str, voice: Voice) -> None:
+@verbosity_options
+def show(name: str, verbosity: Verbosity) -> None:
     """Show a family by its name or a model_type: dims, roles, paths, shapes."""
     from adaptrix.derive import to_toml
 
     architecture = _find(name)
-    if voice.json:
+    if verbosity.json:
         print_json(_summary(architecture) | {"toml": to_toml(architecture)})
-    elif not voice.quiet:
+    elif not verbosity.quiet:
         click.echo(to_toml(architecture), nl=False)
 
 
 @command.command("derive")
 @click.argument("model")
-@voice_options
-def derive(model: str, voice: Voice) -> None:
+@verbosity_options
+def derive(model: str, verbosity: Verbosity) -> None:
     """Print the TOML of an unknown family, from the config.json of MODEL (needs adaptrix[torch]).
 
     MODEL is a folder or OWNER/NAME. The model is built without weights; its modules are read.
@@ -50,15 +50,15 @@ def derive(model: str, voice: Voice) -> None:
     from adaptrix.derive import derive as derived
     from adaptrix.derive import to_toml
 
-    architecture = derived(Workshop().base_config(model))
-    if voice.json:
+    architecture = derived(Pipeline().base_config(model))
+    if verbosity.json:
         print_json(_summary(architecture) | {"toml": to_toml(architecture)})
-    elif not voice.quiet:
+    elif not verbosity.quiet:
         click.echo(to_toml(architecture), nl=False)
 
 
 def _find(name: str) -> Architecture:
-    known = Workshop().catalog.architectures
+    known = Pipeline().catalog.architectures
     for architecture in known:
         if name == architecture.family or name in architecture.model_types:
             return architecture

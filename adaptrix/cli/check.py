@@ -5,36 +5,44 @@ from __future__ import annotations
 import click
 
 from adaptrix.binding.bind import BoundAdapter
-from adaptrix.cli.common import Voice, base_option, print_json, show_problems, show_refusal, voice_options, working
-from adaptrix.pipeline import Workshop
-from adaptrix.results import Report
+from adaptrix.cli.common import (
+    Verbosity,
+    base_option,
+    print_json,
+    show_problems,
+    show_refusal,
+    verbosity_options,
+    working,
+)
+from adaptrix.pipeline import Pipeline
+from adaptrix.results import CheckReport
 
 
 @click.command()
 @click.argument("source", metavar="SRC", type=click.Path())
 @base_option
 @click.option("--allow-nonfinite", is_flag=True, help="Let NaN and Inf pass.")
-@voice_options
-def command(source: str, base: str | None, allow_nonfinite: bool, voice: Voice) -> int:
+@verbosity_options
+def command(source: str, base: str | None, allow_nonfinite: bool, verbosity: Verbosity) -> int:
     """Say everything that is wrong with an adapter, alone and on a base.
 
     Ends with 0 if it is fine, 1 if not, 2 if there is no such path, 3 if it cannot be reached.
     """
-    workshop = Workshop()
-    report = workshop.fit(source, base).noted()  # no spinner: the Hub's client draws bars
+    pipeline = Pipeline()
+    report = pipeline.read_and_bind(source, base).noted()  # no spinner: the Hub's client draws bars
     if not allow_nonfinite:
-        with working(f"checking {source}", voice):
+        with working(f"checking {source}", verbosity):
             report = report.examined()
-    if voice.json:
+    if verbosity.json:
         print_json(report.as_dict())
-    elif not voice.quiet and report.ok:
+    elif not verbosity.quiet and report.ok:
         click.echo(_verdict(report))
-    problems = (*workshop.catalog.problems, *report.problems)
-    show_problems(problems, voice) if report.ok else show_refusal(source, "", problems, voice)
+    problems = (*pipeline.catalog.problems, *report.problems)
+    show_problems(problems, verbosity) if report.ok else show_refusal(source, "", problems, verbosity)
     return 0 if report.ok else 1
 
 
-def _verdict(report: Report) -> str:
+def _verdict(report: CheckReport) -> str:
     fine = click.style("fine", fg="green", bold=True)
     if report.bound is None:
         return f"{report.subject}: {fine}"

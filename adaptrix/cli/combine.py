@@ -9,10 +9,18 @@ import click
 from adaptrix.algebra.combination import combine_adapters
 from adaptrix.algebra.methods import METHODS
 from adaptrix.algebra.recipe import Recipe
-from adaptrix.cli.common import Voice, base_option, offering, output_options, show_outcome, voice_options, working
+from adaptrix.cli.common import (
+    Verbosity,
+    base_option,
+    offering,
+    output_options,
+    show_outcome,
+    verbosity_options,
+    working,
+)
 from adaptrix.errors import Problem, UsageError
 from adaptrix.options import Options
-from adaptrix.pipeline import Workshop
+from adaptrix.pipeline import Pipeline
 
 _METHOD = f"One of {', '.join(METHODS)}."
 
@@ -29,7 +37,7 @@ _METHOD = f"One of {', '.join(METHODS)}."
 @click.option("--drop-extras", is_flag=True, help="Leave out trained heads, biases and tokens: they are lost.")
 @base_option
 @output_options
-@voice_options
+@verbosity_options
 def command(
     sources: tuple[str, ...],
     weights: str | None,
@@ -39,7 +47,7 @@ def command(
     seed: int,
     drop_extras: bool,
     out: str | None,
-    voice: Voice,
+    verbosity: Verbosity,
     **options: Any,
 ) -> int:
     """Make one adapter of several: the weighted sum of their ΔW.
@@ -53,10 +61,10 @@ def command(
     exact sum is measured and printed.
     """
     recipe = Recipe(_numbers(weights), method, rank, density, seed, drop_extras)
-    workshop = Workshop()
-    busy = working("combining", voice)
-    done = combine_adapters(workshop, sources, recipe, out, Options(**options), busy)
-    show_outcome(done, voice, workshop)
+    pipeline = Pipeline()
+    busy = working("combining", verbosity)
+    done = combine_adapters(pipeline, sources, recipe, out, Options(**options), busy)
+    show_outcome(done, verbosity, pipeline)
     return 0
 
 

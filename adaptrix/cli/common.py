@@ -14,7 +14,7 @@ import click
 
 from adaptrix.algebra.outcome import Outcome
 from adaptrix.errors import AdaptrixError, Problem, errors_in
-from adaptrix.pipeline import Workshop
+from adaptrix.pipeline import Pipeline
 from adaptrix.wording import amount
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -24,19 +24,19 @@ _SHOWN = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Voice:
+class Verbosity:
     """How much to say: ``json`` for machines, ``quiet`` for errors only, ``verbose`` for everything."""
 
     json: bool = False
     quiet: bool = False
     verbose: bool = False
 
-    def __or__(self, other: Voice) -> Voice:
-        return Voice(self.json or other.json, self.quiet or other.quiet, self.verbose or other.verbose)
+    def __or__(self, other: Verbosity) -> Verbosity:
+        return Verbosity(self.json or other.json, self.quiet or other.quiet, self.verbose or other.verbose)
 
     @classmethod
-    def of(cls, args: Sequence[str]) -> Voice:
-        """The voice that a command line asks for, where it was not parsed to its end."""
+    def of(cls, args: Sequence[str]) -> Verbosity:
+        """The verbosity that a command line asks for, where it was not parsed to its end."""
         return cls("--json" in args, verbose="-v" in args or "--verbose" in args)
 
 
@@ -62,23 +62,23 @@ base_option = click.option(
 )
 
 
-def voice_options(function: F) -> F:
-    """Adds ``--json``, ``-q`` and ``-v``; the command takes them, with those of its group, as one ``voice``."""
+def verbosity_options(function: F) -> F:
+    """Adds ``--json``, ``-q`` and ``-v``; the command takes them, with those of its group, as one ``verbosity``."""
 
     @click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else, on standard output.")
     @click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
     @click.option("-v", "--verbose", is_flag=True, help="Say everything, and list every problem.")
     def wrapper(*args: Any, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> Any:
         context = click.get_current_context()
-        voice = Voice(as_json, quiet, verbose) | (context.find_object(Voice) or Voice())
-        context.obj = voice  # a subcommand's context inherits it
-        if voice.quiet or voice.json or not sys.stderr.isatty():
+        verbosity = Verbosity(as_json, quiet, verbose) | (context.find_object(Verbosity) or Verbosity())
+        context.obj = verbosity  # a subcommand's context inherits it
+        if verbosity.quiet or verbosity.json or not sys.stderr.isatty():
             from adaptrix.sources import hub
 
             hub.quiet()
         if os.environ.get("NO_COLOR"):
             context.color = False
-        return function(*args, voice=voice, **options)
+        return function(*args, verbosity=verbosity, **options)
 
     wrapper.__name__, wrapper.__doc__ = function.__name__, function.__doc__
     if hasattr(function, "__click_params__"):
@@ -101,14 +101,14 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def show_problems(problems: Iterable[Problem], voice: Voice) -> None:
+def show_problems(problems: Iterable[Problem], verbosity: Verbosity) -> None:
     """Problems on standard error, errors first; the long tail only under ``-v``."""
-    if voice.json:
+    if verbosity.json:
         return
     order = {"error": 0, "warning": 1, "note": 2}
-    wanted = [p for p in problems if p.severity == "error" or not voice.quiet]
+    wanted = [p for p in problems if p.severity == "error" or not verbosity.quiet]
     ordered = sorted(wanted, key=lambda problem: order[problem.severity])
-    shown = ordered if voice.verbose else ordered[:_SHOWN]
+    shown = ordered if verbosity.verbose else ordered[:_SHOWN]
     for problem in shown:
         label = click.style(f"{problem.severity}:", fg=_LOOKS[problem.severity], bold=True)
         click.echo(f"{label} {clean(str(problem))}", err=True)
@@ -116,21 +116,21 @@ def show_problems(problems: Iterable[Problem], voice: Voice) -> None:
         click.echo(f"… and {len(ordered) - len(shown)} more: add -v to see them all", err=True)
 
 
-def show_refusal(source: str, verdict: str, problems: Sequence[Problem], voice: Voice) -> None:
+def show_refusal(source: str, verdict: str, problems: Sequence[Problem], verbosity: Verbosity) -> None:
     """What is wrong with a source, under its name where the problems themselves do not say it."""
     count = len(errors_in(problems))
-    if not voice.json and (count > 1 or not any(source in problem.where for problem in problems)):
+    if not verbosity.json and (count > 1 or not any(source in problem.where for problem in problems)):
         verdict += f"{count} error{'s' if count > 1 else ''}"
         click.echo(f"{click.style(clean(source), bold=True)}: {verdict}", err=True)
-    show_problems(problems, voice)
+    show_problems(problems, verbosity)
 
 
-def show_failure(error: AdaptrixError, voice: Voice) -> None:
+def show_failure(error: AdaptrixError, verbosity: Verbosity) -> None:
     """An error that ends a command."""
-    if voice.json:
+    if verbosity.json:
         print_json({"ok": False, "problems": [problem.as_dict() for problem in error.problems]})
     else:
-        show_problems(error.problems, voice)
+        show_problems(error.problems, verbosity)
 
 
 def clean(text: str) -> str:
@@ -138,12 +138,12 @@ def clean(text: str) -> str:
     return "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)
 
 
-def working(what: str, voice: Voice) -> AbstractContextManager[Any]:
+def working(what: str, verbosity: Verbosity) -> AbstractContextManager[Any]:
     """A spinner on a terminal while something may take long; nothing elsewhere.
 
     Never around a fetch: the Hub's client draws bars of its own on the same terminal.
     """
-    if voice.quiet or voice.json or not sys.stderr.isatty():
+    if verbosity.quiet or verbosity.json or not sys.stderr.isatty():
         return nullcontext()
     from rich.console import Console
 
@@ -151,13 +151,13 @@ def working(what: str, voice: Voice) -> AbstractContextManager[Any]:
 
 
 def bars(
-    voice: Voice, *, in_bytes: bool = False
+    verbosity: Verbosity, *, in_bytes: bool = False
 ) -> Callable[[str, int], AbstractContextManager[Callable[[int], object]]]:
     """A bar for each thing that is counted, on a terminal; nothing elsewhere."""
 
     @contextmanager
     def shown(what: str, total: int) -> Iterator[Callable[[int], object]]:
-        if voice.quiet or voice.json or not sys.stderr.isatty():
+        if verbosity.quiet or verbosity.json or not sys.stderr.isatty():
             yield lambda _count: None
             return
         from rich.console import Console
@@ -195,11 +195,11 @@ def output_options(function: F) -> F:
     return function
 
 
-def show_outcome(done: Outcome, voice: Voice, workshop: Workshop) -> None:
+def show_outcome(done: Outcome, verbosity: Verbosity, pipeline: Pipeline) -> None:
     """What was written, what was done, and what is to be said of it."""
-    if voice.json:
+    if verbosity.json:
         print_json(done.as_dict())
-    elif not voice.quiet:
+    elif not verbosity.quiet:
         conversion = done.conversion
         held = f"{conversion.tensors} tensors, {amount(conversion.nbytes)}"
         family = conversion.plan.bound.architecture.family
@@ -208,4 +208,4 @@ def show_outcome(done: Outcome, voice: Voice, workshop: Workshop) -> None:
             if note.severity == "note":
                 click.echo(f"  {clean(note.found)}")
     told = [problem for problem in done.problems if problem not in done.notes or problem.severity != "note"]
-    show_problems((*workshop.catalog.problems, *told), voice)
+    show_problems((*pipeline.catalog.problems, *told), verbosity)

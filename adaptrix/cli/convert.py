@@ -12,20 +12,20 @@ import click
 
 from adaptrix.base.vectors import BaseVectors, draws
 from adaptrix.cli.common import (
-    Voice,
+    Verbosity,
     bars,
     base_option,
     print_json,
     show_problems,
     show_refusal,
-    voice_options,
+    verbosity_options,
     working,
 )
 from adaptrix.destination import require_folder
 from adaptrix.errors import AdaptrixError, Problem, UsageError
 from adaptrix.fitting.maker import maker_for
 from adaptrix.options import Options
-from adaptrix.pipeline import Workshop
+from adaptrix.pipeline import Pipeline
 from adaptrix.planning.lowering import TOLERANCE
 from adaptrix.results import Conversion
 from adaptrix.wording import amount
@@ -69,8 +69,8 @@ _LAYERS = """all, middle, spread:K, energy:K, 8-23,28, or fit:K. [default: for a
 @click.option("--name", help="Name for the adapter. [default: that of the source]")
 @click.option("--force", is_flag=True, help="Replace an existing output, never the source.")
 @click.option("--allow-nonfinite", is_flag=True, help="Let NaN and Inf through.")
-@voice_options
-def command(sources: tuple[str, ...], out: str | None, voice: Voice, **options: Any) -> int:
+@verbosity_options
+def command(sources: tuple[str, ...], out: str | None, verbosity: Verbosity, **options: Any) -> int:
     """Write adapters as injection files, or back as PEFT folders.
 
     \b
@@ -89,14 +89,14 @@ def command(sources: tuple[str, ...], out: str | None, voice: Voice, **options: 
     """
     wanted = Options(**options)
     out = _for_several(sources, out, wanted) if len(sources) > 1 else out
-    workshop = Workshop()
-    batch = _Batch(workshop, out, wanted, voice)
+    pipeline = Pipeline()
+    batch = _Batch(pipeline, out, wanted, verbosity)
     batch.spare(sources)
     for source in sources:
         batch.convert(source)
-    if voice.json:
+    if verbosity.json:
         print_json(batch.results)
-    show_problems(workshop.catalog.problems, voice)
+    show_problems(pipeline.catalog.problems, verbosity)
     return batch.code
 
 
@@ -111,8 +111,8 @@ def _for_several(sources: tuple[str, ...], out: str | None, options: Options) ->
 class _Batch:
     """The conversions of one run: what came of each, and where it went."""
 
-    def __init__(self, workshop: Workshop, out: str | None, options: Options, voice: Voice) -> None:
-        self._workshop, self._out, self._options, self._voice = workshop, out, options, voice
+    def __init__(self, pipeline: Pipeline, out: str | None, options: Options, verbosity: Verbosity) -> None:
+        self._pipeline, self._out, self._options, self._verbosity = pipeline, out, options, verbosity
         self._taken: dict[Path, str] = {}
         self.results: list[dict[str, Any]] = []
         self.code = 0
@@ -124,21 +124,21 @@ class _Batch:
     def convert(self, source: str) -> None:
         """One source; what is wrong with it is told and does not stop the others."""
         try:
-            self._workshop.prepare(self._out, self._options)
-            maker = maker_for(self._options, self._workshop, bars(self._voice))
-            resolver = BaseVectors(self._workshop, bars(self._voice))
-            report = self._workshop.fit(source, self._options.base)  # no spinner: the Hub's client draws bars
+            self._pipeline.prepare(self._out, self._options)
+            maker = maker_for(self._options, self._pipeline, bars(self._verbosity))
+            resolver = BaseVectors(self._pipeline, bars(self._verbosity))
+            report = self._pipeline.read_and_bind(source, self._options.base)  # no spinner: the Hub's client draws bars
             drawn = maker is not None or (report.bound is not None and draws(report.bound))  # a bar, so no spinner
-            with nullcontext() if drawn else working(f"converting {source}", self._voice):
-                done = self._workshop.write(report, self._out, self._options, self._taken, maker, resolver)
+            with nullcontext() if drawn else working(f"converting {source}", self._verbosity):
+                done = self._pipeline.write(report, self._out, self._options, self._taken, maker, resolver)
         except AdaptrixError as error:
             self.code = max(self.code, error.exit_code)
             self.results.append({"source": source, "ok": False, "problems": [p.as_dict() for p in error.problems]})
-            show_refusal(source, "not converted, ", error.problems, self._voice)
+            show_refusal(source, "not converted, ", error.problems, self._verbosity)
         else:
             self._taken[done.path] = f"this run has just written it, from {source}"
             self.results.append(_result(source, done))
-            _show(done, self._voice)
+            _show(done, self._verbosity)
 
 
 def _result(source: str, done: Conversion) -> dict[str, Any]:
@@ -162,10 +162,10 @@ def _result(source: str, done: Conversion) -> dict[str, Any]:
     }
 
 
-def _show(done: Conversion, voice: Voice) -> None:
-    if not voice.json and not voice.quiet:
+def _show(done: Conversion, verbosity: Verbosity) -> None:
+    if not verbosity.json and not verbosity.quiet:
         held = f"{done.tensors} tensors, {amount(done.nbytes)}"
         click.echo(f"{click.style(str(done.path), bold=True)}  {held}, {done.plan.bound.architecture.family}")
         rest = "" if done.plan.complete else "; --layers all makes every layer act"
         click.echo(f"  {done.plan.describe()}{rest}")
-    show_problems(done.problems, voice)
+    show_problems(done.problems, verbosity)

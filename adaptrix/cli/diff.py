@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from adaptrix.algebra.comparison import Comparison, Likeness, compare_adapters, label
-from adaptrix.cli.common import Voice, base_option, clean, print_json, show_problems, voice_options, working
-from adaptrix.pipeline import Workshop
+from adaptrix.cli.common import Verbosity, base_option, clean, print_json, show_problems, verbosity_options, working
+from adaptrix.pipeline import Pipeline
 from adaptrix.wording import some
 
 _ROWS = 60  # of a table; --json has them all
@@ -22,20 +22,20 @@ _CELL = len("+0.00 ×00.00")
 @click.argument("first", metavar="A", type=click.Path())
 @click.argument("second", metavar="B", type=click.Path())
 @base_option
-@voice_options
-def command(first: str, second: str, base: str | None, voice: Voice) -> int:
+@verbosity_options
+def command(first: str, second: str, base: str | None, verbosity: Verbosity) -> int:
     """Say how alike two adapters are, by role and layer.
 
     The cosine of the angle between their ΔW, how much longer that of B is, and how far apart they are. No ΔW is
     built. Where only one has a delta, the other's is zero.
     """
-    workshop = Workshop()
-    comparison = compare_adapters(workshop, first, second, base, working("comparing", voice))
-    if voice.json:
+    pipeline = Pipeline()
+    comparison = compare_adapters(pipeline, first, second, base, working("comparing", verbosity))
+    if verbosity.json:
         print_json(comparison.as_dict())
-    elif not voice.quiet:
+    elif not verbosity.quiet:
         _show(comparison)
-    show_problems((*workshop.catalog.problems, *comparison.problems), voice)
+    show_problems((*pipeline.catalog.problems, *comparison.problems), verbosity)
     return 0
 
 

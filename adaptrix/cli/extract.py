@@ -11,9 +11,9 @@ from adaptrix.algebra.extraction import Extraction, extract_adapter
 from adaptrix.algebra.factors import Loss, total
 from adaptrix.algebra.lora_svd import SOLVERS
 from adaptrix.algebra.outcome import Outcome
-from adaptrix.cli.common import Voice, offering, output_options, show_outcome, voice_options, working
+from adaptrix.cli.common import Verbosity, offering, output_options, show_outcome, verbosity_options, working
 from adaptrix.options import Options
-from adaptrix.pipeline import Workshop
+from adaptrix.pipeline import Pipeline
 
 _MODEL = "A folder with a model's config and weights, or OWNER/NAME on the Hub."
 
@@ -37,7 +37,7 @@ _MODEL = "A folder with a model's config and weights, or OWNER/NAME on the Hub."
 @click.option("--save", multiple=True, metavar="PATTERN", help="Keep these tensors whole; no LoRA is made of them.")
 @click.option("--ignore", multiple=True, metavar="PATTERN", help="Leave these tensors out; their change is lost.")
 @output_options
-@voice_options
+@verbosity_options
 def command(
     tuned: str,
     base: str,
@@ -47,7 +47,7 @@ def command(
     save: tuple[str, ...],
     ignore: tuple[str, ...],
     out: str | None,
-    voice: Voice,
+    verbosity: Verbosity,
     **options: Any,
 ) -> int:
     """Take a LoRA out of a full fine-tune.
@@ -59,21 +59,21 @@ def command(
     Every linear layer's difference from the base becomes the best delta of the rank, and the share of ‖ΔW‖² that this
     keeps is printed. Changes of anything else (norms, biases, embeddings) are listed, and you decide.
     """
-    workshop = Workshop()
+    pipeline = Pipeline()
     extraction = Extraction(rank, solver, seed, save, ignore)
-    busy = working(f"comparing {tuned} with {base}", voice)
-    done = extract_adapter(workshop, tuned, base, extraction, out, Options(**options), busy)
-    show_outcome(done, voice, workshop)
-    if not voice.json and not voice.quiet:
-        _show_energies(done, voice)
+    busy = working(f"comparing {tuned} with {base}", verbosity)
+    done = extract_adapter(pipeline, tuned, base, extraction, out, Options(**options), busy)
+    show_outcome(done, verbosity, pipeline)
+    if not verbosity.json and not verbosity.quiet:
+        _show_energies(done, verbosity)
     return 0
 
 
-def _show_energies(done: Outcome, voice: Voice) -> None:
+def _show_energies(done: Outcome, verbosity: Verbosity) -> None:
     """The share of ‖ΔW‖² kept, by role; of every module under ``-v``."""
     groups: dict[str, list[Loss]] = {}
     for site, loss in done.losses.items():
-        groups.setdefault(str(site) if voice.verbose else label(site), []).append(loss)
+        groups.setdefault(str(site) if verbosity.verbose else label(site), []).append(loss)
     width = max(map(len, groups))
     for name, losses in groups.items():
         least = "" if len(losses) == 1 else f"  of {len(losses)}, the least {min(loss.kept for loss in losses):.2%}"

@@ -11,9 +11,9 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from adaptrix.cli.common import Voice, bars, clean, print_json, show_problems, voice_options, whole_base_option
+from adaptrix.cli.common import Verbosity, bars, clean, print_json, show_problems, verbosity_options, whole_base_option
 from adaptrix.errors import Problem, UsageError, errors_in
-from adaptrix.pipeline import Workshop
+from adaptrix.pipeline import Pipeline
 
 if TYPE_CHECKING:
     from adaptrix.measuring.bootstrap import Estimate
@@ -47,14 +47,14 @@ _WIDE, _FIRST = 112, 7  # columns of a terminal that has room for all, and how m
     help="Draw KL against layers kept to a file (needs adaptrix[plot]).",
 )
 @click.option("--force", is_flag=True, help="Replace an existing plot.")
-@voice_options
+@verbosity_options
 def command(
     source: str,
     base: str,
     text: str,
     plot: Path | None,
     force: bool,
-    voice: Voice,
+    verbosity: Verbosity,
     **options: Any,
 ) -> int:
     """Measure what each layer plan of an adapter costs, on a text of yours.
@@ -67,7 +67,7 @@ def command(
     The model with a plan is held to the model with the whole adapter: KL a token in nats, and how often both
     have the same likeliest token. Needs adaptrix[torch].
     """
-    workshop = Workshop()
+    pipeline = Pipeline()
     if plot is not None:
         from adaptrix.cli.plot import require_drawable
 
@@ -75,15 +75,15 @@ def command(
     measuring = _measuring()
     wanted = measuring.FidelityOptions(**options)
     report = measuring.measure(
-        workshop, source, base, text, wanted, display=partial(bars(voice), f"measuring {source}")
+        pipeline, source, base, text, wanted, display=partial(bars(verbosity), f"measuring {source}")
     )
     if plot is not None:  # first: the reader of the table may leave before its end
-        _plot(report, plot, force, voice)
-    if voice.json:
+        _plot(report, plot, force, verbosity)
+    if verbosity.json:
         print_json(report.as_dict())
-    elif not voice.quiet:
+    elif not verbosity.quiet:
         _show(report)
-    show_problems((*workshop.catalog.problems, *report.problems), voice)
+    show_problems((*pipeline.catalog.problems, *report.problems), verbosity)
     return 1 if errors_in(report.problems) else 0
 
 
@@ -99,11 +99,11 @@ def _measuring() -> Any:
     return measure
 
 
-def _plot(report: FidelityReport, path: Path, force: bool, voice: Voice) -> None:
+def _plot(report: FidelityReport, path: Path, force: bool, verbosity: Verbosity) -> None:
     from adaptrix.cli.plot import draw_costs
 
     draw_costs(report, path, force=force)
-    if not voice.quiet and not voice.json:
+    if not verbosity.quiet and not verbosity.json:
         click.echo(f"drew {path}", err=True)
 
 

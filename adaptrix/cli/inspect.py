@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from adaptrix.cli.common import Voice, base_option, print_json, show_problems, voice_options, working
+from adaptrix.cli.common import Verbosity, base_option, print_json, show_problems, verbosity_options, working
 from adaptrix.inspection import Inspection, summarise
-from adaptrix.pipeline import Workshop
+from adaptrix.pipeline import Pipeline
 
 
 @click.command()
@@ -21,24 +21,24 @@ from adaptrix.pipeline import Workshop
     help="Draw ‖ΔW‖ by layer and role to a file (needs adaptrix[plot]).",
 )
 @click.option("--force", is_flag=True, help="Replace an existing plot.")
-@voice_options
-def command(source: str, base: str | None, plot: Path | None, force: bool, voice: Voice) -> int:
+@verbosity_options
+def command(source: str, base: str | None, plot: Path | None, force: bool, verbosity: Verbosity) -> int:
     """Show what is in an adapter, and where its weight lies."""
-    workshop = Workshop()
+    pipeline = Pipeline()
     if plot is not None:
         _require_drawable(plot, force)
-    bound = workshop.bind(workshop.read(source), base)  # no spinner: the Hub's client draws bars
-    with working(f"reading {source}", voice):
+    bound = pipeline.bind(pipeline.read(source), base)  # no spinner: the Hub's client draws bars
+    with working(f"reading {source}", verbosity):
         inspection = summarise(bound)
     if plot is not None:  # first: the reader of the table may leave before its end
-        _plot(inspection, plot, force, voice)
-    if voice.json:
+        _plot(inspection, plot, force, verbosity)
+    if verbosity.json:
         print_json(inspection.as_dict())
-    elif not voice.quiet:
+    elif not verbosity.quiet:
         from adaptrix.cli.picture import show
 
         show(inspection)
-    show_problems((*workshop.catalog.problems, *inspection.problems), voice)
+    show_problems((*pipeline.catalog.problems, *inspection.problems), verbosity)
     return 1 if any(problem.severity == "error" for problem in inspection.problems) else 0
 
 
@@ -48,9 +48,9 @@ def _require_drawable(path: Path, force: bool) -> None:
     require_drawable(path, force=force)
 
 
-def _plot(inspection: Inspection, path: Path, force: bool, voice: Voice) -> None:
+def _plot(inspection: Inspection, path: Path, force: bool, verbosity: Verbosity) -> None:
     from adaptrix.cli.plot import draw_norms
 
     draw_norms(inspection, path, force=force)
-    if not voice.quiet and not voice.json:
+    if not verbosity.quiet and not verbosity.json:
         click.echo(f"drew {path}", err=True)

@@ -7,12 +7,12 @@ from typing import Any
 
 import click
 
-from adaptrix.cli.common import Voice, bars, print_json, show_problems, voice_options, whole_base_option
+from adaptrix.cli.common import Verbosity, bars, print_json, show_problems, verbosity_options, whole_base_option
 from adaptrix.errors import errors_in
 from adaptrix.merging.draft import draft
-from adaptrix.merging.merger import Merge, write
+from adaptrix.merging.merger import MergedModel, write
 from adaptrix.merging.options import MergeOptions, prepare
-from adaptrix.pipeline import Workshop
+from adaptrix.pipeline import Pipeline
 from adaptrix.wording import amount
 
 _LAYERS = """all, middle, spread:K, energy:K, or 8-23,28. [default: the plan of an injection file; all of a PEFT
@@ -35,8 +35,8 @@ _LAYERS = """all, middle, spread:K, energy:K, or 8-23,28. [default: the plan of 
 )
 @click.option("--force", is_flag=True, help="Replace a merged model, never the base or the adapter.")
 @click.option("--allow-nonfinite", is_flag=True, help="Let NaN and Inf through.")
-@voice_options
-def command(source: str, base: str, out: str | None, voice: Voice, **options: Any) -> int:
+@verbosity_options
+def command(source: str, base: str, out: str | None, verbosity: Verbosity, **options: Any) -> int:
     """Write a base with an adapter merged into it, as a folder that transformers loads.
 
     \b
@@ -48,19 +48,19 @@ def command(source: str, base: str, out: str | None, voice: Voice, **options: An
     Needs adaptrix[torch].
     """
     wanted = MergeOptions(**options)
-    workshop = Workshop()
+    pipeline = Pipeline()
     prepare(out, wanted)
-    made = draft(workshop, source, base, wanted, bars(voice))  # no spinner: the Hub's client draws bars
-    done = write(made, out, wanted, partial(bars(voice, in_bytes=True), f"merging {source}"))
-    if voice.json:
+    made = draft(pipeline, source, base, wanted, bars(verbosity))  # no spinner: the Hub's client draws bars
+    done = write(made, out, wanted, partial(bars(verbosity, in_bytes=True), f"merging {source}"))
+    if verbosity.json:
         print_json(_result(source, base, done))
     else:
-        _show(done, voice)
-    show_problems((*workshop.catalog.problems, *done.problems), voice)
+        _show(done, verbosity)
+    show_problems((*pipeline.catalog.problems, *done.problems), verbosity)
     return 1 if errors_in(done.problems) else 0
 
 
-def _result(source: str, base: str, done: Merge) -> dict[str, Any]:
+def _result(source: str, base: str, done: MergedModel) -> dict[str, Any]:
     plan = done.plan
     return {
         "source": source,
@@ -77,8 +77,8 @@ def _result(source: str, base: str, done: Merge) -> dict[str, Any]:
     }
 
 
-def _show(done: Merge, voice: Voice) -> None:
-    if voice.quiet:
+def _show(done: MergedModel, verbosity: Verbosity) -> None:
+    if verbosity.quiet:
         return
     held = f"{done.changed} of {done.tensors} tensors changed, {amount(done.nbytes)}"
     click.echo(f"{click.style(str(done.path), bold=True)}  {held}, {done.plan.bound.architecture.family}")

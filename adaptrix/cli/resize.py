@@ -7,9 +7,9 @@ from typing import Any
 import click
 
 from adaptrix.algebra.compression import Size, resize_adapter
-from adaptrix.cli.common import Voice, base_option, output_options, show_outcome, voice_options, working
+from adaptrix.cli.common import Verbosity, base_option, output_options, show_outcome, verbosity_options, working
 from adaptrix.options import Options
-from adaptrix.pipeline import Workshop
+from adaptrix.pipeline import Pipeline
 
 
 @click.command()
@@ -18,8 +18,10 @@ from adaptrix.pipeline import Workshop
 @click.option("--energy", type=float, metavar="E", help="Smallest ranks that keep this share of each ‖ΔW‖².")
 @base_option
 @output_options
-@voice_options
-def command(source: str, rank: int | None, energy: float | None, out: str | None, voice: Voice, **options: Any) -> int:
+@verbosity_options
+def command(
+    source: str, rank: int | None, energy: float | None, out: str | None, verbosity: Verbosity, **options: Any
+) -> int:
     """Bring an adapter to another rank.
 
     \b
@@ -28,8 +30,8 @@ def command(source: str, rank: int | None, energy: float | None, out: str | None
 
     To a smaller rank by QR and SVD: the best there is, and its error is printed. To a larger one by zeros: exact.
     """
-    workshop = Workshop()
-    busy = working(f"resizing {source}", voice)
-    done = resize_adapter(workshop, source, Size(rank, energy), out, Options(**options), busy)
-    show_outcome(done, voice, workshop)
+    pipeline = Pipeline()
+    busy = working(f"resizing {source}", verbosity)
+    done = resize_adapter(pipeline, source, Size(rank, energy), out, Options(**options), busy)
+    show_outcome(done, verbosity, pipeline)
     return 0

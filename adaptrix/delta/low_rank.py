@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adaptrix.architecture.layout import Rows
+from adaptrix.architecture.layout import RowIndex
 from adaptrix.tensor import Tensor
 
 Matrix = NDArray[np.float64]
@@ -113,7 +113,7 @@ def straightened(delta: LowRank) -> LowRank:
     return replace(delta, A=Tensor.of(turned_A), B=Tensor.of(turned_B), transposed=False)
 
 
-def split(delta: LowRank, rows: Mapping[str, Rows]) -> dict[str, LowRank]:
+def split(delta: LowRank, rows: Mapping[str, RowIndex]) -> dict[str, LowRank]:
     """The parts of a delta on a fused weight: each keeps A and takes its rows of B."""
     B = delta.B.numpy()
     return {
@@ -127,7 +127,7 @@ def split(delta: LowRank, rows: Mapping[str, Rows]) -> dict[str, LowRank]:
     }
 
 
-def fuse(parts: Mapping[str, LowRank], rows: Mapping[str, Rows]) -> LowRank:
+def fuse(parts: Mapping[str, LowRank], rows: Mapping[str, RowIndex]) -> LowRank:
     """One delta on a fused weight out of deltas on some of its parts, exact.
 
     A stacks the parts' A; B is zero but for each part's rows and its own rank columns. A part that is

@@ -17,7 +17,7 @@ from typing import Any
 from adaptrix.architecture import Architecture, Role
 from adaptrix.architecture.dims import Alternative, names_in
 from adaptrix.derive.defaults import rules
-from adaptrix.derive.expressions import Fitter
+from adaptrix.derive.expressions import ExpressionSearch
 from adaptrix.derive.naming import dim_names, role_names
 from adaptrix.derive.roles import Evidence, describe
 from adaptrix.derive.stacks import Stacks
@@ -54,7 +54,7 @@ def _derive(given: Mapping[str, Any]) -> Architecture:
     vectors = {names[key]: tuple(model.numbers.get(key, 0) for model in models) for key in telling}
     depths = {stack: names[key] for stack, key in stacks.keys.items()}
     depths |= {stack: f"{role_names([stack])[stack]}_layers" for stack in stacks.uncounted}
-    roles = _roles(Evidence(family, deep, models, Fitter(vectors), stacks, depths))
+    roles = _roles(Evidence(family, deep, models, ExpressionSearch(vectors), stacks, depths))
     dims = rules(given, deep, names, family)
     dims |= {depths[stack]: (Alternative(count),) for stack, count in stacks.uncounted.items()}
     return Architecture(

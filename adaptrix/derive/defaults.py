@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from adaptrix.architecture.dims import Alternative, Rule
-from adaptrix.derive.expressions import Fitter
+from adaptrix.derive.expressions import ExpressionSearch
 from adaptrix.derive.models import config_of
 from adaptrix.derive.survey import Family, Model, changed, guarded, numbers_in
 from adaptrix.errors import AdaptrixError
@@ -21,12 +21,12 @@ def rules(given: Mapping[str, Any], deep: Model, names: Mapping[str, str], famil
     stated = numbers_in(given)
     completed = list(_completed(given, stated))
     present = {names[key]: tuple(m.get(key, 0) for m in completed) for key in names if _stated(key, stated, family)}
-    fitter = Fitter(present)
+    fitter = ExpressionSearch(present)
     found = {}
     for key, name in names.items():
         options = [Alternative(spelling) for spelling in (key, *family.aliases.get(key, ()))]
         if name not in present:
-            fit = fitter.fit(tuple(model.get(key, 0) for model in completed))
+            fit = fitter.find(tuple(model.get(key, 0) for model in completed))
             options.append(Alternative(fit.expression if fit and not fit.doubt else deep.numbers[key]))
         found[name] = tuple(options)
     return found

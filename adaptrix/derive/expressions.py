@@ -20,14 +20,14 @@ _LARGEST_SHIFT = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Fit:
+class Expression:
     """An expression, and why it may be a coincidence (empty where it cannot be)."""
 
     expression: str
     doubt: str = ""
 
 
-class Fitter:
+class ExpressionSearch:
     """``dims``: the values of each dimension, model by model."""
 
     def __init__(self, dims: Mapping[str, Vector]) -> None:
@@ -35,14 +35,14 @@ class Fitter:
         self._varied = _products({name: vector for name, vector in dims.items() if not self.fixed(name)})
         self._all = _products(dims)
 
-    def fit(self, target: Vector) -> Fit | None:
+    def find(self, target: Vector) -> Expression | None:
         """The simplest expression of a size; None where nothing fits.
 
         Dimensions that could not be varied are a last resort, and always in doubt.
         """
         found = chain.from_iterable(_expressions(products, target) for products in (self._varied, self._all))
         text = next(found, None)
-        return None if text is None else Fit(text, self._doubt(text))
+        return None if text is None else Expression(text, self._doubt(text))
 
     def fixed(self, name: str) -> bool:
         """Whether no model has another value, so that what it bears on is not known."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from adaptrix.architecture import Orientation, Role
-from adaptrix.derive.expressions import Fitter
+from adaptrix.derive.expressions import ExpressionSearch
 from adaptrix.derive.stacks import Stacks
 from adaptrix.derive.survey import Family, Model
 
@@ -22,7 +22,7 @@ class Evidence:
     family: Family
     deep: Model
     models: tuple[Model, ...]
-    fitter: Fitter
+    fitter: ExpressionSearch
     stacks: Stacks
     depths: Mapping[str, str]
 
@@ -76,7 +76,7 @@ def _size(evidence: Evidence, paths: Sequence[str], axis: int) -> tuple[str | No
     target = tuple(model.weights[sample].shape[axis] for model in evidence.models)
     if len(set(target)) == 1:
         return _constant(evidence, sample, target[0])
-    found = evidence.fitter.fit(target)
+    found = evidence.fitter.find(target)
     return (found.expression, found.doubt) if found else (None, f"{here.pop()} here, no simple expression fits")
 
 

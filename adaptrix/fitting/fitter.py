@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from adaptrix.adapter import Fit
+from adaptrix.adapter import FitRecord
 from adaptrix.architecture import Site
 from adaptrix.attaching import attach
 from adaptrix.binding.bind import BoundAdapter, factors
@@ -26,7 +26,7 @@ from adaptrix.errors import Problem, RefusedError, refuse
 from adaptrix.fitting.corpus import Corpus
 from adaptrix.fitting.layer_choice import choose, looks
 from adaptrix.fitting.refit import FULL, KEPT, Refit, State
-from adaptrix.fitting.resume import Saved
+from adaptrix.fitting.resume import FitState
 from adaptrix.measuring.divergence import divergence
 from adaptrix.measuring.policies import planned
 from adaptrix.measuring.text import Window
@@ -73,7 +73,7 @@ class Fitter:
     def plan(self, out: Path) -> Plan:
         """The plan; its state is kept beside ``out``. Raises :class:`AdaptrixError`."""
         active = self.aim.active
-        saved = Saved.beside(out, self._key())
+        saved = FitState.beside(out, self._key())
         before = {layer: planned(make_plan(self.bound, str(layer))) for layer in active}
         whole = planned(make_plan(self.bound, "all"))
         with attach(self.model, {FULL: whole, **{_name(layer): one for layer, one in before.items()}}) as session:
@@ -92,7 +92,7 @@ class Fitter:
     def seed(self) -> int:
         return self.options.seed or _SEED
 
-    def _choice(self, session: Session, saved: Saved) -> tuple[int, ...]:
+    def _choice(self, session: Session, saved: FitState) -> tuple[int, ...]:
         """The layers to keep. What a stop leaves measured is not measured again."""
         known, total = saved.losses(), looks(len(self.aim.active), self.aim.count)
 
@@ -112,7 +112,7 @@ class Fitter:
             return choose(self.aim.active, self.aim.depth, self.aim.count, losses)
 
     def _trained(
-        self, session: Session, plan: Plan, layers: tuple[int, ...], saved: Saved
+        self, session: Session, plan: Plan, layers: tuple[int, ...], saved: FitState
     ) -> tuple[dict[Site, LowRank], int]:
         """The deltas of a plan once they are trained, in the dtype that they will be written in; and steps taken."""
         session.load(KEPT, planned(plan))
@@ -144,7 +144,7 @@ class Fitter:
         """The plan with what it has come to: measured on the numbers that will be written."""
         session.load(_FITTED, planned(plan))
         before, after = self._kl(session, [own, _FITTED], self.corpus.held_out)
-        fit = Fit(self.corpus.digest, self.corpus.tokens, self.steps, taken, self.seed, before, after)
+        fit = FitRecord(self.corpus.digest, self.corpus.tokens, self.steps, taken, self.seed, before, after)
         layers = next(iter(plan.layers.values()))
         named = f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"
         told = f"{named} fitted in {taken} of {fit.steps} steps on {fit.tokens:,} tokens"

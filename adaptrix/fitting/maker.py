@@ -15,7 +15,7 @@ from adaptrix.binding.bind import BoundAdapter
 from adaptrix.destination import state_file
 from adaptrix.errors import Problem, UsageError
 from adaptrix.options import Options, require_options
-from adaptrix.pipeline import Maker, Workshop
+from adaptrix.pipeline import Maker, Pipeline
 from adaptrix.planning.plan import Plan
 from adaptrix.progress import Counted, uncounted
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from adaptrix.measuring.text import Text
 
 
-def maker_for(options: Options, workshop: Workshop, display: Counted = uncounted) -> Maker | None:
+def maker_for(options: Options, pipeline: Pipeline, display: Counted = uncounted) -> Maker | None:
     """Who makes the plan that is asked for; None where a policy says it all.
 
     Raises :class:`AdaptrixError` for a text that is none, and where what fitting needs is not installed.
     """
     require_options(options)
-    if not options.fits:
+    if not options.wants_fit:
         return None
     for module in ("torch", "transformers"):
         try:
@@ -40,14 +40,14 @@ def maker_for(options: Options, workshop: Workshop, display: Counted = uncounted
             raise UsageError(Problem("missing-extra", where, f"{module} is not installed", remedy=remedy)) from None
     from adaptrix.measuring.text import read_text
 
-    return FitMaker(workshop, display, read_text(Path(os.path.expanduser(options.text or ""))))
+    return PlanFitter(pipeline, display, read_text(Path(os.path.expanduser(options.text or ""))))
 
 
 @dataclass(frozen=True)
-class FitMaker:
+class PlanFitter:
     """Makes fitted plans."""
 
-    workshop: Workshop
+    pipeline: Pipeline
     display: Counted
     text: Text
 
@@ -60,7 +60,7 @@ class FitMaker:
 
         assert options.base is not None  # require_options saw to it
         aimed = aim(bound, options)
-        base = base_model.stored(options.base, self.workshop, base_model.placement(None, None))
+        base = base_model.stored(options.base, self.pipeline, base_model.placement(None, None))
         ids = tokens_of(self.text, base.tokenizer()).ids
         with base.model() as model:
             base_model.require_in_vocabulary(model, ids, base.name)

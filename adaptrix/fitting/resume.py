@@ -25,14 +25,14 @@ from adaptrix.torch_tensor import as_torch
 
 
 @dataclass(frozen=True)
-class Saved:
+class FitState:
     """The file of a fit's state, and the key of the fit."""
 
     path: Path
     key: str
 
     @classmethod
-    def beside(cls, out: Path, key: Mapping[str, Any]) -> Saved:
+    def beside(cls, out: Path, key: Mapping[str, Any]) -> FitState:
         """The one that belongs to an output."""
         return cls(state_file(out), json.dumps(key, sort_keys=True))
 

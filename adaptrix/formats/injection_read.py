@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, get_args
 
-from adaptrix.adapter import Adapter, Extra, ExtraKind, Fit, Provenance, Recorded, Target, nothing_targeted
+from adaptrix.adapter import Adapter, Extra, ExtraKind, FitRecord, Provenance, Recorded, Target, nothing_targeted
 from adaptrix.architecture.dims import Dims
 from adaptrix.delta import Delta
 from adaptrix.errors import Problem, errors_in, refuse
@@ -168,8 +168,8 @@ def _recorded(
     )
 
 
-def _fit(told: Mapping[str, Any]) -> Fit:
-    return Fit(
+def _fit(told: Mapping[str, Any]) -> FitRecord:
+    return FitRecord(
         text=a_text(told.get("text"), "fit text"),
         before=a_number(told.get("before"), "fit before"),
         after=a_number(told.get("after"), "fit after"),

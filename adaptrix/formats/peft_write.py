@@ -16,7 +16,7 @@ import numpy as np
 
 from adaptrix.adapter import Target
 from adaptrix.architecture import Site
-from adaptrix.architecture.layout import Rows, role_rows
+from adaptrix.architecture.layout import RowIndex, role_rows
 from adaptrix.architecture.patterns import suffix_match
 from adaptrix.delta import LowRank, fuse, require_low_rank, straightened
 from adaptrix.formats import safetensors_file
@@ -58,7 +58,7 @@ def _modules(plan: Plan, deltas: Mapping[Site, LowRank]) -> dict[str, LowRank]:
     """One delta a module: parts of a fused weight become one, stacked experts lie as peft has them today."""
     whole: dict[str, LowRank] = {}
     parts: dict[str, dict[Target, LowRank]] = {}
-    rows: dict[str, Mapping[str, Rows]] = {}
+    rows: dict[str, Mapping[str, RowIndex]] = {}
     for site, delta in deltas.items():
         target = plan.bound.targets[site]
         if target.slot is None:
@@ -74,7 +74,7 @@ def _modules(plan: Plan, deltas: Mapping[Site, LowRank]) -> dict[str, LowRank]:
     return whole
 
 
-def _equal(target: Target, delta: LowRank) -> dict[str, Rows]:
+def _equal(target: Target, delta: LowRank) -> dict[str, RowIndex]:
     """Equal parts one after another, as MergedLinear has them."""
     size = delta.B.shape[0]
     return {f"slot{i}": np.arange(i * size, (i + 1) * size) for i in range(target.slots or 0)}

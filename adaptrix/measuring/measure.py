@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from adaptrix.adapter import Adapter
 from adaptrix.base.model import (
-    Ground,
+    BaseModel,
     context_of,
     given,
     placement,
@@ -27,9 +27,9 @@ from adaptrix.binding.identify import by_config
 from adaptrix.errors import Problem, RefusedError, UsageError, errors_in
 from adaptrix.measuring.policies import plans
 from adaptrix.measuring.report import FidelityReport
-from adaptrix.measuring.rows import Bench
+from adaptrix.measuring.rows import Measurement
 from adaptrix.measuring.text import Text, Tokens, read_text, require_enough, require_steps, tokens_of, windows
-from adaptrix.pipeline import Workshop
+from adaptrix.pipeline import Pipeline
 from adaptrix.planning.plan import Plan, powerless
 from adaptrix.progress import Display, quiet
 from adaptrix.runtime.swapping import why_whole
@@ -78,11 +78,11 @@ def fidelity(
     if isinstance(layers, str):
         raise UsageError(Problem("option", "layers", repr(layers)[:60], "a list of policies", f"[{layers!r}] is one."))
     options = FidelityOptions(tuple(layers), window, stride, seed, dtype, device)
-    return measure(Workshop(), source, base, text, options, tokenizer)
+    return measure(Pipeline(), source, base, text, options, tokenizer)
 
 
 def measure(
-    workshop: Workshop,
+    pipeline: Pipeline,
     source: Adapter | Uri,
     base: Uri | nn.Module,
     text: Uri | Tensor | Sequence[int],
@@ -93,8 +93,8 @@ def measure(
     """What :func:`fidelity` does; whatever can be found wrong is found before the weights of a base are loaded."""
     _require_options(options)
     read = read_text(Path(os.path.expanduser(text))) if isinstance(text, (str, PathLike)) else None
-    ground = _ground(base, workshop, options, tokenizer)
-    bound = _bound(source if isinstance(source, Adapter) else workshop.read(fspath(source)), ground, workshop)
+    ground = _ground(base, pipeline, options, tokenizer)
+    bound = _bound(source if isinstance(source, Adapter) else pipeline.read(fspath(source)), ground, pipeline)
     chosen = plans(bound, options.layers)
     tokens = _tokens(text) if read is None else tokens_of(read, ground.tokenizer())
     require_enough(tokens.ids, read.name if read else "text")
@@ -129,13 +129,13 @@ def _require_options(options: FidelityOptions) -> None:
         require_steps(options.window, options.window // 2 if options.stride is None else options.stride)
 
 
-def _ground(base: object, workshop: Workshop, options: FidelityOptions, tokenizer: Any) -> Ground:
+def _ground(base: object, pipeline: Pipeline, options: FidelityOptions, tokenizer: Any) -> BaseModel:
     """The base to measure on. Raises :class:`UsageError` for what is none."""
     if isinstance(base, nn.Module):
         _require_unplaced(options)
         return given(base, tokenizer)
     if isinstance(base, (str, PathLike)):
-        return stored(os.fsdecode(base), workshop, placement(options.device, options.dtype), tokenizer)
+        return stored(os.fsdecode(base), pipeline, placement(options.device, options.dtype), tokenizer)
     expected = "a folder, owner/name, or a transformers model"
     raise UsageError(Problem("base", "base", f"a {type(base).__name__}", expected))
 
@@ -151,9 +151,9 @@ def _require_unplaced(options: FidelityOptions) -> None:
         raise UsageError(problems)
 
 
-def _bound(adapter: Adapter, ground: Ground, workshop: Workshop) -> BoundAdapter:
+def _bound(adapter: Adapter, ground: BaseModel, pipeline: Pipeline) -> BoundAdapter:
     """The adapter on the base's config. Raises :class:`RefusedError` with all that does not fit, and NaN and Inf."""
-    bound = bind(adapter, by_config(ground.config, workshop.catalog.architectures, adapter, ground.name))
+    bound = bind(adapter, by_config(ground.config, pipeline.catalog.architectures, adapter, ground.name))
     bad = (replace(problem, remedy="It is damaged: nothing can be measured.") for problem in nonfinite(bound))
     if errors := errors_in(dict.fromkeys((*bound.problems, *bad))):
         raise RefusedError(errors)
@@ -169,7 +169,7 @@ def _tokens(ids: Any) -> Tokens:
     return Tokens(found.long().cpu())
 
 
-def _bench(model: Any, tokens: Tokens, ground: Ground, options: FidelityOptions) -> Bench:
+def _bench(model: Any, tokens: Tokens, ground: BaseModel, options: FidelityOptions) -> Measurement:
     """The text cut into windows that the model has positions for, once it is known to be one to measure on."""
     limit = context_of(model)
     length = options.window or min(_WINDOW, limit or _WINDOW)
@@ -179,7 +179,7 @@ def _bench(model: Any, tokens: Tokens, ground: Ground, options: FidelityOptions)
     stride = length // 2 if options.stride is None else options.stride
     require_in_vocabulary(model, tokens.ids, ground.name)
     require_causal(model, tokens.ids, ground.name)
-    return Bench(model, tokens, windows(tokens.ids, length, stride), length, stride, options.seed)
+    return Measurement(model, tokens, windows(tokens.ids, length, stride), length, stride, options.seed)
 
 
 def _fitted_on(text: Text, chosen: Mapping[str, Plan]) -> Iterator[Problem]:
@@ -190,7 +190,7 @@ def _fitted_on(text: Text, chosen: Mapping[str, Plan]) -> Iterator[Problem]:
             yield Problem("fitted-here", name, found, "another text", severity="warning")
 
 
-def _about(model: Any, bench: Bench) -> Iterator[Problem]:
+def _about(model: Any, bench: Measurement) -> Iterator[Problem]:
     """What the figures do not say of themselves."""
     read = len(bench.tokens.ids)
     if read < bench.length:

@@ -24,7 +24,7 @@ from adaptrix.progress import Display
 
 
 @dataclass(frozen=True, eq=False)
-class Bench:
+class Measurement:
     """What all plans are measured on: a model at rest, a text in its tokens, and the windows of ``length`` tokens,
     ``stride`` apart, that it is cut into."""
 

@@ -6,68 +6,68 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
-from adaptrix.base.checkpoint import Base
+from adaptrix.base.checkpoint import BaseCheckpoint
 from adaptrix.base.fetch import fetch_base
-from adaptrix.base.sites import Places
+from adaptrix.base.sites import BaseSites
 from adaptrix.errors import Problem, RefusedError, errors_in
-from adaptrix.merging.drafting import Drafting
+from adaptrix.merging.drafting import MergePlanner
 from adaptrix.merging.options import MergeOptions, QloraBase
-from adaptrix.merging.tensor_change import Change
+from adaptrix.merging.tensor_change import TensorChange
 from adaptrix.merging.tied import is_tied, tied_changes, tied_problems, vocabulary
-from adaptrix.pipeline import Workshop
+from adaptrix.pipeline import Pipeline
 from adaptrix.planning.plan import Plan, make_plan, powerless, recorded_plan
 from adaptrix.progress import Counted, uncounted
 from adaptrix.records import Bundle
-from adaptrix.results import Report
+from adaptrix.results import CheckReport
 
 
 @dataclass(frozen=True, eq=False)
-class Draft:
-    """A merge that can be done: nothing of it is written yet. ``linear``: see :meth:`Places.linear`."""
+class MergePlan:
+    """A merge that can be done: nothing of it is written yet. ``linear``: see :meth:`BaseSites.linear`."""
 
     plan: Plan
-    base: Base
-    changes: Mapping[str, Change]
+    base: BaseCheckpoint
+    changes: Mapping[str, TensorChange]
     vocabulary: int | None
     problems: tuple[Problem, ...]
     bundle: Bundle | None = None
     linear: Mapping[str, bool] = field(default_factory=lambda: MappingProxyType({}))
 
-    def on(self, base: QloraBase) -> Draft:
+    def on(self, base: QloraBase) -> MergePlan:
         """The same merge into what NF4 leaves of the base, or into its full precision."""
         changes = {name: replace(change, nf4=False) for name, change in self.changes.items() if not change.empty}
         if base == "nf4":
             changes |= {name: _in_nf4(changes.get(name), turned) for name, turned in self.linear.items()}
         return replace(self, changes=changes)
 
-    def base_alone(self) -> Draft:
+    def base_alone(self) -> MergePlan:
         """What NF4 leaves of the base, and nothing merged into it."""
         changes = {name: _in_nf4(None, turned) for name, turned in self.linear.items()}
         return replace(self, changes=changes, vocabulary=None)
 
 
-def _in_nf4(change: Change | None, turned: bool) -> Change:
-    return replace(change or Change(), turned=turned, nf4=True)
+def _in_nf4(change: TensorChange | None, turned: bool) -> TensorChange:
+    return replace(change or TensorChange(), turned=turned, nf4=True)
 
 
-def draft(workshop: Workshop, uri: str, base: str, options: MergeOptions, display: Counted = uncounted) -> Draft:
+def draft(pipeline: Pipeline, uri: str, base: str, options: MergeOptions, display: Counted = uncounted) -> MergePlan:
     """Reads the adapter, then the base, and settles what happens to each tensor. Raises :class:`AdaptrixError`.
 
     ``display`` shows how far the weights of spectral deltas are decomposed.
     """
-    report = workshop.fit(uri, base)
+    report = pipeline.read_and_bind(uri, base)
     report = report if options.allow_nonfinite else report.examined()
     if not report.ok or report.bound is None:
         raise RefusedError(errors_in(report.problems))
     plan = _plan(report, options.layers)
-    made = settle(plan, fetch_base(base, workshop), report, display)
+    made = settle(plan, fetch_base(base, pipeline), report, display)
     if options.qlora_base is None:
         return made
     _require_low_rank(made)
     return made.on(options.qlora_base)
 
 
-def _require_low_rank(made: Draft) -> None:
+def _require_low_rank(made: MergePlan) -> None:
     """Raises :class:`RefusedError` for spectral deltas: what NF4 leaves of a weight has other singular vectors."""
     odd = [name for name, change in made.changes.items() if change.spectral is not None]
     if odd:
@@ -75,7 +75,7 @@ def _require_low_rank(made: Draft) -> None:
         raise RefusedError(Problem("spectral", name, found, "a LoRA", remedy) for name in odd)
 
 
-def _plan(report: Report, layers: str | None) -> Plan:
+def _plan(report: CheckReport, layers: str | None) -> Plan:
     assert report.bound is not None  # its caller has looked
     recorded = report.bound.adapter.recorded
     if layers is None and recorded is not None:
@@ -83,12 +83,12 @@ def _plan(report: Report, layers: str | None) -> Plan:
     return make_plan(report.bound, layers or "all")
 
 
-def settle(plan: Plan, base: Base, report: Report, display: Counted = uncounted) -> Draft:
+def settle(plan: Plan, base: BaseCheckpoint, report: CheckReport, display: Counted = uncounted) -> MergePlan:
     """What happens to each tensor of the base. Raises :class:`RefusedError` with every reason against it."""
     architecture, problems = plan.bound.architecture, list(_quantised(base))
-    places = Places(base.tensors(), architecture, plan.bound.dims)
+    places = BaseSites(base.tensors(), architecture, plan.bound.dims)
     tied = is_tied(base.config, places)
-    drafting = Drafting(plan, places, tied=tied, display=display)
+    drafting = MergePlanner(plan, places, tied=tied, display=display)
     drafting.run()
     problems += drafting.problems
     if tied:
@@ -99,10 +99,10 @@ def settle(plan: Plan, base: Base, report: Report, display: Counted = uncounted)
     if errors := errors_in(problems):
         raise RefusedError(errors)
     said = (*report.problems, *plan.notes, *powerless(plan), *problems)
-    return Draft(plan, base, changes, size, said, report.bundle, MappingProxyType(places.linear()))
+    return MergePlan(plan, base, changes, size, said, report.bundle, MappingProxyType(places.linear()))
 
 
-def _quantised(base: Base) -> Iterator[Problem]:
+def _quantised(base: BaseCheckpoint) -> Iterator[Problem]:
     if base.config.get("quantization_config"):
         remedy = "Merge into the base before it was quantised."
         yield Problem("quantised", base.name, "the base is quantised", "weights in floats", remedy)

@@ -8,11 +8,11 @@ from dataclasses import replace
 from adaptrix.adapter import Extra
 from adaptrix.architecture import Site
 from adaptrix.architecture.patterns import suffix_match
-from adaptrix.base.sites import Places, Term
+from adaptrix.base.sites import BaseSites, Term
 from adaptrix.delta import LowRank
 from adaptrix.errors import Problem
 from adaptrix.merging.spectral import spectral_changes
-from adaptrix.merging.tensor_change import Change
+from adaptrix.merging.tensor_change import TensorChange
 from adaptrix.merging.tied import HEAD, equal
 from adaptrix.planning.plan import Plan
 from adaptrix.progress import Counted, uncounted
@@ -22,12 +22,12 @@ _TOKENS = ".token_adapter.trainable_tokens_delta"
 _OTHER_BASE = "The base is not the one that the adapter was trained on, or another version of it."
 
 
-class Drafting:
+class MergePlanner:
     """The changes as they are gathered, and the problems."""
 
-    def __init__(self, plan: Plan, places: Places, *, tied: bool, display: Counted = uncounted) -> None:
+    def __init__(self, plan: Plan, places: BaseSites, *, tied: bool, display: Counted = uncounted) -> None:
         self.plan, self.places, self.tied, self._display = plan, places, tied, display
-        self.changes: dict[str, Change] = {}
+        self.changes: dict[str, TensorChange] = {}
         self.problems: list[Problem] = []
 
     def run(self) -> None:
@@ -114,7 +114,7 @@ class Drafting:
         role = self.plan.bound.architecture.roles[term.site.role]
         known = bool(self.plan.bound.architecture.dims)
         turned = role.orientation in ("conv1d", "embedding", "experts_transposed") or (not known and self._fan_in(term))
-        before = self.changes.get(name, Change())
+        before = self.changes.get(name, TensorChange())
         self._change(name, terms=(*before.terms, term), turned=turned, bias=bias)
 
     def _fan_in(self, term: Term) -> bool:
@@ -122,7 +122,7 @@ class Drafting:
         return term.delta.embedding or bool(self.plan.bound.adapter.provenance.config.get("fan_in_fan_out"))
 
     def _change(self, name: str, **what: object) -> None:
-        self.changes[name] = replace(self.changes.get(name, Change()), **what)  # type: ignore[arg-type]  # Change's own fields
+        self.changes[name] = replace(self.changes.get(name, TensorChange()), **what)  # type: ignore[arg-type]  # its own fields
 
     def _is_tied_head(self, plain: str) -> bool:
         """Whether a key is that of a head which the base's files leave out: :mod:`adaptrix.merging.tied` sees to it."""
@@ -170,7 +170,7 @@ def _unmergeable(plan: Plan) -> Iterator[Problem]:
         )
 
 
-def _misfits(name: str, change: Change, own: Tensor) -> Iterator[Problem]:
+def _misfits(name: str, change: TensorChange, own: Tensor) -> Iterator[Problem]:
     """What speaks against a change: shapes, dtypes, and DoRA where its norm has no meaning."""
     stored = change.instead or own
     if own.dtype not in FLOATS or stored.dtype not in FLOATS:
@@ -198,7 +198,7 @@ def _misfits(name: str, change: Change, own: Tensor) -> Iterator[Problem]:
         )
 
 
-def _misfit(name: str, change: Change, term: Term, shape: tuple[int, ...]) -> Iterator[Problem]:
+def _misfit(name: str, change: TensorChange, term: Term, shape: tuple[int, ...]) -> Iterator[Problem]:
     """A problem where a term has not the shape of its weight."""
     if change.bias:
         fits, wanted = len(shape) == 1 and (term.put is not None or shape[0] == term.out), f"[{term.out}]"

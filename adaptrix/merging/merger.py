@@ -14,7 +14,7 @@ from adaptrix.base.file_kinds import INDEX
 from adaptrix.destination import require_apart, require_folder
 from adaptrix.errors import Problem
 from adaptrix.merging.agreement import Agreement
-from adaptrix.merging.draft import Draft
+from adaptrix.merging.draft import MergePlan
 from adaptrix.merging.model_files import RECORD, as_json, record, write_model
 from adaptrix.merging.options import MergeOptions
 from adaptrix.planning.plan import Plan
@@ -22,7 +22,7 @@ from adaptrix.progress import Display, quiet
 
 
 @dataclass(frozen=True)
-class Merge:
+class MergedModel:
     """A merge that was done: the folder, the plan, how many of the base's tensors changed, bytes, all that was said."""
 
     path: Path
@@ -34,7 +34,7 @@ class Merge:
     agreement: Agreement | None = None
 
 
-def write(made: Draft, out: str | None, options: MergeOptions, display: Display = quiet) -> Merge:
+def write(made: MergePlan, out: str | None, options: MergeOptions, display: Display = quiet) -> MergedModel:
     """Writes the merged model; raises :class:`AdaptrixError` and then leaves nothing behind."""
     path = _destination(out, made.plan.bound.adapter.name)
     for files in (made.bundle.files.values() if made.bundle else (), made.base.files()):
@@ -53,10 +53,10 @@ def write(made: Draft, out: str | None, options: MergeOptions, display: Display 
         (work / RECORD).write_text(as_json(record(made.plan, made.base, options.dtype, options.qlora_base)))
         agreement = check(work) if check else None
     said = (*made.problems, *_tokenizer_note(made, tokenizer))
-    return Merge(path, made.plan, len(made.changes), len(made.base.tensors()), total, said, agreement)
+    return MergedModel(path, made.plan, len(made.changes), len(made.base.tensors()), total, said, agreement)
 
 
-def _check(made: Draft, options: MergeOptions, room: Path) -> Callable[[Path], Agreement] | None:
+def _check(made: MergePlan, options: MergeOptions, room: Path) -> Callable[[Path], Agreement] | None:
     if not options.verify:
         return None
     from adaptrix.merging.verify import verifier
@@ -72,14 +72,14 @@ def _destination(out: str | None, name: str) -> Path:
     return (Path() if out is None else require_folder(out)) / f"{safe}-merged"
 
 
-def _own_tokenizer(made: Draft) -> dict[str, Path]:
+def _own_tokenizer(made: MergePlan) -> dict[str, Path]:
     """The tokenizer beside the adapter: one that added tokens has its own. A single file has no folder to itself."""
     files = made.bundle.files.values() if made.bundle else ()
     homes = {file.parent for file in files} if len(files) > 1 else set()
     return {name: file for home in homes for name, file in matching(home, TOKENIZER).items()}
 
 
-def _tokenizer_note(made: Draft, tokenizer: Mapping[str, Path]) -> Iterator[Problem]:
+def _tokenizer_note(made: MergePlan, tokenizer: Mapping[str, Path]) -> Iterator[Problem]:
     if made.vocabulary is not None and not tokenizer:
         found = f"the vocabulary has {made.vocabulary} tokens now, and the tokenizer is the base's"
         remedy = "Save the tokenizer that the adapter was trained with into the merged folder."

@@ -13,17 +13,17 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from adaptrix.architecture import Architecture
-from adaptrix.base.checkpoint import Base
+from adaptrix.base.checkpoint import BaseCheckpoint
 from adaptrix.base.file_kinds import INDEX
-from adaptrix.merging.draft import Draft
-from adaptrix.merging.tensor_change import Change
+from adaptrix.merging.draft import MergePlan
+from adaptrix.merging.tensor_change import TensorChange
 from adaptrix.options import dtype_name
 from adaptrix.planning.plan import Plan
 from adaptrix.progress import Display, quiet
 from adaptrix.tensor import FLOATS
 
 
-def write_model(made: Draft, folder: Path, dtype: str | None, display: Display = quiet) -> int:
+def write_model(made: MergePlan, folder: Path, dtype: str | None, display: Display = quiet) -> int:
     """The weights, their index and the config; how many bytes of tensors they are."""
     from adaptrix.merging.shards import Entry, write_shard
 
@@ -33,7 +33,7 @@ def write_model(made: Draft, folder: Path, dtype: str | None, display: Display =
         shards[file] = []
         for name, tensor in tensors.items():
             cast = wanted if wanted is not None and tensor.dtype in FLOATS else tensor.dtype
-            change = made.changes.get(name) or (Change() if cast != tensor.dtype else None)
+            change = made.changes.get(name) or (TensorChange() if cast != tensor.dtype else None)
             shards[file].append(Entry(name, tensor, cast, change))
     total = sum(entry.result.nbytes for entries in shards.values() for entry in entries)
     with display(total) as progress:
@@ -46,7 +46,7 @@ def write_model(made: Draft, folder: Path, dtype: str | None, display: Display =
     return total
 
 
-def _index(base: Base, total: int, sizes: Mapping[str, int]) -> dict[str, Any]:
+def _index(base: BaseCheckpoint, total: int, sizes: Mapping[str, int]) -> dict[str, Any]:
     """The base's index with the sizes of the result."""
     assert base.index is not None  # its caller has looked
     stated = base.index.get("metadata")
@@ -57,7 +57,7 @@ def _index(base: Base, total: int, sizes: Mapping[str, int]) -> dict[str, Any]:
     return {**base.index, "metadata": metadata}
 
 
-def _write_config(made: Draft, folder: Path, dtype: str | None) -> None:
+def _write_config(made: MergePlan, folder: Path, dtype: str | None) -> None:
     """The config: the base's own bytes where nothing in it changes."""
     config = merged_config(made.base.config, made.plan.bound.architecture, made.vocabulary, dtype)
     if config == made.base.config:
@@ -103,7 +103,7 @@ RECORD = "adaptrix_merge.json"
 VERSION = 1
 
 
-def record(plan: Plan, base: Base, dtype: str | None, qlora_base: str | None) -> dict[str, Any]:
+def record(plan: Plan, base: BaseCheckpoint, dtype: str | None, qlora_base: str | None) -> dict[str, Any]:
     """What was merged into what; paths on this disk are named by their last part alone."""
     source = plan.bound.adapter.provenance
     return {

@@ -19,7 +19,7 @@ from torch import Tensor
 from adaptrix.base.sites import Term
 from adaptrix.errors import refuse
 from adaptrix.merging.reading import Reader, reading
-from adaptrix.merging.tensor_change import Change, SpectralTerm
+from adaptrix.merging.tensor_change import SpectralTerm, TensorChange
 from adaptrix.tensor import Tensor as Stored
 from adaptrix.torch_tensor import TORCH, as_torch
 
@@ -40,7 +40,7 @@ class _Factors:
     magnitude: Tensor | None = None
 
 
-def pieces(stored: Stored, change: Change, dtype: str, where: str) -> Iterator[memoryview]:
+def pieces(stored: Stored, change: TensorChange, dtype: str, where: str) -> Iterator[memoryview]:
     """The bytes of the new tensor, in order and in ``dtype``; each is void when the next is asked for.
 
     Raises :class:`RefusedError` where rounding makes a number infinite.
@@ -76,7 +76,7 @@ class _Rounding:
         return self._bytes
 
 
-def _vector(source: Stored, change: Change, wide: torch.dtype) -> Iterator[Tensor]:
+def _vector(source: Stored, change: TensorChange, wide: torch.dtype) -> Iterator[Tensor]:
     """A bias, or whatever has no rows: b + scale · B.bias."""
     x = as_torch(source).to(wide)
     for term in change.terms:
@@ -88,7 +88,7 @@ def _vector(source: Stored, change: Change, wide: torch.dtype) -> Iterator[Tenso
     yield x
 
 
-def _matrices(source: Stored, change: Change, wide: torch.dtype) -> Iterator[Tensor]:
+def _matrices(source: Stored, change: TensorChange, wide: torch.dtype) -> Iterator[Tensor]:
     """The pieces of a matrix, or of each of the matrices that a stack of experts holds."""
     if len(source.shape) != 3:
         flat = source.reshape(source.shape[0], source.size // max(1, source.shape[0]))
@@ -101,7 +101,7 @@ def _matrices(source: Stored, change: Change, wide: torch.dtype) -> Iterator[Ten
 
 
 def _matrix(
-    source: Stored, change: Change, terms: Sequence[Term], expert: int | None, wide: torch.dtype
+    source: Stored, change: TensorChange, terms: Sequence[Term], expert: int | None, wide: torch.dtype
 ) -> Iterator[Tensor]:
     """The pieces of one stored matrix ``[rows, columns]``."""
     rows, columns = source.shape
@@ -156,7 +156,7 @@ def _norm(x: Tensor, magnitude: Tensor, start: int, stop: int, *, turned: bool) 
         x.mul_((magnitude[start:stop] / torch.linalg.norm(x, dim=1))[:, None])
 
 
-def _put_tokens(x: Tensor, change: Change, rows: Stored, start: int) -> None:
+def _put_tokens(x: Tensor, change: TensorChange, rows: Stored, start: int) -> None:
     """Rows that were trained on their own, in the place of those that are there."""
     here = [(number, token - start) for number, token in enumerate(change.tokens) if 0 <= token - start < len(x)]
     trained = as_torch(rows).to(x.dtype) if here else x

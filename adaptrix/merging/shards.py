@@ -20,7 +20,7 @@ import torch
 from adaptrix.formats.safetensors_file import encode
 from adaptrix.merging.product import pieces
 from adaptrix.merging.reading import shrunk
-from adaptrix.merging.tensor_change import Change
+from adaptrix.merging.tensor_change import TensorChange
 from adaptrix.tensor import FileRange, Tensor
 
 #: bytes that one thread copies before it looks whether it is still wanted
@@ -38,7 +38,7 @@ class Entry:
     name: str
     stored: Tensor
     dtype: str
-    change: Change | None = None
+    change: TensorChange | None = None
 
     @property
     def result(self) -> Tensor:
@@ -101,7 +101,7 @@ class _Computed:
 
     def __call__(self, out: int, wanted: Callable[[], None], progress: Progress) -> None:
         position = self.position
-        for piece in pieces(self.entry.stored, self.entry.change or Change(), self.entry.dtype, self.entry.name):
+        for piece in pieces(self.entry.stored, self.entry.change or TensorChange(), self.entry.dtype, self.entry.name):
             wanted()
             _put(out, piece, position)
             position += len(piece)

@@ -5,23 +5,23 @@ All weights are held to the hashes that the deltas name before the first is deco
 
 from __future__ import annotations
 
-from adaptrix.base.sites import Places
+from adaptrix.base.sites import BaseSites
 from adaptrix.base.svd import SvdCache, resolve
-from adaptrix.base.vectors import Weight, held_weights
+from adaptrix.base.vectors import SpectralWeight, held_weights
 from adaptrix.delta import Spectral
 from adaptrix.errors import Problem, RefusedError
-from adaptrix.merging.tensor_change import Change, SpectralTerm
+from adaptrix.merging.tensor_change import SpectralTerm, TensorChange
 from adaptrix.planning.plan import Plan
 from adaptrix.progress import Counted
 
 
-def spectral_changes(plan: Plan, places: Places, display: Counted) -> tuple[dict[str, Change], list[Problem]]:
+def spectral_changes(plan: Plan, places: BaseSites, display: Counted) -> tuple[dict[str, TensorChange], list[Problem]]:
     """The change of each weight by its name, or every reason why there is none."""
     deltas = [(site, delta) for site in plan.sites if isinstance(delta := plan.delta(site), Spectral)]
     found, problems = held_weights(plan, places, deltas)
     if problems or not found:
         return {}, problems
-    changes: dict[str, Change] = {}
+    changes: dict[str, TensorChange] = {}
     cache = SvdCache()
     with display("decomposing", len(found)) as advance:
         for weight in found:
@@ -33,7 +33,7 @@ def spectral_changes(plan: Plan, places: Places, display: Counted) -> tuple[dict
     return changes, problems
 
 
-def _change(weight: Weight, plan: Plan, cache: SvdCache) -> Change:
+def _change(weight: SpectralWeight, plan: Plan, cache: SvdCache) -> TensorChange:
     whole = resolve(weight.delta, weight.tensor, cache, turned=weight.turned, where=weight.where)
     gain = 1.0 if weight.site.layer is None else plan.gains.get(weight.site.layer, 1.0)
-    return Change(spectral=SpectralTerm(weight.site, whole, gain), turned=weight.turned)
+    return TensorChange(spectral=SpectralTerm(weight.site, whole, gain), turned=weight.turned)

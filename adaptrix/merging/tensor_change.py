@@ -20,7 +20,7 @@ class SpectralTerm:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Change:
+class TensorChange:
     """A tensor's new numbers: ``instead`` of its own, plus the ``terms``, then ``tokens`` replaced by ``rows``.
 
     ``spectral``: what is added where there is none of these.

@@ -13,10 +13,10 @@ import numpy as np
 
 from adaptrix.adapter import Extra
 from adaptrix.architecture import Site
-from adaptrix.base.sites import Places
+from adaptrix.base.sites import BaseSites
 from adaptrix.delta import Delta, LowRank
 from adaptrix.errors import Problem
-from adaptrix.merging.tensor_change import Change
+from adaptrix.merging.tensor_change import TensorChange
 from adaptrix.planning.plan import Plan
 from adaptrix.tensor import FLOATS, Tensor
 
@@ -28,7 +28,7 @@ _UNTIE = (
 )
 
 
-def is_tied(config: Mapping[str, Any], places: Places) -> bool:
+def is_tied(config: Mapping[str, Any], places: BaseSites) -> bool:
     """Whether the head reads the embedding's tensor.
 
     Where the config does not say, its default is the model's own affair: files without a head say it, and so do
@@ -49,7 +49,7 @@ def is_tied(config: Mapping[str, Any], places: Places) -> bool:
     return not heads or any(equal(places.tensors[a], places.tensors[b]) for a in embeds for b in heads)
 
 
-def tied_changes(places: Places, changes: Mapping[str, Change]) -> dict[str, Change]:
+def tied_changes(places: BaseSites, changes: Mapping[str, TensorChange]) -> dict[str, TensorChange]:
     """The changes, where embedding and head are one: what is done to one tensor is done to its copy."""
     found = dict(changes)
     names = [*places.weights("embed"), *places.weights("head")]
@@ -59,7 +59,7 @@ def tied_changes(places: Places, changes: Mapping[str, Change]) -> dict[str, Cha
     return found
 
 
-def tied_problems(plan: Plan, places: Places) -> Iterator[Problem]:
+def tied_problems(plan: Plan, places: BaseSites) -> Iterator[Problem]:
     """A problem where an adapter changes one of the two and not the other, or each in its own way."""
     own = next((places.tensors[name] for name in places.weights("embed")), None)
     embed, head = (plan.delta(site) if site in plan.sites else None for site in (EMBED, HEAD))
@@ -117,7 +117,7 @@ def equal(one: Tensor, other: Tensor) -> bool:
     return all(np.array_equal(a.cast(dtype).float32(), b.cast(dtype).float32()) for a, b in pieces)
 
 
-def vocabulary(plan: Plan, places: Places, changes: Mapping[str, Change]) -> tuple[int | None, list[Problem]]:
+def vocabulary(plan: Plan, places: BaseSites, changes: Mapping[str, TensorChange]) -> tuple[int | None, list[Problem]]:
     """The rows that embedding and head have in the merged model if they are others than before.
 
     Every tensor that counts tokens has to come along, else the model could not be loaded.
@@ -137,6 +137,6 @@ def vocabulary(plan: Plan, places: Places, changes: Mapping[str, Change]) -> tup
     return None, [Problem("vocab", plan.bound.adapter.name, found, "one size for both", remedy)]
 
 
-def _rows(name: str, changes: Mapping[str, Change], places: Places) -> int:
+def _rows(name: str, changes: Mapping[str, TensorChange], places: BaseSites) -> int:
     change = changes.get(name)
     return (change.instead if change and change.instead else places.tensors[name]).shape[0]

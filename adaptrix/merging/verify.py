@@ -20,7 +20,7 @@ from torch import Tensor
 from adaptrix.attaching import attach
 from adaptrix.errors import Problem, RefusedError, refuse
 from adaptrix.merging.agreement import Agreement
-from adaptrix.merging.draft import Draft
+from adaptrix.merging.draft import MergePlan
 from adaptrix.merging.model_files import write_model
 from adaptrix.merging.options import MergeOptions, QloraBase
 from adaptrix.options import dtype_name
@@ -55,7 +55,7 @@ class Reference:
         )
 
 
-def reference(made: Draft, folder: Path, layers: str | None) -> Reference:
+def reference(made: MergePlan, folder: Path, layers: str | None) -> Reference:
     """What the base in ``folder`` answers. Raises :class:`RefusedError` for an adapter that cannot be attached."""
     with _model(folder) as model:
         inputs = _inputs(model)
@@ -71,7 +71,7 @@ def reference(made: Draft, folder: Path, layers: str | None) -> Reference:
             return Reference(_logits(model, inputs), plain, inputs)
 
 
-def verifier(made: Draft, options: MergeOptions, room: Path) -> Check:
+def verifier(made: MergePlan, options: MergeOptions, room: Path) -> Check:
     """What judges a merged model; the base answers now, so that one that cannot be compared is not written.
 
     ``room``: a folder to put models in that nobody keeps.
@@ -82,7 +82,7 @@ def verifier(made: Draft, options: MergeOptions, room: Path) -> Check:
     return lambda folder: _held(answers.agreement(folder), made, options)
 
 
-def _answers(made: Draft, options: MergeOptions, room: Path) -> Reference:
+def _answers(made: MergePlan, options: MergeOptions, room: Path) -> Reference:
     """What the base answers; as safetensors where its files are pickles, which transformers would open as such."""
     if not made.base.pickled:
         return reference(made, made.base.folder, options.layers)
@@ -91,7 +91,7 @@ def _answers(made: Draft, options: MergeOptions, room: Path) -> Reference:
         return reference(made, folder, options.layers)
 
 
-def _on_nf4(made: Draft, options: MergeOptions, room: Path) -> Check:
+def _on_nf4(made: MergePlan, options: MergeOptions, room: Path) -> Check:
     """Judges by the base in NF4, and tells of the merge into the other base as well."""
     with _written(made.base_alone(), options, room) as alone:
         answers = reference(made, alone, options.layers)
@@ -109,14 +109,14 @@ def _on_nf4(made: Draft, options: MergeOptions, room: Path) -> Check:
 
 
 @contextmanager
-def _written(made: Draft, options: MergeOptions, room: Path) -> Iterator[Path]:
+def _written(made: MergePlan, options: MergeOptions, room: Path) -> Iterator[Path]:
     """A model on the disk for a while."""
     with TemporaryDirectory(prefix=".adaptrix-", dir=room) as folder:
         write_model(made, Path(folder), options.dtype)
         yield Path(folder)
 
 
-def _held(found: Agreement, made: Draft, options: MergeOptions) -> Agreement:
+def _held(found: Agreement, made: MergePlan, options: MergeOptions) -> Agreement:
     """The agreement itself. Raises :class:`RefusedError` where rounding does not explain the difference."""
     tolerance = _tolerance(made, options.dtype)
     if not found.relative <= tolerance:  # nor NaN
@@ -125,7 +125,7 @@ def _held(found: Agreement, made: Draft, options: MergeOptions) -> Agreement:
     return found
 
 
-def _tolerance(made: Draft, dtype: str | None) -> float:
+def _tolerance(made: MergePlan, dtype: str | None) -> float:
     """The largest of those of the dtypes that the merged weights are rounded to."""
     tensors = made.base.tensors()
     rounded = {dtype_name(dtype)} if dtype else {tensors[name].dtype for name in made.changes}

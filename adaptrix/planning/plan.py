@@ -9,7 +9,7 @@ from functools import cached_property
 from math import isfinite
 from types import MappingProxyType
 
-from adaptrix.adapter import Fit, Recorded
+from adaptrix.adapter import FitRecord, Recorded
 from adaptrix.architecture import Site
 from adaptrix.binding.bind import BoundAdapter, summed
 from adaptrix.binding.stacks import ranges
@@ -42,7 +42,7 @@ class Plan:
     gains: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
     overrides: Mapping[Site, Delta] = field(default_factory=lambda: MappingProxyType({}))
     notes: tuple[Problem, ...] = ()
-    fit: Fit | None = None
+    fit: FitRecord | None = None
     reduced: bool = False
 
     def __repr__(self) -> str:

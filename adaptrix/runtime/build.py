@@ -14,7 +14,7 @@ from adaptrix.planning.plan import Plan
 from adaptrix.runtime.decompositions import Decompositions
 from adaptrix.runtime.factors import device_of, factors, is_embedding, kernel_of
 from adaptrix.runtime.modules import Reached, whole_site
-from adaptrix.runtime.replaced import Change, numbers
+from adaptrix.runtime.replaced import SiteKernel, numbers
 from adaptrix.runtime.spectral import Adding
 
 
@@ -64,7 +64,7 @@ def _kernel(plan: Plan, sites: list[Site], reached: Reached, decompositions: Dec
     return kernel_of(parts, reached, dtype, embedding=is_embedding(delta))
 
 
-def require_finite(built: Mapping[Site, Change], plan: Plan) -> None:
+def require_finite(built: Mapping[Site, SiteKernel], plan: Plan) -> None:
     """Raises :class:`RefusedError` for every module where what acts is not finite."""
     everything = [tensor for change in built.values() for tensor in numbers(change)]
     if bool(nn.utils.get_total_norm(everything).isfinite()):  # one question for all; its sum may overflow, too

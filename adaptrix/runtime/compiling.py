@@ -31,7 +31,7 @@ def apart(function: Callable[..., Any], *given: Any) -> Any:
     return function(*given)
 
 
-class Lanes:
+class SlotIndex:
     """The slots of a batch's rows as a tensor, one for each number of rows, written in place."""
 
     def __init__(self, device: torch.device) -> None:
@@ -60,7 +60,7 @@ class Lanes:
 
 
 def compile_forward(
-    model: nn.Module, lanes: Lanes, current: Callable[[], Selection], **options: Any
+    model: nn.Module, lanes: SlotIndex, current: Callable[[], Selection], **options: Any
 ) -> Callable[[], None]:
     """Puts a compiled forward pass in the place of the model's; what is returned puts the model's back."""
     own = model.__dict__.get("forward")

@@ -11,7 +11,7 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-from adaptrix.runtime.selection import Injected
+from adaptrix.runtime.selection import ActiveKernel
 
 
 class Drift:
@@ -30,7 +30,7 @@ class Drift:
         """The mean drift of all tokens so far, before any bound; 0 if there were none."""
         return self._sum / self.tokens if self.tokens else 0.0
 
-    def add(self, kernel: Injected, x: Tensor, y: Tensor) -> Tensor:
+    def add(self, kernel: ActiveKernel, x: Tensor, y: Tensor) -> Tensor:
         """``y`` with the kernel's delta added, within the limit."""
         d = kernel.delta(x, y).to(y.dtype)
         share = _norm(d) / _norm(y).clamp_min(torch.finfo(y.dtype).tiny)

@@ -26,7 +26,7 @@ from adaptrix.planning.plan import Plan
 from adaptrix.runtime.factors import offloaded, present
 from adaptrix.runtime.kernel import Kernel
 from adaptrix.runtime.modules import Reached, whole_site
-from adaptrix.runtime.replaced import Change, twin
+from adaptrix.runtime.replaced import SiteKernel, twin
 from adaptrix.runtime.spectral import Adding
 from adaptrix.torch_tensor import as_torch
 
@@ -36,7 +36,7 @@ _MERGE = "Merge the adapter into its base with peft, or attach one without it."
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Place:
+class ExtraTarget:
     """A parameter of the model, and the tensor that an adapter puts in its place, both of one shape.
 
     ``constant``: it is a bias that the module adds last, so that the difference can be added after it.
@@ -49,12 +49,12 @@ class Place:
     constant: bool
 
 
-def places(plan: Plan, model: nn.Module, modules: Mapping[Site, Reached]) -> tuple[list[Place], list[Problem]]:
+def places(plan: Plan, model: nn.Module, modules: Mapping[Site, Reached]) -> tuple[list[ExtraTarget], list[Problem]]:
     """Where the extras that act go, and a problem for each that no hook can serve.
 
     One that the model has already is neither: peft saves the embeddings of the base beside deltas on them.
     """
-    found: list[Place] = []
+    found: list[ExtraTarget] = []
     problems: list[Problem] = []
     names = dict(model.named_modules(remove_duplicate=False)) if plan.bound.adapter.extras else {}
     for key, extra in plan.bound.adapter.extras.items():
@@ -69,10 +69,10 @@ def places(plan: Plan, model: nn.Module, modules: Mapping[Site, Reached]) -> tup
     return found, problems
 
 
-def with_extras(kernels: Mapping[Site, Adding], extras: Iterable[Place]) -> dict[Site, Change]:
+def with_extras(kernels: Mapping[Site, Adding], extras: Iterable[ExtraTarget]) -> dict[Site, SiteKernel]:
     """The kernels with every extra in its place."""
-    changes: dict[Site, Change] = dict(kernels)
-    whole: dict[Site, list[Place]] = {}
+    changes: dict[Site, SiteKernel] = dict(kernels)
+    whole: dict[Site, list[ExtraTarget]] = {}
     for place in extras:
         if place.constant:
             changes[place.reached.site] = _shifted(kernels.get(place.reached.site), place)
@@ -85,7 +85,7 @@ def with_extras(kernels: Mapping[Site, Adding], extras: Iterable[Place]) -> dict
 
 def _place(
     key: str, extra: Extra, plan: Plan, names: Mapping[str, nn.Module], modules: Mapping[Site, Reached]
-) -> Place | None:
+) -> ExtraTarget | None:
     """Where an extra goes; None where it does not act, or the model has it. Raises :class:`RefusedError`."""
     where = f"{plan.bound.adapter.name} {key}"
     if extra.kind == "token_delta":
@@ -109,7 +109,9 @@ def _place(
     if offloaded(reached.module):
         remedy = "Attach to a model whose device_map offloads other modules."
         raise refuse("offloaded", where, "it replaces a tensor of an offloaded module", "a module in memory", remedy)
-    return Place(reached, leaf, own, tensor, leaf == "bias" and extra.kind == "bias" and _adds_last(reached.module))
+    return ExtraTarget(
+        reached, leaf, own, tensor, leaf == "bias" and extra.kind == "bias" and _adds_last(reached.module)
+    )
 
 
 def _is_echo(key: str, plan: Plan) -> bool:
@@ -161,7 +163,7 @@ def _require_like(own: nn.Parameter, extra: Extra, where: str) -> None:
         raise refuse("quantised", where, "it replaces a quantised weight", "a weight in floats", _MERGE)
 
 
-def _require_own(place: Place, key: str, plan: Plan, names: Mapping[str, nn.Module]) -> None:
+def _require_own(place: ExtraTarget, key: str, plan: Plan, names: Mapping[str, nn.Module]) -> None:
     """Raises :class:`RefusedError` for a parameter of several modules, unless it is known which of them is meant."""
     holders = [f"{n}.{leaf}" for n, m in names.items() for leaf, p in m._parameters.items() if p is place.own]
     adapter = plan.bound.adapter
@@ -172,7 +174,7 @@ def _require_own(place: Place, key: str, plan: Plan, names: Mapping[str, nn.Modu
         raise refuse("tied", f"{adapter.name} {key}", found, "modules_to_save that name the module", _MERGE)
 
 
-def _require_servable(place: Place, key: str, extra: Extra, plan: Plan) -> None:
+def _require_servable(place: ExtraTarget, key: str, extra: Extra, plan: Plan) -> None:
     """Raises :class:`RefusedError` for a module that no twin can stand in for."""
     where = f"{plan.bound.adapter.name} {key}"
     if extra.kind == "base_weight":
@@ -197,7 +199,7 @@ def _adds_last(module: nn.Module) -> bool:
     return isinstance(module, (nn.Linear, nn.LayerNorm)) or type(module).__name__ == "Conv1D"
 
 
-def _shifted(kernel: Adding | None, place: Place) -> Kernel:
+def _shifted(kernel: Adding | None, place: ExtraTarget) -> Kernel:
     """A kernel, or one of zeros, with the difference from the model's own bias."""
     own = place.own.detach().float()
     difference = place.tensor.float() - own

@@ -19,9 +19,9 @@ from adaptrix.architecture import Site
 from adaptrix.errors import refuse
 from adaptrix.runtime import recompute
 from adaptrix.runtime.cache import AdapterCache
-from adaptrix.runtime.compiling import Lanes, apart, compile_forward
+from adaptrix.runtime.compiling import SlotIndex, apart, compile_forward
 from adaptrix.runtime.drift import Drift
-from adaptrix.runtime.module_hook import Injector, Pass
+from adaptrix.runtime.module_hook import ModuleHooks, Pass
 from adaptrix.runtime.modules import Reached
 from adaptrix.runtime.refcounts import Users
 from adaptrix.runtime.selection import BASE, Selection
@@ -54,7 +54,7 @@ class Hooks:
         self._modules, self._users = modules, users
         self._handles = ExitStack()
         self._pass = Pass()
-        self._injector = Injector(model, self._pass, lambda: self.current, drift, slots)
+        self._injector = ModuleHooks(model, self._pass, lambda: self.current, drift, slots)
         self._lock = Lock()
         self._watched: set[int] = set()
         self.model = model
@@ -130,7 +130,7 @@ class Hooks:
 
     def compile(self, **options: Any) -> None:
         """Compiles the model's forward pass until the hooks come off."""
-        lanes = Lanes(next(self.model.parameters()).device)
+        lanes = SlotIndex(next(self.model.parameters()).device)
         self._handles.callback(compile_forward(self.model, lanes, lambda: self.current, **options))
         self._injector.lanes = lanes
 

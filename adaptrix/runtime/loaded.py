@@ -20,7 +20,7 @@ from adaptrix.runtime.slots import Kernels, Slots, Wanted
 #: an adapter, weights of several, or None for the base
 Choice = str | Mapping[str, float] | None
 #: one adapter, or None for the base, for each row of a batch
-Rows = Sequence[str | None]
+RowChoice = Sequence[str | None]
 #: (weight, adapter) for each of a sum
 Terms = Sequence[tuple[float, Loaded]]
 #: sums and routes that are remembered: each is a copy of the factors of all its adapters
@@ -28,7 +28,7 @@ _COPIES = 4
 _ROW = "one adapter, or None for the base, for each row of the batch"
 
 
-class Roster:
+class LoadedAdapters:
     """Names stand for versions: a reload puts another under the same name, and users of the old one keep it."""
 
     def __init__(self, users: Users, slots: Slots | None = None) -> None:
@@ -67,7 +67,7 @@ class Roster:
         """Forgets all of them."""
         self._loaded, self._selector = {}, Selector()
 
-    def chosen(self, choice: Choice | Rows) -> Selection:
+    def chosen(self, choice: Choice | RowChoice) -> Selection:
         """What a choice, for a batch or for each of its rows, stands for. Raises :class:`UsageError`."""
         by_row = isinstance(choice, Sequence) and not isinstance(choice, str)
         return self.routed(choice) if by_row else self.summed(choice)

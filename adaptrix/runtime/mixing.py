@@ -13,20 +13,20 @@ from torch import Tensor
 
 from adaptrix.architecture import Site
 from adaptrix.runtime.kernel import Kernel, combined
-from adaptrix.runtime.replaced import Change, Mixed, adding_only
-from adaptrix.runtime.rows import Rows, side_by_side
+from adaptrix.runtime.replaced import Mixed, SiteKernel, adding_only
+from adaptrix.runtime.rows import RowKernels, side_by_side
 from adaptrix.runtime.spectral import (
     Adding,
     SpectralKernel,
-    SpectralRows,
+    SpectralRowKernels,
     combined_spectral,
     distinct_axes,
     spectral_rows,
 )
-from adaptrix.runtime.trainable import Sum, Trained
+from adaptrix.runtime.trainable import Sum, Trainable
 
 #: what acts without leaves to be learned, and on what a module says alone
-Part = Kernel | Rows | SpectralKernel | SpectralRows
+Part = Kernel | RowKernels | SpectralKernel | SpectralRowKernels
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,15 +53,15 @@ class Together:
 
 
 #: what several adapters come to at a module
-Mixture = Change | Trained | Sum | Part | Mixed | Together
+Mixture = SiteKernel | Trainable | Sum | Part | Mixed | Together
 
 
-def summed(site: Site, terms: Sequence[tuple[float, Change | Trained]]) -> Mixture:
+def summed(site: Site, terms: Sequence[tuple[float, SiteKernel | Trainable]]) -> Mixture:
     """One change for a weighted sum; a module that is replaced whole has none, unless it is alone."""
     if len(terms) == 1 and terms[0][0] == 1.0:
         return terms[0][1]
     adding = adding_only(site, terms)
-    if any(isinstance(change, Trained) for _, change in adding):
+    if any(isinstance(change, Trainable) for _, change in adding):
         return Sum(tuple(adding))
     low = [(weight, change) for weight, change in adding if isinstance(change, Kernel)]
     spectral = [(weight, change) for weight, change in adding if isinstance(change, SpectralKernel)]
@@ -72,7 +72,7 @@ def summed(site: Site, terms: Sequence[tuple[float, Change | Trained]]) -> Mixtu
     return _one([*([combined(low)] if low else []), *by_axes])
 
 
-def by_row(changes: Sequence[Change | Trained | None]) -> Mixture:
+def by_row(changes: Sequence[SiteKernel | Trainable | None]) -> Mixture:
     """One change for a batch with a change, or the base, for each row."""
     if any(not isinstance(change, Adding | None) for change in changes):
         return Mixed(tuple(changes))

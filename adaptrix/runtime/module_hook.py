@@ -20,15 +20,15 @@ from torch.utils.hooks import RemovableHandle
 
 from adaptrix.architecture import Site
 from adaptrix.errors import Problem, RefusedError, refuse
-from adaptrix.runtime.compiling import Lanes, apart
+from adaptrix.runtime.compiling import SlotIndex, apart
 from adaptrix.runtime.drift import Drift
 from adaptrix.runtime.factors import device_of
 from adaptrix.runtime.modules import Links, Reached, links
-from adaptrix.runtime.selection import Injected, Selection
+from adaptrix.runtime.selection import ActiveKernel, Selection
 from adaptrix.runtime.slots import Slots
 
 #: what acts on a module, and a count of how often it did
-Table = Mapping[nn.Module, tuple[Injected, Iterator[int]]]
+Table = Mapping[nn.Module, tuple[ActiveKernel, Iterator[int]]]
 
 
 class Pass(threading.local):
@@ -77,7 +77,7 @@ class Pass(threading.local):
 Hook = Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor | None]
 
 
-class Injector:
+class ModuleHooks:
     """The hooks on the modules of one session. ``current``: what is in force outside a pass of the whole model."""
 
     def __init__(
@@ -89,7 +89,7 @@ class Injector:
         slots: Slots | None = None,
     ) -> None:
         self.drift, self._slots, self._model = drift, slots, model
-        self.lanes: Lanes | None = None
+        self.lanes: SlotIndex | None = None
         self._pass, self._current = running, current
         self._hooked: dict[Site, Reached] = {}
         self._calls: dict[Site, Iterator[int]] = {}

@@ -17,7 +17,7 @@ from adaptrix.architecture import Site
 from adaptrix.errors import Problem, UsageError
 from adaptrix.runtime.rows import rows_of
 from adaptrix.runtime.spectral import Adding, SpectralKernel
-from adaptrix.runtime.trainable import Trained
+from adaptrix.runtime.trainable import Trainable
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,7 +44,7 @@ class Replaced:
 
 
 #: what an adapter does at one module
-Change = Adding | Replaced
+SiteKernel = Adding | Replaced
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,7 +52,7 @@ class Mixed:
     """The changes of a batch's rows, one a row, None for the base, where some row is in training or
     replaces the module."""
 
-    changes: tuple[Change | Trained | None, ...]
+    changes: tuple[SiteKernel | Trainable | None, ...]
 
     @property
     def embedding(self) -> bool:
@@ -80,7 +80,9 @@ def twin(module: nn.Module, tensors: Mapping[str, Tensor]) -> Replaced:
     return Replaced(other)
 
 
-def adding_only(site: Site, terms: Sequence[tuple[float, Change | Trained]]) -> list[tuple[float, Adding | Trained]]:
+def adding_only(
+    site: Site, terms: Sequence[tuple[float, SiteKernel | Trainable]]
+) -> list[tuple[float, Adding | Trainable]]:
     """The terms of a weighted sum at a module. Raises :class:`UsageError` where one replaces the module."""
     if any(isinstance(change, Replaced) for _, change in terms):
         found = "an adapter replaces this module whole, which has no weighted sum"
@@ -89,7 +91,7 @@ def adding_only(site: Site, terms: Sequence[tuple[float, Change | Trained]]) -> 
     return [(weight, change) for weight, change in terms if not isinstance(change, Replaced)]
 
 
-def numbers(change: Change) -> Iterator[Tensor]:
+def numbers(change: SiteKernel) -> Iterator[Tensor]:
     """The tensors of a change that come from its adapter, or are made with it."""
     if isinstance(change, Replaced):
         yield from (tensor for tensor in change.module._parameters.values() if tensor is not None)

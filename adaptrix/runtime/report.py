@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class SessionReport:
     """Counts since a session began. ``layers_kept``: layers of caches that swaps and shared prefills did not run.
 
     Drift is ‖d‖/‖y‖ a token and module; None where the session does not measure it. ``paged``: how often an adapter was

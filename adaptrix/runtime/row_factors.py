@@ -28,7 +28,7 @@ RowFactors = Mapping[str, tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Live:
+class RowFactorKernel:
     """``At`` ``[rows, in, r]``, ``Bt`` ``[rows, r, out]`` with the scale folded in."""
 
     At: Tensor
@@ -46,7 +46,7 @@ class Live:
         return (y + self.delta(x, y)).to(y.dtype)
 
 
-class Places:
+class GivenFactors:
     """Where factors go on a model. They are bound as an adapter of their paths and shapes is, once for each of these.
 
     ``build``: from an adapter to the sites that it changes, and its plan.
@@ -56,7 +56,7 @@ class Places:
         self._build = build
         self._known: dict[frozenset[tuple[str, int, int, int]], Mapping[Site, tuple[str, float]]] = {}
 
-    def changes(self, factors: RowFactors, scale: float) -> dict[Site, Live]:
+    def changes(self, factors: RowFactors, scale: float) -> dict[Site, RowFactorKernel]:
         """What the factors do at each site. Raises :class:`RefusedError` with every one that does not fit."""
         if problems := list(_faults(factors)):
             raise RefusedError(problems)
@@ -77,8 +77,8 @@ class Places:
         return {site: (path, gain_of(plan, site)) for site, path in paths.items()}
 
 
-def _live(A: Tensor, B: Tensor, scale: float) -> Live:
-    return Live(A.transpose(1, 2), (B if scale == 1 else B * scale).transpose(1, 2))
+def _live(A: Tensor, B: Tensor, scale: float) -> RowFactorKernel:
+    return RowFactorKernel(A.transpose(1, 2), (B if scale == 1 else B * scale).transpose(1, 2))
 
 
 def _faults(factors: RowFactors) -> Iterator[Problem]:

@@ -27,7 +27,7 @@ LONG = 16
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Rows:
+class RowKernels:
     """``At`` ``[in, R]``, ``Bt`` ``[R, out]``, R the sum of the ranks; ``foreign`` ``[rows, 1, R]``: the columns of
     other rows' adapters. They are overwritten and not multiplied by zero: what overflows in one row stays there.
     ``g1`` ``[rows, 1, out]`` is g − 1, ``c`` likewise; both None where no row has any. ``runs``: neighbouring
@@ -85,11 +85,11 @@ def rows_of(x: Tensor, count: int) -> int:
     return count
 
 
-def side_by_side(kernels: Sequence[Kernel | None]) -> Rows:
+def side_by_side(kernels: Sequence[Kernel | None]) -> RowKernels:
     """The kernels of a batch's rows, None for the base."""
     distinct = list({id(kernel): kernel for kernel in kernels if kernel is not None}.values())
     first = distinct[0]
-    return Rows(
+    return RowKernels(
         At=torch.cat([kernel.At for kernel in distinct], dim=1),
         Bt=torch.cat([kernel.Bt for kernel in distinct]),
         foreign=_foreign(kernels, distinct)[:, None],

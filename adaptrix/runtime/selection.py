@@ -10,12 +10,12 @@ from adaptrix.architecture import Site
 from adaptrix.planning.plan import Plan
 from adaptrix.runtime.kernel import Kernel
 from adaptrix.runtime.mixing import Mixture, by_row, summed
-from adaptrix.runtime.replaced import Change
-from adaptrix.runtime.row_factors import Live
-from adaptrix.runtime.trainable import Trained
+from adaptrix.runtime.replaced import SiteKernel
+from adaptrix.runtime.row_factors import RowFactorKernel
+from adaptrix.runtime.trainable import Trainable
 
 #: what a hook applies at one module
-Injected = Mixture | Live
+ActiveKernel = Mixture | RowFactorKernel
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +24,7 @@ class Loaded:
 
     name: str
     version: int
-    kernels: Mapping[Site, Change | Trained]
+    kernels: Mapping[Site, SiteKernel | Trainable]
     plan: Plan | None = None
 
 
@@ -44,7 +44,7 @@ class Selection:
     session has slots, those of the rows of a batch, or one for all; None for the base.
     """
 
-    kernels: Mapping[Site, Injected] = field(default_factory=dict)
+    kernels: Mapping[Site, ActiveKernel] = field(default_factory=dict)
     adapters: tuple[Loaded, ...] = ()
     key: tuple[Any, ...] = ()
     seats: tuple[Resident | None, ...] = ()
@@ -63,7 +63,7 @@ class Selection:
 BASE = Selection()
 
 
-def _layer(site: Site, kernel: Injected) -> float:
+def _layer(site: Site, kernel: ActiveKernel) -> float:
     """Where a change enters: an embedding's reaches every layer, a head's none."""
     if site.layer is not None:
         return site.layer

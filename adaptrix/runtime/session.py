@@ -24,21 +24,21 @@ from adaptrix.planning.plan import Plan
 from adaptrix.runtime.cache import AdapterCache
 from adaptrix.runtime.hooks import Hooks
 from adaptrix.runtime.loaded import Choice as Choice
-from adaptrix.runtime.loaded import Roster, Rows, require_name
+from adaptrix.runtime.loaded import LoadedAdapters, RowChoice, require_name
 from adaptrix.runtime.modules import require_plain
 from adaptrix.runtime.refcounts import DEFAULT, Users
-from adaptrix.runtime.replaced import Change
-from adaptrix.runtime.report import Report
-from adaptrix.runtime.row_factors import Places, RowFactors
+from adaptrix.runtime.replaced import SiteKernel
+from adaptrix.runtime.report import SessionReport
+from adaptrix.runtime.row_factors import GivenFactors, RowFactors
 from adaptrix.runtime.selection import BASE, Loaded, Selection, weighted
 from adaptrix.runtime.sharing import Prefill, prefill
 from adaptrix.runtime.slots import Slots
 from adaptrix.runtime.swapping import Swap, refill
-from adaptrix.runtime.trainable import Trained
+from adaptrix.runtime.trainable import Trainable
 from adaptrix.runtime.training import adapter_now, learned
 
 #: an adapter (a uri, a path, an Adapter) -> what it does on the session's model, and its plan
-Builder = Callable[[Any], tuple[Mapping[Site, Change], Plan]]
+Builder = Callable[[Any], tuple[Mapping[Site, SiteKernel], Plan]]
 
 
 class Session:
@@ -50,8 +50,8 @@ class Session:
 
     def __init__(self, hooks: Hooks, users: Users, build: Builder, slots: Slots | None = None) -> None:
         self._hooks, self._users, self._build, self._slots = hooks, users, build, slots
-        self._roster = Roster(users, slots)
-        self._places = Places(build)
+        self._adapters = LoadedAdapters(users, slots)
+        self._places = GivenFactors(build)
         self._swaps = self._kept = 0
 
     def activate(self, choice: Choice) -> None:
@@ -106,12 +106,12 @@ class Session:
         lowest = min((weighted([(1.0, one)]).first_layer for one in among), default=float("inf"))
         return self._hooks.new_cache(lowest)
 
-    def swap(self, choice: Choice | Rows, cache: AdapterCache) -> Swap:
+    def swap(self, choice: Choice | RowChoice, cache: AdapterCache) -> Swap:
         """Activates a choice and makes the cache what it would have been under it; says what that took, and why.
 
         Layers under the first injected one are kept, the rest computed from the hidden states that entered
         it, for the families in :data:`adaptrix.runtime.swapping.FAMILIES`; others read the tokens again, as after
-        loading an adapter that starts at a lower layer than those known to ``new_cache``. Rows of adapters, as for
+        loading an adapter that starts at a lower layer than those known to ``new_cache``. RowChoice of adapters, as for
         :meth:`route`, are for a batch. What was filled in a way that cannot be repeated, and another cache than
         one of this session, is refused by name; then, and after an interrupt, cache and default are as they were.
         """
@@ -122,7 +122,7 @@ class Session:
         self._swaps, self._kept = self._swaps + 1, self._kept + done.kept
         return done
 
-    def prefill_shared(self, inputs: Mapping[str, Any], choices: Sequence[Choice | Rows]) -> list[Prefill]:
+    def prefill_shared(self, inputs: Mapping[str, Any], choices: Sequence[Choice | RowChoice]) -> list[Prefill]:
         """A prompt read under several choices at once: for each, in order, its cache and the next token's logits.
 
         ``inputs``: what a tokenizer gives, padded on the left if at all. Layers under the lowest one that any of the
@@ -155,12 +155,12 @@ class Session:
         require_name(name)
         self.adopt(name, *self._build(adapter))
 
-    def adopt(self, name: str, kernels: Mapping[Site, Change], plan: Plan | None = None) -> None:
+    def adopt(self, name: str, kernels: Mapping[Site, SiteKernel], plan: Plan | None = None) -> None:
         """Takes kernels that were built for this model, by a plan or out of thin air, under a name."""
         if self._slots is not None:
             kernels = self._slots.admit(name, kernels)
         self._hooks.cover(kernels)
-        self._roster.put(Loaded(name, self._users.version(), kernels, plan))
+        self._adapters.put(Loaded(name, self._users.version(), kernels, plan))
 
     def parameters(self, name: str) -> list[nn.Parameter]:
         """The numbers of an adapter, to be learned: for each delta A, B, and bias and magnitude where it has them; of a
@@ -178,9 +178,9 @@ class Session:
         """The same as :meth:`parameters`, by the path of the module and the name that each has in an injection file:
         ``model.layers.0.mlp.up_proj.spectral_z``."""
         loaded = self._open.one(name)
-        if not any(isinstance(change, Trained) for change in loaded.kernels.values()):
+        if not any(isinstance(change, Trainable) for change in loaded.kernels.values()):
             loaded = self._in_training(loaded)
-        trained = (change for change in loaded.kernels.values() if isinstance(change, Trained))
+        trained = (change for change in loaded.kernels.values() if isinstance(change, Trainable))
         targets = self._planned(loaded).bound.targets
         return {f"{targets[site]}.{key}": leaf for change in trained for site, key, leaf in change.leaves()}
 
@@ -189,10 +189,10 @@ class Session:
         loaded = self._open.one(name)
         return adapter_now(self._planned(loaded), loaded.kernels)
 
-    def report(self) -> Report:
+    def report(self) -> SessionReport:
         """What was injected where, and what it did, since the session began."""
         drift = self._hooks.drift
-        return Report(
+        return SessionReport(
             injections={str(site): count for site, count in self._hooks.injections.items()},
             swaps=self._swaps,
             layers_kept=self._kept,
@@ -226,15 +226,15 @@ class Session:
         """
         self._require_open()
         with self._users.changed:
-            loaded = self._roster.one(name)
+            loaded = self._adapters.one(name)
             self._require_not_default(loaded)
             self._hooks.settle()
             self._require_left(loaded)
-            self._roster.drop(loaded)
+            self._adapters.drop(loaded)
         try:
             self._users.drain(loaded)
         finally:  # an interrupt ends the waiting, and the name is gone already
-            self._roster.forget(loaded)
+            self._adapters.forget(loaded)
 
     def detach(self) -> None:
         """Takes every hook off the model; calling it again does nothing.
@@ -244,14 +244,14 @@ class Session:
         if self._hooks.attached:
             self._make_default(BASE)
         self._hooks.remove()
-        self._roster.clear()
+        self._adapters.clear()
         if self._slots is not None:
             self._slots.close()
 
     @property
     def adapters(self) -> tuple[str, ...]:
         """The names of the adapters loaded."""
-        return self._roster.names
+        return self._adapters.names
 
     def __enter__(self) -> Self:
         return self
@@ -262,10 +262,10 @@ class Session:
         self.detach()
 
     @property
-    def _open(self) -> Roster:
+    def _open(self) -> LoadedAdapters:
         """The adapters of a session that is not over. Raises :class:`UsageError`."""
         self._require_open()
-        return self._roster
+        return self._adapters
 
     def _make_default(self, selection: Selection) -> None:
         with self._users.changed:
@@ -283,7 +283,7 @@ class Session:
         plan = self._planned(loaded)
         training = replace(loaded, kernels=learned(plan, self._hooks.modules, loaded.kernels))
         self._hooks.freeze()
-        self._roster.put(training)
+        self._adapters.put(training)
         return training
 
     def _require_no_slots(self, name: str) -> None:

@@ -19,7 +19,7 @@ from adaptrix.architecture import Site
 from adaptrix.errors import Problem, RefusedError, UsageError, refuse
 from adaptrix.runtime.kernel import Kernel
 from adaptrix.runtime.refcounts import DEFAULT, Users
-from adaptrix.runtime.replaced import Change
+from adaptrix.runtime.replaced import SiteKernel
 from adaptrix.runtime.rows import rows_of
 from adaptrix.runtime.selection import Resident
 from adaptrix.runtime.spectral import SpectralKernel
@@ -100,7 +100,7 @@ class Slots:
         self.banks: dict[Site, Bank] = {}
         self.paged = 0
 
-    def problems(self, name: str, changes: Mapping[Site, Change]) -> Iterator[Problem]:
+    def problems(self, name: str, changes: Mapping[Site, SiteKernel]) -> Iterator[Problem]:
         """What keeps an adapter from lying in a slot."""
         for site, change in changes.items():
             where = f"{name} {site}"
@@ -115,7 +115,7 @@ class Slots:
                 expected = f"at most {self._rank}, as the slots have it"
                 yield Problem("rank", where, f"rank {change.rank}", expected, f"attach(…, max_rank={change.rank})")
 
-    def admit(self, name: str, changes: Mapping[Site, Change]) -> Kernels:
+    def admit(self, name: str, changes: Mapping[Site, SiteKernel]) -> Kernels:
         """An adapter's kernels in the machine's memory, where they wait for a slot; banks for them if there are none.
 
         Raises :class:`RefusedError` for an adapter that no slot can hold.
@@ -201,7 +201,7 @@ class Slots:
                 self.banks[site].clear(slot)
 
 
-def largest_rank(adapters: Iterable[Mapping[Site, Change]]) -> int:
+def largest_rank(adapters: Iterable[Mapping[Site, SiteKernel]]) -> int:
     """The largest rank of several adapters. Raises :class:`UsageError` where there is none to go by."""
     kinds = [change for changes in adapters for change in changes.values()]
     ranks = [change.rank if isinstance(change, Kernel) else 1 for change in kinds]  # others are refused by name

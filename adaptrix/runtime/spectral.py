@@ -71,7 +71,7 @@ Adding = Kernel | SpectralKernel
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class SpectralRows:
+class SpectralRowKernels:
     """A batch whose rows have spectral adapters of their own over the same axes: ``d`` ``[rows, 1, k]``.
 
     ``idle`` ``[rows, 1, 1]``: the rows that have none, None where all have. They are put to zero and not multiplied by
@@ -112,13 +112,13 @@ def combined_spectral(terms: Sequence[tuple[float, SpectralKernel]]) -> Spectral
     return SpectralKernel(first.axes, sum((w * kernel.d for w, kernel in others), start=weight * first.d))
 
 
-def spectral_rows(kernels: Sequence[SpectralKernel | None], axes: Axes) -> SpectralRows:
+def spectral_rows(kernels: Sequence[SpectralKernel | None], axes: Axes) -> SpectralRowKernels:
     """The kernels of a batch's rows, of which those over these axes act."""
     mine = [kernel is not None and kernel.axes is axes for kernel in kernels]
     model = next(kernel.d for kernel in kernels if kernel is not None and kernel.axes is axes)
     rows = [kernel.d if own and kernel else torch.zeros_like(model) for own, kernel in zip(mine, kernels, strict=True)]
     idle = None if all(mine) else torch.tensor([not own for own in mine], device=model.device)[:, None, None]
-    return SpectralRows(axes, torch.stack(rows)[:, None], idle)
+    return SpectralRowKernels(axes, torch.stack(rows)[:, None], idle)
 
 
 def distinct_axes(kernels: Iterable[SpectralKernel | None]) -> list[Axes]:

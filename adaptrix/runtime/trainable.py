@@ -18,7 +18,7 @@ from adaptrix.runtime.spectral import Adding, Axes, SpectralKernel
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Learned:
+class TrainableKernel:
     """What an adapter in training does at a module. ``parts``: its leaves by site, ``dtype`` theirs.
 
     ``dropout``: the share of the module's input that the adapter sees as zero while the module is in training
@@ -60,7 +60,7 @@ class Learned:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class LearnedSpectral:
+class TrainableSpectral:
     """What a spectral adapter in training does at the module of ``site``: its leaf is z ``[k]``, as its file has it.
 
     ``s``: the singular values, in the dtype of z; ``gain``: the plan's. The axes are the weight's and stay as they are.
@@ -92,14 +92,14 @@ class LearnedSpectral:
 
 
 #: what an adapter in training does at a module
-Trained = Learned | LearnedSpectral
+Trainable = TrainableKernel | TrainableSpectral
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sum:
     """A weighted sum of which a term is in training, so that it is added up at every pass."""
 
-    terms: tuple[tuple[float, Adding | Trained], ...]
+    terms: tuple[tuple[float, Adding | Trainable], ...]
 
     @property
     def embedding(self) -> bool:

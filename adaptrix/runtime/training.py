@@ -24,13 +24,13 @@ from adaptrix.runtime.factors import Factors, factors, gain_of, is_embedding
 from adaptrix.runtime.kernel import Kernel
 from adaptrix.runtime.modules import Reached
 from adaptrix.runtime.spectral import Adding, SpectralKernel
-from adaptrix.runtime.trainable import Learned, LearnedSpectral, Trained
+from adaptrix.runtime.trainable import Trainable, TrainableKernel, TrainableSpectral
 from adaptrix.tensor import Tensor as Stored
 from adaptrix.torch_tensor import as_torch
 
 
 @torch.inference_mode(False)
-def learned(plan: Plan, modules: Mapping[Site, Reached], loaded: Mapping[Site, object]) -> dict[Site, Trained]:
+def learned(plan: Plan, modules: Mapping[Site, Reached], loaded: Mapping[Site, object]) -> dict[Site, Trainable]:
     """What a plan does, by the site of the whole weight, with leaves for its numbers; they are those ``loaded``.
 
     Raises :class:`RefusedError` for extras, and where the files of the adapter say something else than when it was
@@ -52,7 +52,9 @@ def learned(plan: Plan, modules: Mapping[Site, Reached], loaded: Mapping[Site, o
 def adapter_now(plan: Plan, changes: Mapping[Site, object]) -> Adapter:
     """The adapter of a plan with the numbers that its leaves have now; what has no leaves is as it was."""
     adapter, targets = plan.bound.adapter, plan.bound.targets
-    parts = {site: part for change in changes.values() if isinstance(change, Trained) for site, part in _parts(change)}
+    parts = {
+        site: part for change in changes.values() if isinstance(change, Trainable) for site, part in _parts(change)
+    }
     now = {site: _stored(plan.delta(site), part) for site, part in parts.items()}
     own = {targets[site]: delta for site, delta in now.items() if site not in plan.overrides}
     adapter = replace(adapter, deltas=MappingProxyType({**adapter.deltas, **own}))
@@ -63,15 +65,15 @@ def adapter_now(plan: Plan, changes: Mapping[Site, object]) -> Adapter:
     return replace(adapter, recorded=replace(adapter.recorded, overrides=overrides))
 
 
-def _learned(plan: Plan, sites: list[Site], reached: Reached, dropout: float, loaded: object) -> Trained:
+def _learned(plan: Plan, sites: list[Site], reached: Reached, dropout: float, loaded: object) -> Trainable:
     device, own = home(reached.module)
     dtype = torch.float64 if own is torch.float64 else torch.float32
     delta = plan.delta(sites[0])
     if isinstance(delta, Spectral) and isinstance(loaded, SpectralKernel):
         z, s = (as_torch(tensor, device, dtype) for tensor in (delta.z, delta.S))
-        return LearnedSpectral(sites[0], loaded.axes, nn.Parameter(z), s, gain_of(plan, sites[0]))
+        return TrainableSpectral(sites[0], loaded.axes, nn.Parameter(z), s, gain_of(plan, sites[0]))
     parts = {site: _leaves(factors(plan, site, device, dtype)) for site in sites}
-    return Learned(parts, reached, dtype, dropout, is_embedding(delta))
+    return TrainableKernel(parts, reached, dtype, dropout, is_embedding(delta))
 
 
 @torch.no_grad()
@@ -91,9 +93,9 @@ def _leaves(part: Factors) -> Factors:
     return replace(part, A=nn.Parameter(part.A), B=nn.Parameter(part.B), bias=bias, magnitude=magnitude)
 
 
-def _parts(change: Trained) -> Iterable[tuple[Site, Factors | nn.Parameter]]:
+def _parts(change: Trainable) -> Iterable[tuple[Site, Factors | nn.Parameter]]:
     """The leaves of a module by site: factors, or z."""
-    return [(change.site, change.z)] if isinstance(change, LearnedSpectral) else change.parts.items()
+    return [(change.site, change.z)] if isinstance(change, TrainableSpectral) else change.parts.items()
 
 
 def _stored(delta: Delta, part: Factors | nn.Parameter) -> Delta:

@@ -14,7 +14,7 @@ from typing import Any
 
 from adaptrix.architecture import Architecture, Role, Site
 from adaptrix.architecture.dims import read_dims
-from adaptrix.architecture.layout import Rows, role_rows
+from adaptrix.architecture.layout import RowIndex, role_rows
 from adaptrix.derive.models import model_classes, need
 
 _TOKENS = 5
@@ -63,7 +63,7 @@ class Oracle:
         found = getattr(self.model.get_submodule(owner), name)
         return found if isinstance(found, need("torch").nn.Parameter) else found.weight
 
-    def _attention(self, role: Role, weight: Any, rows: dict[str, Rows]) -> Iterator[str]:
+    def _attention(self, role: Role, weight: Any, rows: dict[str, RowIndex]) -> Iterator[str]:
         """Each head's rows of a part must change that head of what the part is for, and nothing upstream."""
         cross = "q" not in role.parts
         before = self._heads(cross)
@@ -85,14 +85,14 @@ class Oracle:
         if not cross:
             yield from self._values_are_not_keys(role, weight, rows, before["q"])
 
-    def _values_are_not_keys(self, role: Role, weight: Any, rows: dict[str, Rows], before: Any) -> Iterator[str]:
+    def _values_are_not_keys(self, role: Role, weight: Any, rows: dict[str, RowIndex], before: Any) -> Iterator[str]:
         for part, matters in (("k", True), ("v", False)):
             with _scaled(weight, _axis(role), rows[part], -1.5):
                 changed = bool(_changed_heads(before, self._heads(False)["q"]))
             if changed is not matters:
                 yield f"role {role.name}: {part!r} {'does not change' if matters else 'changes'} the probabilities"
 
-    def _gated(self, role: Role, weight: Any, rows: dict[str, Rows]) -> Iterator[str]:
+    def _gated(self, role: Role, weight: Any, rows: dict[str, RowIndex]) -> Iterator[str]:
         torch = need("torch")
         owner = self.architecture.path(Site(0 if role.layered else None, role.name)).rpartition(".")[0]
         before = self._output(owner)
@@ -146,7 +146,7 @@ def _changed_heads(before: Any, after: Any) -> list[int]:
 
 
 @contextmanager
-def _scaled(weight: Any, axis: int, rows: Rows, factor: float) -> Iterator[None]:
+def _scaled(weight: Any, axis: int, rows: RowIndex, factor: float) -> Iterator[None]:
     """The weight with some of its rows multiplied, for as long as the block lasts."""
     kept = weight.detach().clone()
     index = need("torch").as_tensor(rows)

@@ -24,7 +24,7 @@ from adaptrix_text_to_lora.encoders import scaled
 from adaptrix_text_to_lora.prompts import formatted
 from adaptrix_text_to_lora.training import Objective, Recipe, State, Task, fine_tune
 from adaptrix_text_to_lora.training.loop import Watch
-from adaptrix_text_to_lora.training.published import Card, write_checkpoint
+from adaptrix_text_to_lora.training.published import CheckpointRecord, write_checkpoint
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -79,7 +79,7 @@ def _said(state: State) -> None:
 def save(hypernetwork: Hypernetwork, out: Path) -> None:
     """In SakanaAI's format, the numbers rounded to fp16."""
     args = {"steps": RECIPE.steps, "learning_rate": RECIPE.rate, "seed": SEED}
-    card = Card(ALPHA, rslora=True, base="examples/tiny/base", encoder=ENCODER.name, args=args)
+    card = CheckpointRecord(ALPHA, rslora=True, base="examples/tiny/base", encoder=ENCODER.name, args=args)
     write_checkpoint(out, hypernetwork, card, dtype=torch.float16, force=True)
 
 

@@ -12,7 +12,7 @@ import torch
 from adaptrix_text_to_lora import HashedNgrams, Hypernetwork, SakanaAIIntegration, TextToLoRAConfig, shape_for
 from adaptrix_text_to_lora.encoders import scaled
 from adaptrix_text_to_lora.training import Objective, Recipe, Task, fine_tune
-from adaptrix_text_to_lora.training.published import Card, write_checkpoint
+from adaptrix_text_to_lora.training.published import CheckpointRecord, write_checkpoint
 from transformers import AutoModelForCausalLM
 
 import adaptrix
@@ -75,7 +75,7 @@ def test_from_the_guides_config_through_training_to_an_adapter_that_acts(tmp_pat
     answers = (torch.tensor([[5, 6, 7, 8]]), torch.tensor([[5, 9, 9, 9]]))
     tasks = [Task(scaled(encoder(text), encoder)[None], ids, ids) for text, ids in zip(sentences, answers, strict=True)]
     fine_tune(hypernetwork, model, tasks, Objective(scale=2.0, smoothing=0.0), Recipe(steps=100, rate=2e-2, tasks=2))
-    write_checkpoint(folder / "text-to-lora", hypernetwork, Card(8, encoder="hashed"))
+    write_checkpoint(folder / "text-to-lora", hypernetwork, CheckpointRecord(8, encoder="hashed"))
     sakana, found = SakanaAIIntegration(config), []
     made = [sakana.generate_adapter_from_text(text, str(folder))["adapter"] for text in sentences]
     with torch.no_grad(), adaptrix.attach(model, {str(at): adapter for at, adapter in enumerate(made)}) as session:

@@ -27,23 +27,23 @@ def loss() -> Iterator[Loss]:
 
 
 def test_no_sentence_that_is_kept_was_trained_on() -> None:
-    trained = {text.casefold() for voice in VOICES for text in voice.trained}
-    held_out = [text.casefold() for voice in VOICES for text in voice.held_out]
+    trained = {text.casefold() for verbosity in VOICES for text in verbosity.trained}
+    held_out = [text.casefold() for verbosity in VOICES for text in verbosity.held_out]
     assert len(VOICES) >= 8
-    assert min(len(voice.trained) for voice in VOICES) >= 16
+    assert min(len(verbosity.trained) for verbosity in VOICES) >= 16
     assert trained.isdisjoint(held_out)
 
 
-@pytest.mark.parametrize("at", range(len(VOICES)), ids=[voice.style.name for voice in VOICES])
+@pytest.mark.parametrize("at", range(len(VOICES)), ids=[verbosity.style.name for verbosity in VOICES])
 def test_an_unseen_sentence_gives_its_style_and_another_ones_does_not(at: int, loss: Loss) -> None:
     """The loss on the style's own text, unseen too: clearly under the base's and under a mismatched sentence's."""
-    generator, voice = TextToLoRA(base=BASE), VOICES[at]
-    base = loss(voice.style, None)
-    own = max(loss(voice.style, generator.generate(text)) for text in voice.held_out[:2])
+    generator, verbosity = TextToLoRA(base=BASE), VOICES[at]
+    base = loss(verbosity.style, None)
+    own = max(loss(verbosity.style, generator.generate(text)) for text in verbosity.held_out[:2])
     mismatched = [VOICES[(at + step) % len(VOICES)].held_out[0] for step in (1, 4)]
-    other = min(loss(voice.style, generator.generate(text)) for text in mismatched)
+    other = min(loss(verbosity.style, generator.generate(text)) for text in mismatched)
     assert own < 0.75 * other
-    assert own < (0.8 * base if voice.style.steps else base), "plain text is what the base writes anyway"
+    assert own < (0.8 * base if verbosity.style.steps else base), "plain text is what the base writes anyway"
 
 
 def test_the_command_needs_no_checkpoint_where_the_base_has_one(

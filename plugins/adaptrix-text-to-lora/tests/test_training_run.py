@@ -30,7 +30,7 @@ import adaptrix
 from adaptrix.adapter import Adapter, Provenance, Target
 from adaptrix.delta import LowRank
 from adaptrix.formats import safetensors_file
-from adaptrix.pipeline import Workshop
+from adaptrix.pipeline import Pipeline
 from adaptrix.tensor import Tensor
 from tests.families import tiny_model
 
@@ -234,7 +234,7 @@ def test_a_library_has_the_adapters_own_changes(tmp_path: Path) -> None:
         "transformer.h.1.attn.c_attn": LowRank(fused.A, Tensor.of(B), alpha=5.0, rslora=True),
         "transformer.h.2.mlp.c_fc": _low_rank(rng, inner, hidden, 3, 7.0),
     }
-    bound = Workshop().bind(_adapter(deltas), str(tmp_path))
+    bound = Pipeline().bind(_adapter(deltas), str(tmp_path))
     library = Library.of_adapters([torch.randn(1, 6)], [bound], places, network_shape, scale=1.3)
     found = {name: 1.3 * (B[0] @ A[0]) for name, (A, B) in library.targets.items()}
     whole = torch.from_numpy(deltas["transformer.h.1.attn.c_attn"].dense()).float()
@@ -250,7 +250,7 @@ def test_a_library_has_the_adapters_own_changes(tmp_path: Path) -> None:
         "transformer.h.0.mlp.c_proj": _low_rank(rng, hidden, inner, 2, 1.0),
         "transformer.h.0.mlp.c_fc": _low_rank(rng, inner, hidden, 2, 1.0, magnitude=ones),
     }
-    bound = Workshop().bind(_adapter(odd), str(tmp_path))
+    bound = Pipeline().bind(_adapter(odd), str(tmp_path))
     with pytest.raises(adaptrix.RefusedError) as error:
         Library.of_adapters([torch.randn(1, 6)], [bound], places, network_shape, scale=1.3)
     assert sorted(problem.found for problem in error.value.problems) == [

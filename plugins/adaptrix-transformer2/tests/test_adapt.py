@@ -11,7 +11,7 @@ from adaptrix_transformer2 import decomposed_base, expert, save, z_of_expert
 
 import adaptrix
 from adaptrix.cli import run
-from adaptrix.pipeline import Workshop
+from adaptrix.pipeline import Pipeline
 
 BASE = Path(__file__).parents[3] / "examples" / "tiny" / "base"
 LINES = [("The old sailor", " walked home."), ("A fox", " slept."), ("At noon", " it rained.")]
@@ -21,7 +21,7 @@ LINES = [("The old sailor", " walked home."), ("A fox", " slept."), ("At noon", 
 def line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A command line on two experts of layer 7, one of them of no use."""
     monkeypatch.chdir(tmp_path)
-    parts = decomposed_base(str(BASE), Workshop(), layers=[7])
+    parts = decomposed_base(str(BASE), Pipeline(), layers=[7])
     for name, spread in (("mild", 0.01), ("wild", 9.0)):
         rng = np.random.default_rng(3)
         made = expert(parts, name, {path: rng.normal(1, spread, one.rank) for path, one in parts.spectra.items()})

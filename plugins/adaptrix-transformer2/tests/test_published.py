@@ -15,7 +15,7 @@ from torch.func import functional_call
 
 import adaptrix
 from adaptrix.cli import run
-from adaptrix.pipeline import Workshop
+from adaptrix.pipeline import Pipeline
 from tests.families import tiny_model
 
 
@@ -181,7 +181,7 @@ def test_a_bf16_base_is_bound_as_it_is_stored(llama: Any, tmp_path: Path) -> Non
     llama.bfloat16().save_pretrained(tmp_path / "base")
     policy = Policy(llama)
     torch.save(policy.state_dict(), tmp_path / "policy_params.pt")
-    parts = decomposed_base(str(tmp_path / "base"), Workshop())
+    parts = decomposed_base(str(tmp_path / "base"), Pipeline())
     found = read_published(tmp_path / "policy_params.pt", parts)
     agree(found, llama, published_weights(llama, policy))
     assert {delta.basis.dtype for delta in found.deltas.values()} == {"BF16"}

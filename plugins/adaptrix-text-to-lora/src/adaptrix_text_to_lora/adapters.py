@@ -15,7 +15,7 @@ from adaptrix.delta import LowRank, fuse
 from adaptrix.errors import Problem, refuse
 from adaptrix.tensor import Tensor
 from adaptrix_text_to_lora.prompts import adapter_name
-from adaptrix_text_to_lora.targets import Place
+from adaptrix_text_to_lora.targets import TargetModule
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 Pairs = Mapping[str, Pair]
@@ -33,7 +33,7 @@ class Origin:
     encoder: str
     problems: tuple[Problem, ...] = field(default=())
 
-    def adapter(self, text: str, factors: Pairs, places: Sequence[Place]) -> Adapter:
+    def adapter(self, text: str, factors: Pairs, places: Sequence[TargetModule]) -> Adapter:
         """The adapter of one text. ``factors``: by name (A ``[layers, r, in]``, B ``[layers, out, r]``).
 
         Raises :class:`RefusedError` where the hypernetwork gave what is not finite.
@@ -51,7 +51,7 @@ class Origin:
             problems=self.problems,
         )
 
-    def _deltas(self, factors: Pairs, places: Sequence[Place]) -> Iterator[tuple[Target, LowRank]]:
+    def _deltas(self, factors: Pairs, places: Sequence[TargetModule]) -> Iterator[tuple[Target, LowRank]]:
         """Parts of one fused weight become one delta on it, of their ranks' sum: exact, and what peft can hold."""
         ordered = sorted(places, key=lambda place: place.role.name)
         for _, group in groupby(ordered, key=lambda place: place.role.name):
@@ -65,6 +65,6 @@ class Origin:
         return LowRank(A, B, alpha=self.alpha, rslora=self.rslora)
 
 
-def _whole(parts: Mapping[str | None, LowRank], place: Place) -> LowRank:
+def _whole(parts: Mapping[str | None, LowRank], place: TargetModule) -> LowRank:
     whole = parts.get(None)
     return fuse({part: delta for part, delta in parts.items() if part}, place.rows) if whole is None else whole

@@ -9,11 +9,20 @@ from typing import Any
 
 import click
 
-from adaptrix.cli.common import Voice, bars, clean, output_options, print_json, show_problems, voice_options, working
+from adaptrix.cli.common import (
+    Verbosity,
+    bars,
+    clean,
+    output_options,
+    print_json,
+    show_problems,
+    verbosity_options,
+    working,
+)
 from adaptrix.destination import require_folder
 from adaptrix.errors import AdaptrixError, Problem, UsageError
 from adaptrix.options import Options
-from adaptrix.pipeline import Conversion, Workshop
+from adaptrix.pipeline import Conversion, Pipeline
 from adaptrix.wording import amount
 from adaptrix_text_to_lora.prompts import read_prompts, require_prompts
 
@@ -31,7 +40,7 @@ ENCODER = """base (its own last states), hashed (n-grams, a baseline), or a fold
 @click.option("--pooling", type=click.Choice(["cls", "mean", "last"]), help="What stands for a text, if nothing says.")
 @click.option("--layers", metavar="POLICY", default="all", show_default=True, help="Which layers act, as for convert.")
 @output_options
-@voice_options
+@verbosity_options
 def command(
     prompts: tuple[str, ...],
     file: Path | None,
@@ -39,7 +48,7 @@ def command(
     encoder: str | None,
     pooling: Any,
     out: str | None,
-    voice: Voice,
+    verbosity: Verbosity,
     **options: Any,
 ) -> int:
     """Make adapters out of sentences, with a trained hypernetwork.
@@ -52,30 +61,30 @@ def command(
     checkpoint is never unpickled by Python; its format is that of SakanaAI's text-to-lora.
     """
     texts, wanted = require_prompts([*prompts, *(read_prompts(file) if file else ())]), Options(**options)
-    out, workshop = _place(out, wanted, texts), Workshop()
-    workshop.prepare(out, wanted)
+    out, pipeline = _place(out, wanted, texts), Pipeline()
+    pipeline.prepare(out, wanted)
     from adaptrix_text_to_lora.generator import TextToLoRA  # torch: not before the command line is known to be right
 
     generator = TextToLoRA(checkpoint, wanted.base, encoder, pooling)  # no spinner: the Hub's client draws bars
     taken = _sources(checkpoint, wanted.base, file)
-    with working(f"reading {len(texts)} prompts", voice):
+    with working(f"reading {len(texts)} prompts", verbosity):
         adapters = generator.generate_many(texts)
     results, code = list[dict[str, Any]](), 0
-    with bars(voice)("generating", len(texts)) as advance:
+    with bars(verbosity)("generating", len(texts)) as advance:
         for text, adapter in zip(texts, adapters, strict=True):
             try:
-                done = workshop.write(workshop.fit(adapter, wanted.base), out, wanted, taken)
+                done = pipeline.write(pipeline.read_and_bind(adapter, wanted.base), out, wanted, taken)
             except AdaptrixError as error:  # of this one: the others may go where they should
                 code = max(code, error.exit_code)
                 results.append({"prompt": text, "ok": False, "problems": [p.as_dict() for p in error.problems]})
-                show_problems(error.problems, voice)
+                show_problems(error.problems, verbosity)
             else:
                 results.append(_result(text, done))
-                _show(text, done, voice)
+                _show(text, done, verbosity)
             advance(1)
-    if voice.json:
+    if verbosity.json:
         print_json(results)
-    show_problems(workshop.catalog.problems, voice)
+    show_problems(pipeline.catalog.problems, verbosity)
     return code
 
 
@@ -113,9 +122,9 @@ def _result(text: str, done: Conversion) -> dict[str, Any]:
     }
 
 
-def _show(text: str, done: Conversion, voice: Voice) -> None:
-    if not voice.json and not voice.quiet:
+def _show(text: str, done: Conversion, verbosity: Verbosity) -> None:
+    if not verbosity.json and not verbosity.quiet:
         held = f"{done.tensors} tensors, {amount(done.nbytes)}, {done.plan.bound.architecture.family}"
         click.echo(f"{click.style(clean(str(done.path)), bold=True)}  {held}")
         click.echo(f"  {clean(text if len(text) <= 100 else text[:99] + '…')}")
-    show_problems(done.problems, voice)
+    show_problems(done.problems, verbosity)

@@ -11,7 +11,7 @@ import torch
 
 from adaptrix.adapter import Adapter
 from adaptrix.errors import Problem
-from adaptrix.pipeline import Workshop
+from adaptrix.pipeline import Pipeline
 from adaptrix_text_to_lora.adapters import Origin
 from adaptrix_text_to_lora.checkpoint import Checkpoint, own_checkpoint, read_checkpoint
 from adaptrix_text_to_lora.encoders import Encoder, Pooling, require_width, scaled
@@ -19,7 +19,7 @@ from adaptrix_text_to_lora.encoding import embedded, named_encoder
 from adaptrix_text_to_lora.hypernetwork import Hypernetwork
 from adaptrix_text_to_lora.prompts import require_prompts
 from adaptrix_text_to_lora.shape import Shape
-from adaptrix_text_to_lora.targets import Base, Place, require_fit, without_base
+from adaptrix_text_to_lora.targets import Base, TargetModule, require_fit, without_base
 
 _AT_ONCE = 8  # texts in a pass: eight adapters of a 7B base are 110 MB
 _REMEMBERED = 1024  # embeddings
@@ -100,15 +100,15 @@ class TextToLoRA:
         ]
 
 
-def _placed(checkpoint: Checkpoint, base: str | None) -> tuple[tuple[Place, ...], tuple[Problem, ...]]:
+def _placed(checkpoint: Checkpoint, base: str | None) -> tuple[tuple[TargetModule, ...], tuple[Problem, ...]]:
     """Where the modules are in the base; without one as most families spell them, and a note that says so."""
-    shape, workshop = checkpoint.hypernetwork.shape, Workshop()
+    shape, pipeline = checkpoint.hypernetwork.shape, Pipeline()
     names = [module.name for module in shape.modules]
     if base is None:
         found = "no base was named: module paths are those of Llama, and sizes are not checked"
         note = Problem("unverified", checkpoint.uri, found, remedy="Name it with --base MODEL.", severity="note")
-        return without_base(names, workshop.catalog.architectures), (note,)
-    known = Base.read(base, workshop)
+        return without_base(names, pipeline.catalog.architectures), (note,)
+    known = Base.read(base, pipeline)
     places = known.places(names)
     require_fit(shape, known, places)
     return places, known.borrowed(names)

@@ -9,12 +9,12 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from adaptrix.cli.common import Voice, bars, clean, print_json, voice_options, whole_base_option
+from adaptrix.cli.common import Verbosity, bars, clean, print_json, verbosity_options, whole_base_option
 from adaptrix_text_to_lora.command import ENCODER
 
 if TYPE_CHECKING:
-    from adaptrix_text_to_lora.training.evaluation import Judged
-    from adaptrix_text_to_lora.training.importing import Found
+    from adaptrix_text_to_lora.training.evaluation import EvaluationReport
+    from adaptrix_text_to_lora.training.importing import ImportedCheckpoint
     from adaptrix_text_to_lora.training.job import Trained
 
 _TENTH = 10
@@ -29,8 +29,8 @@ def command() -> None:
 @click.argument("config", type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, metavar="FOLDER", help="Where it goes.")
 @click.option("--force", is_flag=True, help="Begin anew, and replace what is there.")
-@voice_options
-def train_command(config: Path, out: Path, force: bool, voice: Voice) -> int:
+@verbosity_options
+def train_command(config: Path, out: Path, force: bool, verbosity: Verbosity) -> int:
     """Train a hypernetwork as the YAML file CONFIG says.
 
     \b
@@ -44,10 +44,10 @@ def train_command(config: Path, out: Path, force: bool, voice: Voice) -> int:
     from adaptrix_text_to_lora.training.config import read_config
     from adaptrix_text_to_lora.training.job import train
 
-    done = train(read_config(config), out, force=force, display=bars(voice))
-    if voice.json:
+    done = train(read_config(config), out, force=force, display=bars(verbosity))
+    if verbosity.json:
         print_json(_trained(done))
-    elif not voice.quiet:
+    elif not verbosity.quiet:
         said = _trained(done)
         click.echo(f"{click.style(clean(str(out)), bold=True)}  {said['steps']} steps", nl=False)
         click.echo(f", {said['resumed']} of them before" if done.resumed else "")
@@ -71,8 +71,8 @@ def _trained(done: Trained) -> dict[str, Any]:
 @click.option("--length", type=click.IntRange(2), default=512, show_default=True, help="Tokens of an example, at most.")
 @click.option("--dtype", metavar="DTYPE", help="Load the base in fp32, bf16, fp16 or fp64. [default: fp32]")
 @click.option("--device", metavar="DEVICE", help="Where to compute. [default: the accelerator, if there is one]")
-@voice_options
-def evaluate_command(tasks: Path, voice: Voice, **options: Any) -> int:
+@verbosity_options
+def evaluate_command(tasks: Path, verbosity: Verbosity, **options: Any) -> int:
     """Judge a hypernetwork by how its adapters answer the prompts in the JSONL file TASKS.
 
     \b
@@ -83,15 +83,15 @@ def evaluate_command(tasks: Path, voice: Voice, **options: Any) -> int:
     """
     from adaptrix_text_to_lora.training.evaluation import judge
 
-    found = judge(tasks, display=bars(voice), **options)
-    if voice.json:
+    found = judge(tasks, display=bars(verbosity), **options)
+    if verbosity.json:
         print_json(found.as_dict())
-    elif not voice.quiet:
+    elif not verbosity.quiet:
         _show(found)
     return 0
 
 
-def _show(found: Judged) -> None:
+def _show(found: EvaluationReport) -> None:
     scores = found.evaluation
     tasks, examples = len(found.names), scores.base.examples
     counts = f"{tasks} tasks, {examples} examples, {scores.base.tokens} tokens"
@@ -110,8 +110,8 @@ def _show(found: Judged) -> None:
 @click.argument("checkpoint", type=click.Path())
 @click.option("-o", "--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Write it anew into a folder.")
 @click.option("--force", is_flag=True, help="Replace an existing output, never the source.")
-@voice_options
-def import_command(checkpoint: str, out: Path | None, force: bool, voice: Voice) -> int:
+@verbosity_options
+def import_command(checkpoint: str, out: Path | None, force: bool, verbosity: Verbosity) -> int:
     """Read a hypernetwork in SakanaAI's format, say what is in it, and write it for `adaptrix generate`.
 
     \b
@@ -122,14 +122,14 @@ def import_command(checkpoint: str, out: Path | None, force: bool, voice: Voice)
     from adaptrix_text_to_lora.training.importing import take_over
 
     found = take_over(checkpoint, out, force=force)
-    if voice.json:
+    if verbosity.json:
         print_json(found.as_dict())
-    elif not voice.quiet:
+    elif not verbosity.quiet:
         _tell(found)
     return 0
 
 
-def _tell(found: Found) -> None:
+def _tell(found: ImportedCheckpoint) -> None:
     said = found.as_dict()
     head = clean(str(found.path or found.source))
     click.echo(f"{click.style(head, bold=True)}  {said['variant']}, {said['parameters']:,} parameters")

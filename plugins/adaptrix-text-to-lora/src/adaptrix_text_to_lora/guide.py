@@ -17,7 +17,7 @@ from torch import nn
 
 from adaptrix.adapter import Adapter, Target
 from adaptrix.errors import Problem, RefusedError, UsageError
-from adaptrix.pipeline import Workshop
+from adaptrix.pipeline import Pipeline
 from adaptrix_text_to_lora.encoders import Encoder
 from adaptrix_text_to_lora.generator import TextToLoRA
 from adaptrix_text_to_lora.hypernetwork import Hypernetwork
@@ -54,7 +54,7 @@ class TextToLoRAConfig:
 
         Raises :class:`AdaptrixError` for targets that the base cannot serve.
         """
-        found = Base.read(fspath(base), Workshop())
+        found = Base.read(fspath(base), Pipeline())
         places = found.places(self.target_modules)
         sizes = (self.adapter_rank, embedding, self.skill_embeddings_dim, self.hyper_network_size)
         made = Hypernetwork(Shape(variant, found.modules(places), found.layers(places), *sizes))
@@ -138,7 +138,7 @@ def _faults(config: TextToLoRAConfig) -> Iterator[Problem]:
 def _require_same(config: TextToLoRAConfig, generator: TextToLoRA, model_path: str) -> None:
     """Raises :class:`RefusedError` with every field in which the hypernetwork was made otherwise."""
     shape = generator.shape
-    wanted = Base.read(model_path, Workshop()).places(config.target_modules)
+    wanted = Base.read(model_path, Pipeline()).places(config.target_modules)
     targets = [sorted({(place.role.name, place.part or "") for place in each}) for each in (wanted, generator.places)]
     fields = {
         "hyper_network_size": (config.hyper_network_size, shape.head_in),

@@ -15,10 +15,10 @@ from typing import Any
 from adaptrix.adapter import Adapter, Provenance
 from adaptrix.architecture import Architecture, Role
 from adaptrix.architecture.dims import Dims
-from adaptrix.architecture.layout import Rows, role_rows
+from adaptrix.architecture.layout import RowIndex, role_rows
 from adaptrix.binding.identify import by_config
 from adaptrix.errors import Problem, RefusedError, errors_in
-from adaptrix.pipeline import Workshop
+from adaptrix.pipeline import Pipeline
 from adaptrix_text_to_lora.shape import Module, Shape, Variant
 
 DEFAULT = ("q", "v")
@@ -27,13 +27,13 @@ _PLAINEST = "llama"
 
 
 @dataclass(frozen=True)
-class Place:
+class TargetModule:
     """A type of module in a family: its role, for a fused weight the part, and the rows of every part."""
 
     name: str
     role: Role
     part: str | None = None
-    rows: Mapping[str, Rows] = field(default_factory=lambda: MappingProxyType({}))
+    rows: Mapping[str, RowIndex] = field(default_factory=lambda: MappingProxyType({}))
 
     def path(self, layer: int) -> str:
         """The module's path in a layer."""
@@ -50,32 +50,32 @@ class Base:
     plainest: Architecture
 
     @classmethod
-    def read(cls, uri: str, workshop: Workshop) -> Base:
+    def read(cls, uri: str, pipeline: Pipeline) -> Base:
         """The base of a uri. Raises :class:`AdaptrixError` for one out of reach, or of unknown family."""
-        return cls._of_config(uri, workshop.base_config(uri), workshop)
+        return cls._of_config(uri, pipeline.base_config(uri), pipeline)
 
     @classmethod
     def of_model(cls, model: Any) -> Base:
         """The base that a live model is. Raises :class:`RefusedError` for one of unknown family."""
-        return cls._of_config(type(model).__name__, model.config.to_dict(), Workshop())
+        return cls._of_config(type(model).__name__, model.config.to_dict(), Pipeline())
 
     @classmethod
-    def _of_config(cls, uri: str, config: Mapping[str, Any], workshop: Workshop) -> Base:
+    def _of_config(cls, uri: str, config: Mapping[str, Any], pipeline: Pipeline) -> Base:
         nothing = Adapter(uri, {}, {}, Provenance(uri, "text-to-lora"))
-        found = by_config(config, workshop.catalog.architectures, nothing, f"{uri} config.json")
+        found = by_config(config, pipeline.catalog.architectures, nothing, f"{uri} config.json")
         if problems := errors_in(found.problems):
             raise RefusedError(problems)
         if not found.known:
             kind = config.get("model_type")
             remedy = "See `adaptrix architectures`; a family can be taught with `adaptrix architectures derive MODEL`."
             raise RefusedError(Problem("unknown-family", uri, f"no architecture claims {kind!r}", remedy=remedy))
-        return cls(uri, found.architecture, found.dims, _plainest(workshop.catalog.architectures))
+        return cls(uri, found.architecture, found.dims, _plainest(pipeline.catalog.architectures))
 
-    def places(self, names: Iterable[str]) -> tuple[Place, ...]:
+    def places(self, names: Iterable[str]) -> tuple[TargetModule, ...]:
         """Where it has these modules. Raises :class:`RefusedError` with every name that cannot be served."""
         found = [self._find(name) for name in names]
         problems = [place for place in found if isinstance(place, Problem)]
-        places = [place for place in found if isinstance(place, Place)]
+        places = [place for place in found if isinstance(place, TargetModule)]
         problems += _overlaps(places)
         if problems:
             raise RefusedError(problems)
@@ -87,23 +87,24 @@ class Base:
             Problem("targets", f"{self.name} {name}", f"{self.architecture.family} has none: {_meant(place)} is meant",
                     severity="note")
             for name in names
-            if isinstance(find(name, self.architecture), Problem) and isinstance(place := self._find(name), Place)
+            if isinstance(find(name, self.architecture), Problem)
+            and isinstance(place := self._find(name), TargetModule)
         )  # fmt: skip
 
-    def _find(self, name: str) -> Place | Problem:
+    def _find(self, name: str) -> TargetModule | Problem:
         place = find(name, self.architecture)
         elsewhere = _by_path(name, self.plainest) if isinstance(place, Problem) else None
         here = find(elsewhere.role.name, self.architecture) if elsewhere else None
-        return Place(name, here.role, here.part) if isinstance(here, Place) else place
+        return TargetModule(name, here.role, here.part) if isinstance(here, TargetModule) else place
 
-    def modules(self, places: Sequence[Place]) -> tuple[Module, ...]:
+    def modules(self, places: Sequence[TargetModule]) -> tuple[Module, ...]:
         """Their sizes here. Raises :class:`RefusedError` for what config.json does not say."""
         sizes = [(place, *map(self._size, reversed(place.role.shape(place.part)))) for place in places]
         if problems := [self._unsized(place.name) for place, *both in sizes if None in both]:
             raise RefusedError(problems)
         return tuple(Module(place.name, inp, out) for place, inp, out in sizes if inp is not None and out is not None)
 
-    def layers(self, places: Sequence[Place]) -> int:
+    def layers(self, places: Sequence[TargetModule]) -> int:
         """The number of layers, which all must share. Raises :class:`RefusedError`."""
         stacks = sorted({place.role.depth for place in places})
         found = self.dims.get(stacks[0]) if len(stacks) == 1 else None
@@ -120,13 +121,13 @@ class Base:
     def _unsized(self, name: str) -> Problem:
         return Problem("dims-unstated", f"{self.name} config.json", f"it does not say how large {name} is")
 
-    def _with_rows(self, place: Place) -> Place:
+    def _with_rows(self, place: TargetModule) -> TargetModule:
         if place.part is None:
             return place
         rows = role_rows(place.role, self.dims)
         if rows is None:
             raise RefusedError(self._unsized(place.role.name))
-        return Place(place.name, place.role, place.part, MappingProxyType(rows))
+        return TargetModule(place.name, place.role, place.part, MappingProxyType(rows))
 
 
 def shape_for(
@@ -136,12 +137,12 @@ def shape_for(
 
     ``roles``: the targets in the order of their type embeddings; ``embedding``: E of the text encoder.
     """
-    found = Base.read(base, Workshop())
+    found = Base.read(base, Pipeline())
     places = found.places(roles)
     return Shape(variant, found.modules(places), found.layers(places), rank, embedding, latent)
 
 
-def require_fit(shape: Shape, base: Base, places: Sequence[Place]) -> None:
+def require_fit(shape: Shape, base: Base, places: Sequence[TargetModule]) -> None:
     """Raises :class:`RefusedError` with every dimension in which a checkpoint and a base differ."""
     here = {module.name: module for module in base.modules(places)}
     pairs = [("layers", shape.layers, base.layers(places))]
@@ -157,7 +158,7 @@ def require_fit(shape: Shape, base: Base, places: Sequence[Place]) -> None:
         raise RefusedError(problems)
 
 
-def without_base(names: Sequence[str], architectures: Iterable[Architecture]) -> tuple[Place, ...]:
+def without_base(names: Sequence[str], architectures: Iterable[Architecture]) -> tuple[TargetModule, ...]:
     """The places of modules whose base is not there, spelled as Llama, Mistral, Gemma and Qwen spell them.
 
     Raises :class:`RefusedError` for modules that these do not have.
@@ -175,12 +176,12 @@ def _plainest(architectures: Iterable[Architecture]) -> Architecture:
     return next(architecture for architecture in architectures if architecture.family == _PLAINEST)
 
 
-def _meant(place: Place) -> str:
+def _meant(place: TargetModule) -> str:
     path = place.role.paths[0]
     return f"part {place.part} of {path}" if place.part else path
 
 
-def find(name: str, architecture: Architecture) -> Place | Problem:
+def find(name: str, architecture: Architecture) -> TargetModule | Problem:
     """The place of a name in a family, or what is wrong with it."""
     place = next(_candidates(name, architecture), None)
     if place is None:
@@ -193,21 +194,21 @@ def find(name: str, architecture: Architecture) -> Place | Problem:
     return place
 
 
-def _candidates(name: str, architecture: Architecture) -> Iterator[Place]:
+def _candidates(name: str, architecture: Architecture) -> Iterator[TargetModule]:
     """By role, as part of a fused role, as the decoder's of two stacks, by the end of the module's path."""
     roles = architecture.roles
     if name in roles:
-        yield Place(name, roles[name])
-    yield from (Place(name, role, name) for role in roles.values() if name in role.parts and role.layered)
+        yield TargetModule(name, roles[name])
+    yield from (TargetModule(name, role, name) for role in roles.values() if name in role.parts and role.layered)
     if f"decoder_{name}" in roles:
-        yield Place(name, roles[f"decoder_{name}"])
+        yield TargetModule(name, roles[f"decoder_{name}"])
     if (place := _by_path(name, architecture)) is not None:
         yield place
 
 
-def _by_path(name: str, architecture: Architecture) -> Place | None:
+def _by_path(name: str, architecture: Architecture) -> TargetModule | None:
     ends = (role for role in architecture.roles.values() if role.paths[0].rpartition(".")[2] == name)
-    return next((Place(name, role) for role in ends if not _fault(role)), None)
+    return next((TargetModule(name, role) for role in ends if not _fault(role)), None)
 
 
 def _fault(role: Role) -> str:
@@ -225,7 +226,7 @@ def _served(architecture: Architecture) -> Iterator[str]:
             yield from (role.name, *role.parts)
 
 
-def _overlaps(places: Sequence[Place]) -> Iterator[Problem]:
+def _overlaps(places: Sequence[TargetModule]) -> Iterator[Problem]:
     """Names that mean the same weight, or a weight and a part of it."""
     seen: dict[tuple[str, str | None], str] = {}
     for place in places:

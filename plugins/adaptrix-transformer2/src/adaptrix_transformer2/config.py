@@ -11,14 +11,14 @@ from typing import Any, Literal
 from adaptrix.errors import Problem, UsageError, refuse
 from adaptrix.yaml_file import read_mapping
 from adaptrix_transformer2.texts import REWARDS
-from adaptrix_transformer2.train.settings import Course, Policy, senseless
+from adaptrix_transformer2.train.settings import Policy, TrainingSettings, senseless
 
 Method = Literal["sft", "reinforce", "faithful"]
 METHODS: tuple[Method, ...] = ("sft", "reinforce", "faithful")
 
 _TEXTS = ("base", "examples", "validation", "out", "name", "method", "reward", "layers", "device", "dtype", "history")
 _NEEDED = ("base", "examples")
-_COURSE = tuple(field.name for field in fields(Course))
+_COURSE = tuple(field.name for field in fields(TrainingSettings))
 _POLICY = tuple(field.name for field in fields(Policy))
 _FLOATS = ("rate", "clip", "temperature", "kl")
 
@@ -34,7 +34,7 @@ class Config:
 
     base: str
     examples: Path
-    course: Course
+    course: TrainingSettings
     policy: Policy | None
     validation: Path | None = None
     out: str | None = None
@@ -49,7 +49,7 @@ class Config:
 
 
 def read_config(path: Path) -> Config:
-    """The config in a YAML file; what it does not say is as :class:`Course` and :class:`Policy` have it.
+    """The config in a YAML file; what it does not say is as :class:`TrainingSettings` and :class:`Policy` have it.
 
     Raises :class:`RefusedError` for a file that is none, :class:`UsageError` with every key that is unknown, missing,
     or says what cannot be.
@@ -68,9 +68,9 @@ def read_config(path: Path) -> Config:
     )
 
 
-def _course(told: Mapping[str, Any], method: Method) -> Course:
+def _course(told: Mapping[str, Any], method: Method) -> TrainingSettings:
     own = {key: value for key, value in told.items() if key in _COURSE}
-    return Course.published(**own) if method == "faithful" else Course(**own)
+    return TrainingSettings.published(**own) if method == "faithful" else TrainingSettings(**own)
 
 
 def _policy(told: Mapping[str, Any], method: Method) -> Policy | None:

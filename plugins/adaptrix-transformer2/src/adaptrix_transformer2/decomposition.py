@@ -13,7 +13,7 @@ from adaptrix.base.svd import SvdCache, spectral
 from adaptrix.binding.identify import Identity
 from adaptrix.delta import Spectral
 from adaptrix.errors import Problem, RefusedError, refuse
-from adaptrix.pipeline import Workshop
+from adaptrix.pipeline import Pipeline
 from adaptrix.progress import Counted, uncounted
 from adaptrix_transformer2.matrices import Matrices, Matrix, of_base, of_model
 
@@ -44,14 +44,14 @@ def decomposed(
 
 def decomposed_base(
     uri: str,
-    workshop: Workshop,
+    pipeline: Pipeline,
     *,
     layers: Collection[int] | None = None,
     cache: SvdCache | None = None,
     display: Counted = uncounted,
 ) -> Decomposition:
     """The same of a base's files; the model itself is not loaded."""
-    return _decomposed(of_base(uri, workshop, layers), cache, display)
+    return _decomposed(of_base(uri, pipeline, layers), cache, display)
 
 
 def _decomposed(matrices: Matrices, cache: SvdCache | None, display: Counted) -> Decomposition:

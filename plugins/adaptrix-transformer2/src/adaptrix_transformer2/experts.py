@@ -18,7 +18,7 @@ from adaptrix.binding.bind import bind
 from adaptrix.delta import Spectral
 from adaptrix.errors import Problem, RefusedError, errors_in
 from adaptrix.options import Options
-from adaptrix.pipeline import Workshop
+from adaptrix.pipeline import Pipeline
 from adaptrix.planning.plan import make_plan
 from adaptrix.tensor import Tensor as Stored
 from adaptrix_transformer2.decomposition import Decomposition
@@ -79,10 +79,10 @@ def save(
     if errors := errors_in(bound.problems):
         raise RefusedError(errors)
     options = Options(force=force)
-    workshop = Workshop()
+    pipeline = Pipeline()
     target = None if out is None else fspath(out)
-    workshop.prepare(target, options)
-    return workshop.publish(make_plan(bound, "all"), target, options).path
+    pipeline.prepare(target, options)
+    return pipeline.publish(make_plan(bound, "all"), target, options).path
 
 
 def _array(numbers: Numbers) -> NDArray[np.float32]:

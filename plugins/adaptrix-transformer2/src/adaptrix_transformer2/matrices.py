@@ -15,7 +15,7 @@ from adaptrix.architecture import Architecture, Role, Site
 from adaptrix.base.fetch import fetch_base
 from adaptrix.binding.identify import Identity, by_config
 from adaptrix.errors import Problem, RefusedError, UsageError, errors_in, refuse
-from adaptrix.pipeline import Workshop
+from adaptrix.pipeline import Pipeline
 from adaptrix.runtime.modules import reached, require_plain
 from adaptrix.tensor import FLOATS
 from adaptrix.tensor import Tensor as Stored
@@ -51,7 +51,7 @@ def of_model(model: nn.Module, layers: Collection[int] | None = None) -> Matrice
     config, kind = getattr(model, "config", None), type(model).__name__
     if config is None or not hasattr(config, "to_dict"):
         raise UsageError(Problem("no-config", kind, "the model has no config", "a transformers model"))
-    identity = _identity(config.to_dict(), Workshop(), kind)
+    identity = _identity(config.to_dict(), Pipeline(), kind)
     modules = {one.name: one.module for one in reached(model, identity.architecture).values()}
     problems = [problem for name in _paths(modules, identity, layers) for problem in _faults(name, modules[name])]
     if problems:
@@ -61,13 +61,13 @@ def of_model(model: nn.Module, layers: Collection[int] | None = None) -> Matrice
     return _matrices(base, identity, stored, layers, kind)
 
 
-def of_base(uri: str, workshop: Workshop, layers: Collection[int] | None = None) -> Matrices:
+def of_base(uri: str, pipeline: Pipeline, layers: Collection[int] | None = None) -> Matrices:
     """The matrices of a base on this disk or on the Hub; its weights stay in their files until they are asked for.
 
     Raises :class:`AdaptrixError` with every problem.
     """
-    base = fetch_base(uri, workshop)
-    identity = _identity(base.config, workshop, uri)
+    base = fetch_base(uri, pipeline)
+    identity = _identity(base.config, pipeline, uri)
     tensors = {name.removesuffix(".weight"): tensor for name, tensor in base.tensors().items()}
     faults = [
         Problem("dtype", f"{uri} {path}", f"its dtype is {tensors[path].dtype}", "a floating-point dtype")
@@ -83,10 +83,10 @@ def _itself(tensor: Stored) -> Stored:
     return tensor
 
 
-def _identity(config: Mapping[str, Any], workshop: Workshop, where: str) -> Identity:
+def _identity(config: Mapping[str, Any], pipeline: Pipeline, where: str) -> Identity:
     """The family of a config. Raises :class:`RefusedError` for one that the registry does not know."""
     nothing = Adapter(where, {}, {}, Provenance(where, "transformer2"))
-    found = by_config(config, workshop.catalog.architectures, nothing, f"{where} config.json")
+    found = by_config(config, pipeline.catalog.architectures, nothing, f"{where} config.json")
     if problems := errors_in(found.problems):
         raise RefusedError(problems)
     if not found.known:

@@ -4,7 +4,7 @@ Both take what is in memory and change the hypernetwork that they are given; fil
 
     tasks = [Task(embeddings, ids, labels), …]  # [descriptions, E], [examples, tokens] twice, labels -100 in prompts
     curve = fine_tune(hypernetwork, model, tasks, Objective(scale=2.0), Recipe(steps=2000, rate=1e-3, rows=4))
-    write_checkpoint(folder, hypernetwork, Card(alpha=16, base="./llama"))  # which TextToLoRA reads
+    write_checkpoint(folder, hypernetwork, CheckpointRecord(alpha=16, base="./llama"))  # which TextToLoRA reads
     library = Library.of_factors(embeddings, {"q": (A, B), "v": (A, B)})  # A [LoRAs, layers, r, in], and so on
     curve = reconstruct(hypernetwork, library, Recipe(steps=2000, rate=1e-3))
 """
@@ -13,7 +13,7 @@ from adaptrix_text_to_lora.training.canonical import canonical
 from adaptrix_text_to_lora.training.finetuning import FINE_TUNING, Objective, fine_tune
 from adaptrix_text_to_lora.training.library import Library
 from adaptrix_text_to_lora.training.loop import Recipe, State
-from adaptrix_text_to_lora.training.published import Card, write_checkpoint
+from adaptrix_text_to_lora.training.published import CheckpointRecord, write_checkpoint
 from adaptrix_text_to_lora.training.reconstruction import RECONSTRUCTION, reconstruct
 from adaptrix_text_to_lora.training.scoring import Evaluation, Score, evaluate
 from adaptrix_text_to_lora.training.tasks import Task
@@ -21,7 +21,7 @@ from adaptrix_text_to_lora.training.tasks import Task
 __all__ = [
     "FINE_TUNING",
     "RECONSTRUCTION",
-    "Card",
+    "CheckpointRecord",
     "Evaluation",
     "Library",
     "Objective",

@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from adaptrix.base import model as base_model
-from adaptrix.pipeline import Workshop
+from adaptrix.pipeline import Pipeline
 from adaptrix_text_to_lora.checkpoint import read_checkpoint
 from adaptrix_text_to_lora.encoders import Pooling, require_width
 from adaptrix_text_to_lora.encoding import named_encoder
 from adaptrix_text_to_lora.training.files import read_tasks
-from adaptrix_text_to_lora.training.published import Card
+from adaptrix_text_to_lora.training.published import CheckpointRecord
 from adaptrix_text_to_lora.training.scoring import Evaluation, evaluate
 from adaptrix_text_to_lora.training.tokens import prepared, require_readable
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class EvaluationReport:
     """Scores, of which checkpoint, on which file, and the names of its tasks."""
 
     checkpoint: str
@@ -46,16 +46,16 @@ def judge(
     length: int = 512,
     device: str | None = None,
     dtype: str | None = None,
-) -> Judged:
+) -> EvaluationReport:
     """Scores a checkpoint on a JSONL file of tasks. Raises :class:`AdaptrixError` with all that is wrong."""
     texts, read = read_tasks(path), read_checkpoint(checkpoint)
-    ground = base_model.stored(base, Workshop(), base_model.placement(device, dtype))
+    ground = base_model.stored(base, Pipeline(), base_model.placement(device, dtype))
     network, settings = read.hypernetwork, read.settings
     named = named_encoder(encoder or settings.encoder or "base", network.shape.embedding, base, pooling, checkpoint)
     require_width(named.width, network.shape.embedding, named.name)
     tasks = prepared(texts, ground.tokenizer(), named, length)
-    scale = Card(settings.alpha, settings.rslora).scale(network.shape.rank)
+    scale = CheckpointRecord(settings.alpha, settings.rslora).scale(network.shape.rank)
     with ground.model() as model, display("evaluating", len(tasks)) as advance:
         require_readable(model, tasks, base)
         found = evaluate(network.to(next(model.parameters()).device), model, tasks, scale, advance)
-    return Judged(checkpoint, str(path), tuple(text.name for text in texts), found)
+    return EvaluationReport(checkpoint, str(path), tuple(text.name for text in texts), found)

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 import adaptrix
 from adaptrix_text_to_lora.hypernetwork import Factors, Hypernetwork
-from adaptrix_text_to_lora.targets import Base, Place, require_fit
+from adaptrix_text_to_lora.targets import Base, TargetModule, require_fit
 from adaptrix_text_to_lora.training.loop import QUIET, Recipe, State, Watch, run
 from adaptrix_text_to_lora.training.module_factors import by_path
 from adaptrix_text_to_lora.training.tasks import IGNORED, Batch, Examples, Task
@@ -65,7 +65,7 @@ def fine_tune(
         return run(hypernetwork, loss, recipe, state, watch)
 
 
-def places_on(model: nn.Module, hypernetwork: Hypernetwork) -> tuple[Place, ...]:
+def places_on(model: nn.Module, hypernetwork: Hypernetwork) -> tuple[TargetModule, ...]:
     """Where a hypernetwork's modules are in a live model. Raises :class:`RefusedError` where they do not fit."""
     base = Base.of_model(model)
     places = base.places(module.name for module in hypernetwork.shape.modules)

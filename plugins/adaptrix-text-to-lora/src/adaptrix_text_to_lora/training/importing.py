@@ -8,11 +8,11 @@ from typing import Any
 
 from adaptrix.destination import require_apart
 from adaptrix_text_to_lora.checkpoint import Checkpoint, read_checkpoint, source_files
-from adaptrix_text_to_lora.training.published import Card, write_checkpoint
+from adaptrix_text_to_lora.training.published import CheckpointRecord, write_checkpoint
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class ImportedCheckpoint:
     """What was read from ``source``, and where it was written, if it was."""
 
     source: str
@@ -41,15 +41,15 @@ class Found:
         }
 
 
-def take_over(source: str, out: Path | None, *, force: bool) -> Found:
+def take_over(source: str, out: Path | None, *, force: bool) -> ImportedCheckpoint:
     """Reads a checkpoint, and writes it anew where a folder is named. Raises :class:`AdaptrixError`."""
     checkpoint = read_checkpoint(source)
     if out is not None:
         require_apart(out, source_files(source))
         write_checkpoint(out, checkpoint.hypernetwork, _card(checkpoint), force=force)
-    return Found(source, out, checkpoint)
+    return ImportedCheckpoint(source, out, checkpoint)
 
 
-def _card(checkpoint: Checkpoint) -> Card:
+def _card(checkpoint: Checkpoint) -> CheckpointRecord:
     settings = checkpoint.settings
-    return Card(settings.alpha, settings.rslora, settings.base, settings.encoder)
+    return CheckpointRecord(settings.alpha, settings.rslora, settings.base, settings.encoder)

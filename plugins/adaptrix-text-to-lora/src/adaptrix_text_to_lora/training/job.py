@@ -19,23 +19,23 @@ from adaptrix.base import model as base_model
 from adaptrix.binding.bind import BoundAdapter
 from adaptrix.destination import require_apart
 from adaptrix.errors import Problem, RefusedError, UsageError, errors_in
-from adaptrix.pipeline import Workshop
+from adaptrix.pipeline import Pipeline
 from adaptrix.progress import Counted
 from adaptrix_text_to_lora.checkpoint import NAME, read_checkpoint, source_files
 from adaptrix_text_to_lora.encoders import Encoder, require_width, scaled
 from adaptrix_text_to_lora.encoding import embedded, named_encoder
 from adaptrix_text_to_lora.hypernetwork import Hypernetwork
 from adaptrix_text_to_lora.shape import Output, Shape
-from adaptrix_text_to_lora.targets import Base, Place, require_fit
+from adaptrix_text_to_lora.targets import Base, TargetModule, require_fit
 from adaptrix_text_to_lora.training import curves, run_state
 from adaptrix_text_to_lora.training.config import Config
 from adaptrix_text_to_lora.training.files import Described, read_library, read_tasks
 from adaptrix_text_to_lora.training.finetuning import FINE_TUNING, Objective, fine_tune
 from adaptrix_text_to_lora.training.library import Library
 from adaptrix_text_to_lora.training.loop import DIVERGED, State, Watch
-from adaptrix_text_to_lora.training.published import FILES, Card, checkpoint_files
+from adaptrix_text_to_lora.training.published import FILES, CheckpointRecord, checkpoint_files
 from adaptrix_text_to_lora.training.reconstruction import RECONSTRUCTION, reconstruct
-from adaptrix_text_to_lora.training.run_state import Kept
+from adaptrix_text_to_lora.training.run_state import RunState
 from adaptrix_text_to_lora.training.tokens import prepared, require_readable
 
 _HOLDS = (*FILES, run_state.NAME, curves.TABLE, curves.DRAWING)
@@ -50,7 +50,7 @@ class Job:
     """A run that is ready to begin. ``key``: what another has to share to go on where this one was."""
 
     hypernetwork: Hypernetwork
-    card: Card
+    card: CheckpointRecord
     run: Run
     key: str
 
@@ -74,7 +74,7 @@ def train(config: Config, out: Path, *, force: bool, display: Counted) -> Traine
     if config.start is not None:
         require_apart(out, source_files(config.start))
     with _job(config) as job:
-        kept = Kept(out, job.key)
+        kept = RunState(out, job.key)
         if force:
             kept.remove()
         state = kept.read()
@@ -87,7 +87,9 @@ def train(config: Config, out: Path, *, force: bool, display: Counted) -> Traine
     return Trained(out, curve, begun)
 
 
-def _watched(job: Job, kept: Kept, state: State | None, every: int | None, advance: Callable[[int], object]) -> Tensor:
+def _watched(
+    job: Job, kept: RunState, state: State | None, every: int | None, advance: Callable[[int], object]
+) -> Tensor:
     last = [state]
 
     def looked(now: State) -> None:
@@ -117,7 +119,7 @@ def _publish(job: Job, out: Path, tensors: dict[str, Tensor], curve: Tensor) -> 
 
 
 @contextmanager
-def _noting(kept: Kept) -> Iterator[None]:
+def _noting(kept: RunState) -> Iterator[None]:
     """A block whose interruption says what is kept."""
     try:
         yield
@@ -144,9 +146,9 @@ def _job(config: Config) -> AbstractContextManager[Job]:
 @contextmanager
 def _fine_tuning(config: Config) -> Iterator[Job]:
     assert config.tasks is not None
-    texts, workshop = read_tasks(config.tasks), Workshop()
-    ground = base_model.stored(config.base, workshop, base_model.placement(config.device, config.dtype))
-    hypernetwork, card, encoder, _ = _made(config, workshop, "added")
+    texts, pipeline = read_tasks(config.tasks), Pipeline()
+    ground = base_model.stored(config.base, pipeline, base_model.placement(config.device, config.dtype))
+    hypernetwork, card, encoder, _ = _made(config, pipeline, "added")
     tasks = prepared(texts, ground.tokenizer(), encoder, config.length)
     with ground.model() as model:
         require_readable(model, tasks, config.base)
@@ -160,10 +162,10 @@ def _fine_tuning(config: Config) -> Iterator[Job]:
 @contextmanager
 def _reconstruction(config: Config) -> Iterator[Job]:
     assert config.library is not None
-    entries, workshop = read_library(config.library), Workshop()
-    bound = _checked(entries, config.base, workshop)
+    entries, pipeline = read_library(config.library), Pipeline()
+    bound = _checked(entries, config.base, pipeline)
     output: Output = "z-score" if config.loss == "factors" else "plain"
-    hypernetwork, card, encoder, places = _made(config, workshop, output)
+    hypernetwork, card, encoder, places = _made(config, pipeline, output)
     vectors = [embedded(entry.descriptions, lambda text: scaled(encoder(text), encoder)) for entry in entries]
     shape = hypernetwork.shape
     library = Library.of_adapters(vectors, bound, places, shape, card.scale(shape.rank))
@@ -174,17 +176,19 @@ def _reconstruction(config: Config) -> Iterator[Job]:
     yield Job(hypernetwork, card, run, _key(config, [config.library], [hypernetwork], files))
 
 
-def _checked(entries: list[Described], base: str, workshop: Workshop) -> list[BoundAdapter]:
+def _checked(entries: list[Described], base: str, pipeline: Pipeline) -> list[BoundAdapter]:
     """The adapters of a library. Raises :class:`AdaptrixError`, numbers that are not finite among what is told."""
-    reports = [workshop.check(entry.adapter, base) for entry in entries]
+    reports = [pipeline.check(entry.adapter, base) for entry in entries]
     if problems := [problem for report in reports for problem in errors_in(report.problems)]:
         raise RefusedError(problems)
     return [report.bound for report in reports if report.bound is not None]
 
 
-def _made(config: Config, workshop: Workshop, output: Output) -> tuple[Hypernetwork, Card, Encoder, tuple[Place, ...]]:
+def _made(
+    config: Config, pipeline: Pipeline, output: Output
+) -> tuple[Hypernetwork, CheckpointRecord, Encoder, tuple[TargetModule, ...]]:
     """The hypernetwork at its start, what is to be said of it, its encoder, and where its modules are in the base."""
-    base = Base.read(config.base, workshop)
+    base = Base.read(config.base, pipeline)
     if config.start is not None:
         return _continued(config, config.start, base)
     places = base.places(config.targets)
@@ -195,10 +199,17 @@ def _made(config: Config, workshop: Workshop, output: Output) -> tuple[Hypernetw
     with torch.random.fork_rng([]):
         torch.manual_seed(config.seed)
         hypernetwork = Hypernetwork(shape)
-    return hypernetwork, Card(config.alpha, config.rslora, config.base, name, _record(config)), encoder, places
+    return (
+        hypernetwork,
+        CheckpointRecord(config.alpha, config.rslora, config.base, name, _record(config)),
+        encoder,
+        places,
+    )
 
 
-def _continued(config: Config, start: str, base: Base) -> tuple[Hypernetwork, Card, Encoder, tuple[Place, ...]]:
+def _continued(
+    config: Config, start: str, base: Base
+) -> tuple[Hypernetwork, CheckpointRecord, Encoder, tuple[TargetModule, ...]]:
     """A checkpoint's hypernetwork, as :func:`_made` has it."""
     checkpoint = read_checkpoint(start)
     hypernetwork, settings = checkpoint.hypernetwork, checkpoint.settings
@@ -207,7 +218,7 @@ def _continued(config: Config, start: str, base: Base) -> tuple[Hypernetwork, Ca
     name, width = settings.encoder or "base", hypernetwork.shape.embedding
     encoder = named_encoder(name, width, config.base, config.pooling, start)
     require_width(encoder.width, width, encoder.name)
-    card = Card(settings.alpha, settings.rslora, config.base, settings.encoder, _record(config))
+    card = CheckpointRecord(settings.alpha, settings.rslora, config.base, settings.encoder, _record(config))
     return hypernetwork, card, encoder, places
 
 

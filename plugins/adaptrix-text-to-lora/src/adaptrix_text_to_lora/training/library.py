@@ -15,7 +15,7 @@ from adaptrix.delta import Delta, LowRank
 from adaptrix.errors import Problem, RefusedError, errors_in, refuse
 from adaptrix_text_to_lora.hypernetwork import Factors
 from adaptrix_text_to_lora.shape import Shape
-from adaptrix_text_to_lora.targets import Place
+from adaptrix_text_to_lora.targets import TargetModule
 from adaptrix_text_to_lora.training.canonical import canonical
 
 
@@ -38,8 +38,8 @@ class Library:
 
     @classmethod
     def of_adapters(
-        cls, embeddings: Sequence[Tensor], adapters: Sequence[BoundAdapter], places: Sequence[Place], shape: Shape,
-        scale: float,
+        cls, embeddings: Sequence[Tensor], adapters: Sequence[BoundAdapter], places: Sequence[TargetModule],
+        shape: Shape, scale: float,
     ) -> Library:  # fmt: skip
         """One of adapters, of any rank up to the hypernetwork's and of any scale of their own.
 
@@ -56,7 +56,7 @@ class Library:
         return cls(tuple(embeddings), MappingProxyType(targets))
 
 
-def _strangers(bound: BoundAdapter, places: Sequence[Place]) -> Iterator[Problem]:
+def _strangers(bound: BoundAdapter, places: Sequence[TargetModule]) -> Iterator[Problem]:
     """Deltas elsewhere than at the places, or of another kind than theirs; errors of binding, too."""
     yield from errors_in(bound.problems)
     name = bound.adapter.name
@@ -75,7 +75,7 @@ def _strangers(bound: BoundAdapter, places: Sequence[Place]) -> Iterator[Problem
         yield Problem("extra", name, f"it has {next(iter(bound.adapter.extras))}, which is no delta", "deltas alone")
 
 
-def _outside(where: str, delta: LowRank, places: Sequence[Place]) -> Iterator[Problem]:
+def _outside(where: str, delta: LowRank, places: Sequence[TargetModule]) -> Iterator[Problem]:
     """What a delta on a fused weight does to parts that the hypernetwork leaves alone."""
     B = delta.B.float64()
     own = {place.part for place in places}
@@ -85,7 +85,7 @@ def _outside(where: str, delta: LowRank, places: Sequence[Place]) -> Iterator[Pr
 
 
 def _stacked(
-    bound: BoundAdapter, place: Place, shape: Shape, inp: int, out: int, scale: float
+    bound: BoundAdapter, place: TargetModule, shape: Shape, inp: int, out: int, scale: float
 ) -> tuple[Tensor, Tensor]:
     """An adapter's factors at a place, ``[layers, r, in]`` and ``[layers, out, r]``."""
     made = []
@@ -95,7 +95,7 @@ def _stacked(
     return torch.stack([A for A, _ in made]), torch.stack([B for _, B in made])
 
 
-def _pair(deltas: Mapping[Site, Delta], place: Place, layer: int, inp: int, out: int) -> tuple[Tensor, Tensor]:
+def _pair(deltas: Mapping[Site, Delta], place: TargetModule, layer: int, inp: int, out: int) -> tuple[Tensor, Tensor]:
     """A ``[r, in]`` and B ``[out, r]``, its own scale folded in; of a part of a fused weight, the part's rows."""
     own = deltas.get(Site(layer, place.role.name, place.part))
     delta = own or deltas.get(Site(layer, place.role.name))

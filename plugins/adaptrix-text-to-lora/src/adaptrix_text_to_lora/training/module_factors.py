@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from adaptrix_text_to_lora.hypernetwork import Factors
-from adaptrix_text_to_lora.targets import Place
+from adaptrix_text_to_lora.targets import TargetModule
 
 Pair = tuple[Tensor, Tensor]
 
 
-def by_path(factors: Factors, places: Sequence[Place]) -> dict[str, Pair]:
+def by_path(factors: Factors, places: Sequence[TargetModule]) -> dict[str, Pair]:
     """By module path A ``[N, r, in]`` and B ``[N, out, r]``, with their graph.
 
     Parts of a fused weight lie side by side, their ranks one after another, as in the adapters that are written.
@@ -28,14 +28,14 @@ def by_path(factors: Factors, places: Sequence[Place]) -> dict[str, Pair]:
     return found
 
 
-def _whole(pairs: Sequence[Pair], places: Sequence[Place]) -> Pair:
+def _whole(pairs: Sequence[Pair], places: Sequence[TargetModule]) -> Pair:
     if places[0].part is None:
         return pairs[0]
     placed = [_in_rows(B, place) for (_, B), place in zip(pairs, places, strict=True)]
     return torch.cat([A for A, _ in pairs], dim=1), torch.cat(placed, dim=2)
 
 
-def _in_rows(B: Tensor, place: Place) -> Tensor:
+def _in_rows(B: Tensor, place: TargetModule) -> Tensor:
     """B ``[N, part, r]`` with the rows of the whole weight, zero but for its own."""
     assert place.part is not None
     rows = torch.from_numpy(place.rows[place.part]).to(B.device)

@@ -28,7 +28,7 @@ FILES = (NAME, ARGS, CONFIG)
 
 
 @dataclass(frozen=True, slots=True)
-class Card:
+class CheckpointRecord:
     """What a checkpoint says beside its weights: how its LoRAs are scaled, the ``base`` that they are for, the
     ``encoder`` that it reads (``hashed``, a model's name, None for the base's own states), and ``args`` for the record.
     """
@@ -45,7 +45,12 @@ class Card:
 
 
 def write_checkpoint(
-    folder: Path, hypernetwork: Hypernetwork, card: Card, *, dtype: torch.dtype | None = None, force: bool = False
+    folder: Path,
+    hypernetwork: Hypernetwork,
+    card: CheckpointRecord,
+    *,
+    dtype: torch.dtype | None = None,
+    force: bool = False,
 ) -> None:
     """Writes the three files into a new folder, whole or not at all; ``force`` replaces one that holds no other.
 
@@ -58,7 +63,7 @@ def write_checkpoint(
 
 
 def checkpoint_files(
-    shape: Shape, tensors: Mapping[str, Tensor], card: Card, dtype: torch.dtype | None = None
+    shape: Shape, tensors: Mapping[str, Tensor], card: CheckpointRecord, dtype: torch.dtype | None = None
 ) -> dict[str, bytes]:
     """The bytes of a checkpoint's files by name. Modules are in the shape's order, which that of the heads records."""
     state = {name: tensor.detach().cpu().to(dtype or tensor.dtype) for name, tensor in tensors.items()}
@@ -69,7 +74,7 @@ def checkpoint_files(
     return {NAME: weights.getvalue(), ARGS: args.encode(), CONFIG: config.encode()}
 
 
-def _args(shape: Shape, card: Card) -> dict[str, Any]:
+def _args(shape: Shape, card: CheckpointRecord) -> dict[str, Any]:
     ranked = shape.variant == "S"
     return {
         "model_dir": card.base or "",
@@ -86,7 +91,7 @@ def _args(shape: Shape, card: Card) -> dict[str, Any]:
     }
 
 
-def _config(shape: Shape, card: Card) -> dict[str, Any]:
+def _config(shape: Shape, card: CheckpointRecord) -> dict[str, Any]:
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",

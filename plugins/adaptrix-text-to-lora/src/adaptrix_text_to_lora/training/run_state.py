@@ -22,7 +22,7 @@ _GROUPS = ("network", "first", "second")
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class RunState:
     """The state of the run in a folder."""
 
     folder: Path

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adaptrix.cli.common import (
-    Voice,
+    Verbosity,
     bars,
     clean,
     offering,
     print_json,
     show_problems,
-    voice_options,
+    verbosity_options,
     whole_base_option,
 )
 from adaptrix.destination import destination
 from adaptrix.options import Options, require_options
-from adaptrix.pipeline import Workshop
+from adaptrix.pipeline import Pipeline
 from adaptrix_transformer2.commands.evaluate_ import named
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ _METHOD = "How mixtures are searched: cem or random. [default: cem]"
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @click.option("--dtype", metavar="DTYPE", help="Load the base in fp32, bf16, fp16 or fp64. [default: fp32]")
 @click.option("--device", metavar="DEVICE", help="Where to compute. [default: the accelerator, if there is one]")
-@voice_options
+@verbosity_options
 def command(
     experts: tuple[str, ...],
     base: str,
@@ -62,7 +62,7 @@ def command(
     force: bool,
     dtype: str | None,
     device: str | None,
-    voice: Voice,
+    verbosity: Verbosity,
 ) -> int:
     """Search the mixture of experts that answers a few examples best, and write it as an expert.
 
@@ -79,16 +79,16 @@ def command(
 
     how: Search = Search(method=method, generations=generations, seed=seed)  # type: ignore[arg-type]  # looked at below
     require_sane(how)
-    options, workshop = Options(name=name, force=force), Workshop()
+    options, pipeline = Options(name=name, force=force), Pipeline()
     require_options(options)
-    workshop.prepare(out, options)
-    path = destination(out, name, next(form for form in workshop.catalog.formats if form.name == "injection"))
+    pipeline.prepare(out, options)
+    path = destination(out, name, next(form for form in pipeline.catalog.formats if form.name == "injection"))
     assert path is not None  # there is a name
     on, where = (examples, chat, each), (device, dtype)
-    found, mixed, parts = _adapted(named(experts), base, on, how, where, workshop, voice)
+    found, mixed, parts = _adapted(named(experts), base, on, how, where, pipeline, verbosity)
     save(replace(mixed, name=name), parts, path, force=force)
-    _show(path, found, mixed, voice)
-    show_problems(workshop.catalog.problems, voice)
+    _show(path, found, mixed, verbosity)
+    show_problems(pipeline.catalog.problems, verbosity)
     return 0
 
 
@@ -98,8 +98,8 @@ def _adapted(
     on: tuple[Path, bool, bool],
     how: Search,
     where: tuple[str | None, str | None],
-    workshop: Workshop,
-    voice: Voice,
+    pipeline: Pipeline,
+    verbosity: Verbosity,
 ) -> tuple[Found, Adapter, Decomposition]:
     """What the search found, and the mixture of it."""
     import adaptrix
@@ -110,22 +110,22 @@ def _adapted(
 
     examples, chat, each = on
     loaded = {name: adaptrix.load(uri) for name, uri in experts.items()}
-    ground = stored(base, workshop, placement(*where))
+    ground = stored(base, pipeline, placement(*where))
     shots = read_examples(examples, ground.tokenizer(), chat=chat)
     with ground.model() as model:
-        parts = replace(decomposed(model, display=bars(voice)), base=base)
+        parts = replace(decomposed(model, display=bars(verbosity)), base=base)
         members = {**loaded, "base": untrained(parts, "base")}
         found = adapt(model, parts, members, shots, each=each, how=how)
     return found, mixture(parts, members, found.weights), parts
 
 
-def _show(path: Path, found: Found, mixed: Adapter, voice: Voice) -> None:
+def _show(path: Path, found: Found, mixed: Adapter, verbosity: Verbosity) -> None:
     weights = mixed.provenance.config["weights"]
     told: dict[str, Any] = {"path": str(path), "weights": weights, "right": found.score.right}
     told |= {"likelihood": found.score.likelihood, "evaluations": found.evaluations}
-    if voice.json:
+    if verbosity.json:
         print_json({**told, "ok": True})
-    elif not voice.quiet:
+    elif not verbosity.quiet:
         said = f"{found.score.right:.0%} of the examples right, {found.evaluations} mixtures judged"
         click.echo(f"{click.style(clean(str(path)), bold=True)}  {said}")
         for name, shares in weights.items():

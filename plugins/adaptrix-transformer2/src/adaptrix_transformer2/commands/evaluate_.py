@@ -9,17 +9,17 @@ from typing import Any
 import click
 
 from adaptrix.cli.common import (
-    Voice,
+    Verbosity,
     bars,
     clean,
     offering,
     print_json,
     show_problems,
-    voice_options,
+    verbosity_options,
     whole_base_option,
 )
 from adaptrix.errors import Problem, UsageError
-from adaptrix.pipeline import Workshop
+from adaptrix.pipeline import Pipeline
 
 _REWARD = "What makes an answer right: exact, contains or number. [default: exact]"
 
@@ -35,7 +35,7 @@ _REWARD = "What makes an answer right: exact, contains or number. [default: exac
 @click.option("--chat", is_flag=True, help="Prompts are turns of the tokenizer's chat template.")
 @click.option("--dtype", metavar="DTYPE", help="Load the base in fp32, bf16, fp16 or fp64. [default: fp32]")
 @click.option("--device", metavar="DEVICE", help="Where to compute. [default: the accelerator, if there is one]")
-@voice_options
+@verbosity_options
 def command(
     experts: tuple[str, ...],
     base: str,
@@ -45,7 +45,7 @@ def command(
     chat: bool,
     dtype: str | None,
     device: str | None,
-    voice: Voice,
+    verbosity: Verbosity,
 ) -> int:
     """Measure experts on examples, beside their base.
 
@@ -59,16 +59,16 @@ def command(
 
     if reward not in REWARDS:
         raise UsageError(Problem("option", "reward", repr(reward)[:80], ", ".join(REWARDS)))
-    workshop = Workshop()
-    rows = _measured(named(experts), base, (examples, reward, longest, chat), (device, dtype), workshop, voice)
-    if voice.json:
+    pipeline = Pipeline()
+    rows = _measured(named(experts), base, (examples, reward, longest, chat), (device, dtype), pipeline, verbosity)
+    if verbosity.json:
         print_json({"ok": True, "examples": str(examples), "rows": rows})
-    elif not voice.quiet:
+    elif not verbosity.quiet:
         width = max(len(row["name"]) for row in rows)
         click.echo(f"{'':{width}}  loss a token    right")
         for row in rows:
             click.echo(f"{clean(row['name']):{width}}  {row['loss']:12.4f}  {row['right']:6.1%}")
-    show_problems(workshop.catalog.problems, voice)
+    show_problems(pipeline.catalog.problems, verbosity)
     return 0
 
 
@@ -84,8 +84,8 @@ def _measured(
     base: str,
     how: tuple[Path, str, int, bool],
     where: tuple[str | None, str | None],
-    workshop: Workshop,
-    voice: Voice,
+    pipeline: Pipeline,
+    verbosity: Verbosity,
 ) -> list[dict[str, Any]]:
     import adaptrix
     from adaptrix.base.model import placement, stored
@@ -94,13 +94,13 @@ def _measured(
     from adaptrix_transformer2.train.setup import require_ground
 
     file, reward, longest, chat = how
-    ground = stored(base, workshop, placement(*where))
+    ground = stored(base, pipeline, placement(*where))
     tokenizer = ground.tokenizer()
     examples = read_examples(file, tokenizer, chat=chat)
     judge, rows = reward_on_text(reward, tokenizer), list[dict[str, Any]]()
     with ground.model() as model:
         require_ground(model, {str(file): examples}, longest)
-        with adaptrix.attach(model, experts) as session, bars(voice)("measuring", 1 + len(experts)) as advance:
+        with adaptrix.attach(model, experts) as session, bars(verbosity)("measuring", 1 + len(experts)) as advance:
             for name in (None, *experts):
                 with session.use(name):
                     loss, right = mean_loss(model, examples), mean_reward(model, examples, judge, longest)

@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from adaptrix.cli.common import Voice, bars, clean, print_json, show_problems, voice_options, whole_base_option
+from adaptrix.cli.common import Verbosity, bars, clean, print_json, show_problems, verbosity_options, whole_base_option
 from adaptrix.options import Options, require_options
-from adaptrix.pipeline import Workshop
+from adaptrix.pipeline import Pipeline
 from adaptrix_transformer2.commands.outputs import require_no_source
 
 _DECOMPOSED = "The *_decomposed_params.pt that they were trained with; what the base's own makes of them is measured."
@@ -22,9 +22,9 @@ _DECOMPOSED = "The *_decomposed_params.pt that they were trained with; what the 
 @click.option("-o", "--out", type=click.Path(), help="File to write; FOLDER/ to write into it.")
 @click.option("--name", help="Name for the expert. [default: that of the file]")
 @click.option("--force", is_flag=True, help="Replace an existing output.")
-@voice_options
+@verbosity_options
 def command(
-    file: Path, base: str, decomposed: Path | None, out: str | None, name: str | None, force: bool, voice: Voice
+    file: Path, base: str, decomposed: Path | None, out: str | None, name: str | None, force: bool, verbosity: Verbosity
 ) -> int:
     """Read an expert that the published code has saved.
 
@@ -37,23 +37,23 @@ def command(
     """
     options = Options(name=name, force=force)
     require_options(options)
-    workshop = Workshop()
-    workshop.prepare(out, options)
-    require_no_source(out, name or file.stem, workshop, (file, decomposed))
+    pipeline = Pipeline()
+    pipeline.prepare(out, options)
+    require_no_source(out, name or file.stem, pipeline, (file, decomposed))
     from adaptrix_transformer2.decomposition import decomposed_base
     from adaptrix_transformer2.experts import save
     from adaptrix_transformer2.published import read_published, require_readable
 
     require_readable(file, decomposed)
-    parts = decomposed_base(base, workshop, display=bars(voice))
+    parts = decomposed_base(base, pipeline, display=bars(verbosity))
     made = read_published(file, parts, decomposed, name=name)
     path = save(made, parts, out, force=force)
     numbers = sum(delta.rank for delta in made.deltas.values())
     told: dict[str, Any] = {"path": str(path), "name": made.name, "matrices": len(made.deltas), "numbers": numbers}
-    if voice.json:
+    if verbosity.json:
         print_json({**told, "ok": True, "problems": [problem.as_dict() for problem in made.problems]})
-    elif not voice.quiet:
+    elif not verbosity.quiet:
         held = f"{numbers:,} numbers for {len(made.deltas)} matrices"
         click.echo(f"{click.style(clean(str(path)), bold=True)}  {held}")
-    show_problems((*workshop.catalog.problems, *made.problems), voice)
+    show_problems((*pipeline.catalog.problems, *made.problems), verbosity)
     return 0

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from adaptrix.destination import destination, require_apart
 from adaptrix.errors import Problem, UsageError
-from adaptrix.pipeline import Workshop
+from adaptrix.pipeline import Pipeline
 
 
-def require_no_source(out: str | None, name: str, workshop: Workshop, sources: Collection[Path | None]) -> Path:
+def require_no_source(out: str | None, name: str, pipeline: Pipeline, sources: Collection[Path | None]) -> Path:
     """The path of an expert's injection file. Raises :class:`UsageError` where a source is, or a folder around one."""
-    form = next(form for form in workshop.catalog.formats if form.name == "injection")
+    form = next(form for form in pipeline.catalog.formats if form.name == "injection")
     path = destination(out, name, form)
     assert path is not None  # there is a name
     _require_apart(path, sources)

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adaptrix import atomic
-from adaptrix.cli.common import Voice, bars, clean, print_json, show_problems, voice_options
+from adaptrix.cli.common import Verbosity, bars, clean, print_json, show_problems, verbosity_options
 from adaptrix.errors import Problem
 from adaptrix.options import Options, require_options
-from adaptrix.pipeline import Workshop
+from adaptrix.pipeline import Pipeline
 from adaptrix_transformer2.commands.outputs import require_no_source, require_other
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("config", metavar="CONFIG.yaml", type=click.Path(path_type=Path))
 @click.option("--force", is_flag=True, help="Replace an existing output.")
-@voice_options
-def command(config: Path, force: bool, voice: Voice) -> int:
+@verbosity_options
+def command(config: Path, force: bool, verbosity: Verbosity) -> int:
     """Train an expert, on answers or on rewards.
 
     \b
@@ -46,33 +46,33 @@ def command(config: Path, force: bool, voice: Voice) -> int:
     from adaptrix_transformer2.experts import save
 
     wanted = read_config(config)
-    options, workshop = Options(name=wanted.name, force=force), Workshop()
+    options, pipeline = Options(name=wanted.name, force=force), Pipeline()
     require_options(options)
-    workshop.prepare(wanted.out, options)
+    pipeline.prepare(wanted.out, options)
     if wanted.history is not None:
         atomic.require_free(wanted.history, force=force)
     sources = (config, wanted.examples, wanted.validation)
-    path = require_no_source(wanted.out, wanted.name, workshop, sources)
+    path = require_no_source(wanted.out, wanted.name, pipeline, sources)
     if wanted.history is not None:
         require_other(wanted.history, path, sources)
-    trained, parts = _trained(wanted, workshop, path.with_name(f"{path.name}.training"), voice)
+    trained, parts = _trained(wanted, pipeline, path.with_name(f"{path.name}.training"), verbosity)
     save(trained.adapter, parts, path, force=force)
     if wanted.history is not None:
         with atomic.output(wanted.history, force=force) as work:
             work.write_text(json.dumps([dict(figures) for figures in trained.history]))
-    _show(path, trained, wanted, voice)
-    show_problems((*workshop.catalog.problems, *_wasted(trained)), voice)
+    _show(path, trained, wanted, verbosity)
+    show_problems((*pipeline.catalog.problems, *_wasted(trained)), verbosity)
     return 0
 
 
-def _trained(wanted: Config, workshop: Workshop, state: Path, voice: Voice) -> tuple[Trained, Decomposition]:
+def _trained(wanted: Config, pipeline: Pipeline, state: Path, verbosity: Verbosity) -> tuple[Trained, Decomposition]:
     from adaptrix.base.model import placement, stored
     from adaptrix_transformer2.decomposition import decomposed
     from adaptrix_transformer2.texts import read_examples, reward_on_text
     from adaptrix_transformer2.train import reinforce, sft
 
-    ground = stored(wanted.base, workshop, placement(wanted.device, wanted.dtype))
-    tokenizer, display = ground.tokenizer(), bars(voice)
+    ground = stored(wanted.base, pipeline, placement(wanted.device, wanted.dtype))
+    tokenizer, display = ground.tokenizer(), bars(verbosity)
     examples = read_examples(wanted.examples, tokenizer, chat=wanted.chat)
     held = [] if wanted.validation is None else read_examples(wanted.validation, tokenizer, chat=wanted.chat)
     with ground.model() as model:
@@ -92,7 +92,7 @@ def _wasted(trained: Trained) -> Iterator[Problem]:
         yield Problem("rewards-equal", "reward", found, severity="note")
 
 
-def _show(path: Path, trained: Trained, wanted: Config, voice: Voice) -> None:
+def _show(path: Path, trained: Trained, wanted: Config, verbosity: Verbosity) -> None:
     numbers = sum(delta.rank for delta in trained.adapter.deltas.values())
     told: dict[str, Any] = {
         "path": str(path),
@@ -103,9 +103,9 @@ def _show(path: Path, trained: Trained, wanted: Config, voice: Voice) -> None:
         "started": trained.started,
         "score": trained.score,
     }
-    if voice.json:
+    if verbosity.json:
         print_json({**told, "ok": True})
-    elif not voice.quiet:
+    elif not verbosity.quiet:
         held = f"{numbers:,} numbers for {len(trained.adapter.deltas)} matrices, {len(trained.history)} steps"
         click.echo(f"{click.style(clean(str(path)), bold=True)}  {held}")
         if trained.score is not None and trained.started is not None:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from adaptrix_transformer2.dispatch.classifier import OTHER, Question, question, question_of, train_classifier
 from adaptrix_transformer2.dispatch.few_shot import adapt, score_on
 from adaptrix_transformer2.dispatch.mixtures import mixture
-from adaptrix_transformer2.dispatch.searching import Found, Score, Search, search
+from adaptrix_transformer2.dispatch.searching import Score, Search, SearchResult, search
 from adaptrix_transformer2.dispatch.two_passes import Dispatched, TwoPasses
 
 __all__ = [
     "OTHER",
     "Dispatched",
-    "Found",
     "Question",
     "Score",
     "Search",
+    "SearchResult",
     "TwoPasses",
     "adapt",
     "mixture",

@@ -14,7 +14,7 @@ from adaptrix.errors import Problem, RefusedError, UsageError, refuse
 from adaptrix_transformer2.decomposition import Decomposition, decomposed
 from adaptrix_transformer2.train.answers import Tokens
 from adaptrix_transformer2.train.examples import Example
-from adaptrix_transformer2.train.settings import Course
+from adaptrix_transformer2.train.settings import TrainingSettings
 from adaptrix_transformer2.train.setup import Trained
 from adaptrix_transformer2.train.supervised import sft
 
@@ -58,7 +58,7 @@ def train_classifier(
     model: nn.Module,
     prompts: Mapping[str, Sequence[Tokens]],
     asked: Question,
-    course: Course | None = None,
+    course: TrainingSettings | None = None,
     *,
     validation: Mapping[str, Sequence[Tokens]] = MappingProxyType({}),
     decomposition: Decomposition | None = None,

@@ -9,7 +9,7 @@ from torch import nn
 
 from adaptrix_transformer2.decomposition import Decomposition
 from adaptrix_transformer2.dispatch.mixtures import Experts, mixing
-from adaptrix_transformer2.dispatch.searching import Found, Score, Search, Weights, search
+from adaptrix_transformer2.dispatch.searching import Score, Search, SearchResult, Weights, search
 from adaptrix_transformer2.train.answers import chosen, log_probabilities
 from adaptrix_transformer2.train.examples import Example
 from adaptrix_transformer2.train.setup import ends_of, require_ground
@@ -26,7 +26,7 @@ def adapt(
     each: bool = False,
     how: Search | None = None,
     ends: Collection[int] | None = None,
-) -> Found:
+) -> SearchResult:
     """The mixture of experts that answers a few examples best; ten are usual.
 
     ``each``: the weights of every matrix are searched, else one set for all. Raises :class:`AdaptrixError`; the model

@@ -52,7 +52,7 @@ class Search:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Found:
+class SearchResult:
     """The best weights ``[experts, groups]``, their score, and the best score after each generation."""
 
     weights: Weights
@@ -70,7 +70,7 @@ def normalised(weights: Weights) -> Weights:
     return np.where(sums > 0, weights / np.where(sums > 0, sums, 1), 1 / len(weights))
 
 
-def search(objective: Objective, experts: int, groups: int = 1, how: Search | None = None) -> Found:
+def search(objective: Objective, experts: int, groups: int = 1, how: Search | None = None) -> SearchResult:
     """The best of the candidates that were judged. Raises :class:`UsageError` for settings that make no sense."""
     how = how or Search()
     require_sane(how)
@@ -86,7 +86,7 @@ def search(objective: Objective, experts: int, groups: int = 1, how: Search | No
             break
         population = generations.send(judged)
     score, weights = _best(judged)
-    return Found(weights, score, tuple(history), how.evaluations)
+    return SearchResult(weights, score, tuple(history), how.evaluations)
 
 
 def require_sane(how: Search) -> None:

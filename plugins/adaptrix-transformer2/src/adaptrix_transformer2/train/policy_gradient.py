@@ -24,9 +24,9 @@ from adaptrix_transformer2.decomposition import Decomposition, decomposed
 from adaptrix_transformer2.train.answers import Tokens, answers, chosen, log_probabilities
 from adaptrix_transformer2.train.examples import Example, rows_of
 from adaptrix_transformer2.train.run import SKIPPED, Figures, Run
-from adaptrix_transformer2.train.settings import Course, Policy, require_sane
+from adaptrix_transformer2.train.settings import Policy, TrainingSettings, require_sane
 from adaptrix_transformer2.train.setup import Trained, ends_of, require_ground, result, saved_at
-from adaptrix_transformer2.train.trainable import Live, live_on
+from adaptrix_transformer2.train.trainable import TrainableExpert, live_on
 
 #: what an answer is worth; it comes without the token that ended it
 Reward = Callable[[Example, Tokens], float]
@@ -39,7 +39,7 @@ def reinforce(
     model: nn.Module,
     examples: Sequence[Example],
     reward: Reward,
-    course: Course | None = None,
+    course: TrainingSettings | None = None,
     policy: Policy | None = None,
     *,
     validation: Sequence[Example] = (),
@@ -56,7 +56,7 @@ def reinforce(
     so in the figures; after ``policy.patience`` of them in a row the training ends. Raises :class:`AdaptrixError`
     with every problem, and where no two rewards differed until then.
     """
-    course, policy, ends = course or Course(), policy or Policy(), ends_of(model, ends)
+    course, policy, ends = course or TrainingSettings(), policy or Policy(), ends_of(model, ends)
     require_sane(course, policy)
     sets = {"examples": examples} | ({"validation": validation} if validation else {})
     require_ground(model, sets, policy.longest)
@@ -103,10 +103,10 @@ class Rewarded:
     """The steps on rewards, of an expert or of whatever else can act as one."""
 
     model: Any
-    live: Live
+    live: TrainableExpert
     examples: tuple[Example, ...]
     reward: Reward
-    course: Course
+    course: TrainingSettings
     policy: Policy
     ends: tuple[int, ...]
 

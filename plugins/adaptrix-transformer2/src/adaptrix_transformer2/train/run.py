@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from adaptrix.errors import RefusedError, refuse
 from adaptrix.progress import Counted
-from adaptrix_transformer2.train.run_state import Saved
-from adaptrix_transformer2.train.settings import Course
-from adaptrix_transformer2.train.trainable import Live
+from adaptrix_transformer2.train.run_state import RunState
+from adaptrix_transformer2.train.settings import TrainingSettings
+from adaptrix_transformer2.train.trainable import TrainableExpert
 
 Figures = dict[str, float]
 
@@ -65,13 +65,13 @@ class Run:
     the figures so far whether to stop.
     """
 
-    live: Live
-    course: Course
+    live: TrainableExpert
+    course: TrainingSettings
     objective: Callable[[int], Figures]
     score: Callable[[], float] | None
     enough: Callable[[Sequence[Figures]], bool] = lambda _figures: False
 
-    def run(self, saved: Saved | None, display: Counted) -> State:
+    def run(self, saved: RunState | None, display: Counted) -> State:
         """Takes the steps that are left, and gives the leaves the best numbers.
 
         Raises :class:`RefusedError` for a loss that is not finite, and whatever the objective raises; what was
@@ -88,7 +88,7 @@ class Run:
         self.live.put(state.best)
         return state
 
-    def _leave(self, state: State, saved: Saved | None, error: BaseException) -> None:
+    def _leave(self, state: State, saved: RunState | None, error: BaseException) -> None:
         """Sees to what is saved of a training that does not come to its end."""
         if saved is None:
             return
@@ -98,7 +98,7 @@ class Run:
         kept = f"{state.step} of {self.course.steps} steps"
         error.add_note(f"{saved.path} keeps {kept}: the same command goes on from there")
 
-    def _begun(self, saved: Saved | None) -> State:
+    def _begun(self, saved: RunState | None) -> State:
         leaves = self.live.leaves
         names = [_name(name, at) for name in LISTS for at in range(len(leaves))]
         found = None if saved is None else saved.read(names, NUMBERS)
@@ -110,7 +110,7 @@ class Run:
         )
         return State(now, first, second, best, **numbers)
 
-    def _steps(self, state: State, saved: Saved | None, advance: Callable[[int], object]) -> None:
+    def _steps(self, state: State, saved: RunState | None, advance: Callable[[int], object]) -> None:
         optimiser = self._optimiser(state)
         step, figures = state.step, list(state.history)
         while step < self.course.steps and not self.enough(figures):
@@ -136,7 +136,7 @@ class Run:
         return figures
 
     def _look(
-        self, state: State, optimiser: torch.optim.Optimizer, figures: list[Figures], saved: Saved | None
+        self, state: State, optimiser: torch.optim.Optimizer, figures: list[Figures], saved: RunState | None
     ) -> None:
         """Measures, keeps the best, and takes down where everything is."""
         leaves, moments = self.live.leaves, [optimiser.state[leaf] for leaf in self.live.leaves]

@@ -21,14 +21,14 @@ from adaptrix.torch_tensor import as_torch
 
 
 @dataclass(frozen=True)
-class Saved:
+class RunState:
     """The file of a training's state, and the key of the training."""
 
     path: Path
     key: str
 
     @classmethod
-    def at(cls, path: Path, key: Mapping[str, Any]) -> Saved:
+    def at(cls, path: Path, key: Mapping[str, Any]) -> RunState:
         """The file at a path, for what ``key`` describes."""
         return cls(path, json.dumps(key, sort_keys=True))
 

@@ -13,7 +13,7 @@ _LARGEST = 1e30  # of a number: an optimiser's sums of larger ones are none in f
 
 
 @dataclass(frozen=True, slots=True)
-class Course:
+class TrainingSettings:
     """``batch`` examples a step, Adam at ``rate``, gradients clipped to the norm ``clip``.
 
     Every ``every`` steps, and before the first, the expert is measured on the validation examples, and the best is
@@ -31,7 +31,7 @@ class Course:
     kind: Kind = "reference"
 
     @classmethod
-    def published(cls, **changes: Any) -> Course:
+    def published(cls, **changes: Any) -> TrainingSettings:
         """Of the published training on rewards: batches of 256, Adam at 2e-3, gradients clipped to 1e-3."""
         return cls(**{"batch": 256, "rate": 2e-3, "clip": 1e-3, "every": 1, **changes})
 
@@ -60,20 +60,20 @@ class Policy:
         return cls(**{"samples": 1, "temperature": 0.0, "baseline": False, "signed": True, "kl": 0.0, **changes})
 
 
-def require_sane(course: Course, policy: Policy | None = None) -> None:
+def require_sane(course: TrainingSettings, policy: Policy | None = None) -> None:
     """Raises :class:`UsageError` with every number that makes no sense."""
     if problems := list(senseless(course, policy)):
         raise UsageError(problems)
 
 
-def senseless(course: Course, policy: Policy | None = None) -> Iterator[Problem]:
+def senseless(course: TrainingSettings, policy: Policy | None = None) -> Iterator[Problem]:
     """A problem for every number that makes no sense."""
     yield from _problems(course)
     if policy is not None:
         yield from _policy_problems(policy)
 
 
-def _problems(course: Course) -> Iterator[Problem]:
+def _problems(course: TrainingSettings) -> Iterator[Problem]:
     for name in ("steps", "batch", "every", "rows"):
         yield from _whole(name, getattr(course, name), 1)
     yield from _whole("seed", course.seed, 0)

@@ -19,8 +19,8 @@ from adaptrix_transformer2.decomposition import Decomposition
 from adaptrix_transformer2.experts import expert
 from adaptrix_transformer2.train.examples import Example, require_examples
 from adaptrix_transformer2.train.run import State
-from adaptrix_transformer2.train.run_state import Saved
-from adaptrix_transformer2.train.trainable import Live
+from adaptrix_transformer2.train.run_state import RunState
+from adaptrix_transformer2.train.trainable import TrainableExpert
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,17 +62,17 @@ def require_ground(model: Any, sets: Mapping[str, Sequence[Example]], extra: int
 
 def saved_at(
     path: Path | None, decomposition: Decomposition, sets: Mapping[str, Sequence[Example]], settings: Mapping[str, Any]
-) -> Saved | None:
+) -> RunState | None:
     """Where a training's state is kept, for this base, these examples and these settings alone."""
     if path is None:
         return None
     told = json.dumps({name: [asdict(example) for example in examples] for name, examples in sets.items()})
     weights = [delta.basis.weight for delta in decomposition.spectra.values()]
     digest = hashlib.sha256((told + "".join(weights)).encode()).hexdigest()
-    return Saved.at(path, {**settings, "on": digest})
+    return RunState.at(path, {**settings, "on": digest})
 
 
-def result(live: Live, name: str, state: State, settings: Mapping[str, Any]) -> Trained:
+def result(live: TrainableExpert, name: str, state: State, settings: Mapping[str, Any]) -> Trained:
     """What became of a training; the settings go into the expert's provenance."""
     with torch.no_grad():
         z = dict(zip(live.decomposition.spectra, live.z(), strict=True))

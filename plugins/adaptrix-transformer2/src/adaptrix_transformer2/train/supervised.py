@@ -15,9 +15,9 @@ from adaptrix_transformer2.decomposition import Decomposition, decomposed
 from adaptrix_transformer2.train.answers import Tokens, chosen, log_probabilities
 from adaptrix_transformer2.train.examples import Example, rows_of
 from adaptrix_transformer2.train.run import Figures, Run
-from adaptrix_transformer2.train.settings import Course, require_sane
+from adaptrix_transformer2.train.settings import TrainingSettings, require_sane
 from adaptrix_transformer2.train.setup import Trained, ends_of, require_ground, result, saved_at
-from adaptrix_transformer2.train.trainable import Live, live_on
+from adaptrix_transformer2.train.trainable import TrainableExpert, live_on
 
 _ROWS = 128  # at once where only the loss is asked for
 
@@ -25,7 +25,7 @@ _ROWS = 128  # at once where only the loss is asked for
 def sft(
     model: nn.Module,
     examples: Sequence[Example],
-    course: Course | None = None,
+    course: TrainingSettings | None = None,
     *,
     validation: Sequence[Example] = (),
     ends: Collection[int] | None = None,
@@ -41,7 +41,7 @@ def sft(
     whoever trains several experts. ``state``: a file in which a training that is stopped keeps how far it came, and
     from which the same call goes on. Raises :class:`AdaptrixError` with every problem.
     """
-    course, ends = course or Course(), ends_of(model, ends)
+    course, ends = course or TrainingSettings(), ends_of(model, ends)
     require_sane(course)
     sets = {"examples": examples} | ({"validation": validation} if validation else {})
     require_ground(model, sets, len(ends[:1]))
@@ -73,9 +73,9 @@ class Supervised:
     """The steps on answers, of an expert or of whatever else can act as one."""
 
     model: Any
-    live: Live
+    live: TrainableExpert
     examples: tuple[Example, ...]
-    course: Course
+    course: TrainingSettings
     ends: tuple[int, ...]
 
     def step(self, step: int) -> Figures:

@@ -1,7 +1,7 @@
 """An expert in training: p as leaves of autograd, over the z that a session acts by.
 
-The session has z as its own leaves, which is where a pass leaves its gradients; :meth:`Live.pull` takes them on to p,
-through the norm that z keeps.
+The session has z as its own leaves, which is where a pass leaves its gradients;
+:meth:`TrainableExpert.pull` takes them on to p, through the norm that z keeps.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from adaptrix_transformer2.parametrisation import Kind, start, z_of
 _NAME = "in-training"
 
 
-class Live:
+class TrainableExpert:
     """The expert that is trained. It acts inside ``with live.acting():``; elsewhere the model is the base."""
 
     def __init__(self, session: Session, decomposition: Decomposition, kind: Kind, seed: int) -> None:
@@ -72,7 +72,7 @@ class Live:
 
 
 @contextmanager
-def live_on(model: nn.Module, decomposition: Decomposition, kind: Kind, seed: int) -> Iterator[Live]:
+def live_on(model: nn.Module, decomposition: Decomposition, kind: Kind, seed: int) -> Iterator[TrainableExpert]:
     """The expert in training on a model, which is in evaluation mode meanwhile, and afterwards as it was."""
     with ExitStack() as undone:
         for module in model.modules():
@@ -80,4 +80,4 @@ def live_on(model: nn.Module, decomposition: Decomposition, kind: Kind, seed: in
                 undone.callback(setattr, module, "training", True)
                 module.training = False
         session = undone.enter_context(attach(model, {_NAME: untrained(decomposition, _NAME)}))
-        yield Live(session, decomposition, kind, seed)
+        yield TrainableExpert(session, decomposition, kind, seed)
