@@ -161,7 +161,7 @@ def test_a_module_that_computes_elsewhere_has_its_input_there_too(tmp_path):
             return y
 
     with attach(model, {"x": tmp_path}) as session:
-        (site,) = session._roster._loaded["x"].kernels
+        (site,) = session._adapters._loaded["x"].kernels
         session.adopt("witness", {site: Witness()})
         model.lm_head._hf_hook.execution_device = torch.device("meta")
         with session.use("witness"), pytest.raises(NotImplementedError):  # nothing comes back from "meta"

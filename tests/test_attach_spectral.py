@@ -123,7 +123,7 @@ def test_a_sum_of_spectral_and_low_rank_adapters_adds_both(llama, pair, lora, ca
     with attach(llama, {**pair, "lora": lora}) as session:
         with session.use({"a": 0.5, "lora": 2.0}):
             found = logits(llama)
-        kernels = {name: next(one for one in session._roster if one.name == name).kernels for name in ("a", "lora")}
+        kernels = {name: next(one for one in session._adapters if one.name == name).kernels for name in ("a", "lora")}
         with torch.no_grad():  # ΔW of a DoRA, from what it adds to the answer of the module
             for site, kernel in kernels["lora"].items():
                 module = llama.get_submodule(session._hooks.modules[site].name)
@@ -159,7 +159,7 @@ def test_experts_of_one_weight_share_its_axes_and_leave_none_behind(llama, pair,
     with attach(llama, both) as session:
         session.load("later", expert(llama, LLAMA, cache, seed=4))
         by_site = {}
-        for loaded in session._roster:
+        for loaded in session._adapters:
             for site, kernel in loaded.kernels.items():
                 by_site.setdefault(site, set()).add(kernel.axes)
         assert [len(shared) for shared in by_site.values()] == [1] * 9

@@ -136,7 +136,7 @@ def dense(model, session, names):
     """The model's weights with the leaves' ΔW in them, by autograd: weight × name."""
     weights = {}
     for name, weight in names.items():
-        for change in session._roster._loaded[name].kernels.values():
+        for change in session._adapters._loaded[name].kernels.values():
             key = f"{change.reached.name}.weight"
             own = weights.get(key, model.get_parameter(key))
             delta = sum(part.whole @ part.A for part in change.parts.values())
@@ -196,7 +196,7 @@ def test_each_row_teaches_its_own_adapter(llama, pair):
 def test_kernels_given_as_they_are_get_the_gradients_of_their_rows(llama, pair):
     """As from a network that makes them: a tensor for each row, one adapter each."""
     with attach(llama, {"a": pair["a"]}) as session:
-        site = next(site for site in session._roster._loaded["a"].kernels if site.role == "q")
+        site = next(site for site in session._adapters._loaded["a"].kernels if site.role == "q")
         llama.requires_grad_(False)
         made = torch.randn(2, 24, 3, requires_grad=True)
         Bt = torch.randn(2, 3, 60, requires_grad=True)
@@ -304,7 +304,7 @@ def test_what_cannot_be_trained_is_refused_and_nothing_has_changed(how, llama, p
     with attach(llama, pair | {name: tmp_path / name for name in more}) as session:
         if how == "file":  # another adapter of the same shapes in the place of the one loaded
             saved(tiny_model("llama"), tmp_path / "file", seed=9, target_modules=["q_proj"])
-        session.adopt("kernels", session._roster._loaded["a"].kernels)
+        session.adopt("kernels", session._adapters._loaded["a"].kernels)
         name = {"unknown": "nobody", "extras": "head", "dropout": "odd", "file": "file", "kernels": "kernels"}.get(
             how, "a"
         )

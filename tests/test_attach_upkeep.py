@@ -35,7 +35,7 @@ def model():
 
 
 def first_factor(session, name):
-    return weakref.ref(next(iter(session._roster._loaded[name].kernels.values())).At)
+    return weakref.ref(next(iter(session._adapters._loaded[name].kernels.values())).At)
 
 
 def test_rows_of_adapters_loaded_before_and_after_a_cast(model, folders):
@@ -56,7 +56,7 @@ def test_rows_of_adapters_loaded_before_and_after_a_cast(model, folders):
 def test_adapters_loaded_by_many_threads_are_all_there(model, folders):
     interval = sys.getswitchinterval()
     with attach(model, folders) as session:
-        kernels, gate = session._roster._loaded["a"].kernels, threading.Barrier(8)
+        kernels, gate = session._adapters._loaded["a"].kernels, threading.Barrier(8)
 
         def work(worker):
             gate.wait(10)
@@ -214,7 +214,7 @@ def test_few_copies_are_remembered(model, folders):
         for turn in range(20):
             with session.use({"a": turn + 0.5, "b": 1.0}), session.route(["a", "b", None] * (turn + 1)):
                 pass
-        assert len(session._roster._selector._copies) <= 4
+        assert len(session._adapters._selector._copies) <= 4
 
 
 def test_a_sum_is_the_same_in_whatever_order_it_is_written(model, folders):

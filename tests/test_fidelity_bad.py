@@ -209,7 +209,7 @@ def test_a_plan_of_no_delta_is_told(place):
 
 @pytest.mark.parametrize("module", ["torch", "transformers"])
 def test_without_torch(place, monkeypatch, module):
-    for name in [name for name in sys.modules if name.startswith("adaptrix.measuring")]:
+    for name in [name for name in sys.modules if name.startswith(("adaptrix.measuring", "adaptrix.base"))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.delattr("adaptrix.measuring.measure", raising=False)
     monkeypatch.setitem(sys.modules, module, None)

@@ -8,7 +8,7 @@ from math import sqrt
 from typing import Any
 
 import torch
-from adaptrix_transformer2.train import Course, Example, Policy, Reward
+from adaptrix_transformer2.train import Example, Policy, Reward, TrainingSettings
 from adaptrix_transformer2.train.policy_gradient import Rewarded
 from adaptrix_transformer2.train.run import Run
 from adaptrix_transformer2.train.supervised import Supervised
@@ -60,7 +60,9 @@ class Lora:
             leaf.copy_(number)
 
 
-def lora_sft(model: Any, lora: Lora, examples: Sequence[Example], held: Sequence[Example], course: Course) -> Lora:
+def lora_sft(
+    model: Any, lora: Lora, examples: Sequence[Example], held: Sequence[Example], course: TrainingSettings
+) -> Lora:
     """Trains it on answers."""
     task = Supervised(model, lora, tuple(examples), course, ())  # type: ignore[arg-type]
     Run(lora, course, task.step, task.scorer(held) if held else None).run(None, uncounted)  # type: ignore[arg-type]
@@ -73,7 +75,7 @@ def lora_reinforce(
     examples: Sequence[Example],
     held: Sequence[Example],
     reward: Reward,
-    course: Course,
+    course: TrainingSettings,
     policy: Policy,
 ) -> Lora:
     """Trains it on rewards."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from adaptrix_transformer2.dispatch import Search
-from adaptrix_transformer2.train import Course, Policy
+from adaptrix_transformer2.train import Policy, TrainingSettings
 
 from benchmarks.world.base import Pretraining
 from benchmarks.world.operations import LENGTH
@@ -21,11 +21,11 @@ class Plan:
 
     base: Pretraining
     told: int
-    answers: Course
-    lora_answers: Course
-    rewards: Course
-    lora_rewards: Course
-    classes: Course
+    answers: TrainingSettings
+    lora_answers: TrainingSettings
+    rewards: TrainingSettings
+    lora_rewards: TrainingSettings
+    classes: TrainingSettings
     policy: Policy
     search: Search
     examples: int = 256
@@ -38,11 +38,11 @@ def _plan(base: Pretraining, told: int, steps: int, rewarded: int, generations: 
     return Plan(
         base=base,
         told=told,
-        answers=Course(steps=steps, rate=0.2, every=max(1, steps // 6), kind="paper"),
-        lora_answers=Course(steps=steps, rate=1e-2, every=max(1, steps // 6)),
-        rewards=Course(steps=rewarded, batch=16, rate=0.1, every=max(1, rewarded // 4), kind="paper"),
-        lora_rewards=Course(steps=rewarded, batch=16, rate=1e-2, every=max(1, rewarded // 4)),
-        classes=Course(steps=steps, rate=0.1, every=max(1, steps // 6), kind="paper"),
+        answers=TrainingSettings(steps=steps, rate=0.2, every=max(1, steps // 6), kind="paper"),
+        lora_answers=TrainingSettings(steps=steps, rate=1e-2, every=max(1, steps // 6)),
+        rewards=TrainingSettings(steps=rewarded, batch=16, rate=0.1, every=max(1, rewarded // 4), kind="paper"),
+        lora_rewards=TrainingSettings(steps=rewarded, batch=16, rate=1e-2, every=max(1, rewarded // 4)),
+        classes=TrainingSettings(steps=steps, rate=0.1, every=max(1, steps // 6), kind="paper"),
         policy=Policy(samples=4, longest=LENGTH),
         search=Search(generations=generations),
         **sizes,

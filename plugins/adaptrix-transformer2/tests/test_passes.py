@@ -12,7 +12,7 @@ import pytest
 import torch
 from adaptrix_transformer2 import Decomposition, decomposed, expert, save, untrained
 from adaptrix_transformer2.dispatch import OTHER, Question, TwoPasses, question_of, train_classifier
-from adaptrix_transformer2.train import Course
+from adaptrix_transformer2.train import TrainingSettings
 
 import adaptrix
 from tests.families import tiny_model
@@ -128,7 +128,7 @@ def test_a_classifier_learns_what_prompts_are_about(tmp_path: Path) -> None:
     parts = decomposed(model)
     with adaptrix.attach(model, {"low": untrained(parts, "low"), "high": untrained(parts, "high")}) as session:
         before = _right(TwoPasses(model, session, asked), prompts)
-    course = Course(steps=120, batch=32, kind="paper")
+    course = TrainingSettings(steps=120, batch=32, kind="paper")
     made = train_classifier(model, prompts, asked, course, decomposition=parts).adapter
     made = adaptrix.load(save(made, parts, tmp_path / "sorter.adaptrix.safetensors"))
     assert question_of(made) == asked

@@ -12,7 +12,16 @@ import pytest
 import torch
 from adaptrix_transformer2 import decomposed, save
 from adaptrix_transformer2.parametrisation import Kind, z_of
-from adaptrix_transformer2.train import Course, Example, Policy, Trained, mean_loss, mean_reward, reinforce, sft
+from adaptrix_transformer2.train import (
+    Example,
+    Policy,
+    Trained,
+    TrainingSettings,
+    mean_loss,
+    mean_reward,
+    reinforce,
+    sft,
+)
 from adaptrix_transformer2.train.answers import answers, chosen, log_probabilities
 from adaptrix_transformer2.train.trainable import live_on
 from safetensors import safe_open
@@ -25,7 +34,7 @@ from tests.families import tiny_model
 
 from .world import END, base, examples, right, small
 
-SFT, RL = Course(steps=9, batch=8, every=3), Course(steps=9, batch=4, every=3)
+SFT, RL = TrainingSettings(steps=9, batch=8, every=3), TrainingSettings(steps=9, batch=4, every=3)
 POLICY = Policy(samples=3, longest=4)
 
 
@@ -92,7 +101,7 @@ def test_the_model_is_as_it_was(method: str, model: Any) -> None:
 def test_what_is_trained_is_what_is_attached(kind: Kind, model: Any, tmp_path: Path) -> None:
     data, held = examples(200, turned=True), examples(40, turned=True, seed=2)
     parts = decomposed(model)
-    course = Course(steps=40, batch=32, every=10, kind=kind)
+    course = TrainingSettings(steps=40, batch=32, every=10, kind=kind)
     found = sft(model, data, course, validation=held, decomposition=parts, name="turned")
     assert found.score is not None
     assert found.started is not None
@@ -110,12 +119,16 @@ def test_what_is_trained_is_what_is_attached(kind: Kind, model: Any, tmp_path: P
 
 def test_rewards_teach(model: Any) -> None:
     data, held = examples(200, turned=True), examples(40, turned=True, seed=2)
-    found = reinforce(model, data, right, Course(steps=30, batch=32, every=10), Policy(longest=4), validation=held)
+    found = reinforce(
+        model, data, right, TrainingSettings(steps=30, batch=32, every=10), Policy(longest=4), validation=held
+    )
     assert found.score is not None
     assert found.started is not None
     assert found.score >= found.started + 0.2
     told = {"steps": 10, "batch": 64, "every": 5, "rate": 1e-2}
-    published = reinforce(model, data, right, Course.published(**told), Policy.published(longest=4), validation=held)
+    published = reinforce(
+        model, data, right, TrainingSettings.published(**told), Policy.published(longest=4), validation=held
+    )
     assert published.score is not None
     assert published.score > found.started
 
@@ -188,8 +201,8 @@ def test_a_damaged_state_is_refused(numbers: str, model: Any, tmp_path: Path) ->
 def test_fewer_rows_at_once_give_the_same(model: Any) -> None:
     data = examples(20, turned=True)
     for rows in (3, 7):
-        one = sft(model, data, Course(steps=3, batch=8))
-        other = sft(model, data, Course(steps=3, batch=8, rows=rows))
+        one = sft(model, data, TrainingSettings(steps=3, batch=8))
+        other = sft(model, data, TrainingSettings(steps=3, batch=8, rows=rows))
         for figures, others in zip(one.history, other.history, strict=True):
             assert figures["loss"] == pytest.approx(others["loss"], rel=1e-5)
             assert figures["gradient"] == pytest.approx(others["gradient"], rel=1e-4)
@@ -206,7 +219,7 @@ def test_the_loss_is_that_of_the_answers_and_their_end(model: Any) -> None:
             wanted += [-log_p[at, whole[0, at + 1]] for at in places]
     mean = float(torch.stack(wanted).mean())
     assert mean_loss(model, data) == pytest.approx(mean, rel=1e-5)
-    found = sft(model, data, Course(steps=1, batch=6, kind="paper"))  # which starts as the base
+    found = sft(model, data, TrainingSettings(steps=1, batch=6, kind="paper"))  # which starts as the base
     assert found.history[0]["loss"] == pytest.approx(mean, rel=1e-5)
     without = mean_loss(model, data, ends=())
     assert without != pytest.approx(mean, rel=1e-3)
@@ -220,7 +233,7 @@ def test_a_step_on_rewards_is_the_formula(model: Any) -> None:
         seen.append((example, answer))
         return float(sum(answer)) + 0.25 * len(seen)
 
-    course = Course(steps=1, batch=6, kind="paper", clip=1e9)
+    course = TrainingSettings(steps=1, batch=6, kind="paper", clip=1e9)
     found = reinforce(model, data, reward, course, Policy(samples=2, longest=3, kl=0.5), ends=())
     worth = [float(sum(answer)) + 0.25 * (at + 1) for at, (_, answer) in enumerate(seen)]
     parts = decomposed(model)
@@ -251,7 +264,7 @@ def test_kl_is_that_of_the_base_from_the_expert(model: Any, monkeypatch: pytest.
         return 2 * torch.randn(size, generator=generator)
 
     monkeypatch.setattr("adaptrix_transformer2.train.trainable.start", far)  # where the two directions differ
-    course = Course(steps=1, batch=6)
+    course = TrainingSettings(steps=1, batch=6)
     found = reinforce(model, data, reward, course, Policy(samples=2, longest=3, kl=0.1), ends=())
     with live_on(model, decomposed(model), course.kind, course.seed) as live, torch.no_grad():
         base_p, _, mask = log_probabilities(model, seen)
@@ -269,7 +282,7 @@ def test_every_step_draws_anew(model: Any) -> None:
         seen.append(answer)
         return float(len(seen))
 
-    course = Course(steps=2, batch=6, rate=1e-12)
+    course = TrainingSettings(steps=2, batch=6, rate=1e-12)
     reinforce(model, examples(1, turned=True) * 6, reward, course, Policy(longest=3, temperature=3.0), ends=())
     assert seen[:24] != seen[24:]
     assert len(set(seen[:24])) > 1
@@ -277,7 +290,7 @@ def test_every_step_draws_anew(model: Any) -> None:
 
 def test_kl_holds_an_expert_to_its_base(model: Any) -> None:
     data = examples(20, turned=True)
-    strict = Course(steps=25, batch=16)
+    strict = TrainingSettings(steps=25, batch=16)
     free = reinforce(model, data, right, strict, Policy(longest=3, kl=0.0))
     bound = reinforce(model, data, right, strict, Policy(longest=3, kl=100.0))
     assert _size(bound) < 0.5 * _size(free)
@@ -311,7 +324,7 @@ def test_numbers_that_are_none_end_a_training(model: Any) -> None:
     with pytest.raises(adaptrix.RefusedError, match="expected a finite number"):
         reinforce(model, data, lambda *_: float("nan"), RL, POLICY)
     with pytest.raises(adaptrix.RefusedError, match="the loss of step 2"):
-        sft(model, data, Course(steps=3, kind="paper", rate=1e30))
+        sft(model, data, TrainingSettings(steps=3, kind="paper", rate=1e30))
     assert all(torch.equal(before[name], one) for name, one in model.state_dict().items())
     assert not any(module._forward_hooks for module in model.modules())
 
@@ -341,11 +354,11 @@ def test_what_is_no_causal_model_is_refused() -> None:
 @pytest.mark.parametrize("rate", [1e38, float("inf"), float("nan"), 0, True])
 def test_a_rate_that_no_optimiser_can_take_is_refused(rate: float, model: Any) -> None:
     with pytest.raises(adaptrix.UsageError, match=r"rate: .*; expected a number above 0 and at most 1e\+30"):
-        sft(model, examples(3, turned=True), Course(rate=rate))
+        sft(model, examples(3, turned=True), TrainingSettings(rate=rate))
 
 
 def test_every_number_that_makes_no_sense_is_told(model: Any) -> None:
-    course = Course(steps=0, batch=-1, rate=float("inf"), clip=0, every=True, kind="free")  # type: ignore[arg-type]  # on purpose
+    course = TrainingSettings(steps=0, batch=-1, rate=float("inf"), clip=0, every=True, kind="free")  # type: ignore[arg-type]  # on purpose
     with pytest.raises(adaptrix.UsageError) as error:
         reinforce(model, examples(3, turned=True), right, course, Policy(samples=1, temperature=0.0, kl=-1.0))
     found = {problem.where for problem in error.value.problems}

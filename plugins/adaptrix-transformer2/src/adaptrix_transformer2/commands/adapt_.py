@@ -26,7 +26,7 @@ from adaptrix_transformer2.commands.evaluate_ import named
 if TYPE_CHECKING:
     from adaptrix.adapter import Adapter
     from adaptrix_transformer2.decomposition import Decomposition
-    from adaptrix_transformer2.dispatch import Found, Search
+    from adaptrix_transformer2.dispatch import Search, SearchResult
 
 _METHOD = "How mixtures are searched: cem or random. [default: cem]"
 
@@ -100,7 +100,7 @@ def _adapted(
     where: tuple[str | None, str | None],
     pipeline: Pipeline,
     verbosity: Verbosity,
-) -> tuple[Found, Adapter, Decomposition]:
+) -> tuple[SearchResult, Adapter, Decomposition]:
     """What the search found, and the mixture of it."""
     import adaptrix
     from adaptrix.base.model import placement, stored
@@ -119,7 +119,7 @@ def _adapted(
     return found, mixture(parts, members, found.weights), parts
 
 
-def _show(path: Path, found: Found, mixed: Adapter, verbosity: Verbosity) -> None:
+def _show(path: Path, found: SearchResult, mixed: Adapter, verbosity: Verbosity) -> None:
     weights = mixed.provenance.config["weights"]
     told: dict[str, Any] = {"path": str(path), "weights": weights, "right": found.score.right}
     told |= {"likelihood": found.score.likelihood, "evaluations": found.evaluations}
