@@ -27,7 +27,7 @@ test-slow: $(STAMP)
 # Apart, because they are large, and because transformers and peft import them wherever they are installed.
 test-quantised: $(STAMP)
 	$(BIN)/python -m pip install -q --no-deps --upgrade --target $(VENV)/quantised -c constraints.txt bitsandbytes torchao
-	PYTHONPATH=$(VENV)/quantised $(BIN)/python -m pytest tests/test_attach_quantised.py tests/test_merge_qlora.py
+	PYTHONPATH=$(VENV)/quantised $(BIN)/python -m pytest tests/runtime/test_quantised.py tests/merging/test_qlora.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

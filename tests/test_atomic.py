@@ -6,7 +6,7 @@ import pytest
 
 from adaptrix.atomic import output
 from adaptrix.errors import RefusedError, UsageError
-from tests.atomic_helpers import error_code, names, put, put_folder
+from tests.helpers.atomic import error_code, names, put, put_folder
 
 
 def test_a_file_appears_whole(tmp_path: Path) -> None:

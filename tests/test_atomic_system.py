@@ -12,7 +12,7 @@ import pytest
 
 from adaptrix.atomic import output
 from adaptrix.errors import RefusedError, UsageError
-from tests.atomic_helpers import error_code, names, put, put_folder
+from tests.helpers.atomic import error_code, names, put, put_folder
 
 # what the system objects to
 

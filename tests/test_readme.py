@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import adaptrix
-from tests.hub_server import hub  # noqa: F401  # a fixture
+from tests.helpers.hub_server import hub  # noqa: F401  # a fixture
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")

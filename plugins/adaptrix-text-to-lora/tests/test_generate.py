@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import adaptrix
 from adaptrix.plugins.catalog import Catalog
-from tests.families import FAMILIES, tiny_model
+from tests.helpers.families import FAMILIES, tiny_model
 
 BASE = Path(__file__).parents[3] / "examples" / "tiny" / "base"
 TEXT = "Solve grade-school maths step by step"

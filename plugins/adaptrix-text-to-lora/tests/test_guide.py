@@ -16,7 +16,7 @@ from adaptrix_text_to_lora.training.published import CheckpointRecord, write_che
 from transformers import AutoModelForCausalLM
 
 import adaptrix
-from tests.families import tiny_model
+from tests.helpers.families import tiny_model
 
 BASE = Path(__file__).parents[3] / "examples" / "tiny" / "base"
 PROMPT = "Make this model excel at code generation and debugging"

@@ -32,7 +32,7 @@ from hypothesis import strategies as st
 from torch.func import functional_call
 
 import adaptrix
-from tests.families import FAMILIES, tiny_model
+from tests.helpers.families import FAMILIES, tiny_model
 
 EMBEDDING, SCALE, SEED = 6, 1.7, 5
 SMALL = {"rank": 3, "embedding": EMBEDDING, "latent": 8, "head_in": 10}

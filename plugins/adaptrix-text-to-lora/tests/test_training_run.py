@@ -32,7 +32,7 @@ from adaptrix.delta import LowRank
 from adaptrix.formats import safetensors_file
 from adaptrix.pipeline import Pipeline
 from adaptrix.tensor import Tensor
-from tests.families import tiny_model
+from tests.helpers.families import tiny_model
 
 BASE = Path(__file__).parents[3] / "examples" / "tiny" / "base"
 SETTINGS = {"base": str(BASE), "encoder": "hashed", "width": 16, "latent": 8, "head": 8, "rank": 2, "batch": 2}

@@ -14,7 +14,7 @@ from adaptrix_transformer2.dispatch.searching import normalised
 from adaptrix_transformer2.train import Example
 
 import adaptrix
-from tests.families import tiny_model
+from tests.helpers.families import tiny_model
 
 IDS = torch.tensor([[5, 9, 2, 11, 7], [3, 4, 8, 1, 6]])
 

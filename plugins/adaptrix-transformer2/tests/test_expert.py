@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import adaptrix
 from adaptrix.architecture import Site
-from tests.families import FAMILIES, tiny_model
+from tests.helpers.families import FAMILIES, tiny_model
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {"mixtral"}))

@@ -20,7 +20,7 @@ from adaptrix_transformer2 import (
 from adaptrix_transformer2.dispatch import OTHER
 
 import adaptrix
-from tests.families import tiny_model
+from tests.helpers.families import tiny_model
 
 TOKENS = torch.tensor([[5, 9, 2, 11, 7], [3, 4, 8, 1, 6], [2, 2, 9, 13, 4]])
 OPTIONS: dict[str, Any] = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None}

@@ -15,7 +15,7 @@ from adaptrix_transformer2.dispatch import OTHER, Question, TwoPasses, question_
 from adaptrix_transformer2.train import TrainingSettings
 
 import adaptrix
-from tests.families import tiny_model
+from tests.helpers.families import tiny_model
 
 from .world import END, base
 

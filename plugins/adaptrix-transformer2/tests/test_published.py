@@ -16,7 +16,7 @@ from torch.func import functional_call
 import adaptrix
 from adaptrix.cli import run
 from adaptrix.pipeline import Pipeline
-from tests.families import tiny_model
+from tests.helpers.families import tiny_model
 
 
 class Policy(nn.Module):

@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 import adaptrix
-from tests.families import tiny_model
+from tests.helpers.families import tiny_model
 
 from .world import END, base, examples, right, small
 
