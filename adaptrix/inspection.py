@@ -7,9 +7,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from adaptrix.adapter import Adapter, Extra
-from adaptrix.binding.bind import BoundAdapter, factors, summed
+from adaptrix.binding.bind import BoundAdapter, summed
 from adaptrix.binding.stacks import ranges
-from adaptrix.delta import Spectral
+from adaptrix.delta import Spectral, of_class
 from adaptrix.errors import Problem
 
 #: ‖ΔW‖_F by role and layer
@@ -52,7 +52,7 @@ class Inspection:
     @property
     def spectral(self) -> str:
         """Whose singular values are changed, in words; nothing where none are."""
-        found = [delta for delta in self.bound.deltas.values() if isinstance(delta, Spectral)]
+        found = of_class(self.bound.deltas, Spectral).values()
         if not found:
             return ""
         stored = " and ".join(sorted({delta.basis.dtype for delta in found}))
@@ -131,7 +131,7 @@ def _summary(bound: BoundAdapter, role: str, sites: list[Any]) -> RoleSummary:
         shapes=tuple(sorted({delta.shape for delta in deltas})),
         ranks=tuple(sorted({delta.rank for delta in deltas})),
         scales=tuple(sorted({delta.scale for delta in deltas})),
-        dtypes=tuple(sorted({tensor.dtype for delta in deltas for tensor in factors(delta)})),
+        dtypes=tuple(sorted({tensor.dtype for delta in deltas for tensor in delta.energy_tensors()})),
         energy=summed(bound.energies[site] for site in sites),
         kinds=tuple(sorted({delta.kind for delta in deltas})),
     )

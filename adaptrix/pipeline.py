@@ -21,7 +21,7 @@ from adaptrix.delta import require_low_rank
 from adaptrix.destination import destination, no_place_for_fit, require_apart, require_untaken, would_lose
 from adaptrix.errors import AdaptrixError, Problem, RefusedError, UnreachableError, UsageError, errors_in
 from adaptrix.options import Options, dtype_name, require_options
-from adaptrix.planning.lowering import lowered, require_small_loss, spectral_deltas, without_vectors
+from adaptrix.planning.lowering import lowered, others, require_small_loss, without_vectors
 from adaptrix.planning.plan import Plan, make_plan, powerless, recorded_plan
 from adaptrix.planning.prune import cast, pruned
 from adaptrix.planning.redistribute import reshape_plan
@@ -262,7 +262,7 @@ def _plan(bound: BoundAdapter, options: Options, form: Format, made: Plan | None
 
 def _spectral(plan: Plan, options: Options, form: Format, resolver: Resolver | None) -> Plan:
     """The plan with its spectral deltas as the format and the options want them."""
-    if not spectral_deltas(plan):
+    if not others(plan):
         return plan
     if form.keeps_spectral and options.rank is not None:
         require_low_rank({site: plan.delta(site) for site in plan.sites}, plan.bound.adapter.name, "--rank here")

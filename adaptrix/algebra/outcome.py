@@ -12,7 +12,7 @@ from typing import Any
 from adaptrix import atomic
 from adaptrix.algebra.factors import Loss, total
 from adaptrix.architecture import Site
-from adaptrix.binding.bind import BoundAdapter, factors
+from adaptrix.binding.bind import BoundAdapter
 from adaptrix.destination import destination
 from adaptrix.errors import Problem, RefusedError, errors_in
 from adaptrix.options import Options
@@ -110,5 +110,5 @@ def too_large(site: Site) -> Problem:
 def _overflows(bound: BoundAdapter) -> Iterator[Problem]:
     for site, energy in bound.energies.items():
         if not isfinite(energy):
-            found = f"its numbers have no room in {factors(bound.deltas[site])[0].dtype}"
+            found = f"its numbers have no room in {bound.deltas[site].energy_tensors()[0].dtype}"
             yield Problem("overflow", str(site), found, "finite numbers", "Choose a wider --dtype, such as F32.")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from adaptrix.architecture import Site
 from adaptrix.binding.bind import BoundAdapter
-from adaptrix.delta import Delta, Spectral
+from adaptrix.delta import Delta, Spectral, of_class
 from adaptrix.errors import Problem, RefusedError, refuse
 from adaptrix.pipeline import Pipeline
 from adaptrix.planning.lowering import exchanged
@@ -127,14 +127,12 @@ def _is_turned(plan: Plan, site: Site, delta: Spectral, weight: Tensor) -> bool:
 
 def draws(bound: BoundAdapter) -> bool:
     """Whether resolving an adapter's deltas may show how far it is."""
-    return any(isinstance(delta, Spectral) for delta in bound.deltas.values())
+    return any(delta.needs_base for delta in bound.deltas.values())
 
 
 def _unresolved(plan: Plan) -> Iterator[tuple[Site, Spectral]]:
     for deltas in (plan.bound.deltas, plan.overrides):
-        for site, delta in deltas.items():
-            if isinstance(delta, Spectral) and not delta.resolved:
-                yield site, delta
+        yield from ((site, delta) for site, delta in of_class(deltas, Spectral).items() if not delta.resolved)
 
 
 def _with(plan: Plan, found: dict[int, Delta]) -> Plan:

@@ -8,7 +8,7 @@ dtype of the adapter's own, so that the file holds both.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -20,8 +20,8 @@ import torch
 from adaptrix.adapter import FitRecord
 from adaptrix.architecture import Site
 from adaptrix.attaching import attach
-from adaptrix.binding.bind import BoundAdapter, factors
-from adaptrix.delta import LowRank, require_low_rank
+from adaptrix.binding.bind import BoundAdapter
+from adaptrix.delta import Delta, LowRank, require_low_rank
 from adaptrix.errors import Problem, RefusedError, refuse
 from adaptrix.fitting.corpus import Corpus
 from adaptrix.fitting.layer_choice import choose, looks
@@ -138,7 +138,7 @@ class Fitter:
         }
         wanted = self.options.dtype and dtype_name(self.options.dtype)
         plain = require_low_rank(trained, self.bound.adapter.name, "a fit")
-        return {site: _as(delta, wanted or factors(self.bound.deltas[site])[0].dtype) for site, delta in plain.items()}
+        return {site: delta.cast(wanted or _dtype(self.bound.deltas[site])) for site, delta in plain.items()}
 
     def _told(self, session: Session, plan: Plan, own: Choice, taken: int) -> Plan:
         """The plan with what it has come to: measured on the numbers that will be written."""
@@ -189,13 +189,8 @@ def _sum(layers: Sequence[int] | set[int]) -> Choice:
     return {_name(layer): 1.0 for layer in sorted(layers)} or None
 
 
-def _as(delta: LowRank, dtype: str) -> LowRank:
-    """A delta in a dtype, of which only what it has been trained to is left."""
-    tensors: Mapping[str, Any] = {
-        name: tensor and tensor.cast(dtype)
-        for name, tensor in (("A", delta.A), ("B", delta.B), ("bias", delta.bias), ("magnitude", delta.magnitude))
-    }
-    return replace(delta, **tensors)
+def _dtype(delta: Delta) -> str:
+    return delta.energy_tensors()[0].dtype
 
 
 def _digest(bound: BoundAdapter) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from adaptrix.adapter import Target
 from adaptrix.delta import Basis, Spectral
 from adaptrix.errors import Problem
-from adaptrix.formats.manifest import MalformedError, a_list, a_size, a_text, an_object
+from adaptrix.formats.manifest import Entry, MalformedError, a_list, a_size, a_text, an_object
 from adaptrix.tensor import FLOATS, Tensor
 
 #: a tensor's name -> the field it is
@@ -19,22 +20,32 @@ NAMES = {"spectral_z": "z", "spectral_S": "S", "spectral_U": "U", "spectral_Vt":
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
-def read(
-    target: Target, entry: Mapping[str, Any], tensors: dict[str, Tensor], where: str, problems: list[Problem]
-) -> Spectral | None:
-    """The delta of an entry, its tensors taken out of ``tensors``; None where something is wrong, which is told.
+def entry(delta: Spectral, target: Target) -> dict[str, Any]:  # noqa: ARG001  # as every kind's
+    """The entry of the manifest: above all whose singular values they are."""
+    return {
+        "rank": delta.rank,
+        "scale": delta.scale,
+        "shape": list(delta.shape),
+        "basis": asdict(delta.basis),
+        "vectors": delta.resolved,
+    }
+
+
+def read(entry: Entry, tensors: dict[str, Tensor], problems: list[Problem]) -> Spectral | None:
+    """The delta of an entry, its tensors taken out of ``tensors``; None where something is wrong, which is added.
 
     Raises :class:`MalformedError` for an entry that is none.
     """
+    where = entry.where
     found = {field: tensors.pop(f"{where}.{name}", None) for name, field in NAMES.items()}
-    shape, basis = _shape(entry, where), _basis(entry, where)
+    shape, basis = _shape(entry.values, where), _basis(entry.values, where)
     z, S = found["z"], found["S"]
     if z is None or S is None:
         problems.append(Problem("pair", where, "spectral_z or spectral_S is missing", "both"))
         return None
     delta = Spectral(z, S, basis, shape, found["U"], found["Vt"])
     wrong = list(_tensor_problems(delta, where))
-    wrong = wrong or [*_entry_problems(delta, target, entry, where), *_value_problems(delta, where)]
+    wrong = wrong or [*_entry_problems(delta, entry.target, entry.values, where), *_value_problems(delta, where)]
     problems += wrong
     return None if wrong else delta
 

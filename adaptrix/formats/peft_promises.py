@@ -176,7 +176,7 @@ def promise(config: PeftConfig, deltas: Mapping[Target, Delta]) -> Callable[[str
     A pattern that cannot be matched promises nothing; reading has said what is wrong with it.
     """
     listed = isinstance(config.get("target_modules"), list)
-    stacked = {target for target, delta in deltas.items() if isinstance(delta, LowRank) and delta.experts is not None}
+    stacked = {target for target, delta in deltas.items() if delta.experts is not None}
     names = {target.path.rpartition(".")[2] for target in deltas.keys() - stacked}
     wrapped = {_kind(target.path.rpartition(".")[0]) for target in stacked}
     broken = False

@@ -14,7 +14,7 @@ import numpy as np
 from adaptrix.adapter import Extra
 from adaptrix.architecture import Site
 from adaptrix.base.sites import BaseSites
-from adaptrix.delta import Delta, LowRank
+from adaptrix.delta import Delta
 from adaptrix.errors import Problem
 from adaptrix.merging.tensor_change import TensorChange
 from adaptrix.planning.plan import Plan
@@ -79,13 +79,8 @@ def tied_problems(plan: Plan, places: BaseSites) -> Iterator[Problem]:
 
 
 def _same_delta(embed: Delta | None, head: Delta | None) -> bool:
-    """Whether ΔW of the head is the transpose of that of the embedding, factor by factor."""
-    if not isinstance(embed, LowRank) or not isinstance(head, LowRank):
-        return embed is head
-    if embed.magnitude or head.magnitude or embed.bias or head.bias or embed.scale != head.scale:
-        return False
-    crossed = ((embed.A, head.B), (embed.B, head.A))
-    return all(np.array_equal(one.float32().T, other.float32()) for one, other in crossed)
+    """Whether ΔW of the head is the transpose of that of the embedding; also where neither has one."""
+    return embed is head if embed is None or head is None else embed.is_transpose_of(head)
 
 
 def _saved(plan: Plan, site: Site, own: Tensor | None) -> Tensor | None:

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 
 from adaptrix.architecture import Site
-from adaptrix.delta import LowRank, Matrix, distance, from_factors, require_low_rank, stack, truncate
+from adaptrix.delta import LowRank, Matrix, distance, from_factors, of_class, require_low_rank, stack, truncate
 from adaptrix.errors import Problem, RefusedError
 from adaptrix.planning.plan import Plan
 from adaptrix.tensor import Tensor
@@ -40,7 +40,7 @@ def reshape_plan(plan: Plan, redistribute: Redistribution, rank: int | None) -> 
     groups, lost = _grouped(plan) if redistribute == "nearest" else ({site: [site] for site in plan.sites}, [])
     earlier = plan.overrides if redistribute == "none" else {}
     deltas = {**plan.bound.deltas, **earlier}
-    above = {s for s, delta in deltas.items() if rank and isinstance(delta, LowRank) and delta.rank > rank}
+    above = {s for s, delta in of_class(deltas, LowRank).items() if rank and delta.rank > rank}
     changed = {s: members for s, members in groups.items() if len(members) > 1 or s in above}
     name, touched = plan.bound.adapter.name, [member for members in changed.values() for member in members]
     plain = require_low_rank({site: deltas[site] for site in touched}, name, "--redistribute or --rank")

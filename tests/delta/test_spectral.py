@@ -234,7 +234,7 @@ def test_what_takes_low_rank_deltas_says_so(llama, tmp_path):
     ):
         with pytest.raises(RefusedError) as error:
             attempt()
-        assert {problem.code for problem in error.value.problems} == {"spectral"}
+        assert {problem.code for problem in error.value.problems} == {"kind"}
         assert not out.exists()
 
 
