@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
 
 from adaptrix.adapter import Extra
 from adaptrix.architecture import Site
 from adaptrix.architecture.patterns import suffix_match
 from adaptrix.base.sites import BaseSites, Term
-from adaptrix.delta import LowRank
-from adaptrix.errors import Problem
+from adaptrix.delta import LowRank, Spectral
+from adaptrix.delta.kinds import row
+from adaptrix.errors import Problem, RefusedError
 from adaptrix.merging.spectral import spectral_changes
 from adaptrix.merging.tensor_change import TensorChange
 from adaptrix.merging.tied import HEAD, equal
@@ -35,15 +38,36 @@ class MergePlanner:
         self.problems += _unmergeable(self.plan)
         for key, extra in self.plan.bound.adapter.extras.items():
             self._extra(key, extra)
-        for site in self.plan.sites:
-            delta = self.plan.delta(site)
-            if isinstance(delta, LowRank):
-                self._delta(site, delta)
-            elif not self.places.whole(site):
-                self._nowhere(site)
-        self._spectral()
+        for gather, deltas in self._by_kind().items():
+            gather(self, deltas)
         for name, change in self.changes.items():
             self.problems += _misfits(name, change, self.places.tensors[name])
+
+    def _by_kind(self) -> dict[Gather, dict[Site, Any]]:
+        """The deltas that act by what gathers their changes, in the order of the kinds; a problem for unknown kinds."""
+        found: dict[Gather, dict[Site, Any]] = {gather: {} for gather in KINDS.values()}
+        for site in self.plan.sites:
+            delta = self.plan.delta(site)
+            try:
+                found[row(KINDS, delta, site, "merging")][site] = delta
+            except RefusedError as error:
+                self.problems += error.problems
+        return {gather: deltas for gather, deltas in found.items() if deltas}
+
+    def low_rank(self, deltas: Mapping[Site, LowRank]) -> None:
+        """Gathers what LoRAs add to the tensors of their weights, each by itself."""
+        for site, delta in deltas.items():
+            self._delta(site, delta)
+
+    def spectral(self, deltas: Mapping[Site, Spectral]) -> None:
+        """Gathers the changes of spectral deltas, each of the whole weight that it is of."""
+        for site in deltas:
+            if not self.places.whole(site):
+                self._nowhere(site)
+        changes, problems = spectral_changes(self.plan, deltas, self.places, self._display)
+        self.problems += problems
+        for name, change in changes.items():
+            self._change(name, spectral=change.spectral, turned=change.turned)
 
     def _extra(self, key: str, extra: Extra) -> None:
         path = key.removesuffix(_TOKENS) if key.endswith(_TOKENS) else key.rpartition(".")[0]
@@ -98,13 +122,6 @@ class MergePlanner:
             for name, term in biases:
                 self._add(name, term, bias=True)
 
-    def _spectral(self) -> None:
-        """The changes of spectral deltas, each of the whole weight that it is of."""
-        changes, problems = spectral_changes(self.plan, self.places, self._display)
-        self.problems += problems
-        for name, change in changes.items():
-            self._change(name, spectral=change.spectral, turned=change.turned)
-
     def _nowhere(self, site: Site) -> None:
         target = self.plan.bound.targets[site]
         if not self._is_tied_head(f"{target}.weight"):
@@ -145,6 +162,15 @@ class MergePlanner:
         self.problems.append(
             Problem(code, where, found, remedy=remedy, severity="warning" if severity == "warning" else "error")
         )
+
+
+#: gathers the changes of the deltas of one kind
+Gather = Callable[[MergePlanner, Any], None]
+
+#: a row for every kind of delta that can be merged
+KINDS: Mapping[str, Gather] = MappingProxyType(
+    {"lora": MergePlanner.low_rank, "dora": MergePlanner.low_rank, "spectral": MergePlanner.spectral}
+)
 
 
 def _indices(wanted: object, plain: str) -> tuple[int, ...] | None:

@@ -5,6 +5,9 @@ All weights are held to the hashes that the deltas name before the first is deco
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from adaptrix.architecture import Site
 from adaptrix.base.sites import BaseSites
 from adaptrix.base.svd import SvdCache, resolve
 from adaptrix.base.vectors import SpectralWeight, held_weights
@@ -15,10 +18,11 @@ from adaptrix.planning.plan import Plan
 from adaptrix.progress import Counted
 
 
-def spectral_changes(plan: Plan, places: BaseSites, display: Counted) -> tuple[dict[str, TensorChange], list[Problem]]:
+def spectral_changes(
+    plan: Plan, deltas: Mapping[Site, Spectral], places: BaseSites, display: Counted
+) -> tuple[dict[str, TensorChange], list[Problem]]:
     """The change of each weight by its name, or every reason why there is none."""
-    deltas = [(site, delta) for site in plan.sites if isinstance(delta := plan.delta(site), Spectral)]
-    found, problems = held_weights(plan, places, deltas)
+    found, problems = held_weights(plan, places, deltas.items())
     if problems or not found:
         return {}, problems
     changes: dict[str, TensorChange] = {}
