@@ -20,7 +20,7 @@ NAMES = {"spectral_z": "z", "spectral_S": "S", "spectral_U": "U", "spectral_Vt":
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
-def entry(delta: Spectral, target: Target) -> dict[str, Any]:  # noqa: ARG001  # as every kind's
+def entry(delta: Spectral, _target: Target) -> dict[str, Any]:
     """The entry of the manifest: above all whose singular values they are."""
     return {
         "rank": delta.rank,

@@ -20,14 +20,14 @@ from torch import Tensor, nn
 from adaptrix.adapter import Extra
 from adaptrix.architecture import Site
 from adaptrix.binding.identify import kept_paths
-from adaptrix.delta import Spectral
+from adaptrix.delta.kinds import row
 from adaptrix.errors import Problem, RefusedError, refuse
 from adaptrix.planning.plan import Plan
 from adaptrix.runtime.factors import offloaded, present
-from adaptrix.runtime.kernel import Kernel
+from adaptrix.runtime.kernel import Adding, Kernel
+from adaptrix.runtime.kinds import KINDS
 from adaptrix.runtime.modules import Reached, whole_site
 from adaptrix.runtime.replaced import SiteKernel, twin
-from adaptrix.runtime.spectral import Adding
 from adaptrix.torch_tensor import as_torch
 
 #: what stands in the names under which peft saves a tensor of a module saved whole once more
@@ -181,8 +181,9 @@ def _require_servable(place: ExtraTarget, key: str, extra: Extra, plan: Plan) ->
         remedy = "Attach to the base that it was trained on, with the same changes to its vocabulary."
         raise refuse("extra", where, "the base's own weight, and the model has another", "the same base", remedy)
     beside = plan.delta(place.reached.site) if place.reached.site in plan.sites else None
-    if place.constant and isinstance(beside, Spectral):
-        raise refuse("extra", where, "a bias that is replaced beside a spectral delta", "one or the other", _MERGE)
+    if place.constant and beside is not None and not row(KINDS, beside, where, "attaching").takes_bias:
+        found = f"a bias that is replaced beside a {beside.kind} delta"
+        raise refuse("extra", where, found, "one or the other", _MERGE)
     if place.constant:
         return
     if place.reached.site in map(whole_site, plan.sites):
@@ -204,7 +205,7 @@ def _shifted(kernel: Adding | None, place: ExtraTarget) -> Kernel:
     own = place.own.detach().float()
     difference = place.tensor.float() - own
     if kernel is not None:
-        assert isinstance(kernel, Kernel)  # beside a spectral one it was refused
+        assert isinstance(kernel, Kernel)  # beside one that takes no bias it was refused
         c = difference if kernel.c is None else kernel.c.float() + difference
         return replace(kernel, c=c.to(kernel.At.dtype))
     module = place.reached.module

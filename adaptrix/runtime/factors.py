@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from adaptrix.architecture import Site
 from adaptrix.architecture.layout import role_rows
 from adaptrix.delta import Delta, LowRank
-from adaptrix.errors import refuse
+from adaptrix.errors import RefusedError, refuse
 from adaptrix.planning.plan import Plan
 from adaptrix.runtime.kernel import Kernel
 from adaptrix.runtime.modules import Reached
@@ -47,7 +47,7 @@ def factors(plan: Plan, site: Site, device: torch.device, dtype: torch.dtype = t
     """The numbers of the delta that a plan has at a site. Raises :class:`RefusedError` for a part of unknown rows."""
     delta = plan.delta(site)
     if not isinstance(delta, LowRank):
-        raise refuse("part", str(site), "a spectral delta beside others on one weight", "one delta on a weight")
+        raise beside_others(site, delta)
     A, B, bias, magnitude = (
         None if tensor is None else as_torch(tensor, device, dtype)
         for tensor in (delta.A, delta.B, delta.bias, delta.magnitude)
@@ -55,6 +55,12 @@ def factors(plan: Plan, site: Site, device: torch.device, dtype: torch.dtype = t
     assert A is not None and B is not None  # noqa: PT018  # a delta has both
     rows, height = _rows(plan, site, device)
     return Factors(A, B, bias, magnitude, delta.scale * gain_of(plan, site), rows, height)
+
+
+def beside_others(site: Site, delta: Delta) -> RefusedError:
+    """A refusal of a delta of another kind that does not go together with the others on its weight."""
+    found = f"a {delta.kind} delta beside others on one weight"
+    return refuse("part", str(site), found, "one delta on a weight")
 
 
 def gain_of(plan: Plan, site: Site) -> float:
@@ -97,6 +103,14 @@ def weight_of(reached: Reached) -> Tensor:
 def is_embedding(delta: Delta) -> bool:
     """Whether a delta changes the rows of an embedding."""
     return isinstance(delta, LowRank) and delta.embedding
+
+
+def home(module: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Where a module computes, and the float dtype of its weight; fp32 where it is quantised."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    floats = weight.is_floating_point() and weight.itemsize > 1
+    return device_of(module), weight.dtype if floats else torch.float32
 
 
 def output_scale(module: nn.Module) -> float:

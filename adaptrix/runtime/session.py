@@ -182,7 +182,7 @@ class Session:
             loaded = self._in_training(loaded)
         trained = (change for change in loaded.kernels.values() if isinstance(change, Trainable))
         targets = self._planned(loaded).bound.targets
-        return {f"{targets[site]}.{key}": leaf for change in trained for site, key, leaf in change.leaves()}
+        return {f"{targets[site]}.{key}": leaf for change in trained for site, key, leaf in change.leaves.named()}
 
     def adapter(self, name: str) -> Adapter:
         """An adapter as it is now, its leaves' numbers in it: for ``adaptrix.convert``, or to be loaded again."""

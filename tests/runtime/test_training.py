@@ -136,7 +136,7 @@ def dense(model, session, names):
     """The model's weights with the leaves' ΔW in them, by autograd: weight × name."""
     weights = {}
     for name, weight in names.items():
-        for change in session._adapters._loaded[name].kernels.values():
+        for change in (change.leaves for change in session._adapters._loaded[name].kernels.values()):
             key = f"{change.reached.name}.weight"
             own = weights.get(key, model.get_parameter(key))
             delta = sum(part.whole @ part.A for part in change.parts.values())

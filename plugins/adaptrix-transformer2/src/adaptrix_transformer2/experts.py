@@ -71,10 +71,7 @@ def save(
     ``out`` as for :func:`adaptrix.convert`. U and V are computed from the base's weights wherever the expert is put
     to use, once a weight. Raises :class:`AdaptrixError`, and then leaves nothing behind.
     """
-    slim = {
-        target: delta.without_vectors() if isinstance(delta, Spectral) else delta
-        for target, delta in adapter.deltas.items()
-    }
+    slim = {target: delta.without_vectors() for target, delta in adapter.deltas.items()}
     bound = bind(replace(adapter, deltas=MappingProxyType(slim)), decomposition.identity)
     if errors := errors_in(bound.problems):
         raise RefusedError(errors)
