@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from torch import nn
 
 from adaptrix.architecture import Site
-from adaptrix.delta.kinds import row
 from adaptrix.errors import Problem, RefusedError
 from adaptrix.planning.plan import Plan
 from adaptrix.runtime.decompositions import Decompositions
 from adaptrix.runtime.kernel import Adding
-from adaptrix.runtime.kinds import KINDS
+from adaptrix.runtime.kinds import kind_at
 from adaptrix.runtime.modules import Reached, whole_site
 from adaptrix.runtime.replaced import SiteKernel
 
@@ -30,7 +29,7 @@ def kernels(plan: Plan, modules: Mapping[Site, Reached], decompositions: Decompo
         if foreign and plan.delta(sites[0]).needs_base:
             continue
         try:
-            built[whole] = _kernel(plan, sites, modules[whole], decompositions)
+            built[whole] = kind_at(plan, sites[0], "attaching").build(plan, sites, modules[whole], decompositions)
         except RefusedError as error:
             problems = [*problems, *error.problems]
     if problems:
@@ -44,11 +43,6 @@ def by_module(plan: Plan) -> dict[Site, list[Site]]:
     for site in plan.sites:
         groups.setdefault(whole_site(site), []).append(site)
     return groups
-
-
-def _kernel(plan: Plan, sites: list[Site], reached: Reached, decompositions: Decompositions) -> Adding:
-    delta, where = plan.delta(sites[0]), f"{plan.bound.adapter.name} {sites[0]}"
-    return row(KINDS, delta, where, "attaching").build(plan, sites, reached, decompositions)
 
 
 def require_finite(built: Mapping[Site, SiteKernel], plan: Plan) -> None:

@@ -20,12 +20,11 @@ from torch import Tensor, nn
 from adaptrix.adapter import Extra
 from adaptrix.architecture import Site
 from adaptrix.binding.identify import kept_paths
-from adaptrix.delta.kinds import row
 from adaptrix.errors import Problem, RefusedError, refuse
 from adaptrix.planning.plan import Plan
 from adaptrix.runtime.factors import offloaded, present
 from adaptrix.runtime.kernel import Adding, Kernel
-from adaptrix.runtime.kinds import KINDS
+from adaptrix.runtime.kinds import kind_at
 from adaptrix.runtime.modules import Reached, whole_site
 from adaptrix.runtime.replaced import SiteKernel, twin
 from adaptrix.torch_tensor import as_torch
@@ -181,7 +180,7 @@ def _require_servable(place: ExtraTarget, key: str, extra: Extra, plan: Plan) ->
         remedy = "Attach to the base that it was trained on, with the same changes to its vocabulary."
         raise refuse("extra", where, "the base's own weight, and the model has another", "the same base", remedy)
     beside = plan.delta(place.reached.site) if place.reached.site in plan.sites else None
-    if place.constant and beside is not None and not row(KINDS, beside, where, "attaching").takes_bias:
+    if place.constant and beside is not None and not kind_at(plan, place.reached.site, "attaching").takes_bias:
         found = f"a bias that is replaced beside a {beside.kind} delta"
         raise refuse("extra", where, found, "one or the other", _MERGE)
     if place.constant:

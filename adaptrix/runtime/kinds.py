@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from adaptrix.architecture import Site
+from adaptrix.delta.kinds import row
 from adaptrix.planning.plan import Plan
 from adaptrix.runtime.decompositions import Decompositions, spectral_kernel
 from adaptrix.runtime.factors import factors, home, is_embedding, kernel_of
@@ -41,3 +42,11 @@ _SPECTRAL = KernelKind(spectral_kernel, spectral_leaves, takes_bias=False)
 
 #: a row for every kind of delta that can be attached
 KINDS: Mapping[str, KernelKind] = MappingProxyType({"lora": _LOW_RANK, "dora": _LOW_RANK, "spectral": _SPECTRAL})
+
+
+def kind_at(plan: Plan, site: Site, doing: str) -> KernelKind:
+    """The row for the delta that a plan has at a site; ``doing`` is what messages call the use of it: "training".
+
+    Raises :class:`RefusedError` for a kind without a row.
+    """
+    return row(KINDS, plan.delta(site), f"{plan.bound.adapter.name} {site}", doing)

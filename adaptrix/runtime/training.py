@@ -15,11 +15,10 @@ import torch
 
 from adaptrix.adapter import Adapter
 from adaptrix.architecture import Site
-from adaptrix.delta.kinds import row
 from adaptrix.errors import Problem, RefusedError, UsageError
 from adaptrix.planning.plan import Plan
 from adaptrix.runtime.build import by_module
-from adaptrix.runtime.kinds import KINDS
+from adaptrix.runtime.kinds import kind_at
 from adaptrix.runtime.leaves import file_changed
 from adaptrix.runtime.modules import Reached
 from adaptrix.runtime.trainable import Trainable
@@ -36,7 +35,7 @@ def learned(plan: Plan, modules: Mapping[Site, Reached], loaded: Mapping[Site, o
     dropout = _dropout(plan)
     found = {}
     for whole, sites in by_module(plan).items():
-        kind = row(KINDS, plan.delta(sites[0]), f"{plan.bound.adapter.name} {sites[0]}", "training")
+        kind = kind_at(plan, sites[0], "training")
         found[whole] = Trainable(kind.learn(plan, sites, modules[whole], dropout, loaded[whole]))
     with torch.no_grad():
         changed = [site for site, one in found.items() if not one.leaves.kernel.agrees(loaded[site])]
