@@ -412,6 +412,17 @@ def test_a_file_with_a_kind_that_is_not_listed_is_refused_by_name(base, tmp_path
     assert "a diagonal delta, a kind that an injection file has no way for" in {each.found for each in refused}
 
 
+def test_the_third_kind_is_merged_as_its_row_says(listed, base, tmp_path, monkeypatch):
+    def gather(planner, deltas):
+        planner.low_rank({site: delta.low_rank()[0] for site, delta in deltas.items()})
+
+    register(monkeypatch, drafting, gather)
+    folder, model = base
+    path = adaptrix.convert(adapter(), tmp_path / "a.adaptrix.safetensors", base=folder, layers="all")
+    made = LlamaForCausalLM.from_pretrained(adaptrix.merge(path, folder, tmp_path / "merged"))
+    assert torch.allclose(logits(made), merged(model, lambda layer: dense(adapter(), layer)), atol=1e-5)
+
+
 def test_the_third_kind_acts_on_a_live_model(attachable, base):
     _, model = base
     with adaptrix.attach(model, {"one": adapter()}) as session, session.use("one"):
