@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+import torch
+
 from adaptrix.architecture import Site
 from adaptrix.delta.kinds import row
 from adaptrix.planning.plan import Plan
@@ -33,7 +35,7 @@ class KernelKind:
 
 def _low_rank_kernel(plan: Plan, sites: list[Site], reached: Reached, _: Decompositions) -> Kernel:
     device, dtype = home(reached.module)
-    parts = [factors(plan, site, device) for site in sites]
+    parts = [factors(plan, site, device, torch.promote_types(dtype, torch.float32)) for site in sites]
     return kernel_of(parts, reached, dtype, embedding=is_embedding(plan.delta(sites[0])))
 
 
