@@ -29,7 +29,7 @@ class Truncation:
         sizes = np.sort(values)[::-1]
         largest = float(sizes[0]) or 1.0
         with np.errstate(invalid="ignore"):  # Inf
-            squares = (sizes / largest) ** 2  # of the values themselves they may be too large to be told
+            squares = (sizes / largest) ** 2  # of the values themselves they may overflow
         lost = squares[len(squares) if rank is None else rank :].sum()
         return cls(largest * sqrt(lost), largest * sqrt(squares.sum()))
 

@@ -18,8 +18,8 @@ def read_deltas(
 ) -> dict[str, tuple[Target, Delta]]:
     """The sound deltas of a table of the manifest, by site; their tensors are taken out of ``tensors``."""
     found: dict[str, tuple[Target, Delta]] = {}
-    for site, told in entries.items():
-        values, where = an_object(told, f"{prefix}{site}"), f"{prefix}{site}"
+    for site, found_entry in entries.items():
+        values, where = an_object(found_entry, f"{prefix}{site}"), f"{prefix}{site}"
         target = _target(site, values)
         delta = injection_kinds.read(Entry(site, where, target, values), tensors, problems)
         if delta is not None:
