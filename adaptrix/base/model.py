@@ -6,20 +6,19 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
 )
-from transformers.utils import logging
 
-from adaptrix.base.checkpoint import TOKENIZER, BaseCheckpoint, matching
+from adaptrix.base.checkpoint import BaseCheckpoint
 from adaptrix.base.fetch import fetch_base
+from adaptrix.base.loading import UNLOADABLE, load_config, load_model, load_tokenizer, unloadable
 from adaptrix.errors import Problem, UsageError, refuse
 from adaptrix.options import dtype_name
 from adaptrix.pipeline import Pipeline
@@ -28,8 +27,6 @@ from adaptrix.torch_tensor import TORCH, as_torch
 from adaptrix.wording import some
 
 _DTYPES = {name: TORCH[name] for name in ("F32", "BF16", "F16", "F64")}
-#: what transformers raises for files that it cannot make a model or a tokenizer of
-_UNLOADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +78,7 @@ def stored(uri: str, pipeline: Pipeline, where: Placement, tokenizer: Any = None
     return BaseModel(
         uri,
         pipeline.base_config(uri),
-        lambda: tokenizer or _tokenizer(uri, fetched().folder),
+        lambda: tokenizer or load_tokenizer(fetched().folder, uri),
         lambda: _loaded(fetched(), where),
     )
 
@@ -109,11 +106,10 @@ def _loaded(base: BaseCheckpoint, where: Placement) -> Iterator[Any]:
     """The model of a base for a while. Raises :class:`RefusedError` where it is no causal language model, or would
     have weights that are in no file."""
     config = _require_causal_class(base)
-    with _quietly():
-        try:
-            model, info = _load(base, config, dtype=where.dtype, output_loading_info=True)
-        except _UNLOADABLE as error:
-            raise _unloadable("base", base.name, "it", error) from None
+    try:
+        model, info = _load(base, config, dtype=where.dtype, output_loading_info=True)
+    except UNLOADABLE as error:
+        raise unloadable("base", base.name, "it", error) from None
     if lacking := sorted(map(str, (*info["missing_keys"], *info["mismatched_keys"]))):
         found = f"its weights lack {some(lacking, 4)}, and the model would get random ones"
         raise refuse("base", base.name, found, "the weights of a whole causal language model")
@@ -123,22 +119,10 @@ def _loaded(base: BaseCheckpoint, where: Placement) -> Iterator[Any]:
 def _load(base: BaseCheckpoint, config: Any, **options: Any) -> Any:
     """What transformers makes of a base's files. It is given the tensors of those that it would open as pickles."""
     if not base.pickled:
-        load: Any = AutoModelForCausalLM.from_pretrained
-        return load(base.folder, use_safetensors=True, local_files_only=True, trust_remote_code=False, **options)
+        return load_model(AutoModelForCausalLM, base.folder, **options)
     kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     state = {name: as_torch(tensor) for name, tensor in base.tensors().items()}
     return kind.from_pretrained(None, config=config, state_dict=state, **options)
-
-
-def _tokenizer(name: str, folder: Path) -> Any:
-    """The tokenizer in a folder. Raises :class:`RefusedError` where there is none."""
-    if not matching(folder, TOKENIZER):
-        remedy = "Put the model's tokenizer.json and tokenizer_config.json beside it."
-        raise refuse("no-tokenizer", name, "there is no tokenizer in it", "a base with its tokenizer", remedy)
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except _UNLOADABLE as error:
-        raise _unloadable("no-tokenizer", name, "its tokenizer", error) from None
 
 
 @contextmanager
@@ -196,11 +180,7 @@ def _logits(model: Any, ids: Tensor, name: str) -> Tensor:
 def _require_causal_class(base: BaseCheckpoint) -> Any:
     """The base's config. Raises :class:`RefusedError` where it is not that of a causal language model."""
     kind = base.config.get("model_type")
-    with _quietly():
-        try:
-            config = AutoConfig.from_pretrained(base.folder, local_files_only=True, trust_remote_code=False)
-        except _UNLOADABLE as error:
-            raise _unloadable("base", base.name, "its config", error) from None
+    config = load_config(base.folder, base.name)
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or getattr(config, "is_encoder_decoder", False):
         raise _not_causal(base.name, f"transformers has no causal language model of type {kind!r}")
     return config
@@ -209,20 +189,3 @@ def _require_causal_class(base: BaseCheckpoint) -> Any:
 def _not_causal(name: str, found: str) -> Exception:
     remedy = "Perplexity and KL a token are for models that write text from left to right."
     return refuse("not-causal", name, found, "a causal language model", remedy)
-
-
-def _unloadable(code: str, name: str, what: str, error: Exception) -> Exception:
-    said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return refuse(code, name, f"transformers cannot load {what}: {said.strip()}")
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """No bar of transformers' own."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers has no types there
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]  # likewise

@@ -32,6 +32,7 @@ class MergePlan:
     problems: tuple[Problem, ...]
     bundle: Bundle | None = None
     linear: Mapping[str, bool] = field(default_factory=lambda: MappingProxyType({}))
+    allow_nonfinite: bool = False
 
     def on(self, base: QloraBase) -> MergePlan:
         """The same merge into what NF4 leaves of the base, or into its full precision."""
@@ -60,7 +61,7 @@ def draft(pipeline: Pipeline, uri: str, base: str, options: MergeOptions, displa
     if not report.ok or report.bound is None:
         raise RefusedError(errors_in(report.problems))
     plan = _plan(report, options.layers)
-    made = settle(plan, fetch_base(base, pipeline), report, display)
+    made = replace(settle(plan, fetch_base(base, pipeline), report, display), allow_nonfinite=options.allow_nonfinite)
     if options.qlora_base is None:
         return made
     _require_low_rank(made)

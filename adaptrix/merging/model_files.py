@@ -34,7 +34,7 @@ def write_model(made: MergePlan, folder: Path, dtype: str | None, display: Displ
         for name, tensor in tensors.items():
             cast = wanted if wanted is not None and tensor.dtype in FLOATS else tensor.dtype
             change = made.changes.get(name) or (TensorChange() if cast != tensor.dtype else None)
-            shards[file].append(Entry(name, tensor, cast, change))
+            shards[file].append(Entry(name, tensor, cast, change, made.allow_nonfinite))
     total = sum(entry.result.nbytes for entries in shards.values() for entry in entries)
     with display(total) as progress:
         for file, entries in shards.items():

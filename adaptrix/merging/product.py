@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from adaptrix.base.sites import Term
-from adaptrix.errors import refuse
+from adaptrix.errors import RefusedError, refuse
 from adaptrix.merging.reading import Reader, reading
 from adaptrix.merging.tensor_change import SpectralTerm, TensorChange
 from adaptrix.tensor import Tensor as Stored
@@ -27,7 +27,7 @@ from adaptrix.torch_tensor import TORCH, as_torch
 PIECE = 1 << 17
 #: rows a piece at least: libraries multiply very few rows in another order, and the last bit tells
 ROWS = 64
-_NARROW = (torch.float16, torch.float8_e4m3fn, torch.float8_e5m2)
+_WIDE = ("F64", "F32", "BF16")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,10 +40,12 @@ class _Factors:
     magnitude: Tensor | None = None
 
 
-def pieces(stored: Stored, change: TensorChange, dtype: str, where: str) -> Iterator[memoryview]:
+def pieces(
+    stored: Stored, change: TensorChange, dtype: str, where: str, *, allow_nonfinite: bool = False
+) -> Iterator[memoryview]:
     """The bytes of the new tensor, in order and in ``dtype``; each is void when the next is asked for.
 
-    Raises :class:`RefusedError` where rounding makes a number infinite.
+    Raises :class:`RefusedError` for a number that is not finite, unless ``allow_nonfinite``.
     """
     source = change.instead or stored
     if not source.size:
@@ -53,27 +55,47 @@ def pieces(stored: Stored, change: TensorChange, dtype: str, where: str) -> Iter
 
         source = dequantised(source, turned=change.turned)
     wide = torch.float64 if stored.dtype == "F64" else torch.float32
-    rounded = _Rounding(TORCH[dtype], where)
+    rounded = _Rounding(TORCH[dtype])
     for x in _vector(source, change, wide) if len(source.shape) < 2 else _matrices(source, change, wide):
         yield rounded(x)
+        if not (allow_nonfinite or rounded.finite):
+            raise _not_finite(source, change, dtype, where)
 
 
 class _Rounding:
     """Rounds pieces, into one buffer."""
 
-    def __init__(self, dtype: torch.dtype, where: str) -> None:
-        self._dtype, self._where = dtype, where
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
         self._room, self._bytes = torch.empty(0, dtype=dtype), memoryview(b"")
 
     def __call__(self, x: Tensor) -> memoryview:
         if self._room.shape != x.shape:
             self._room = torch.empty(x.shape, dtype=self._dtype)
             self._bytes = self._room.view(-1).view(torch.uint8).numpy().data
-        room = self._room.copy_(x)
-        if room.dtype in _NARROW and not bool(torch.isfinite(room.float()).all()):
-            found, remedy = f"a merged number is beyond what {room.dtype} holds", "Merge with --dtype bf16 or fp32."
-            raise refuse("overflow", self._where, found, remedy=remedy)
+        self._room.copy_(x)
         return self._bytes
+
+    @property
+    def finite(self) -> bool:
+        """True where every number of the last piece is finite: both extremes are NaN where any number is."""
+        room = self._room.float() if self._dtype.itemsize == 1 else self._room
+        return not room.numel() or all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(room))
+
+
+def _not_finite(source: Stored, change: TensorChange, dtype: str, where: str) -> RefusedError:
+    """The refusal of a tensor with Inf or NaN, with what they come from: the base, rounding, or ΔW."""
+    expected = "finite numbers"
+    if not bool(torch.isfinite(as_torch(source).float()).all()):
+        remedy = "Fetch the base again, or let such numbers through with --allow-nonfinite."
+        return refuse("nonfinite", where, "the base's own tensor has Inf or NaN", expected, remedy)
+    if dtype not in _WIDE:
+        found, remedy = f"a merged number is beyond what {dtype} holds", "Merge with --dtype bf16 or fp32."
+        return refuse("overflow", where, found, expected, remedy)
+    scales = ", ".join(sorted({f"{term.scale:g}" for term in change.terms})) or "1"
+    found = f"a merged number is beyond what {dtype} holds: the adapter's scale is {scales}"
+    remedy = "Its alpha or its factors are damaged: fetch the adapter again, or train it anew."
+    return refuse("overflow", where, found, expected, remedy)
 
 
 def _vector(source: Stored, change: TensorChange, wide: torch.dtype) -> Iterator[Tensor]:

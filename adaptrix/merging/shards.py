@@ -39,6 +39,7 @@ class Entry:
     stored: Tensor
     dtype: str
     change: TensorChange | None = None
+    allow_nonfinite: bool = False
 
     @property
     def result(self) -> Tensor:
@@ -100,8 +101,9 @@ class _Computed:
     position: int
 
     def __call__(self, out: int, wanted: Callable[[], None], progress: Progress) -> None:
-        position = self.position
-        for piece in pieces(self.entry.stored, self.entry.change or TensorChange(), self.entry.dtype, self.entry.name):
+        position, entry = self.position, self.entry
+        change, allowed = entry.change or TensorChange(), entry.allow_nonfinite
+        for piece in pieces(entry.stored, change, entry.dtype, entry.name, allow_nonfinite=allowed):
             wanted()
             _put(out, piece, position)
             position += len(piece)

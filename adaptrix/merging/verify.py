@@ -14,13 +14,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from adaptrix.attaching import attach
+from adaptrix.base.loading import in_fp32
 from adaptrix.errors import Problem, RefusedError, refuse
 from adaptrix.merging.agreement import Agreement
 from adaptrix.merging.draft import MergePlan
+from adaptrix.merging.inputs import answer, seeded_inputs
 from adaptrix.merging.model_files import write_model
 from adaptrix.merging.options import MergeOptions, QloraBase
 from adaptrix.options import dtype_name
@@ -29,7 +30,6 @@ from adaptrix.options import dtype_name
 TOLERANCE = {"F64": 1e-3, "F32": 1e-3, "F16": 5e-2, "BF16": 0.3}
 #: looks at what was written before it is there for all to see; raises where it is no good
 Check = Callable[[Path], Agreement]
-_ROWS, _TOKENS, _SEED = 2, 48, 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +43,7 @@ class Reference:
     def agreement(self, folder: Path) -> Agreement:
         """How the model in a folder compares."""
         with _model(folder) as model:
-            merged = _logits(model, self.inputs)
+            merged = answer(model, self.inputs)
         probabilities, own = self.attached.double().log_softmax(-1), merged.double().log_softmax(-1)
         return Agreement(
             largest=float((merged - self.attached).abs().max()),
@@ -58,8 +58,8 @@ class Reference:
 def reference(made: MergePlan, folder: Path, layers: str | None) -> Reference:
     """What the base in ``folder`` answers. Raises :class:`RefusedError` for an adapter that cannot be attached."""
     with _model(folder) as model:
-        inputs = _inputs(model)
-        plain = _logits(model, inputs)
+        inputs = seeded_inputs(model)
+        plain = answer(model, inputs)
         try:
             session = attach(model, {"merged": made.plan.bound.adapter}, layers=layers)
         except RefusedError as error:
@@ -68,7 +68,7 @@ def reference(made: MergePlan, folder: Path, layers: str | None) -> Reference:
             raise RefusedError((why, *error.problems)) from None
         with session:
             session.activate("merged")
-            return Reference(_logits(model, inputs), plain, inputs)
+            return Reference(answer(model, inputs), plain, inputs)
 
 
 def verifier(made: MergePlan, options: MergeOptions, room: Path) -> Check:
@@ -138,38 +138,7 @@ _REMEDY = "Nothing was written. Does the config name the class of the model that
 @contextmanager
 def _model(folder: Path) -> Iterator[Any]:
     """The model of a folder, in fp32, by the class that its config names; gone at the end."""
-    import transformers
-    from transformers.utils import logging
-
-    config = transformers.AutoConfig.from_pretrained(folder)
-    named = (config.architectures or [""])[0]
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers has no types there
     try:
-        yield getattr(transformers, named, transformers.AutoModel).from_pretrained(folder, dtype=torch.float32).eval()
+        yield in_fp32(folder, str(folder))
     finally:
         gc.collect()
-        if shown:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]  # likewise
-
-
-def _inputs(model: Any) -> dict[str, Tensor]:
-    """Seeded tokens, as many as the model has positions for."""
-    config = model.config.get_text_config()
-    limit = getattr(config, "max_position_embeddings", None) or _TOKENS
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    generator = torch.Generator().manual_seed(_SEED)
-    shape = (_ROWS, max(1, min(_TOKENS, limit - 4)))  # some families count positions from their padding on
-    inputs = {"input_ids": torch.randint(vocabulary, shape, generator=generator)}
-    if model.config.is_encoder_decoder:
-        inputs["decoder_input_ids"] = torch.randint(vocabulary, shape, generator=generator)
-    return inputs
-
-
-@torch.no_grad()
-def _logits(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
-    """The answer ``[…, classes]``; hidden states of a model without a head."""
-    answer = model(**inputs)
-    found = next(answer[key] for key in ("logits", "start_logits", "last_hidden_state") if key in answer)
-    logits: Tensor = found.float()
-    return logits

@@ -255,10 +255,10 @@ def test_options_that_make_no_sense(made):
 def test_a_failure_in_one_thread_ends_the_others(made, monkeypatch):
     real = shards.pieces
 
-    def broken(stored, change, dtype, where):
+    def broken(stored, change, dtype, where, **options):
         if "layers.1" in where:
             raise OSError(28, "No space left on device")
-        yield from real(stored, change, dtype, where)
+        yield from real(stored, change, dtype, where, **options)
 
     monkeypatch.setattr(shards, "pieces", broken)
     codes, text = refused(made)
