@@ -173,6 +173,34 @@ def test_a_number_that_the_dtype_does_not_hold(made):
     assert "--dtype bf16" in text
 
 
+@pytest.mark.parametrize("dtype", [None, "fp32", "bf16", "fp16"])
+def test_a_sum_that_no_dtype_holds(made, dtype):
+    """Finite factors and a finite scale whose product is none."""
+    rewrite(
+        made.adapter / "adapter_model.safetensors",
+        lambda held: {n: Tensor.of(t.float32() * np.float32(1e15)) for n, t in held.items()},
+    )
+    edit(made.adapter / "adapter_config.json", lora_alpha=9e29)
+    codes, text = refused(made, dtype=dtype)
+    assert codes == ["overflow"]
+    assert "the adapter's scale is 3e+29" in text or "--dtype bf16" in text
+
+
+def test_inf_in_the_base_is_said_to_be_of_the_base(made):
+    def change(held):
+        wanted = {n: t.float32().copy() for n, t in held.items() if "q_proj" in n}
+        for spoilt in wanted.values():
+            spoilt[0, 0] = np.inf
+        return held | {name: Tensor.of(spoilt) for name, spoilt in wanted.items()}
+
+    for file in made.base.glob("*.safetensors"):
+        rewrite(file, change)
+    codes, text = refused(made)
+    assert codes == ["nonfinite"]
+    assert "the base's own tensor" in text
+    made.merge(made.base.parent / "out", allow_nonfinite=True)
+
+
 def test_an_alora_acts_on_some_tokens_alone(made):
     edit(made.adapter / "adapter_config.json", alora_invocation_tokens=[1, 2])
     assert refused(made)[0] == ["alora"]

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+import transformers
 
 import adaptrix
 from adaptrix.errors import RefusedError
@@ -94,3 +95,52 @@ def test_without_transformers(place, monkeypatch):
     code, _, err = place.run("merge", made.adapter, "--base", made.base, "--verify", "-o", "out")
     assert code == 2
     assert "transformers is not installed" in err
+
+
+_VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 16,
+}
+_TEXT = {"vocab_size": 96, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+_ENDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+
+
+def _clip(kind):
+    vision, text = _VISION | {"patch_size": 8}, _TEXT | _ENDS | {"max_position_embeddings": 16}
+    own = {"CLIP": {"projection_dim": 12}, "Siglip": {}}[kind]
+    config = getattr(transformers, f"{kind}Config")(text_config=text, vision_config=vision, **own)
+    return getattr(transformers, f"{kind}Model")(config)
+
+
+def _whisper():
+    sizes = {
+        f"{side}_{what}": n
+        for side in ("encoder", "decoder")
+        for what, n in (("ffn_dim", 48), ("layers", 2), ("attention_heads", 4))
+    }
+    return transformers.WhisperForConditionalGeneration(
+        transformers.WhisperConfig(vocab_size=96, d_model=32, num_mel_bins=8, max_source_positions=10,
+                                   max_target_positions=32, decoder_start_token_id=1, **sizes, **_ENDS)
+    )  # fmt: skip
+
+
+def _wav2vec2():
+    return transformers.Wav2Vec2ForCTC(
+        transformers.Wav2Vec2Config(vocab_size=32, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+                                    num_attention_heads=4, conv_dim=[16, 16], conv_kernel=[8, 4], conv_stride=[4, 4],
+                                    num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=2)
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "build",
+    [lambda: _clip("CLIP"), lambda: _clip("Siglip"), _whisper, _wav2vec2],
+    ids=["clip", "siglip", "whisper", "wav2vec2"],
+)
+def test_models_of_pictures_and_sound_are_verified_on_what_they_read(build, tmp_path):
+    found = pair(tmp_path, build=build, targets=["q_proj", "v_proj"]).merge(tmp_path / "out", verify=True).agreement
+    assert found.effect > 10 * found.largest
+    assert found.relative < 1e-3
