@@ -9,10 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from adaptrix.architecture import Architecture, Role, Site
 from adaptrix.architecture.dims import Dims
 from adaptrix.architecture.layout import RowIndex, role_rows
+from adaptrix.base.model_view import ModelView, Piece
 from adaptrix.delta import LowRank, straightened
+from adaptrix.errors import Problem
 from adaptrix.tensor import Tensor
 
 
@@ -43,22 +47,71 @@ class Term:
         return self.delta.shape[0] if self.taken is None else len(self.taken)
 
 
-class BaseSites:
-    """The tensors of a base by site, ``weight`` and ``bias`` apart."""
+def is_kept(role: Role) -> bool:
+    """Whether a role is a module path of which no architecture knows anything."""
+    return role.name.startswith("modules.")
 
-    def __init__(self, tensors: Mapping[str, Tensor], architecture: Architecture, dims: Dims) -> None:
-        self.tensors, self._architecture, self._dims = tensors, architecture, dims
+
+class BaseSites:
+    """The tensors of a base by site, ``weight`` and ``bias`` apart.
+
+    ``view``: what the model class says, where the registry does not say all. Names of tensors are those of the files.
+    """
+
+    def __init__(
+        self, tensors: Mapping[str, Tensor], architecture: Architecture, dims: Dims, view: ModelView | None = None
+    ) -> None:
+        self.tensors, self.view = tensors, view
+        self._architecture, self._dims = architecture, dims
         self._weights: dict[Site, list[str]] = {}
         self._biases: dict[Site, list[str]] = {}
+        self._pieces: dict[Site, tuple[Piece, ...]] = {}
         for name in tensors:
-            path, _, leaf = name.rpartition(".")
-            found = self._biases if leaf == "bias" else self._weights
-            site = architecture.locate(path if leaf in ("weight", "bias") else name)  # experts are bare parameters
+            site, leaf = self._site(name if view is None else view.parameters.get(name, name))
             if site is not None:
-                found.setdefault(site, []).append(name)
+                (self._biases if leaf == "bias" else self._weights).setdefault(site, []).append(name)
+        for name, pieces in (view.pieces if view else {}).items():
+            site, _ = self._site(name)
+            if site is not None:
+                self._pieces[site] = pieces
         self._apart: dict[tuple[int | None, str], list[Site]] = {}
         for site in self._weights:
             self._apart.setdefault((site.layer, site.role), []).append(site)
+
+    def _site(self, name: str) -> tuple[Site | None, str]:
+        """The site of a parameter, and the last part of its name."""
+        path, _, leaf = name.rpartition(".")
+        bare = leaf not in ("weight", "bias")  # experts are bare parameters
+        return self._architecture.locate(name if bare else path), leaf
+
+    def has(self, site: Site) -> bool:
+        """Whether the files have the weight of a site, whole or in parts."""
+        found = self._weights.keys() | self._pieces.keys()
+        return bool(found & {site, Site(site.layer, site.role)} or (site.layer, site.role) in self._apart)
+
+    def turned(self, name: str, term: Term, target: str) -> bool | Problem:
+        """Whether a tensor is stored ``[in, out]``: as the registry says, as the model class does, or as shapes tell.
+
+        ``target``: the module's path. A problem where nothing tells: ΔW and its transpose would both fit.
+        """
+        role = self._architecture.roles[term.site.role]
+        if not is_kept(role):
+            return role.orientation in ("conv1d", "embedding", "experts_transposed")
+        stated = self.view.orientations.get(target) if self.view else None
+        if stated is not None:
+            return stated in ("conv1d", "embedding", "experts_transposed")
+        shape, wanted = self.tensors[name].shape[-2:], (term.out, term.delta.shape[1])
+        if term.delta.embedding or (shape != wanted and shape == wanted[::-1]):
+            return True
+        if shape != wanted[::-1]:
+            return False
+        found = (
+            f"its weight is square, {list(shape)}, and neither the registry nor a model class says which axis is out"
+        )
+        remedy = (
+            "Name a base whose config.json transformers can build, or add the family: `adaptrix architectures derive`."
+        )
+        return Problem("orientation", f"{name} ({target})", found, "a weight whose axes are known", remedy)
 
     def weights(self, role: str) -> list[str]:
         """The names of a role outside the layers."""
@@ -100,13 +153,30 @@ class BaseSites:
         by_site = {"weight": self._weights, "bias": self._biases}.get(leaf, {})
         return by_site.get(site, []) if site else []
 
-    def terms(self, site: Site, delta: LowRank, gain: float) -> Iterator[tuple[str, Term]]:
-        """Every tensor that a site's delta changes, with what is added to it; nothing where the base lacks any."""
-        term = Term(site, straightened(delta), gain)
+    def tied_files(self, key: str) -> list[str]:
+        """The tensors that a parameter is the same as, where the model class ties it to others."""
+        if self.view is None:
+            return []
+        tied = self.view.tied_with(key) - {key}
+        return [name for name in self.tensors if self.view.parameters.get(name, name) in tied]
+
+    def terms(self, site: Site, target: str, delta: LowRank, gain: float) -> Iterator[tuple[str, Term]]:
+        """Every tensor that a site's delta changes, with what is added to it; nothing where the base lacks any.
+
+        ``target``: the module's path.
+        """
+        stated = self.view.orientations.get(target) if self.view else None
+        # such a stack is stored as peft has always described it, whatever its version did to others
+        turned = replace(delta, transposed=False) if stated == "experts_transposed" else straightened(delta)
+        term = Term(site, turned, gain)
         whole = Site(site.layer, site.role)
         role = self._architecture.roles[site.role]
         if site in self._weights:
             yield from ((name, term) for name in self._weights[site])
+        elif site in self._pieces:
+            for piece in self._pieces[site]:
+                rows = None if piece.rows is None else np.arange(*piece.rows)
+                yield piece.name, replace(term, taken=rows, source=piece.expert)
         elif whole in self._weights:
             placed = self._within(term, role)
             yield from ((name, placed) for name in self._weights[whole] if placed is not None)

@@ -48,7 +48,8 @@ def by_config(
     for part in (config, text if isinstance(text, dict) else {}):
         if found := families.get(str(part.get("model_type"))):
             merged = {**config, **part}
-            rivals = () if any(map(found.locate, _paths(adapter))) else _fitting(architectures, adapter)
+            here = any(found.locate(path) or _is_of_other_part(path, config) for path in _paths(adapter))
+            rivals = () if here else _fitting(architectures, adapter)
             names = tuple(architecture.family for architecture in rivals)
             dims, odd = read_dims(found.dims, merged), tuple(_odd(found, merged, where))
             known = Identity(found, dims, True, odd, names)
@@ -61,6 +62,12 @@ def by_config(
         f"no architecture claims model_type {kind!r}",
         f"See `adaptrix architectures`; `adaptrix architectures derive MODEL` prints a file for {kind!r}.",
     )
+
+
+def _is_of_other_part(path: str, config: Mapping[str, Any]) -> bool:
+    """Whether a path names a part beside the text model that the config describes, as ``vision_tower`` does."""
+    parts = (key.removesuffix("_config") for key, part in config.items() if isinstance(part, dict))
+    return any(part in path for part in parts if part not in ("text", "quantization"))
 
 
 def _with_strangers(identity: Identity, adapter: Adapter, config: Mapping[str, Any]) -> Identity:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from adaptrix.architecture.dims import Alternative, Rule
+from adaptrix.base.meta_model import config_of
 from adaptrix.derive.expressions import ExpressionSearch
-from adaptrix.derive.models import config_of
 from adaptrix.derive.survey import Family, Model, changed, guarded, numbers_in
 from adaptrix.errors import AdaptrixError
 

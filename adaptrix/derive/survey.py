@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, TypeVar
 
-from adaptrix.derive.models import Weight, build, config_of, model_classes, need, weights
+from adaptrix.base.meta_model import Weight, build, config_of, model_classes, need, weights
 from adaptrix.errors import AdaptrixError, refuse
 
 MAX_LAYERS = 10_000

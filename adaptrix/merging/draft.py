@@ -8,12 +8,13 @@ from types import MappingProxyType
 
 from adaptrix.base.checkpoint import BaseCheckpoint
 from adaptrix.base.fetch import fetch_base
-from adaptrix.base.sites import BaseSites
+from adaptrix.base.model_view import ModelView, view_of
+from adaptrix.base.sites import BaseSites, is_kept
 from adaptrix.errors import Problem, RefusedError, errors_in
 from adaptrix.merging.drafting import MergePlanner
 from adaptrix.merging.options import MergeOptions, QloraBase
 from adaptrix.merging.tensor_change import TensorChange
-from adaptrix.merging.tied import is_tied, tied_changes, tied_problems, vocabulary
+from adaptrix.merging.tied import is_tied, tied_changes, tied_parameters, tied_problems, vocabulary
 from adaptrix.pipeline import Pipeline
 from adaptrix.planning.plan import Plan, make_plan, powerless, recorded_plan
 from adaptrix.progress import Counted, uncounted
@@ -87,13 +88,20 @@ def _plan(report: CheckReport, layers: str | None) -> Plan:
 def settle(plan: Plan, base: BaseCheckpoint, report: CheckReport, display: Counted = uncounted) -> MergePlan:
     """What happens to each tensor of the base. Raises :class:`RefusedError` with every reason against it."""
     architecture, problems = plan.bound.architecture, list(_quantised(base))
-    places = BaseSites(base.tensors(), architecture, plan.bound.dims)
+    tensors = base.tensors()
+    places = BaseSites(tensors, architecture, plan.bound.dims)
+    view, unseen = _view(plan, places, base)
+    if view is not None:
+        places = BaseSites(tensors, architecture, plan.bound.dims, view)
     tied = is_tied(base.config, places)
     drafting = MergePlanner(plan, places, tied=tied, display=display)
     drafting.run()
     problems += drafting.problems
+    problems += unseen if errors_in(drafting.problems) else ()
     if tied:
         problems += tied_problems(plan, places)
+    elif view is not None:
+        problems += tied_parameters(plan, view, drafting.changes)
     changes = tied_changes(places, drafting.changes) if tied else drafting.changes
     size, contradictions = vocabulary(plan, places, changes)
     problems += contradictions
@@ -101,6 +109,17 @@ def settle(plan: Plan, base: BaseCheckpoint, report: CheckReport, display: Count
         raise RefusedError(errors)
     said = (*report.problems, *plan.notes, *powerless(plan), *problems)
     return MergePlan(plan, base, changes, size, said, report.bundle, MappingProxyType(places.linear()))
+
+
+def _view(plan: Plan, places: BaseSites, base: BaseCheckpoint) -> tuple[ModelView | None, tuple[Problem, ...]]:
+    """What the base's model class says, where registry and files do not say all; else why it cannot be asked."""
+    known = all(places.has(site) and not is_kept(places.roles[site.role]) for site in plan.sites)
+    if known and all(places.named(key.replace(".base_layer.", ".")) for key in plan.bound.adapter.extras):
+        return None, ()
+    try:
+        return view_of(base.config, {name: one.shape for name, one in places.tensors.items()}, base.name), ()
+    except RefusedError as error:
+        return None, error.problems
 
 
 def _quantised(base: BaseCheckpoint) -> Iterator[Problem]:

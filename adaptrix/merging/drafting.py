@@ -16,7 +16,7 @@ from adaptrix.delta.kinds import row
 from adaptrix.errors import Problem, RefusedError
 from adaptrix.merging.spectral import spectral_changes
 from adaptrix.merging.tensor_change import TensorChange
-from adaptrix.merging.tied import HEAD, equal
+from adaptrix.merging.tied import HEAD, UNTIE, equal
 from adaptrix.planning.plan import Plan
 from adaptrix.progress import Counted, uncounted
 from adaptrix.tensor import FLOATS, Tensor
@@ -74,13 +74,16 @@ class MergePlanner:
         site = self.plan.bound.architecture.locate(path.removesuffix(".base_layer"))
         plain = f"{path}.weight" if extra.kind == "token_delta" else key.replace(".base_layer.", ".")
         names = self.places.named(plain)
-        if any(equal(extra.tensor, self.places.tensors[name]) for name in names):
+        twins = [] if names else self.places.tied_files(plain)
+        if any(equal(extra.tensor, self.places.tensors[name]) for name in (*names, *twins)):
             return  # the base's own, saved along
         if site is not None and not self.plan.active(site):
             found = f"it is outside the plan {self.plan.policy} and is left out"
             self._note("left-out", key, found, "Merge with --layers all to have it.", "warning")
             return
-        if extra.kind == "token_delta":
+        if twins:
+            self._note("tied", key, f"the base's files have it as {twins[0]}: merged, it would replace both", UNTIE)
+        elif extra.kind == "token_delta":
             self._tokens(plain, names, key, extra.tensor)
         else:
             self._replace(plain, names, key, extra.tensor)
@@ -108,7 +111,7 @@ class MergePlanner:
 
     def _delta(self, site: Site, delta: LowRank) -> None:
         gain = 1.0 if site.layer is None else self.plan.gains.get(site.layer, 1.0)
-        found = list(self.places.terms(site, delta, gain))
+        found = list(self.places.terms(site, self.plan.bound.targets[site].path, delta, gain))
         if not found:
             self._nowhere(site)
         for name, term in found:
@@ -124,19 +127,22 @@ class MergePlanner:
 
     def _nowhere(self, site: Site) -> None:
         target = self.plan.bound.targets[site]
-        if not self._is_tied_head(f"{target}.weight"):
-            self._note("no-tensor", f"{site} ({target})", "the base's files have no weight for it", _OTHER_BASE)
+        if self._is_tied_head(f"{target}.weight"):
+            return
+        where, view = f"{site} ({target})", self.places.view
+        if view is not None and target.path in view.unreadable:
+            found = f"transformers makes its weight from the base's files by {view.unreadable[target.path]}"
+            self._note("no-tensor", where, found, "Keep the adapter attached: no tensor of the files is this weight.")
+        elif view is None or len(view.tied_with(f"{target}.weight")) == 1:  # else a tie, which is told as such
+            self._note("no-tensor", where, "the base's files have no weight for it", _OTHER_BASE)
 
     def _add(self, name: str, term: Term, *, bias: bool) -> None:
-        role = self.plan.bound.architecture.roles[term.site.role]
-        known = bool(self.plan.bound.architecture.dims)
-        turned = role.orientation in ("conv1d", "embedding", "experts_transposed") or (not known and self._fan_in(term))
+        turned = False if bias else self.places.turned(name, term, self.plan.bound.targets[term.site].path)
+        if isinstance(turned, Problem):
+            self.problems.append(turned)
+            return
         before = self.changes.get(name, TensorChange())
         self._change(name, terms=(*before.terms, term), turned=turned, bias=bias)
-
-    def _fan_in(self, term: Term) -> bool:
-        """Whether a module of an unknown family is stored ``[in, out]``, as far as the adapter knows."""
-        return term.delta.embedding or bool(self.plan.bound.adapter.provenance.config.get("fan_in_fan_out"))
 
     def _change(self, name: str, **what: object) -> None:
         self.changes[name] = replace(self.changes.get(name, TensorChange()), **what)  # type: ignore[arg-type]  # its own fields

@@ -13,6 +13,7 @@ import numpy as np
 
 from adaptrix.adapter import Extra
 from adaptrix.architecture import Site
+from adaptrix.base.model_view import ModelView
 from adaptrix.base.sites import BaseSites
 from adaptrix.delta import Delta
 from adaptrix.errors import Problem
@@ -22,7 +23,7 @@ from adaptrix.tensor import FLOATS, Tensor
 
 EMBED, HEAD = Site(None, "embed"), Site(None, "head")
 _NO_HEAD = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice")
-_UNTIE = (
+UNTIE = (
     "Untie the base first: load it with tie_word_embeddings=False, copy the embedding's weight into the head's,"
     " save_pretrained() it, and merge into that; or leave the embedding out with --layers."
 )
@@ -67,7 +68,7 @@ def tied_problems(plan: Plan, places: BaseSites) -> Iterator[Problem]:
     if not _same_delta(embed, head):
         one = "the embedding" if head is None else "the head" if embed is None else "both, each in its own way,"
         found = f"it changes {one} and the base ties them: merged, the change would be to both"
-        yield Problem("tied", f"{name} {EMBED if embed else HEAD}", found, remedy=_UNTIE)
+        yield Problem("tied", f"{name} {EMBED if embed else HEAD}", found, remedy=UNTIE)
     saved = {site: _saved(plan, site, own) for site in (EMBED, HEAD)}
     one_saved, other_saved = saved[EMBED], saved[HEAD]
     if (one_saved is None) != (other_saved is None) or (
@@ -75,7 +76,21 @@ def tied_problems(plan: Plan, places: BaseSites) -> Iterator[Problem]:
     ):
         only = "the embedding" if other_saved is None else "the head" if one_saved is None else "both, each anew,"
         found = f"it has {only} saved whole and the base ties them: merged, it would replace both"
-        yield Problem("tied", f"{name} {EMBED if one_saved else HEAD}", found, remedy=_UNTIE)
+        yield Problem("tied", f"{name} {EMBED if one_saved else HEAD}", found, remedy=UNTIE)
+
+
+def tied_parameters(plan: Plan, view: ModelView, changes: Mapping[str, TensorChange]) -> Iterator[Problem]:
+    """A problem for each site and extra whose weight is another module's as well, in a family without a known head.
+
+    Attached, it would act on one of the modules; merged, on all that share the tensor.
+    """
+    wanted = {f"{plan.bound.targets[site].path}.weight": str(site) for site in plan.sites}
+    wanted |= {view.parameters.get(name, name): name for name, change in changes.items() if not change.empty}
+    for name, where in wanted.items():
+        others = view.tied_with(name) - {name}
+        if others and not others <= wanted.keys():
+            found = f"its weight {name} is also {', '.join(sorted(others))}: merged, the change would be to all of them"
+            yield Problem("tied", f"{plan.bound.adapter.name} {where}", found, remedy=UNTIE)
 
 
 def _same_delta(embed: Delta | None, head: Delta | None) -> bool:

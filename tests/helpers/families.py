@@ -174,10 +174,10 @@ def tiny_config(family: str, variant: int = 0) -> Any:
 
 def tiny_model(family: str, seed: int = 0, variant: int = 0, head: int = 0) -> Any:
     """A model with random weights, fp32, in eval mode, of a family's natural class: the causal, sequence to
-    sequence or masked language model. ``head`` takes another of ``adaptrix.derive.models.model_classes`` instead."""
+    sequence or masked language model. ``head`` takes another of ``adaptrix.base.meta_model.model_classes`` instead."""
     import torch
 
-    from adaptrix.derive.models import model_classes
+    from adaptrix.base.meta_model import model_classes
 
     config = tiny_config(family, variant)
     config._attn_implementation = "eager"

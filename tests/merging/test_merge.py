@@ -398,17 +398,33 @@ def test_what_a_plan_leaves_out_is_said(tmp_path):
     assert before["lm_head.weight"].tobytes() == after["lm_head.weight"].tobytes()
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_a_family_that_nobody_knows(family, tmp_path):
-    """Paths are the adapter's own; which way round a weight lies, its config says."""
-    made = pair(tmp_path, family)
+def _of_no_family(made):
+    """Gives a base a model type that neither the registry nor transformers knows, and returns its own config."""
     file = made.base / "config.json"
     known = file.read_text()
     file.write_text(json.dumps(json.loads(known) | {"model_type": "novel"}))
+    return known
+
+
+@pytest.mark.parametrize(("family", "targets"), [("llama", None), ("gpt2", ["c_attn", "c_fc"])])
+def test_a_family_that_nobody_knows(family, targets, tmp_path):
+    """Paths are the adapter's own; which way round a weight lies, its shape says."""
+    made = pair(tmp_path, family, targets=targets)
+    known = _of_no_family(made)
     done = made.merge(tmp_path / "out")
     assert "unknown-family" in {problem.code for problem in done.problems}
     (tmp_path / "out" / "config.json").write_text(known)
     assert_equal_bits(tmp_path / "out", made)
+
+
+def test_a_square_weight_of_such_a_family_is_refused(tmp_path):
+    """Its config's fan_in_fan_out is no witness: peft itself corrects it by the class of the module."""
+    made = pair(tmp_path, "gpt2", targets=["attn.c_proj"])
+    _of_no_family(made)
+    with pytest.raises(RefusedError) as refused:
+        made.merge(tmp_path / "out")
+    assert {problem.code for problem in refused.value.problems} == {"orientation", "base"}
+    assert "its weight is square, [24, 24]" in str(refused.value)
 
 
 def test_dora_on_a_part_of_a_fused_weight_is_refused(tmp_path):

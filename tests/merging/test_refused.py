@@ -221,7 +221,7 @@ def test_a_bias_for_a_module_without_one(tmp_path):
 
 
 def test_a_head_that_the_base_does_not_have(tmp_path):
-    from adaptrix.derive.models import model_classes
+    from adaptrix.base.meta_model import model_classes
     from tests.helpers.families import tiny_config
 
     heads = [kind.__name__ for kind in model_classes(tiny_config("llama"))]
