@@ -90,7 +90,7 @@ def settle(plan: Plan, base: BaseCheckpoint, report: CheckReport, display: Count
     architecture, problems = plan.bound.architecture, list(_quantised(base))
     tensors = base.tensors()
     places = BaseSites(tensors, architecture, plan.bound.dims)
-    view, unseen = _view(plan, places, base)
+    view, unseen = _view(plan, places, base, tied=is_tied(base.config, places))
     if view is not None:
         places = BaseSites(tensors, architecture, plan.bound.dims, view)
     tied = is_tied(base.config, places)
@@ -111,10 +111,12 @@ def settle(plan: Plan, base: BaseCheckpoint, report: CheckReport, display: Count
     return MergePlan(plan, base, changes, size, said, report.bundle, MappingProxyType(places.linear()))
 
 
-def _view(plan: Plan, places: BaseSites, base: BaseCheckpoint) -> tuple[ModelView | None, tuple[Problem, ...]]:
+def _view(
+    plan: Plan, places: BaseSites, base: BaseCheckpoint, *, tied: bool
+) -> tuple[ModelView | None, tuple[Problem, ...]]:
     """What the base's model class says, where registry and files do not say all; else why it cannot be asked."""
     known = all(places.has(site) and not is_kept(places.roles[site.role]) for site in plan.sites)
-    if known and all(places.named(key.replace(".base_layer.", ".")) for key in plan.bound.adapter.extras):
+    if known and all(tied or places.named(key.replace(".base_layer.", ".")) for key in plan.bound.adapter.extras):
         return None, ()
     try:
         return view_of(base.config, {name: one.shape for name, one in places.tensors.items()}, base.name), ()

@@ -74,7 +74,7 @@ class MergePlanner:
         site = self.plan.bound.architecture.locate(path.removesuffix(".base_layer"))
         plain = f"{path}.weight" if extra.kind == "token_delta" else key.replace(".base_layer.", ".")
         names = self.places.named(plain)
-        twins = [] if names else self.places.tied_files(plain)
+        twins = [] if names or self.tied else self.places.tied_files(plain)
         if any(equal(extra.tensor, self.places.tensors[name]) for name in (*names, *twins)):
             return  # the base's own, saved along
         if site is not None and not self.plan.active(site):
