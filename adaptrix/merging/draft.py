@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from adaptrix.base.checkpoint import BaseCheckpoint
 from adaptrix.base.fetch import fetch_base
 from adaptrix.base.model_view import ModelView, view_of
+from adaptrix.base.quantised import quantised
 from adaptrix.base.sites import BaseSites, is_kept
 from adaptrix.errors import Problem, RefusedError, errors_in
 from adaptrix.merging.drafting import MergePlanner
@@ -87,7 +88,9 @@ def _plan(report: CheckReport, layers: str | None) -> Plan:
 
 def settle(plan: Plan, base: BaseCheckpoint, report: CheckReport, display: Counted = uncounted) -> MergePlan:
     """What happens to each tensor of the base. Raises :class:`RefusedError` with every reason against it."""
-    architecture, problems = plan.bound.architecture, list(_quantised(base))
+    if problems := list(quantised(base)):  # the one reason: codes have other names, shapes and dtypes
+        raise RefusedError(problems)
+    architecture = plan.bound.architecture
     tensors = base.tensors()
     places = BaseSites(tensors, architecture, plan.bound.dims)
     view, unseen = _view(plan, places, base, tied=is_tied(base.config, places))
@@ -122,9 +125,3 @@ def _view(
         return view_of(base.config, {name: one.shape for name, one in places.tensors.items()}, base.name), ()
     except RefusedError as error:
         return None, error.problems
-
-
-def _quantised(base: BaseCheckpoint) -> Iterator[Problem]:
-    if base.config.get("quantization_config"):
-        remedy = "Merge into the base before it was quantised."
-        yield Problem("quantised", base.name, "the base is quantised", "weights in floats", remedy)
