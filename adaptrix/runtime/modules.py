@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from operator import is_
 
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from transformers.pytorch_utils import Conv1D
 
 from adaptrix.architecture import Architecture, Site
 from adaptrix.errors import Problem, RefusedError, UsageError
@@ -118,17 +120,38 @@ def _obstacles(plan: Plan, site: Site, found: Reached | None) -> Iterator[tuple[
     weight = None if found is None else getattr(found.module, "weight", None)
     if not plan.delta(site).rank:
         yield "rank", "a delta of rank 0", "a rank of at least 1", "Leave the module out."
-    if plan.bound.architecture.roles[site.role].orientation.startswith("experts"):
-        remedy = "Merge the adapter into its base instead."
-        yield "no-hook", "stacked experts have no module of their own", "a module to hook", remedy
+    if plan.bound.architecture.roles[site.role].orientation.startswith("experts") or _is_stacked(plan, site):
+        yield "no-hook", "stacked experts have no module of their own", "a module to hook", _MERGE
     elif found is None or not isinstance(weight, Tensor):
         remedy = "Attach with layers=… that leave it out, or to the model it was made for."
         yield "no-module", "the model has no such module", "one for every site", remedy
-    elif site.role == "router" and not isinstance(found.module, nn.Linear):
-        remedy = "Merge the adapter into its base instead, or attach with layers=… that leave it out."
-        yield "no-hook", "the model's router answers with more than its product", "a linear layer", remedy
+    elif not isinstance(found.module, _PRODUCTS):
+        said = f"its module is a {type(found.module).__name__}, which may answer with other than its product"
+        yield "no-hook", said, "a linear layer or an embedding", _MERGE
     elif weight.is_meta and not hasattr(found.module, "_hf_hook"):
         yield "meta", "the module has no weights (meta device)", "a loaded model", "Load the model's weights first."
+
+
+def inert(plan: Plan, modules: Mapping[Site, Reached]) -> Iterator[Problem]:
+    """A warning for every active site whose module the model never calls: its delta has no effect while attached."""
+    for site in plan.sites:
+        found = modules.get(whole_site(site))
+        if found is not None and isinstance(found.module, NonDynamicallyQuantizableLinear):
+            said = (
+                "nn.MultiheadAttention reads this module's weight and never calls it: attached, the delta does nothing"
+            )
+            where = f"{plan.bound.adapter.name} {site}"
+            yield Problem("not-called", where, said, "a module that is called", _MERGE, "warning")
+
+
+_MERGE = "Merge the adapter into its base instead, or attach with layers=… that leave it out."
+#: modules whose answer is the product of their input and their weight, so that what a hook adds is what ΔW does
+_PRODUCTS = (nn.Linear, nn.Embedding, Conv1D)
+
+
+def _is_stacked(plan: Plan, site: Site) -> bool:
+    """Whether a delta is one on a stack of experts, whatever the family is."""
+    return getattr(plan.delta(site), "experts", None) is not None
 
 
 def whole_site(site: Site) -> Site:
