@@ -9,10 +9,10 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-import transformers
 
 import adaptrix
-from tests.helpers.families import FAMILIES, tiny_config, tiny_model
+from tests.helpers.families import FAMILIES
+from tests.helpers.heads import KINDS, builder
 from tests.helpers.peft_models import PARAMETERS, Saved, round_trip, same_config, same_tensors, save, trained, weights
 
 #: family -> an attention and another linear layer, the embedding, the head, a norm, the list of layers
@@ -105,11 +105,6 @@ TIED = {
     "tied tokens": {"trainable_token_indices": {"{embedding}": [2, 3]}},
     "tied tokens of both": {"trainable_token_indices": {"{embedding}": [2, 3], "{head}": [2, 3]}},
 }
-KINDS = {
-    "SEQ_CLS": "SequenceClassification",
-    "TOKEN_CLS": "TokenClassification",
-    "QUESTION_ANS": "QuestionAnswering",
-}
 TASKS = {f"{task}, bias {bias}": {"task_type": task, "bias": bias} for task in KINDS for bias in ("none", "all")}
 TASKS["SEQ_CLS, own biases"] = {"task_type": "SEQ_CLS", "bias": "lora_only"}
 TASKS["SEQ_CLS, all-linear, all biases"] = {"task_type": "SEQ_CLS", "bias": "all", "target_modules": "all-linear"}
@@ -162,27 +157,6 @@ def keys_of(family, name):
     names = dict(zip(kinds, NAMES.get(family, LLAMAS), strict=True))
     keys = {"target_modules": ["{attention}", "{other}"]} | EVERY[name]
     return filled(keys, names) | ({"ensure_weight_tying": True} if name in TIED else {})
-
-
-def builder(family, *, tie=None, task=None):
-    """What makes a model of a family: of another head, and with its embedding tied or not."""
-
-    def build():
-        config = tiny_config(family)
-        parts = {id(part): part for part in (config, getattr(config, "text_config", config))}.values()
-        for part in parts:
-            part.tie_word_embeddings = part.tie_word_embeddings if tie is None else tie
-            if task:
-                part.num_labels, part.pad_token_id = 2, 0
-        if task and family == "t5":
-            config.eos_token_id = 11  # its classifier looks for the end of the text
-        config._attn_implementation = "eager"
-        torch.manual_seed(0)
-        if task:
-            return getattr(transformers, f"AutoModelFor{KINDS[task]}").from_config(config).eval()
-        return type(tiny_model(family))(config).eval()
-
-    return build
 
 
 def converted(folder: Path, build, keys) -> Saved:

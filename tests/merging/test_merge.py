@@ -28,7 +28,7 @@ from adaptrix.planning.plan import make_plan
 from adaptrix.results import CheckReport
 from adaptrix.tensor import Tensor
 from tests.helpers.families import FAMILIES, tiny_config, tiny_model
-from tests.helpers.merge_models import as_torch, loaded, merge, pair, tensors
+from tests.helpers.merge_models import as_torch, assert_equal_bits, loaded, merge, pair, tensors
 from tests.helpers.peft_models import PARAMETERS, everything, weights
 
 VARIANTS = {"lora": {}, "rslora": {"use_rslora": True}, "dora": {"use_dora": True}, "bias": {"lora_bias": True}}
@@ -37,15 +37,6 @@ BIASED = {"bert", "bloom", "distilbert", "gpt2", "gpt_neox", "opt", "roberta"}
 CASES = [(f, v) for f in FAMILIES for v in VARIANTS if v != "bias" or f in BIASED]
 #: their wrapper of a router's parameter has neither DoRA nor biases
 CASES = [case for case in CASES if case not in {("qwen3_moe", "dora"), ("qwen3_moe", "bias")}]
-
-
-def assert_equal_bits(folder, made):
-    """Every tensor of the merged model, as transformers loads it, has the bits that peft's has."""
-    wanted = made.peft_merged()
-    found = loaded(folder, made.model.get_base_model()).state_dict()
-    assert found.keys() == wanted.keys()
-    unlike = [name for name in wanted if not torch.equal(found[name], wanted[name])]
-    assert unlike == []
 
 
 @pytest.mark.parametrize(("family", "variant"), CASES)

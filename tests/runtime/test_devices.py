@@ -11,10 +11,10 @@ from transformers import AutoModelForCausalLM
 from adaptrix.attaching import attach
 from adaptrix.base.svd import SvdCache
 from adaptrix.errors import RefusedError
+from tests.helpers.attached import VARIANTS, hook_count, inputs, logits, saved
 from tests.helpers.families import tiny_model
 from tests.helpers.spectral_experts import expert, multiplied_out
-from tests.runtime.test_attach import VARIANTS, hook_count, inputs, logits, saved
-from tests.runtime.test_training import steps
+from tests.helpers.training import steps
 
 TOLERANCE = 1e-5
 TARGETS = ["q_proj", "k_proj", "down_proj", "embed_tokens", "lm_head"]

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 import adaptrix
 from adaptrix.attaching import attach
+from tests.helpers.attached import TOLERANCE, hook_count, inputs, logits
 from tests.helpers.families import FAMILIES, tiny_config, tiny_model
 from tests.helpers.peft_models import everything, linear_names, trained
-from tests.runtime.test_attach import TOLERANCE, hook_count, inputs, logits
 
 #: every natural model, and the variants whose weights lie in another way
 MODELS = [(family, 0) for family in sorted(FAMILIES)] + [

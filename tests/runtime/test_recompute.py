@@ -9,8 +9,8 @@ from torch.utils.checkpoint import checkpoint
 
 from adaptrix.attaching import attach
 from adaptrix.errors import RefusedError
+from tests.helpers.attached import TARGETS, inputs, saved
 from tests.helpers.families import FAMILIES, tiny_model
-from tests.runtime.test_attach import TARGETS, inputs, saved
 
 LLAMA = ["q_proj", "k_proj", "down_proj"]
 

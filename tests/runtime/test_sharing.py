@@ -7,6 +7,7 @@ import torch
 
 from adaptrix.attaching import attach
 from adaptrix.errors import UsageError
+from tests.helpers.attached import saved
 from tests.helpers.families import tiny_model
 from tests.helpers.swapping import (
     SUPPORTED,
@@ -20,7 +21,6 @@ from tests.helpers.swapping import (
     tiny,
     upper,
 )
-from tests.runtime.test_attach import saved
 
 CHOICES = ["a", "b", None, {"a": 0.5, "b": 0.5}, ["b", None]]
 

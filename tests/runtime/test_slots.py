@@ -9,28 +9,14 @@ import torch
 
 from adaptrix.attaching import attach
 from adaptrix.errors import RefusedError, UsageError
+from tests.helpers.attached import TARGETS, inputs, saved
 from tests.helpers.families import tiny_model
-from tests.runtime.test_attach import TARGETS, inputs, saved
-
-VARIANTS = {
-    "a": {"rank": 3},
-    "b": {"rank": 8, "use_rslora": True},
-    "c": {"rank": 2, "use_dora": True},
-    "d": {"rank": 5, "lora_bias": True},
-}
+from tests.helpers.slots import TOKENS, VARIANTS, answer, chosen, made
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2", "gpt_neox"])
 def model(request):
     return tiny_model(request.param).eval()
-
-
-def made(model, folder):
-    """An adapter of each kind for a model, by name."""
-    targets = TARGETS.get(model.config.model_type, ["q_proj", "k_proj", "down_proj"])
-    for seed, (name, options) in enumerate(VARIANTS.items()):
-        saved(model, folder / name, seed=seed, target_modules=targets, **options)
-    return {name: folder / name for name in VARIANTS}
 
 
 @pytest.fixture(scope="module")
@@ -44,18 +30,6 @@ def pair(model, adapters):
     plain, slotted = copy.deepcopy(model), copy.deepcopy(model)
     with attach(plain, adapters) as reference, attach(slotted, adapters, slots=2) as session:
         yield (plain, reference), (slotted, session)
-
-
-TOKENS = torch.randint(0, 40, (4, 6), generator=torch.Generator().manual_seed(7))
-
-
-def answer(model):
-    with torch.no_grad():
-        return model(input_ids=TOKENS).logits
-
-
-def chosen(session, choice):
-    return session.route(choice) if isinstance(choice, list) else session.use(choice)
 
 
 def zero_but(session, slots):

@@ -19,9 +19,9 @@ from adaptrix.runtime import decompositions
 from adaptrix.runtime.spectral import SpectralKernel
 from adaptrix.tensor import Tensor
 from adaptrix.torch_tensor import as_stored
+from tests.helpers.attached import hook_count, logits, saved
 from tests.helpers.families import tiny_model
 from tests.helpers.spectral_experts import MODULES, as_lora, changed, expert, multiplied_out, with_vectors
-from tests.runtime.test_attach import hook_count, logits, saved
 
 TOLERANCE = 1e-5
 LLAMA = MODULES["llama"]

@@ -8,6 +8,7 @@ from transformers import DynamicCache
 
 from adaptrix.attaching import attach
 from adaptrix.errors import UsageError
+from tests.helpers.attached import saved
 from tests.helpers.families import tiny_model
 from tests.helpers.swapping import (
     SUPPORTED,
@@ -21,7 +22,6 @@ from tests.helpers.swapping import (
     tiny,
     upper,
 )
-from tests.runtime.test_attach import saved
 
 
 @torch.no_grad()
