@@ -60,7 +60,7 @@ def _kernel(plan: Plan, sites: list[Site], reached: Reached, decompositions: Dec
     delta = plan.delta(sites[0])
     if isinstance(delta, Spectral) and len(sites) == 1:
         return decompositions.kernel(plan, sites[0], delta, reached, dtype)
-    parts = [factors(plan, site, device) for site in sites]
+    parts = [factors(plan, site, device, torch.promote_types(dtype, torch.float32)) for site in sites]
     return kernel_of(parts, reached, dtype, embedding=is_embedding(delta))
 
 

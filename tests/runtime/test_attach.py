@@ -14,6 +14,7 @@ import adaptrix
 from adaptrix.attaching import attach
 from adaptrix.errors import AdaptrixError, RefusedError, UsageError
 from tests.helpers.attached import TARGETS, TOLERANCE, VARIANTS, hook_count, inputs, logits, saved
+from tests.helpers.double import EXACT
 from tests.helpers.families import FAMILIES, tiny_model
 
 
@@ -58,6 +59,14 @@ def test_every_family_and_variant_acts_as_under_peft(family, variant, tmp_path):
         assert {count for site, count in counted.items() if "vision" not in site} == {1}
     assert hook_count(model) == before
     assert torch.equal(logits(model), base)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_nothing_is_rounded_to_fp32_over_a_base_in_double(variant, tmp_path):
+    model = tiny_model("gpt2").double()  # nothing in it goes through fp32
+    adapted = saved(model, tmp_path, target_modules=TARGETS["gpt2"], **VARIANTS[variant])
+    with attach(model, {"x": tmp_path}) as session, session.use("x"):
+        assert (logits(model) - logits(adapted)).abs().max() < EXACT
 
 
 def test_a_weighted_sum_is_that_of_the_deltas(llama, pair, session):
