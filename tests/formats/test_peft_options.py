@@ -1,6 +1,6 @@
 """Whatever peft saves for the options that it takes is read, and written back byte for byte, for every family.
 
-A few of the cases run always; all of them are marked slow.
+A sample of the cases runs always, the others are slow.
 """
 
 import warnings
@@ -14,6 +14,7 @@ import adaptrix
 from tests.helpers.families import FAMILIES
 from tests.helpers.heads import KINDS, builder
 from tests.helpers.peft_models import PARAMETERS, Saved, round_trip, same_config, same_tensors, save, trained, weights
+from tests.helpers.sampling import sampled
 
 #: family -> an attention and another linear layer, the embedding, the head, a norm, the list of layers
 NAMES = {
@@ -125,7 +126,8 @@ UNMADE = {
         for bias in ("none", "all")
     ),
 }
-QUICK = {"SEQ_CLS, bias all", "tied, ranks and alphas", "tokens of both", "tied tokens of both"}
+#: the option that families differ in most
+ALWAYS = "tied, ranks and alphas"
 
 
 def applies(family, name):
@@ -172,11 +174,7 @@ def converted(folder: Path, build, keys) -> Saved:
 
 
 @pytest.mark.parametrize(
-    ("family", "name"),
-    [
-        pytest.param(*case, marks=[] if case[0] in ("llama", "roberta") or case[1] in QUICK else pytest.mark.slow)
-        for case in CASES
-    ],
+    ("family", "name"), sampled(CASES, always=[(family, name) for family, name in CASES if name == ALWAYS])
 )
 def test_an_option(family, name, tmp_path):
     keys = keys_of(family, name)

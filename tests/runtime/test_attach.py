@@ -16,6 +16,7 @@ from adaptrix.errors import AdaptrixError, RefusedError, UsageError
 from tests.helpers.attached import TARGETS, TOLERANCE, VARIANTS, hook_count, inputs, logits, saved
 from tests.helpers.double import EXACT
 from tests.helpers.families import FAMILIES, tiny_model
+from tests.helpers.sampling import crossed
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +39,7 @@ def session(llama, pair):
         yield opened
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize(("family", "variant"), crossed(sorted(FAMILIES), VARIANTS))
 def test_every_family_and_variant_acts_as_under_peft(family, variant, tmp_path):
     model = tiny_model(family).eval()
     targets = TARGETS.get(family, ["q_proj", "v_proj", "o_proj"])

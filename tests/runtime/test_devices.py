@@ -16,6 +16,7 @@ from adaptrix.errors import RefusedError
 from tests.helpers.attached import VARIANTS, hook_count, inputs, logits, saved
 from tests.helpers.double import EXACT
 from tests.helpers.families import tiny_model
+from tests.helpers.sampling import crossed
 from tests.helpers.spectral_experts import expert, multiplied_out
 from tests.helpers.training import steps
 
@@ -52,8 +53,7 @@ def by_map(model, folder):
 PLACED = {"everywhere": everywhere, "in_memory": in_memory, "on_disk": on_disk, "by_map": by_map}
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("placed", PLACED)
+@pytest.mark.parametrize(("placed", "variant"), crossed(PLACED, VARIANTS, always=[("on_disk", "dora")]))
 def test_adapters_follow_modules_that_accelerate_has_placed(placed, variant, tmp_path):
     targets = LINEAR if variant == "bias" else TARGETS
     wanted = logits(saved(tiny_model("llama"), tmp_path / "x", target_modules=targets, **VARIANTS[variant]))

@@ -14,6 +14,7 @@ from tests.helpers.attached import hook_count, inputs, logits
 from tests.helpers.extras import assert_as_under_peft, classifier, near, saved, tied
 from tests.helpers.families import tiny_model
 from tests.helpers.peft_models import rewrite, trained
+from tests.helpers.sampling import crossed
 
 BIASED = {
     "gpt2": ["c_attn", "c_proj"],
@@ -26,8 +27,7 @@ BIASED = {
 }
 
 
-@pytest.mark.parametrize("trains", ["lora_only", "all"])
-@pytest.mark.parametrize("family", sorted(BIASED))
+@pytest.mark.parametrize(("family", "trains"), crossed(sorted(BIASED), ["lora_only", "all"]))
 def test_biases_are_those_of_the_adapter(family, trains, tmp_path):
     model = trained(tiny_model(family)).eval()  # fresh biases are zeros
     adapted = saved(model, tmp_path, target_modules=BIASED[family], bias=trains)

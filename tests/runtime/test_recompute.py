@@ -12,6 +12,7 @@ from adaptrix.errors import RefusedError
 from tests.helpers.attached import TARGETS, inputs, saved
 from tests.helpers.double import EXACT
 from tests.helpers.families import FAMILIES, tiny_model
+from tests.helpers.sampling import crossed
 
 LLAMA = ["q_proj", "k_proj", "down_proj"]
 
@@ -187,8 +188,7 @@ def gradients(loss, leaves):
     return found
 
 
-@pytest.mark.parametrize("reentrant", [True, False])
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize(("family", "reentrant"), crossed(sorted(FAMILIES), [True, False]))
 def test_every_family_is_recomputed_under_the_adapter_of_its_forward_pass(family, reentrant, tmp_path, in_double):
     model = tiny_model(family).double()
     model.set_experts_implementation("eager")  # torch's grouped product knows no double
