@@ -18,6 +18,8 @@ from tests.helpers.families import tiny_model
 from tests.helpers.finetunes import Tuned, noise, tuned
 from tests.helpers.peft_models import deltas, linear_names, load, logits, trained
 
+pytestmark = pytest.mark.numeric
+
 LAYERED = ("llama", "gpt2", "gpt_neox", "phi3", "qwen2", "opt", "bert")
 
 

@@ -19,6 +19,8 @@ from adaptrix.measuring.bootstrap import estimate
 from adaptrix.measuring.text import windows
 from tests.helpers.merge_models import pair
 
+pytestmark = pytest.mark.numeric
+
 IDS = torch.randint(3, 67, (23,), generator=torch.Generator().manual_seed(5))
 
 

@@ -18,6 +18,8 @@ from tests.helpers.double import EXACT
 from tests.helpers.families import FAMILIES, tiny_model
 from tests.helpers.sampling import crossed
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture(scope="module")
 def llama():

@@ -20,6 +20,8 @@ from tests.helpers.sampling import crossed
 from tests.helpers.spectral_experts import expert, multiplied_out
 from tests.helpers.training import steps
 
+pytestmark = pytest.mark.numeric
+
 TOLERANCE = 1e-5
 TARGETS = ["q_proj", "k_proj", "down_proj", "embed_tokens", "lm_head"]
 LINEAR = ["q_proj", "k_proj", "down_proj"]

@@ -17,6 +17,8 @@ from tests.helpers.families import FAMILIES, tiny_config, tiny_model
 from tests.helpers.peft_models import everything, linear_names, trained
 from tests.helpers.sampling import crossed
 
+pytestmark = pytest.mark.numeric
+
 #: every natural model, and the variants whose weights lie in another way
 MODELS = [(family, 0) for family in sorted(FAMILIES)] + [
     ("falcon", 1),

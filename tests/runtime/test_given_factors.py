@@ -12,6 +12,8 @@ from adaptrix.errors import RefusedError, UsageError
 from tests.helpers.double import EXACT
 from tests.helpers.families import tiny_model
 
+pytestmark = pytest.mark.numeric
+
 ROWS, SCALE = 3, 1.7
 TARGETS = {"llama": ["q_proj", "v_proj", "down_proj"], "gpt2": ["c_attn", "c_proj"], "gemma2": ["k_proj", "o_proj"]}
 

@@ -14,6 +14,8 @@ from tests.helpers.double import EXACT
 from tests.helpers.families import FAMILIES, tiny_model
 from tests.helpers.sampling import crossed
 
+pytestmark = pytest.mark.numeric
+
 LLAMA = ["q_proj", "k_proj", "down_proj"]
 
 

@@ -24,6 +24,8 @@ from tests.helpers.double import EXACT
 from tests.helpers.families import tiny_model
 from tests.helpers.spectral_experts import MODULES, as_lora, changed, expert, multiplied_out, with_vectors
 
+pytestmark = pytest.mark.numeric
+
 TOLERANCE = 1e-5
 LLAMA = MODULES["llama"]
 

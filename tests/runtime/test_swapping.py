@@ -24,6 +24,8 @@ from tests.helpers.swapping import (
     upper,
 )
 
+pytestmark = pytest.mark.numeric
+
 
 @torch.no_grad()
 @pytest.mark.parametrize(("family", "padded", "first"), crossed(SUPPORTED, [False, True], [1, 3]))

@@ -20,6 +20,8 @@ from tests.helpers.peft_models import rewrite
 from tests.helpers.sampling import crossed
 from tests.helpers.training import loss_of, steps, tokens
 
+pytestmark = pytest.mark.numeric
+
 LLAMA = ["q_proj", "k_proj", "down_proj"]
 
 

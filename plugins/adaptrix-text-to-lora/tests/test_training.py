@@ -35,6 +35,8 @@ import adaptrix
 from tests.helpers.double import EXACT, double
 from tests.helpers.families import FAMILIES, tiny_model
 
+pytestmark = pytest.mark.numeric
+
 EMBEDDING, SCALE, SEED = 6, 1.7, 5
 SMALL = {"rank": 3, "embedding": EMBEDDING, "latent": 8, "head_in": 10}
 

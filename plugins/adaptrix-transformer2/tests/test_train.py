@@ -35,6 +35,8 @@ from tests.helpers.families import tiny_model
 
 from .world import END, base, examples, right, small
 
+pytestmark = pytest.mark.numeric
+
 SFT, RL = TrainingSettings(steps=9, batch=8, every=3), TrainingSettings(steps=9, batch=4, every=3)
 POLICY = Policy(samples=3, longest=4)
 
