@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 
-.PHONY: demo test test-slow test-quantised lint wheel bench bench-text-to-lora bench-transformer2 constraints clean
+.PHONY: demo test test-numeric test-slow test-quantised lint wheel bench bench-text-to-lora bench-transformer2 constraints clean
 .DELETE_ON_ERROR:
 
 # Plugins are installed like anyone's, from their own pyproject.
@@ -20,6 +20,10 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+# What `make test` has compared with this CPU's own kernels, with those that any CPU has.
+test-numeric: $(STAMP)
+	ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -n 2 -m "numeric and not slow"
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -n 2 -m slow

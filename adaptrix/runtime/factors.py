@@ -43,7 +43,7 @@ class Factors:
         return B if self.rows is None else B.new_zeros(self.height, B.shape[1]).index_copy(0, self.rows, B)
 
 
-def factors(plan: Plan, site: Site, device: torch.device, dtype: torch.dtype = torch.float32) -> Factors:
+def factors(plan: Plan, site: Site, device: torch.device, dtype: torch.dtype) -> Factors:
     """The numbers of the delta that a plan has at a site. Raises :class:`RefusedError` for a part of unknown rows."""
     delta = plan.delta(site)
     if not isinstance(delta, LowRank):
@@ -89,14 +89,16 @@ def kernel_of(parts: Sequence[Factors], reached: Reached, dtype: torch.dtype, *,
 
 
 def weight_of(reached: Reached) -> Tensor:
-    """The module's weight as ``[out, in]`` in fp32. Raises :class:`RefusedError` for one that cannot be read."""
+    """The module's weight as ``[out, in]`` in fp32, or in double if it is.
+
+    Raises :class:`RefusedError` for one that cannot be read."""
     weight = reached.module.weight
     plain = isinstance(weight, Tensor) and weight.is_floating_point() and type(weight) in (Tensor, nn.Parameter)
     if not isinstance(weight, Tensor) or not plain:
         remedy = "Load the base without quantisation, or merge the adapter into it."
         raise refuse("quantised", reached.name, "DoRA on a quantised weight", "a weight in floats", remedy)
     turned = isinstance(reached.module, nn.Embedding) or type(reached.module).__name__ == "Conv1D"
-    whole: Tensor = (weight.T if turned else weight).detach().float()
+    whole: Tensor = (weight.T if turned else weight).detach().to(torch.promote_types(weight.dtype, torch.float32))
     return whole
 
 

@@ -2,9 +2,6 @@
 
 import json
 import shutil
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import peft
@@ -18,45 +15,12 @@ from adaptrix.algebra.lora_svd import best_pair, residual
 from adaptrix.errors import RefusedError, UsageError
 from tests.helpers.command_line import placed
 from tests.helpers.families import tiny_model
+from tests.helpers.finetunes import Tuned, noise, tuned
 from tests.helpers.peft_models import deltas, linear_names, load, logits, trained
 
+pytestmark = pytest.mark.numeric
+
 LAYERED = ("llama", "gpt2", "gpt_neox", "phi3", "qwen2", "opt", "bert")
-
-
-@dataclass
-class Tuned:
-    """A base and its fine-tune, in memory and on the disk."""
-
-    base: Path
-    folder: Path
-    build: Any
-    model: Any
-
-
-def tuned(folder, family="llama", change=None, dtype=torch.float32, **saving):
-    """A tiny model and what ``change`` makes of it, both saved by transformers."""
-
-    def build():
-        return tiny_model(family).to(dtype)
-
-    build().save_pretrained(folder / "base")
-    model = build()
-    with torch.no_grad():
-        (change or everything_linear)(model)
-    model.save_pretrained(folder / "tuned", **saving)
-    return Tuned(folder / "base", folder / "tuned", build, model.eval())
-
-
-def noise(tensor, seed, size=0.02):
-    return size * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(seed)).to(tensor.dtype)
-
-
-def everything_linear(model):
-    """Every weight of a linear layer in the stack gets a change of full rank."""
-    names = linear_names(model)
-    for seed, (path, module) in enumerate(model.named_modules()):
-        if path.rpartition(".")[2] in names and any(step.isdecimal() for step in path.split(".")):
-            module.weight += noise(module.weight, seed)
 
 
 def everything(model):

@@ -21,6 +21,8 @@ from tests.helpers.command_line import placed
 from tests.helpers.make import adapter
 from tests.helpers.peft_models import assert_same_deltas, deltas, load, logits, save
 
+pytestmark = pytest.mark.numeric
+
 KINDS = {
     "llama": ("llama", {"target_modules": ["q_proj", "v_proj", "embed_tokens"], "rank_pattern": {"v_proj": 5}, "r": 4}),
     "rslora": ("llama", {"target_modules": ["q_proj", "down_proj"], "use_rslora": True, "r": 5}),

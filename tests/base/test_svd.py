@@ -14,6 +14,8 @@ from adaptrix.delta import Basis, Spectral
 from adaptrix.errors import RefusedError
 from adaptrix.tensor import Tensor
 
+pytestmark = pytest.mark.numeric
+
 
 def matrix(out, inp, seed=0, dtype=np.float32):
     return np.random.default_rng(seed).standard_normal((out, inp)).astype(dtype)

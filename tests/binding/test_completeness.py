@@ -12,8 +12,8 @@ from adaptrix.architecture.dims import Dims
 from adaptrix.binding.bind import bind
 from adaptrix.binding.identify import Identity
 from adaptrix.errors import errors_in
-from tests.formats.test_peft_variants import head
 from tests.helpers.families import architecture, tiny_config, tiny_model
+from tests.helpers.heads import head
 from tests.helpers.peft_models import CONFIG, WEIGHTS, rewrite, round_trip, same_tensors, save, weights
 
 QV = ["q_proj", "v_proj"]

@@ -10,6 +10,8 @@ from adaptrix.delta import LowRank, distance, from_factors, fuse, split, stack, 
 from adaptrix.tensor import FileRange, Tensor
 from tests.helpers.make import low_rank
 
+pytestmark = pytest.mark.numeric
+
 sizes = st.integers(2, 9)
 seeds = st.integers(0, 2**32 - 1)
 

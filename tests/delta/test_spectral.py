@@ -21,6 +21,8 @@ from tests.helpers.families import architecture, tiny_model
 from tests.helpers.peft_models import logits
 from tests.helpers.spectral_models import adapter, saved_base, spectral_adapter
 
+pytestmark = pytest.mark.numeric
+
 CASES = {"llama": torch.bfloat16, "gpt2": torch.float32, "phi3": torch.float16}  # GQA; Conv1D, fused; fused
 
 

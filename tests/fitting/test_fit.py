@@ -1,16 +1,12 @@
 """Fitted plans: what they reach, what is recorded of it, and that it comes out the same however often they stop."""
 
 import json
-import random
 import shutil
 from hashlib import sha256
 
 import peft
 import pytest
-import tokenizers
 import torch
-from tokenizers import models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 import adaptrix
 from adaptrix.errors import RefusedError, UsageError
@@ -18,44 +14,9 @@ from adaptrix.fitting.corpus import corpus
 from adaptrix.fitting.layer_choice import choose, looks
 from adaptrix.formats import safetensors_file
 from adaptrix.measuring.text import Text, windows
+from tests.helpers.attached import saved
 from tests.helpers.families import tiny_model
-from tests.runtime.test_attach import saved
-
-LETTERS = "abcdefghijklmnopqrstuvwxyz ,."
-ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "down_proj"]
-STEPS = 16
-
-
-def tokenizer():
-    """A letter a token."""
-    vocabulary = {"<unk>": 0, **{letter: number + 3 for number, letter in enumerate(LETTERS)}}
-    made = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    made.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>")
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A base with its tokenizer, an adapter over all its layers with ranks of many kinds, and a text."""
-    folder = tmp_path_factory.mktemp("fit")
-    model = tiny_model("llama", seed=3)
-    model.save_pretrained(folder / "base")
-    tokenizer().save_pretrained(folder / "base")
-    options = {"target_modules": ALL, "rank_pattern": {"q_proj": 2, "down_proj": 5}, "lora_dropout": 0.3}
-    saved(model, folder / "lora", rank=4, **options)
-    rng = random.Random(5)
-    (folder / "text.txt").write_text("".join(rng.choices(LETTERS, k=4000)))
-    return folder
-
-
-def fit(place, out, **options):
-    asked = {"layers": "fit:2", "text": place / "text.txt", "base": place / "base", "steps": STEPS, **options}
-    return adaptrix.convert(place / "lora", out, **asked)
-
-
-@pytest.fixture(scope="module")
-def fitted(place):
-    return fit(place, place / "whole.adaptrix.safetensors")
+from tests.helpers.fits import STEPS, fit, tokenizer
 
 
 def manifest(path):

@@ -11,10 +11,7 @@ from adaptrix.fitting import refit as refitting
 from adaptrix.fitting import resume as resuming
 from adaptrix.fitting.fitter import Fitter
 from adaptrix.formats import safetensors_file
-from tests.fitting import test_fit
-from tests.fitting.test_fit import fit
-
-place, fitted = test_fit.place, test_fit.fitted
+from tests.helpers.fits import fit
 
 
 def interrupted(place, out, monkeypatch, at):

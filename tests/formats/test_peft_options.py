@@ -1,6 +1,6 @@
 """Whatever peft saves for the options that it takes is read, and written back byte for byte, for every family.
 
-A few of the cases run always; all of them are marked slow.
+A sample of the cases runs always, the others are slow.
 """
 
 import warnings
@@ -9,11 +9,12 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-import transformers
 
 import adaptrix
-from tests.helpers.families import FAMILIES, tiny_config, tiny_model
+from tests.helpers.families import FAMILIES
+from tests.helpers.heads import KINDS, builder
 from tests.helpers.peft_models import PARAMETERS, Saved, round_trip, same_config, same_tensors, save, trained, weights
+from tests.helpers.sampling import sampled
 
 #: family -> an attention and another linear layer, the embedding, the head, a norm, the list of layers
 NAMES = {
@@ -105,11 +106,6 @@ TIED = {
     "tied tokens": {"trainable_token_indices": {"{embedding}": [2, 3]}},
     "tied tokens of both": {"trainable_token_indices": {"{embedding}": [2, 3], "{head}": [2, 3]}},
 }
-KINDS = {
-    "SEQ_CLS": "SequenceClassification",
-    "TOKEN_CLS": "TokenClassification",
-    "QUESTION_ANS": "QuestionAnswering",
-}
 TASKS = {f"{task}, bias {bias}": {"task_type": task, "bias": bias} for task in KINDS for bias in ("none", "all")}
 TASKS["SEQ_CLS, own biases"] = {"task_type": "SEQ_CLS", "bias": "lora_only"}
 TASKS["SEQ_CLS, all-linear, all biases"] = {"task_type": "SEQ_CLS", "bias": "all", "target_modules": "all-linear"}
@@ -130,7 +126,8 @@ UNMADE = {
         for bias in ("none", "all")
     ),
 }
-QUICK = {"SEQ_CLS, bias all", "tied, ranks and alphas", "tokens of both", "tied tokens of both"}
+#: the option that families differ in most
+ALWAYS = "tied, ranks and alphas"
 
 
 def applies(family, name):
@@ -164,27 +161,6 @@ def keys_of(family, name):
     return filled(keys, names) | ({"ensure_weight_tying": True} if name in TIED else {})
 
 
-def builder(family, *, tie=None, task=None):
-    """What makes a model of a family: of another head, and with its embedding tied or not."""
-
-    def build():
-        config = tiny_config(family)
-        parts = {id(part): part for part in (config, getattr(config, "text_config", config))}.values()
-        for part in parts:
-            part.tie_word_embeddings = part.tie_word_embeddings if tie is None else tie
-            if task:
-                part.num_labels, part.pad_token_id = 2, 0
-        if task and family == "t5":
-            config.eos_token_id = 11  # its classifier looks for the end of the text
-        config._attn_implementation = "eager"
-        torch.manual_seed(0)
-        if task:
-            return getattr(transformers, f"AutoModelFor{KINDS[task]}").from_config(config).eval()
-        return type(tiny_model(family))(config).eval()
-
-    return build
-
-
 def converted(folder: Path, build, keys) -> Saved:
     """An adapter with a start of its own, saved as a plain LoRA."""
     base = build()
@@ -198,11 +174,7 @@ def converted(folder: Path, build, keys) -> Saved:
 
 
 @pytest.mark.parametrize(
-    ("family", "name"),
-    [
-        pytest.param(*case, marks=[] if case[0] in ("llama", "roberta") or case[1] in QUICK else pytest.mark.slow)
-        for case in CASES
-    ],
+    ("family", "name"), sampled(CASES, always=[(family, name) for family, name in CASES if name == ALWAYS])
 )
 def test_an_option(family, name, tmp_path):
     keys = keys_of(family, name)

@@ -10,10 +10,10 @@ import torch
 import adaptrix
 from adaptrix.attaching import attach
 from adaptrix.errors import RefusedError
-from tests.formats.test_peft_options import builder
+from tests.helpers.extras import assert_as_under_peft, classifier, saved, tied
 from tests.helpers.families import tiny_model
+from tests.helpers.heads import builder
 from tests.helpers.peft_models import deltas, load, logits, rewrite, round_trip, same_tensors, save, trained, weights
-from tests.runtime.test_extras import assert_as_under_peft, classifier, saved, tied
 
 TIES = {"ensure_weight_tying": True}
 EMBEDDING = {"target_modules": ["q_proj", "embed_tokens"]} | TIES

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 import adaptrix
 from adaptrix.errors import RefusedError
 from tests.helpers.families import tiny_config, tiny_model
+from tests.helpers.heads import head
 from tests.helpers.peft_models import (
     CONFIG,
     REMOVED,
@@ -27,18 +28,6 @@ from tests.helpers.peft_models import (
 )
 
 QV = ["q_proj", "v_proj"]
-
-
-def head(kind, family):
-    """A builder of a tiny model with another head."""
-
-    def build():
-        torch.manual_seed(0)
-        config = tiny_config(family)
-        config.num_labels, config.pad_token_id = 2, 0
-        return getattr(transformers, f"AutoModelFor{kind}").from_config(config).eval()
-
-    return build
 
 
 VARIANTS = {

@@ -82,3 +82,12 @@ def loaded(folder, like):
     assert not info["unexpected_keys"]
     assert not info["mismatched_keys"]
     return model.eval()
+
+
+def assert_equal_bits(folder, made):
+    """Every tensor of the merged model, as transformers loads it, has the bits that peft's has."""
+    wanted = made.peft_merged()
+    found = loaded(folder, made.model.get_base_model()).state_dict()
+    assert found.keys() == wanted.keys()
+    unlike = [name for name in wanted if not torch.equal(found[name], wanted[name])]
+    assert unlike == []

@@ -4,8 +4,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from adaptrix.runtime.swapping import FAMILIES
+from tests.helpers.attached import TARGETS, saved
 from tests.helpers.families import FAMILIES as FAMILY_CONFIGS
-from tests.runtime.test_attach import TARGETS, saved
 
 TOLERANCE = 1e-5
 SUPPORTED = ["gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma2"]

@@ -19,6 +19,8 @@ from adaptrix.measuring.bootstrap import estimate
 from adaptrix.measuring.text import windows
 from tests.helpers.merge_models import pair
 
+pytestmark = pytest.mark.numeric
+
 IDS = torch.randint(3, 67, (23,), generator=torch.Generator().manual_seed(5))
 
 
@@ -282,8 +284,11 @@ def test_small_divergences_are_more_than_rounding():
     wanted = (p.exp() * (p - q)).sum(-1)
     rows = zip(first[:, None], second[:, None], strict=True)
     found = torch.tensor([diverging.compared(*row, torch.zeros(1, dtype=torch.long))[0] for row in rows])
-    assert (found - wanted).abs().mean() < 0.05 * wanted.mean() < 2e-8
-    assert found.min() > 0
+    # In fp32 p and q are each within half an eps, exp included, where one token has it all: no row is off by more
+    # than an eps. The sum of p (log p - log q) alone is off by five of them, and by half of what it measures.
+    eps = torch.finfo(torch.float32).eps
+    assert (found - wanted).abs().max() < eps < 0.4 * wanted.mean()
+    assert (found - wanted).abs().mean() < 0.1 * wanted.mean()
 
 
 def test_what_is_ruled_out_is_no_nan():

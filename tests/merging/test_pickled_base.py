@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 import adaptrix
 from adaptrix.errors import RefusedError
-from tests.algebra.test_extract import tuned
+from tests.helpers.finetunes import tuned
 from tests.helpers.merge_models import merge, pair, tensors
 
 

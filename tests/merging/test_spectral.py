@@ -20,10 +20,12 @@ from adaptrix.pipeline import Pipeline
 from adaptrix.planning.plan import make_plan
 from adaptrix.results import CheckReport
 from adaptrix.torch_tensor import as_stored
+from tests.helpers.attached import logits
 from tests.helpers.families import tiny_model
 from tests.helpers.merge_models import as_torch, loaded, merge, tensors
 from tests.helpers.spectral_experts import MODULES, as_lora, expert, multiplied_out
-from tests.runtime.test_attach import logits
+
+pytestmark = pytest.mark.numeric
 
 TOLERANCE = 1e-5
 

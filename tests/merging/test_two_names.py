@@ -5,8 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from adaptrix.errors import RefusedError
-from tests.helpers.merge_models import as_torch, pair, tensors
-from tests.merging.test_merge import assert_equal_bits
+from tests.helpers.merge_models import as_torch, assert_equal_bits, pair, tensors
 
 
 @pytest.mark.parametrize("stored", [False, True])

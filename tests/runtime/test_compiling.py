@@ -9,9 +9,9 @@ from torch._dynamo.utils import counters
 
 from adaptrix.attaching import attach
 from adaptrix.errors import RefusedError, UsageError
+from tests.helpers.attached import inputs, saved
 from tests.helpers.families import tiny_model
-from tests.runtime.test_attach import inputs, saved
-from tests.runtime.test_slots import VARIANTS, answer, chosen, made
+from tests.helpers.slots import VARIANTS, answer, chosen, made
 
 
 @pytest.fixture(scope="module")

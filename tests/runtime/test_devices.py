@@ -3,6 +3,8 @@
 All of it on the one device that is always there; "meta" stands in for another.
 """
 
+import copy
+
 import peft
 import pytest
 import torch
@@ -11,10 +13,14 @@ from transformers import AutoModelForCausalLM
 from adaptrix.attaching import attach
 from adaptrix.base.svd import SvdCache
 from adaptrix.errors import RefusedError
+from tests.helpers.attached import VARIANTS, hook_count, inputs, logits, saved
+from tests.helpers.double import EXACT
 from tests.helpers.families import tiny_model
+from tests.helpers.sampling import crossed
 from tests.helpers.spectral_experts import expert, multiplied_out
-from tests.runtime.test_attach import VARIANTS, hook_count, inputs, logits, saved
-from tests.runtime.test_training import steps
+from tests.helpers.training import steps
+
+pytestmark = pytest.mark.numeric
 
 TOLERANCE = 1e-5
 TARGETS = ["q_proj", "k_proj", "down_proj", "embed_tokens", "lm_head"]
@@ -49,8 +55,7 @@ def by_map(model, folder):
 PLACED = {"everywhere": everywhere, "in_memory": in_memory, "on_disk": on_disk, "by_map": by_map}
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("placed", PLACED)
+@pytest.mark.parametrize(("placed", "variant"), crossed(PLACED, VARIANTS, always=[("on_disk", "dora")]))
 def test_adapters_follow_modules_that_accelerate_has_placed(placed, variant, tmp_path):
     targets = LINEAR if variant == "bias" else TARGETS
     wanted = logits(saved(tiny_model("llama"), tmp_path / "x", target_modules=targets, **VARIANTS[variant]))
@@ -84,15 +89,16 @@ def test_spectral_adapters_are_held_to_weights_that_accelerate_has_placed(placed
 
 
 @pytest.mark.parametrize("variant", ["lora", "dora"])
-def test_training_over_an_offloaded_base_is_that_over_a_loaded_one(variant, tmp_path):
-    saved(tiny_model("llama"), tmp_path / "x", target_modules=LINEAR, lora_dropout=0.2, **VARIANTS[variant])
-    theirs = peft.PeftModel.from_pretrained(tiny_model("llama"), tmp_path / "x", is_trainable=True)
+def test_training_over_an_offloaded_base_is_that_over_a_loaded_one(variant, tmp_path, in_double):
+    base = tiny_model("llama").double()
+    saved(base, tmp_path / "x", target_modules=LINEAR, lora_dropout=0.2, **VARIANTS[variant])
+    theirs = peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "x", is_trainable=True)
     wanted = steps(theirs, [p for p in theirs.parameters() if p.requires_grad], count=3)
-    model = on_disk(tiny_model("llama"), tmp_path)
+    model = on_disk(base, tmp_path)
     with attach(model, {"x": tmp_path / "x"}) as session:
         leaves = session.parameters("x")
         session.activate("x")
-        assert steps(model, leaves, count=3) == pytest.approx(wanted, abs=TOLERANCE)
+        assert steps(model, leaves, count=3) == pytest.approx(wanted, abs=EXACT)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -12,9 +12,12 @@ from hypothesis import strategies as st
 
 import adaptrix
 from adaptrix.attaching import attach
+from tests.helpers.attached import TOLERANCE, hook_count, inputs, logits
 from tests.helpers.families import FAMILIES, tiny_config, tiny_model
 from tests.helpers.peft_models import everything, linear_names, trained
-from tests.runtime.test_attach import TOLERANCE, hook_count, inputs, logits
+from tests.helpers.sampling import crossed
+
+pytestmark = pytest.mark.numeric
 
 #: every natural model, and the variants whose weights lie in another way
 MODELS = [(family, 0) for family in sorted(FAMILIES)] + [
@@ -252,12 +255,10 @@ ENDS = {
 }
 
 
-@pytest.mark.parametrize("tie", [True, False])
-@pytest.mark.parametrize("family", ENDS)
-@pytest.mark.parametrize("variant", [{}, {"use_dora": True}], ids=["plain", "dora"])
-def test_embeddings_and_heads_tied_or_not(variant, family, tie, tmp_path):
+@pytest.mark.parametrize(("family", "tie", "dora"), crossed(ENDS, [True, False], [False, True]))
+def test_embeddings_and_heads_tied_or_not(family, tie, dora, tmp_path):
     model = tied(family, tie=tie)
-    adapted = saved(model, tmp_path, target_modules=ENDS[family], rank_pattern={ENDS[family][0]: 5}, **variant)
+    adapted = saved(model, tmp_path, target_modules=ENDS[family], rank_pattern={ENDS[family][0]: 5}, use_dora=dora)
     base, wanted = logits(model), logits(adapted)
     with attach(model, {"x": tmp_path}) as session:
         with session.use("x"):

@@ -6,62 +6,17 @@ import warnings
 import peft
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
 
 import adaptrix
 from adaptrix.attaching import attach
 from adaptrix.errors import RefusedError, UsageError
-from tests.helpers.families import tiny_config, tiny_model
+from tests.helpers.attached import hook_count, inputs, logits
+from tests.helpers.extras import assert_as_under_peft, classifier, near, saved, tied
+from tests.helpers.families import tiny_model
 from tests.helpers.peft_models import rewrite, trained
-from tests.runtime.test_attach import TOLERANCE, hook_count, inputs, logits
+from tests.helpers.sampling import crossed
 
-
-def saved(model, folder, *, seed=1, **keys):
-    """An adapter trained at random and saved; the model as peft loads it from the file."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        config = peft.LoraConfig(**({"r": 3, "lora_alpha": 5} | keys))
-        trained(peft.get_peft_model(copy.deepcopy(model), config), seed).save_pretrained(folder)
-        return peft.PeftModel.from_pretrained(copy.deepcopy(model), folder).eval()
-
-
-def classifier(family, labels=4):
-    config = tiny_config(family)
-    config._attn_implementation, config.num_labels, config.pad_token_id = "eager", labels, 0
-    torch.manual_seed(0)
-    return AutoModelForSequenceClassification.from_config(config).eval()
-
-
-def tied(family="llama", *, tie):
-    config = tiny_config(family)
-    config.tie_word_embeddings, config._attn_implementation = tie, "eager"
-    torch.manual_seed(0)
-    return type(tiny_model(family))(config).eval()
-
-
-def near(found, wanted):
-    return (found - wanted).abs().max() < TOLERANCE
-
-
-def assert_as_under_peft(model, folder, adapted):
-    """Alone, by row and off again; and nothing stays."""
-    base, wanted, hooks = logits(model), logits(adapted), hook_count(model)
-    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    assert not near(base, wanted)
-    with attach(model, {"x": folder}) as session:
-        assert torch.equal(logits(model), base)
-        with session.use("x"):
-            assert near(logits(model), wanted)
-        with session.route([None, "x", "x"]):
-            mixed = logits(model)
-        for row, alone in enumerate((base, wanted, wanted)):
-            assert near(mixed[row], alone[row]), row
-        sites = dict(session.report().injections)
-    assert hook_count(model) == hooks
-    assert torch.equal(logits(model), base)
-    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
-    return sites
-
+pytestmark = pytest.mark.numeric
 
 BIASED = {
     "gpt2": ["c_attn", "c_proj"],
@@ -74,8 +29,7 @@ BIASED = {
 }
 
 
-@pytest.mark.parametrize("trains", ["lora_only", "all"])
-@pytest.mark.parametrize("family", sorted(BIASED))
+@pytest.mark.parametrize(("family", "trains"), crossed(sorted(BIASED), ["lora_only", "all"]))
 def test_biases_are_those_of_the_adapter(family, trains, tmp_path):
     model = trained(tiny_model(family)).eval()  # fresh biases are zeros
     adapted = saved(model, tmp_path, target_modules=BIASED[family], bias=trains)

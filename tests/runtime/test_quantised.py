@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM
 
 from adaptrix.attaching import attach
 from adaptrix.errors import RefusedError
+from tests.helpers.attached import VARIANTS, logits, saved
 from tests.helpers.families import tiny_config
-from tests.runtime.test_attach import VARIANTS, logits, saved
-from tests.runtime.test_training import steps
+from tests.helpers.training import steps
 
 TOLERANCE = 1e-5
 TARGETS = ["q_proj", "k_proj", "down_proj"]

@@ -18,8 +18,8 @@ from adaptrix.attaching import attach
 from adaptrix.delta import LowRank
 from adaptrix.errors import AdaptrixError, RefusedError, UsageError
 from adaptrix.tensor import Tensor
+from tests.helpers.attached import hook_count, inputs, logits, saved
 from tests.helpers.families import tiny_config, tiny_model
-from tests.runtime.test_attach import hook_count, inputs, logits, saved
 
 
 @pytest.fixture(scope="module")

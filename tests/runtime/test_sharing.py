@@ -7,7 +7,9 @@ import torch
 
 from adaptrix.attaching import attach
 from adaptrix.errors import UsageError
+from tests.helpers.attached import saved
 from tests.helpers.families import tiny_model
+from tests.helpers.sampling import crossed
 from tests.helpers.swapping import (
     SUPPORTED,
     TOLERANCE,
@@ -20,7 +22,8 @@ from tests.helpers.swapping import (
     tiny,
     upper,
 )
-from tests.runtime.test_attach import saved
+
+pytestmark = pytest.mark.numeric
 
 CHOICES = ["a", "b", None, {"a": 0.5, "b": 0.5}, ["b", None]]
 
@@ -70,9 +73,7 @@ CHANGES = {
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", ["gpt2", *WINDOWS])
-@pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize(("family", "change", "victim"), crossed(["gpt2", *WINDOWS], CHANGES, [0, 1]))
 def test_what_happens_to_one_cache_does_not_happen_to_another(family, change, victim, tmp_path):
     model = tiny(family)
     given = prompt(size=4 if change == "cropped" else 9)

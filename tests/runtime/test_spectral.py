@@ -19,9 +19,12 @@ from adaptrix.runtime import decompositions
 from adaptrix.runtime.spectral import SpectralKernel
 from adaptrix.tensor import Tensor
 from adaptrix.torch_tensor import as_stored
+from tests.helpers.attached import hook_count, logits, saved
+from tests.helpers.double import EXACT
 from tests.helpers.families import tiny_model
 from tests.helpers.spectral_experts import MODULES, as_lora, changed, expert, multiplied_out, with_vectors
-from tests.runtime.test_attach import hook_count, logits, saved
+
+pytestmark = pytest.mark.numeric
 
 TOLERANCE = 1e-5
 LLAMA = MODULES["llama"]
@@ -222,9 +225,9 @@ def gradients(model, adapter, cache):
     for target, delta in adapter.deltas.items():
         own = model.get_submodule(target.path)
         found = with_vectors(delta, own, cache)
-        U, Vt = (torch.from_numpy(t.copy()) for t in found.vectors())
-        z = torch.from_numpy(delta.z.numpy().copy()).requires_grad_()
-        dense = (U * (torch.from_numpy(delta.S.numpy().copy()) * (z - 1))) @ Vt
+        U, Vt = (torch.from_numpy(t.copy()).double() for t in found.vectors())
+        z = torch.from_numpy(delta.z.float64()).requires_grad_()
+        dense = (U * (torch.from_numpy(delta.S.float64()) * (z - 1))) @ Vt
         turned = type(own).__name__ == "Conv1D"
         leaves[target], weights[f"{target.path}.weight"] = z, own.weight.detach() + (dense.T if turned else dense)
     ids = torch.randint(0, 40, (3, 6), generator=torch.Generator().manual_seed(7))
@@ -235,8 +238,8 @@ def gradients(model, adapter, cache):
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("family", MODULES)
-def test_z_is_a_leaf_with_the_gradient_of_the_dense_formula(family, checkpointing, cache):
-    model = tiny_model(family)
+def test_z_is_a_leaf_with_the_gradient_of_the_dense_formula(family, checkpointing, cache, in_double):
+    model = tiny_model(family).double()
     adapter = expert(model, MODULES[family], cache)
     ids, wanted = gradients(model, adapter, cache)
     model.train()
@@ -253,7 +256,7 @@ def test_z_is_a_leaf_with_the_gradient_of_the_dense_formula(family, checkpointin
             model(input_ids=ids, labels=ids).loss.backward()
         for target, gradient in wanted.items():
             assert gradient.abs().max() > 0
-            assert apart(leaves[f"{target}.spectral_z"].grad, gradient) < 1e-3 * gradient.abs().max(), target
+            assert apart(leaves[f"{target}.spectral_z"].grad, gradient) < EXACT * gradient.abs().max(), target
         assert all(parameter.grad is None for parameter in model.parameters())
 
 
@@ -294,9 +297,10 @@ def test_over_a_base_of_half_precision_z_is_fp32(llama, cache):
     assert all(bool(leaf.grad.abs().max() > 0) for leaf in leaves)
 
 
-def test_a_gradient_reaches_what_entered_the_model(llama, pair, cache):
+def test_a_gradient_reaches_what_entered_the_model(llama, pair, cache, in_double):
+    llama.double()
     merged = multiplied_out(llama, [(1.0, pair["a"])], cache)
-    x = torch.randn(2, 4, llama.config.hidden_size)
+    x = torch.randn(2, 4, llama.config.hidden_size, dtype=torch.float64)
     grads = []
     with attach(llama, pair) as session:
         for model, choice in ((merged, None), (llama, "a")):
@@ -307,8 +311,8 @@ def test_a_gradient_reaches_what_entered_the_model(llama, pair, cache):
         with session.route(["a", None]):
             leaf = x.clone().requires_grad_()
             llama(inputs_embeds=leaf).logits.square().sum().backward()
-    assert apart(grads[0], grads[1]) < TOLERANCE * grads[0].abs().max()
-    assert apart(leaf.grad[0], grads[1][0]) < TOLERANCE * grads[0].abs().max()
+    assert apart(grads[0], grads[1]) < EXACT * grads[0].abs().max()
+    assert apart(leaf.grad[0], grads[1][0]) < EXACT * grads[0].abs().max()
 
 
 # --- what is refused, before the first hook

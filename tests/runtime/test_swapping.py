@@ -8,7 +8,9 @@ from transformers import DynamicCache
 
 from adaptrix.attaching import attach
 from adaptrix.errors import UsageError
+from tests.helpers.attached import saved
 from tests.helpers.families import tiny_model
+from tests.helpers.sampling import crossed
 from tests.helpers.swapping import (
     SUPPORTED,
     TOLERANCE,
@@ -21,13 +23,12 @@ from tests.helpers.swapping import (
     tiny,
     upper,
 )
-from tests.runtime.test_attach import saved
+
+pytestmark = pytest.mark.numeric
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("first", [1, 3])
-@pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("family", SUPPORTED)
+@pytest.mark.parametrize(("family", "padded", "first"), crossed(SUPPORTED, [False, True], [1, 3]))
 def test_a_swapped_cache_is_that_of_a_fresh_prefill(family, padded, first, tmp_path):
     model = tiny(family)
     given = prompt(padded=padded)

@@ -6,9 +6,9 @@ from transformers import DynamicCache, EncoderDecoderCache, QuantizedCache, Stat
 
 from adaptrix.attaching import attach
 from adaptrix.errors import UsageError
+from tests.helpers.attached import saved
 from tests.helpers.families import tiny_model
 from tests.helpers.swapping import WINDOWS, apart, filled, placed, prompt, tiny, upper
-from tests.runtime.test_attach import saved
 
 OPTIONS = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
 KINDS = {

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from adaptrix.attaching import attach
+from tests.helpers.sampling import crossed
 from tests.helpers.swapping import apart, filled, on_layers, placed, prompt, same, state, tiny, upper
 
 ERRORS = [RuntimeError, KeyboardInterrupt, asyncio.CancelledError]
@@ -20,9 +21,7 @@ def raiser(error):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("error", ERRORS)
-@pytest.mark.parametrize("first", [0, 1])
-@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
+@pytest.mark.parametrize(("family", "first", "error"), crossed(["llama", "gemma2", "gpt2"], [0, 1], ERRORS))
 def test_an_error_in_any_layer_leaves_all_as_it_was(family, first, error, tmp_path):
     """From layer 0 on the tokens are read again, from layer 1 on hidden states are."""
     model = tiny(family)

@@ -6,6 +6,7 @@ from transformers import DynamicCache
 
 from adaptrix.attaching import attach
 from adaptrix.errors import RefusedError, UsageError
+from tests.helpers.attached import saved
 from tests.helpers.families import tiny_model
 from tests.helpers.swapping import (
     TOLERANCE,
@@ -22,7 +23,6 @@ from tests.helpers.swapping import (
     tiny,
     upper,
 )
-from tests.runtime.test_attach import saved
 
 
 def refused(session, choice, cache, match, kind=UsageError):

@@ -1,6 +1,7 @@
 """Training where an adapter is attached, with peft as the judge; dense weights and autograd where peft has no say."""
 
 import copy
+from contextlib import nullcontext
 
 import peft
 import pytest
@@ -12,41 +13,16 @@ from adaptrix.adapter import Target
 from adaptrix.attaching import attach
 from adaptrix.errors import RefusedError, UsageError
 from adaptrix.runtime.kernel import Kernel
+from tests.helpers.attached import TARGETS, VARIANTS, logits, saved
+from tests.helpers.double import EXACT, double
 from tests.helpers.families import tiny_model
 from tests.helpers.peft_models import rewrite
-from tests.runtime.test_attach import TARGETS, VARIANTS, logits, saved
+from tests.helpers.sampling import crossed
+from tests.helpers.training import loss_of, steps, tokens
 
-TOLERANCE = 1e-5
+pytestmark = pytest.mark.numeric
+
 LLAMA = ["q_proj", "k_proj", "down_proj"]
-
-
-def tokens(rows=3):
-    torch.manual_seed(7)
-    return torch.randint(0, 40, (rows, 6))
-
-
-def loss_of(model):
-    return model(input_ids=tokens(), labels=tokens()).loss
-
-
-def steps(model, parameters, count=5):
-    """The losses of a few steps; the gradients of the first are left as ``first`` on the parameters.
-
-    Some gradients are nothing but rounding (a key's bias has none); AdamW's usual eps of 1e-8 makes steps of these.
-    """
-    optimiser, losses = torch.optim.AdamW(parameters, lr=1e-2, eps=1e-4), []
-    model.train()
-    torch.manual_seed(5)  # of the dropout
-    for _ in range(count):
-        optimiser.zero_grad()
-        loss = loss_of(model)
-        loss.backward()
-        for parameter in parameters:
-            parameter.first = getattr(parameter, "first", parameter.grad.clone())
-        optimiser.step()
-        losses.append(loss.item())
-    model.eval()
-    return losses
 
 
 def trainable(folder, model):
@@ -59,27 +35,40 @@ def assert_same_adapter(ours, theirs):
     found, wanted = (peft.get_peft_model_state_dict(model) for model in (ours, theirs))
     assert found.keys() == wanted.keys()
     for name, tensor in wanted.items():
-        assert (found[name] - tensor).abs().max() < TOLERANCE, name
+        assert (found[name] - tensor).abs().max() < EXACT, name
+
+
+@pytest.fixture(autouse=True)
+def _in_double(request):
+    """Everything but what is about another dtype is compared in double."""
+    with nullcontext() if "dtype" in request.fixturenames else double():
+        yield
 
 
 @pytest.fixture
 def llama():
-    return tiny_model("llama")
+    return tiny_model("llama").double()
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    folder, model = tmp_path_factory.mktemp("pair"), tiny_model("llama")
+    folder, model = tmp_path_factory.mktemp("pair"), tiny_model("llama").double()
     saved(model, folder / "a", seed=1, rank=3, target_modules=LLAMA)
     saved(model, folder / "b", seed=2, rank=5, target_modules=["q_proj", "v_proj", "embed_tokens"])
     return {"a": folder / "a", "b": folder / "b"}
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "gemma2"])
+@pytest.mark.parametrize(
+    ("family", "variant", "dropout"),
+    crossed(
+        ["llama", "gpt2", "gpt_neox", "gemma2"],
+        VARIANTS,
+        [0.0, 0.3],
+        always=[("gpt_neox", "rslora", 0.3), ("gemma2", "lora", 0.0), ("llama", "dora", 0.3)],
+    ),
+)
 def test_five_steps_are_those_of_peft(family, variant, dropout, tmp_path):
-    model = tiny_model(family)
+    model = tiny_model(family).double()
     targets = TARGETS.get(family, LLAMA if variant == "bias" else [*LLAMA, "embed_tokens"])
     saved(model, tmp_path / "x", target_modules=targets, lora_dropout=dropout, **VARIANTS[variant])
     theirs = trainable(tmp_path / "x", model)
@@ -89,16 +78,16 @@ def test_five_steps_are_those_of_peft(family, variant, dropout, tmp_path):
         assert [id(p) for p in session.parameters("x")] == [id(p) for p in ours]
         session.activate("x")
         got, wanted = steps(model, ours), steps(theirs, [p for p in theirs.parameters() if p.requires_grad])
-        assert got == pytest.approx(wanted, abs=TOLERANCE)
+        assert got == pytest.approx(wanted, abs=EXACT)
         assert len(set(got)) == 5
         assert sorted(p.first.norm().item() for p in ours) == pytest.approx(
-            sorted(p.first.norm().item() for p in theirs.parameters() if p.requires_grad), abs=TOLERANCE
+            sorted(p.first.norm().item() for p in theirs.parameters() if p.requires_grad), abs=EXACT
         )
         answer = logits(model)
         adaptrix.convert(session.adapter("x"), tmp_path / "back", to="peft")
     back = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "back").eval()
     assert_same_adapter(back, theirs)
-    assert (logits(back) - answer).abs().max() < TOLERANCE
+    assert (logits(back) - answer).abs().max() < EXACT
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
 
@@ -124,7 +113,7 @@ def test_asking_for_parameters_changes_nothing_but_the_kind(llama, pair):
                 before[choice] = logits(llama)
         session.parameters("a")
         with session.use("a"):
-            assert (logits(llama) - before["a"]).abs().max() < TOLERANCE
+            assert (logits(llama) - before["a"]).abs().max() < EXACT
         session.activate("a")
         steps(llama, session.parameters("a"))
         assert (logits(llama) - before["a"]).abs().max() > 1e-3
@@ -153,7 +142,7 @@ def gradients(loss, leaves):
 
 def assert_equal_gradients(one, other):
     for first, second in zip(one, other, strict=True):
-        assert (first - second).abs().max() < TOLERANCE
+        assert (first - second).abs().max() < EXACT
 
 
 def test_gradients_of_a_weighted_sum_reach_every_term_in_training(llama, pair):
@@ -198,8 +187,8 @@ def test_kernels_given_as_they_are_get_the_gradients_of_their_rows(llama, pair):
     with attach(llama, {"a": pair["a"]}) as session:
         site = next(site for site in session._adapters._loaded["a"].kernels if site.role == "q")
         llama.requires_grad_(False)
-        made = torch.randn(2, 24, 3, requires_grad=True)
-        Bt = torch.randn(2, 3, 60, requires_grad=True)
+        made = torch.randn(2, 24, 3, dtype=torch.float64, requires_grad=True)
+        Bt = torch.randn(2, 3, 60, dtype=torch.float64, requires_grad=True)
         for row in range(2):
             session.adopt(f"made{row}", {site: Kernel(made[row], Bt[row])})
         with session.route(["made1", "made0", None]):
@@ -215,7 +204,7 @@ def test_kernels_given_as_they_are_get_the_gradients_of_their_rows(llama, pair):
 
 def test_parts_of_a_fused_weight_are_learned_apart(tmp_path):
     """The legacy MergedLinear: query and value of three."""
-    model = tiny_model("gpt2")
+    model = tiny_model("gpt2").double()
     saved(model, tmp_path, target_modules=["c_attn"], rank=4)
 
     def merged(state):
@@ -266,7 +255,7 @@ def test_what_a_plan_leaves_out_is_not_trained_and_not_lost(llama, pair, tmp_pat
         assert adapter.deltas[target].A.tobytes() == before.deltas[target].A.tobytes()
     back = adaptrix.convert(adapter, tmp_path / "back.adaptrix.safetensors")
     with attach(llama, {"x": back}) as session, session.use("x"):
-        assert (logits(llama) - wanted).abs().max() < TOLERANCE
+        assert (logits(llama) - wanted).abs().max() < EXACT
 
 
 def test_an_adapter_in_training_goes_back_to_one_at_rest(llama, pair):
@@ -279,7 +268,7 @@ def test_an_adapter_in_training_goes_back_to_one_at_rest(llama, pair):
             trained = logits(llama)
         session.load("done", session.adapter("a"))
         with session.use("done"):
-            assert (logits(llama) - trained).abs().max() < TOLERANCE
+            assert (logits(llama) - trained).abs().max() < EXACT
             assert (logits(llama) - before).abs().max() > 1e-3
         assert session.adapter("b").name == "b"
 

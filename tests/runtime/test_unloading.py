@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM, Olmo2Config
 from adaptrix.attaching import attach
 from adaptrix.errors import RefusedError, UsageError
 from adaptrix.runtime.slots import Bank
+from tests.helpers.attached import hook_count, logits, saved
 from tests.helpers.families import tiny_model
-from tests.runtime.test_attach import hook_count, logits, saved
-from tests.runtime.test_slots import chosen
+from tests.helpers.slots import chosen
 
 LONG = torch.randint(0, 40, (2, 20), generator=torch.Generator().manual_seed(7))
 
