@@ -1,9 +1,9 @@
 """Outputs that appear whole or not at all.
 
-The bytes go to a hidden neighbour, ``.adaptrix-<random><suffix>``, which takes the output's name when all
+The bytes go to a hidden neighbour, ``.adaptrix-<random><suffix>``, which is renamed to the output when all
 of it is written. Whatever stops the work before, Ctrl-C included, removes the neighbour and leaves what was
-there as it was. When the bytes reach the disk is left to the system, as cp leaves it: waiting for them costs
-as much as writing them, and the source is still there.
+there as it was. No fsync is made, as cp makes none: it would cost as much as the writing, and the
+source is still there.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def output(path: Path, *, force: bool = False, holds: Collection[str] = ()) -> I
 
 
 def require_free(path: Path, *, force: bool = False, holds: Collection[str] = ()) -> None:
-    """Raises what :func:`output` would raise before the work begins, for whom a download comes before."""
+    """Raises what :func:`output` would raise before the work begins, for callers that download first."""
     with _refusing(path, path):
         _check(path, force, holds)
 
@@ -69,7 +69,7 @@ def _refusing(work: Path, path: Path) -> Iterator[None]:
 
 
 def _refusal(error: OSError, work: Path, path: Path) -> RefusedError | None:
-    """What a system error means to the user; None for one that is not about files (a network's, say)."""
+    """A system error as a refusal; None for one that is not about files (a network's, say)."""
     if error.errno not in _REFUSALS:
         return None
     code, found, remedy = _REFUSALS[error.errno]
@@ -84,7 +84,7 @@ def _check(path: Path, force: bool, holds: Collection[str]) -> None:
     if "\0" in str(path):
         raise _usage("bad-output", path, "a name cannot hold a NUL", "Choose another name.")
     old = _kind(path)
-    if old == "odd":
+    if old == "special":
         raise _usage("bad-output", path, "this is a device, a pipe or a socket", "Name a file to write.")
     if old is not None and not force:
         raise _exists(path)
@@ -106,14 +106,14 @@ def _exists(path: Path) -> UsageError:
 
 
 def _kind(path: Path) -> str | None:
-    """``"folder"``, ``"file"`` (a symbolic link is one, whatever it points to), ``"odd"``, or None for nothing."""
+    """``"folder"``, ``"file"`` (a symbolic link is one, whatever it points to), ``"special"``, or None for nothing."""
     try:
         mode = os.lstat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
         return None
     if stat.S_ISDIR(mode):
         return "folder"
-    return "file" if stat.S_ISREG(mode) or stat.S_ISLNK(mode) else "odd"
+    return "file" if stat.S_ISREG(mode) or stat.S_ISLNK(mode) else "special"
 
 
 def _publish(work: Path, path: Path, force: bool, holds: Collection[str]) -> None:
@@ -132,7 +132,7 @@ def _publish(work: Path, path: Path, force: bool, holds: Collection[str]) -> Non
 
 
 def _rename_new(work: Path, path: Path) -> None:
-    """Rename a file unless the name is taken, in one step where the disk has hard links."""
+    """Rename a file unless the new name exists, in one step where the disk has hard links."""
     try:
         os.link(work, path, follow_symlinks=False)
     except FileExistsError:
@@ -161,7 +161,7 @@ def _swap_folder(work: Path, path: Path, holds: Collection[str]) -> None:
 
 
 def _require_replaceable(folder: Path, holds: Collection[str]) -> None:
-    """Raises :class:`UsageError` where a folder has anything in it that would not be written anew."""
+    """Raises :class:`UsageError` where a folder has anything in it that would not be written again."""
     with os.scandir(folder) as entries:
         others = sorted(e.name for e in entries if e.name not in holds or not e.is_file(follow_symlinks=False))
     if others:

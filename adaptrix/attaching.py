@@ -109,7 +109,7 @@ def _require_named(adapters: object) -> None:
 
 
 def _all(loader: _Loader, adapters: Mapping[str, AdapterLike]) -> dict[str, tuple[Mapping[Site, SiteKernel], Plan]]:
-    """What every adapter does, and its plan; raises with the problems of all of them, as the first error's kind."""
+    """The changes and the plan of every adapter. Raises with the problems of all, as the first error's class."""
     built: dict[str, tuple[Mapping[Site, SiteKernel], Plan]] = {}
     errors: list[AdaptrixError] = []
     for name, adapter in adapters.items():

@@ -1,4 +1,4 @@
-"""JSON objects from files that nobody vouches for: bounded in size and in depth."""
+"""JSON objects from untrusted files: bounded in size and in depth."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def too_large(where: str, size: int, limit: int = MAX_BYTES) -> RefusedError:
         where,
         f"it has {amount(size)}",
         f"a config of at most {amount(limit)}",
-        "Something else bears the name of a config: restore the file.",
+        "This is no config but another file of that name: restore the config.",
     )
 
 
 def _bytes(path: Path, where: str, limit: int) -> bytes:
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait forever
             raise refuse("json-unreadable", where, "it is not a regular file")
         with open(path, "rb") as file:
             data = file.read(limit + 1)
@@ -56,7 +56,7 @@ def _bytes(path: Path, where: str, limit: int) -> bytes:
 def _parse(data: bytes, where: str) -> object:
     try:
         value: object = json.loads(data.decode("utf-8-sig"))
-        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate could not be written again
+        json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate could not be written again
         return value
     except RecursionError as error:
         raise _too_deep(where) from error

@@ -1,7 +1,7 @@
-"""Mappings from YAML files that nobody vouches for: plain values alone, bounded in size and in what they stand for.
+"""Mappings from untrusted YAML files: plain values alone, bounded in size and in what they stand for.
 
-Aliases and merges let a few lines stand for billions of values, and YAML's numbers have no limit either; whoever shows
-or compares such a value never comes to an end.
+Aliases and merges let a few lines stand for billions of values, and YAML's numbers have no limit either; showing or
+comparing such a value would never end.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _bytes(path: Path, expected: str, code: str) -> bytes:
 
 
 def _excess(value: object) -> str | None:
-    """What makes a value too much for whoever uses it; None where nothing does."""
+    """The reason why a value cannot be used (half a character, too many values); None where there is none."""
     waiting, count = [value], 0
     while waiting:
         one = waiting.pop()

@@ -1,4 +1,4 @@
-"""A LoRA out of a full fine-tune: the best factors of a rank for the difference of every linear layer's weight."""
+"""Extraction of a LoRA from a full fine-tune: the best factors of a rank for every linear layer's difference."""
 
 from __future__ import annotations
 
@@ -32,7 +32,13 @@ from adaptrix.wording import some
 
 @dataclass(frozen=True)
 class Extraction:
-    """How a LoRA is taken out. ``save`` and ``ignore``: patterns of tensor names, for changes that are no LoRA's."""
+    """The settings of an extraction.
+
+    - ``rank``: of every delta; a weight with a smaller side gets that.
+    - ``solver``: ``exact``, ``randomised``, or ``auto``; see :func:`adaptrix.algebra.lora_svd.best_pair`.
+    - ``seed``: of the randomised solver.
+    - ``save``, ``ignore``: patterns of tensor names, for changes that a LoRA cannot hold: kept whole, or left out.
+    """
 
     rank: int = 16
     solver: Solver = "auto"
@@ -52,8 +58,14 @@ def extract_adapter(
 ) -> Outcome:
     """Writes the LoRA that turns ``base`` into ``tuned``, as nearly as its rank allows; ``losses`` say how nearly.
 
-    ``busy`` is entered when all is fetched. Only one weight is held at a time. Raises :class:`RefusedError` for models
-    that are not of one family and size, and for changes that are no LoRA and that nobody has decided on.
+    - ``tuned``, ``base``: folders or ``owner/name``, both with their weights.
+    - ``extraction``: rank, solver, and what becomes of changes that a LoRA cannot hold.
+    - ``out``: the path to write, or a folder; None names it after the fine-tune.
+    - ``options``: the output's format, dtype (fp32 by default) and name.
+    - ``busy``: entered once everything is fetched, for a display.
+
+    One weight is in memory at a time. Raises :class:`RefusedError` for models that are not of one family and size,
+    and for changes that a LoRA cannot hold and that neither ``save`` nor ``ignore`` names.
     """
     _require_sense(extraction)
     pipeline.prepare(out, options)
@@ -128,7 +140,7 @@ def _identity(pipeline: Pipeline, base: BaseCheckpoint, tuned: BaseCheckpoint) -
 
 
 def _require_finite(found: WeightDifferences, extras: Mapping[str, Extra]) -> None:
-    """Raises :class:`RefusedError` with every tensor that is to be used and has NaN or Inf."""
+    """Raises :class:`RefusedError` with every tensor that the result depends on and that has NaN or Inf."""
     used = {c.name: t for c in found.targets.values() for t in (c.before, c.after) if t is not None and t.nonfinite()}
     used |= {key: extra.tensor for key, extra in extras.items() if extra.tensor.nonfinite()}
     if used:
@@ -159,7 +171,7 @@ def _target(change: WeightDifference) -> Target:
 def _provenance(
     models: tuple[BaseCheckpoint, BaseCheckpoint], extraction: Extraction, extras: Mapping[str, Extra]
 ) -> Provenance:
-    """The question that was asked, and a config that promises what is kept whole."""
+    """The options of the extraction, and a config that names what is kept whole."""
     names = [model.name.rstrip("/").rpartition("/")[2] for model in models]
     commits = [f"@{model.commit}" if model.commit else "" for model in models]
     modules = sorted({key.rpartition(".")[0] for key, extra in extras.items() if extra.kind == "module"})

@@ -1,4 +1,4 @@
-"""What a full fine-tune has changed of its base: weights that a LoRA can stand for, and all the others."""
+"""Differences between a full fine-tune and its base: the weights that a LoRA can hold, and all the others."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from adaptrix.wording import some
 _NUMBER = re.compile(r"\.\d+(?=\.|$)")
 _PIECE = 1 << 20  # numbers
 _PLAIN = ("linear", "conv1d")
-#: what a causal language model is called: one whose head may be its embedding
+#: class names of causal language models, whose head may be the embedding
 _CAUSAL = re.compile(r"ForCausalLM|LMHead")
 
 
@@ -58,7 +58,7 @@ class WeightDifferences:
 
 
 def changes(base: BaseCheckpoint, tuned: BaseCheckpoint, architecture: Architecture) -> WeightDifferences:
-    """What differs. Raises :class:`RefusedError` for shapes that do, and for weights that the fine-tune lacks."""
+    """The tensors that differ. Raises :class:`RefusedError` for other shapes, and for weights that ``tuned`` lacks."""
     before, after = _by_name(base, architecture), _by_name(tuned, architecture)
     targets: dict[Site, WeightDifference] = {}
     others, problems = [], list[Problem]()
@@ -106,11 +106,12 @@ def kept_whole(
     save: Sequence[str],
     ignore: Sequence[str],
 ) -> tuple[dict[str, Extra], list[WeightDifference]]:
-    """What of the other changes goes along with the LoRA, by key, and what is left out on purpose.
+    """The other changes that are kept with the LoRA, by key, and those that ``ignore`` leaves out.
 
-    A changed bias of a layer that has a delta takes those of all such layers along, for peft trains all or none.
-    Anything else is a module saved whole, but for experts that the files keep apart: models stack them, and have no
-    such modules. Raises :class:`RefusedError` for those, and for changes that nobody decided on.
+    ``found``: all differences; ``tuned``: the fine-tune; ``save``, ``ignore``: patterns of tensor names. A changed
+    bias of a layer that has a delta takes those of all such layers along, since peft trains all or none. Anything else
+    is a module saved whole, but for experts that the files keep apart: models stack them, and have no such modules.
+    Raises :class:`RefusedError` for those, and for changes that match neither pattern.
     """
     experts = {change for change in found.others if _of_expert(change, architecture)}
     saved = [change for change in found.others if _named(change, save)]
@@ -137,7 +138,7 @@ def kept_whole(
 def _tied_head(
     extras: Mapping[str, Extra], after: Mapping[str, Tensor], tuned: BaseCheckpoint, architecture: Architecture
 ) -> dict[str, Extra]:
-    """The head of a causal model that shares its weight with an embedding which is saved: peft would part them."""
+    """The head of a causal model that shares its weight with an embedding which is saved: peft would untie them."""
     embed, head = architecture.roles.get("embed"), architecture.roles.get("head")
     causal = any(_CAUSAL.search(str(name)) for name in tuned.config.get("architectures") or ())
     if embed is None or head is None or not causal:
@@ -156,7 +157,7 @@ def _by_name(model: BaseCheckpoint, architecture: Architecture) -> Mapping[str, 
 
 
 def _home(name: str, architecture: Architecture) -> str:
-    """A headless model's name of a tensor as the causal model has it."""
+    """The causal model's name of a headless model's tensor."""
     path, _, leaf = name.rpartition(".")
     site = architecture.locate(path)
     outside = site is not None and site.layer is None  # lm_head and score are beside the prefix, not under it
@@ -164,7 +165,7 @@ def _home(name: str, architecture: Architecture) -> str:
 
 
 def _same(change: WeightDifference) -> bool:
-    """Whether the numbers are the same, whatever their dtypes."""
+    """True where the numbers are the same, whatever their dtypes."""
     before, after = change.before, change.after
     if before is None or before.shape != after.shape:
         return False
@@ -208,7 +209,7 @@ def _unsaved(apart: Sequence[WeightDifference]) -> Iterator[Problem]:
 
 
 def _undecided(rest: Sequence[WeightDifference], architecture: Architecture) -> Iterator[Problem]:
-    """One problem for each kind of change that no LoRA is made of, with the words that decide on it."""
+    """One problem for each kind of change that a LoRA cannot hold, with the options that decide about it."""
     for pattern, group in kinds(rest).items():
         largest = max(change.size() for change in group)
         by = f"by up to {largest:.2g} of their norm" if largest < float("inf") else "or are new"

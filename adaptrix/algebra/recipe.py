@@ -1,4 +1,4 @@
-"""What can be asked of a combination, and which adapters have none."""
+"""Recipes of combinations, and the checks of a recipe and of the adapters that it is for."""
 
 from __future__ import annotations
 
@@ -15,17 +15,20 @@ from adaptrix.algebra.operands import Operand
 from adaptrix.errors import Problem, RefusedError, UsageError
 from adaptrix.tensor import Tensor
 
-#: keys of a config that say under what condition a delta acts: the sum of two such has none
+#: config keys that make a delta act under a condition: a sum could have only one
 _CONDITIONS = ("layer_replication", "alora_invocation_tokens", "arrow_config")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How adapters become one.
+    """The method of a combination, and its settings.
 
-    ``weights``: one each; None gives each an equal share. ``rank``: of ``svd``; the largest of the adapters' own by
-    default. ``density``: the share of numbers that ``ties`` and ``dare`` keep, 0.5 by default. ``seed``: of what
-    ``dare`` drops. ``drop_extras``: leave out trained heads, biases and tokens, which are no deltas.
+    - ``weights``: a finite number other than 0 for each adapter; None gives each an equal share.
+    - ``method``: ``cat`` (exact), ``svd``, ``linear``, ``ties``, ``dare`` or ``dare-ties``.
+    - ``rank``: of ``svd`` alone; by default the largest of the adapters' own.
+    - ``density``: the share of numbers that ``ties`` and ``dare`` keep, above 0 and at most 1; 0.5 by default.
+    - ``seed``: of the numbers that ``dare`` drops.
+    - ``drop_extras``: leave out trained heads, biases and tokens, which are no deltas.
     """
 
     weights: tuple[float, ...] | None = None
@@ -40,7 +43,7 @@ class Recipe:
 
 
 def require_recipe(recipe: Recipe, subjects: Sequence[Any]) -> None:
-    """Raises :class:`UsageError` with all that makes no sense of a recipe."""
+    """Raises :class:`UsageError` with everything in a recipe that makes no sense for these adapters."""
     count, sparse = len(subjects), recipe.method in SPARSE
     weights: Sequence[Any] | None = recipe.weights  # whatever the caller gave
     problems = []
@@ -96,7 +99,7 @@ def _condition_problems(operands: Sequence[Operand]) -> Iterator[Problem]:
 
 
 def _extra_problems(operands: Sequence[Operand], aligned: Alignment) -> Iterator[Problem]:
-    """What replaces a tensor of the base cannot be added up without it; the base's own can be carried along."""
+    """A problem for every extra that replaces a tensor of the base: only equal copies of the base's own can be kept."""
     remedy = "--drop-extras leaves them out; `adaptrix convert` keeps them with their adapter."
     held: dict[str, Tensor] = {}
     for operand in operands:
@@ -109,8 +112,8 @@ def _extra_problems(operands: Sequence[Operand], aligned: Alignment) -> Iterator
 
 def _rank_problems(aligned: Alignment, method: str) -> Iterator[Problem]:
     ranks = {site: sorted({delta.rank for delta in row if delta is not None}) for site, row in aligned.rows.items()}
-    odd = [site for site, found in ranks.items() if len(found) > 1]
-    if odd:
-        found = f"ranks {' and '.join(map(str, ranks[odd[0]]))}, and so at {len(odd)} of {len(ranks)} sites"
+    mixed = [site for site, found in ranks.items() if len(found) > 1]
+    if mixed:
+        found = f"ranks {' and '.join(map(str, ranks[mixed[0]]))}, and so at {len(mixed)} of {len(ranks)} sites"
         remedy = "Use --method cat or svd, or bring them to one rank with `adaptrix resize`."
-        yield Problem("ranks", str(odd[0]), found, f"one rank, for {method} adds factors number by number", remedy)
+        yield Problem("ranks", str(mixed[0]), found, f"one rank, for {method} adds factors number by number", remedy)

@@ -1,4 +1,4 @@
-"""Reads architecture TOML files: a strict parser, every mistake reported at once."""
+"""The reader of architecture TOML files: strict, with every mistake reported at once."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def parse_architecture(table: Mapping[str, Any], *, where: str, origin: str) -> 
         prefixes=tuple(table.get("prefixes", [""])),
         origin=origin,
     )
-    problems = list(_sense_problems(architecture, where))
+    problems = list(_meaning_problems(architecture, where))
     if problems:
         raise RefusedError(problems)
     return architecture
@@ -90,7 +90,7 @@ def _strings(value: str | list[str]) -> tuple[str, ...]:
 
 
 def _shape_problems(table: Mapping[str, Any], where: str) -> Iterator[Problem]:
-    """What is missing, unknown or of the wrong type."""
+    """A problem for every key that is missing, unknown or of the wrong type."""
     yield from _unknown_keys(table, _TOP, where)
     checks: dict[str, Callable[[Any], bool]] = {
         "family": lambda v: isinstance(v, str) and bool(_NAME.fullmatch(v)),
@@ -129,8 +129,8 @@ def _role_problems(role: Any, where: str) -> Iterator[Problem]:
             yield Problem("toml-type", where, f"{key} = {role[key]!r}", "a table from part to text")
 
 
-def _sense_problems(architecture: Architecture, where: str) -> Iterator[Problem]:
-    """What is well formed and makes no sense: unknown dims and parts, an ambiguous path."""
+def _meaning_problems(architecture: Architecture, where: str) -> Iterator[Problem]:
+    """A problem for all that is well formed and makes no sense: unknown dims and parts, an ambiguous path."""
     seen: dict[str, str] = {}
     for role in architecture.roles.values():
         place = f"{where} [roles.{role.name}]"

@@ -47,7 +47,7 @@ _NOT_SIZES = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """A parameter that an adapter can change: ``shape`` as stored, ``orientation`` where its module tells.
+    """A parameter that an adapter can change: ``shape`` as stored, ``orientation`` where its module type shows it.
 
     ``path`` is that of the module, or of the parameter where it is not called ``weight``.
     """
@@ -67,7 +67,7 @@ def need(module: str) -> Any:
 
 
 def config_of(config: Any) -> Any:
-    """A transformers config, out of one or of the mapping of a config.json (with its ``model_type``)."""
+    """A transformers config, from one or from the content of a config.json (with its ``model_type``)."""
     if not isinstance(config, Mapping):
         return config
     return need("transformers").AutoConfig.for_model(**_harmless(config))
@@ -80,7 +80,7 @@ def _harmless(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def model_classes(config: Any) -> list[Any]:
-    """The model classes that transformers has for a config, the natural one (a language model) first."""
+    """The model classes that transformers has for a config, language models first."""
     auto = need("transformers.models.auto.modeling_auto")
     found = []
     for name in HEADS:
@@ -96,7 +96,7 @@ def build(model_class: Any, config: Any) -> Any:
 
 
 def weights(model: Any) -> Iterator[Weight]:
-    """Every parameter of two axes, and those of three that stack experts. Tied weights are listed under
+    """Every parameter of two axes, and of three where they are stacked experts. Tied weights are listed under
     each of their names; convolutions and learned tokens ``[1, 1, n]`` are left out."""
     convolution = need("torch.nn.modules.conv")._ConvNd
     for path, module in model.named_modules():

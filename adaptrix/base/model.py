@@ -1,4 +1,4 @@
-"""The base to measure on: loaded from a folder or the Hub's cache, and what makes a model none to measure on."""
+"""The base model in memory: loaded from a folder or the Hub's cache, or given, and checked to be a causal one."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _DTYPES = {name: TORCH[name] for name in ("F32", "BF16", "F16", "F64")}
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where a base computes, and in which dtype."""
+    """The device and the dtype of a base."""
 
     device: torch.device
     dtype: torch.dtype
@@ -40,7 +40,7 @@ class Placement:
 def placement(device: str | None, dtype: str | None) -> Placement:
     """A device and a dtype by name: by default the accelerator, if there is one, and fp32.
 
-    In fp32, what is seen is what a plan costs, and not how it is rounded. Raises :class:`UsageError` with all that is
+    fp32, so that measurements show the cost of a plan and not of rounding. Raises :class:`UsageError` with all that is
     wrong.
     """
     problems = []
@@ -49,7 +49,7 @@ def placement(device: str | None, dtype: str | None) -> Placement:
     try:
         found = torch.device(device or _accelerator())
         torch.empty(1, device=found)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch's own words for what is not there
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # the errors of torch for a missing device
         said = str(error).partition("\n")[0]
         problems.append(Problem("option", "device", f"{device!r}: {said}", "cpu, or a device that torch has here"))
     if problems:
@@ -64,7 +64,7 @@ def _accelerator() -> torch.device | str:
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A base to measure on: its name and config, and its tokenizer and its weights when they are asked for."""
+    """A base: its name and config, and functions that load its tokenizer and its weights."""
 
     name: str
     config: Mapping[str, Any]
@@ -84,8 +84,8 @@ def stored(uri: str, pipeline: Pipeline, where: Placement, tokenizer: Any = None
 
 
 def given(model: nn.Module, tokenizer: Any = None) -> BaseModel:
-    """A model that is there already. Raises :class:`RefusedError` for one that another library has changed,
-    :class:`UsageError` for one of no config."""
+    """A model that is already in memory. Raises :class:`RefusedError` for one that another library has changed,
+    :class:`UsageError` for one without a config."""
     require_plain(model)
     config = getattr(model, "config", None)
     name = str(getattr(model, "name_or_path", "") or type(model).__name__)
@@ -102,22 +102,24 @@ def given(model: nn.Module, tokenizer: Any = None) -> BaseModel:
 
 
 @contextmanager
-def _loaded(base: BaseCheckpoint, where: Placement) -> Iterator[Any]:
-    """The model of a base for a while. Raises :class:`RefusedError` where it is no causal language model, or would
-    have weights that are in no file."""
+def _loaded(base: BaseCheckpoint, placed: Placement) -> Iterator[Any]:
+    """The model of a base, for the duration of the block.
+
+    Raises :class:`RefusedError` where it is no causal language model, or would have weights that are in no file.
+    """
     config = _require_causal_class(base)
     try:
-        model, info = _load(base, config, dtype=where.dtype, output_loading_info=True)
+        model, info = _load(base, config, dtype=placed.dtype, output_loading_info=True)
     except UNLOADABLE as error:
         raise unloadable("base", base.name, "it", error) from None
     if lacking := sorted(map(str, (*info["missing_keys"], *info["mismatched_keys"]))):
         found = f"its weights lack {some(lacking, 4)}, and the model would get random ones"
         raise refuse("base", base.name, found, "the weights of a whole causal language model")
-    yield model.eval().to(where.device)
+    yield model.eval().to(placed.device)
 
 
 def _load(base: BaseCheckpoint, config: Any, **options: Any) -> Any:
-    """What transformers makes of a base's files. It is given the tensors of those that it would open as pickles."""
+    """The model that transformers loads from a base's files; tensors of pickles are read here and passed to it."""
     if not base.pickled:
         return load_model(AutoModelForCausalLM, base.folder, **options)
     kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
@@ -127,7 +129,7 @@ def _load(base: BaseCheckpoint, config: Any, **options: Any) -> Any:
 
 @contextmanager
 def _at_rest(model: nn.Module) -> Iterator[nn.Module]:
-    """A model in evaluation mode, and afterwards as it was."""
+    """The model in evaluation mode; afterwards its mode is restored."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -138,7 +140,7 @@ def _at_rest(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def context_of(model: Any) -> int | None:
-    """How many tokens a model has positions for; None where it counts none."""
+    """The number of positions of a model; None where it has no limit."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return limit if isinstance(limit, int) and limit > 1 else None
 
@@ -153,8 +155,8 @@ def require_in_vocabulary(model: Any, ids: Tensor, name: str) -> None:
 
 @torch.no_grad()
 def require_causal(model: Any, ids: Tensor, name: str) -> None:
-    """Raises :class:`RefusedError` for a model that does not say after each token which comes next, and for one whose
-    answer depends on tokens that come later: such a one reads what it would have to predict. ``ids``: a text
+    """Raises :class:`RefusedError` for a model without logits for each token, and for one whose logits depend on later
+    tokens: it would read what it has to predict. ``ids``: a text
     ``[n]``, of which the beginning is read."""
     ids = ids[:16].to(model.device)
     other = torch.cat([ids[:-1], (ids[-1:] + 1) % model.get_input_embeddings().weight.shape[0]])

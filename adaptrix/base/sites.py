@@ -1,7 +1,7 @@
-"""Where in a base's files the weight of a site lies, whatever layout the files have.
+"""The weights of a base by site, whatever layout its files have.
 
-A fused weight may be stored whole or as its parts, experts stacked or each on its own, and the names may begin
-with any of the family's prefixes. What a delta means for each tensor follows from that alone.
+A fused weight may be stored whole or as its parts, experts stacked or one by one, and the names may begin with any of
+the family's prefixes. From that follows what a delta adds to each tensor.
 """
 
 from __future__ import annotations
@@ -22,11 +22,14 @@ from adaptrix.tensor import Tensor
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Term:
-    """What one delta adds to one weight, or its bias to a bias.
+    """The term that one delta adds to one weight, or its bias to a bias.
 
-    ``gain`` multiplies its scale. ``taken``: the rows of ΔW ``[out, in]`` that go to this weight, ``put``: the
-    rows of the weight they go to; None is all, in order. ``source``, ``expert``: one of several stacked experts
-    of the delta, of the weight; None where nothing is stacked, or each goes to its own.
+    - ``site``, ``delta``: of the adapter.
+    - ``gain``: multiplies the delta's scale.
+    - ``taken``: the rows of ΔW ``[out, in]`` that this weight gets; None for all.
+    - ``put``: the rows of the weight that they are added to; None for all, in order.
+    - ``source``: which of the delta's stacked experts; None where none are stacked, or each is added to its own.
+    - ``expert``: which of the weight's stacked experts; None likewise.
     """
 
     site: Site
@@ -43,7 +46,7 @@ class Term:
 
     @property
     def out(self) -> int:
-        """How many rows of the weight it changes."""
+        """The number of rows of the weight that the term changes."""
         return self.delta.shape[0] if self.taken is None else len(self.taken)
 
 
@@ -118,11 +121,11 @@ class BaseSites:
         return self._weights.get(Site(None, role), [])
 
     def whole(self, site: Site) -> list[str]:
-        """The names of the weight of a site, where the base stores it as it is."""
+        """The names of the weight of a site, where the base stores it neither fused nor split."""
         return self._weights.get(site, [])
 
     def linear(self) -> dict[str, bool]:
-        """The weights of linear modules in the layers, and whether each is stored ``[in, out]``.
+        """The weights of linear modules in the layers: name -> True where it is stored ``[in, out]``.
 
         These are what QLoRA quantises; experts and routers are no linear modules, heads are left as they are.
         """
@@ -142,7 +145,7 @@ class BaseSites:
         return self._architecture.roles
 
     def named(self, key: str) -> list[str]:
-        """The tensors that a checkpoint's key means: by its own name, or under another of the family's prefixes."""
+        """The tensors that a checkpoint's key names: as it is, or under another of the family's prefixes."""
         prefixes = self._architecture.prefixes
         spelled = {key, *(new + key.removeprefix(old) for old in prefixes if key.startswith(old) for new in prefixes)}
         found = [name for name in self.tensors if name in spelled]
@@ -184,7 +187,7 @@ class BaseSites:
             yield from self._split(term, role)
 
     def biases(self, site: Site, delta: LowRank, gain: float) -> Iterator[tuple[str, Term]]:
-        """Likewise for the bias that a delta brings along."""
+        """The same for the bias of a delta."""
         term: Term | None = Term(site, delta, gain)
         names = self._biases.get(site)
         if names is None:
@@ -194,14 +197,14 @@ class BaseSites:
             yield from ((name, term) for name in names)
 
     def _within(self, term: Term, role: Role) -> Term | None:
-        """The delta of a part or of one expert, within the weight that holds all; None where its rows are not known."""
+        """The term of a part or an expert, within the weight that holds all; None where its rows are not known."""
         rows = None if term.site.part is None else (role_rows(role, self._dims) or {}).get(term.site.part)
         if term.site.part is not None and rows is None:
             return None
         return replace(term, put=rows, expert=term.site.expert)
 
     def _split(self, term: Term, role: Role) -> Iterator[tuple[str, Term]]:
-        """The delta of a whole weight, for the parts and experts that the base keeps apart; all of them or none."""
+        """The terms of a whole weight for the parts and experts that the base stores one by one; all or none."""
         rows = role_rows(role, self._dims) if role.parts else None
         parts = [term.site.part] if term.site.part is not None or rows is None else list(rows)
         stacked = term.delta.experts

@@ -1,8 +1,8 @@
-"""Describes a family that the registry does not know, from nothing but a model's config.json.
+"""Derivation of a family that the registry does not know, from nothing but a model's config.json.
 
 transformers builds the model on the meta device, dozens of times over, each time with one number of the
-config changed; how the sizes of its weights answer tells what they are made of. What this does not settle
-is left free or noted, and printed as ``# unverified``: never guessed in silence.
+config changed; the sizes of the weights that change with it show which dimensions they are made of. What this
+does not settle is left free or noted, and printed as ``# unverified``: never guessed in silence.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ def _shallow(family: Family, config: Mapping[str, Any], deep: Model, stacks: Sta
 
 
 def _telling(models: tuple[Model, ...], stacks: Stacks) -> list[str]:
-    """The config keys that bear on a size, and those that could not be varied and so may. No depths: they could
-    not be varied either, but what they count is known."""
+    """The config keys that a size depends on, and those that could not be varied and so may matter. Depths are left
+    out: they could not be varied either, but what they count is known."""
     base = models[0]
     bearing: set[str] = set()
     varied: set[str] = set()

@@ -16,7 +16,7 @@ from adaptrix.errors import Problem, UsageError, refuse
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A text by its name, and the digest of its file."""
+    """A text: the path of its file, its content, and the SHA-256 of the file."""
 
     name: str
     content: str
@@ -25,8 +25,8 @@ class Text:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tokens:
-    """A text's tokens ``[n]``. ``predicted``: how many bytes of UTF-8 those but the first stand for; None where there
-    are tokens only."""
+    """A text's tokens ``[n]``. ``predicted``: the bytes of UTF-8 of all tokens but the first; None where only
+    tokens are known."""
 
     ids: Tensor
     predicted: int | None = None
@@ -61,8 +61,8 @@ def tokens_of(text: Text, tokenizer: Any) -> Tokens:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Window:
-    """Consecutive tokens ``[n]``, to be read at once. The last ``counted`` of them are what is predicted; those
-    before have counted in an earlier window, and are here to be read."""
+    """Consecutive tokens ``[n]``, read in one pass. The last ``counted`` of them are predicted; those before count in
+    an earlier window, and are context here."""
 
     tokens: Tensor
     counted: int
@@ -103,7 +103,7 @@ def require_steps(length: int, stride: int) -> None:
         problems.append(Problem("option", "window", f"{length} tokens", "at least 2"))
     elif not 0 < stride < length:
         found = f"{stride} tokens with windows of {length}"
-        remedy = "A token that begins a window is predicted by none of it."
+        remedy = "The first token of a window is not predicted in it."
         problems.append(Problem("option", "stride", found, f"from 1 to {length - 1}", remedy))
     if problems:
         raise UsageError(problems)

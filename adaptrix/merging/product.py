@@ -1,9 +1,9 @@
 """The arithmetic of a merge, a piece of rows at a time.
 
-W' = round(W + scale · B·A), the sum in fp32 (fp64 for a base in fp64) and rounded once, which is what peft does
-wherever it does not round ΔW first; a spectral delta has B = U·diag(d), A = Vᵀ. DoRA: round(m / ‖W + ΔW‖ · (W + ΔW)),
-with norms by rows of ``[out, in]``. A piece's product is that of the whole weight: each number is a sum over the rank,
-and pieces split no such sum.
+W' = round(W + scale · B·A), the sum in fp32 (fp64 for a base in fp64) and rounded once, as peft computes it
+unless it rounds ΔW first; a spectral delta has B = U·diag(d), A = Vᵀ. DoRA: round(m / ‖W + ΔW‖ · (W + ΔW)),
+with norms by rows of ``[out, in]``. The product of a piece equals that part of the whole product: pieces do not
+split the sums over the rank.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from adaptrix.merging.tensor_change import SpectralTerm, TensorChange
 from adaptrix.tensor import Tensor as Stored
 from adaptrix.torch_tensor import TORCH, as_torch
 
-#: numbers a piece: what is done to them is done in a core's own cache
+#: numbers a piece: they stay in a core's own cache
 PIECE = 1 << 17
-#: rows a piece at least: libraries multiply very few rows in another order, and the last bit tells
+#: rows a piece at least: libraries multiply very few rows in another order, which changes the last bit
 ROWS = 64
 _WIDE = ("F64", "F32", "BF16")
 
@@ -63,7 +63,7 @@ def pieces(
 
 
 class _Rounding:
-    """Rounds pieces, into one buffer."""
+    """Rounds pieces into one buffer."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
@@ -99,7 +99,7 @@ def _not_finite(source: Stored, change: TensorChange, dtype: str, where: str) ->
 
 
 def _vector(source: Stored, change: TensorChange, wide: torch.dtype) -> Iterator[Tensor]:
-    """A bias, or whatever has no rows: b + scale · B.bias."""
+    """A bias, or any tensor without rows: b + scale · B.bias."""
     x = as_torch(source).to(wide)
     for term in change.terms:
         assert term.delta.bias is not None  # these are the terms of a bias
@@ -161,7 +161,7 @@ def _product(factors: _Factors, start: int, stop: int, *, turned: bool, out: Ten
 
 
 def _add(x: Tensor, read: Reader, start: int, part: int) -> None:
-    """W to ΔW, in parts where x is the whole weight: no second copy of it is made."""
+    """Adds W to ΔW in ``x``, in parts where x is the whole weight, so that no second copy of W is made."""
     if len(x) <= part:
         x.add_(read(start, start + len(x)))
         return
@@ -171,7 +171,7 @@ def _add(x: Tensor, read: Reader, start: int, part: int) -> None:
 
 
 def _norm(x: Tensor, magnitude: Tensor, start: int, stop: int, *, turned: bool) -> None:
-    """DoRA's magnitudes in place of the norms of the rows of ``[out, in]``."""
+    """Scales the rows of ``[out, in]`` to DoRA's magnitudes."""
     if turned:
         x.mul_(magnitude / torch.linalg.norm(x.T, dim=1))
     else:
@@ -179,7 +179,7 @@ def _norm(x: Tensor, magnitude: Tensor, start: int, stop: int, *, turned: bool) 
 
 
 def _put_tokens(x: Tensor, change: TensorChange, rows: Stored, start: int) -> None:
-    """Rows that were trained on their own, in the place of those that are there."""
+    """Replaces the rows of trained tokens."""
     here = [(number, token - start) for number, token in enumerate(change.tokens) if 0 <= token - start < len(x)]
     trained = as_torch(rows).to(x.dtype) if here else x
     for number, row in here:
@@ -194,7 +194,7 @@ def _spectral_factors(term: SpectralTerm, wide: torch.dtype) -> _Factors:
 
 
 def _factors(terms: Sequence[Term], out: int, expert: int | None, wide: torch.dtype) -> _Factors:
-    """The factors of what all terms add: side by side where there are several, scales in B where these differ."""
+    """The factors of the sum of all terms: side by side where there are several, scales in B where these differ."""
     pairs = [_pair(term, out, expert, wide) for term in terms]
     if len(terms) == 1:
         delta, (A, B) = terms[0].delta, pairs[0]
@@ -209,7 +209,7 @@ def _factors(terms: Sequence[Term], out: int, expert: int | None, wide: torch.dt
 
 
 def _scaled(factors: _Factors) -> _Factors:
-    """A scale that is a power of two in B: it rounds nothing there, and the product needs no pass of its own."""
+    """The factors with a scale that is a power of two in B: nothing is rounded, and the product needs no scaling."""
     if frexp(factors.scale)[0] != 0.5:
         return factors
     return replace(factors, B=factors.B * factors.scale, scale=1.0)

@@ -1,4 +1,4 @@
-"""What people type to mean something on the Hub."""
+"""Addresses of repositories on the Hub, and of folders and files in them, as people type them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from adaptrix.errors import Problem, UsageError
 
 _PROTOCOL = "hf://"
-#: what the Hub keeps beside models: ``datasets/owner/name`` is no folder of a model
+#: the Hub's other kinds of repository: ``datasets/owner/name`` is no folder of a model
 _OTHER_KINDS = ("datasets", "spaces", "kernels", "buckets")
 _CLAIM = re.compile(r"(?:hf://|https?://|[A-Za-z0-9_][\w.\-]*(?:/[^/@\s\\]+)*/?(?:@\S*)?$)", re.ASCII)
 _REVISION = re.compile(r"(?![/-])(?!.*(?:\.\.|//|/$|@\{))[^\s~^:?*\[\\]+")
@@ -32,12 +32,12 @@ class Address:
 
     @property
     def name(self) -> str:
-        """The last part, which is what people call it."""
+        """The last part of the path."""
         return (self.inner or self.repo).rpartition("/")[2]
 
 
 def is_address(uri: str) -> bool:
-    """Whether ``uri`` may be meant for the Hub; :func:`parse` says what is wrong with it, if anything is."""
+    """True where ``uri`` may be an address on the Hub; :func:`parse` then says what is wrong with it, if anything."""
     return uri.isprintable() and _CLAIM.match(uri) is not None
 
 

@@ -1,7 +1,7 @@
-"""What can go wrong between here and the Hub, in words that say what to do.
+"""Errors of the Hub's client, turned into problems that say what to do.
 
-The client's exceptions are told apart by class name and status, along the whole chain of causes: it
-wraps the interesting one, and the HTTP library that it builds on has changed more than once.
+The client's exceptions are recognised by class name and status, along the whole chain of causes: it
+wraps the one that matters, and the HTTP library that it builds on has changed more than once.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ _SAYINGS = {
     ),
     "hub-bad-token": (
         "the Hub does not accept the token in use",
-        "Log in anew with `hf auth login`, or correct HF_TOKEN.",
+        "Log in again with `hf auth login`, or correct HF_TOKEN.",
     ),
-    "hub-forbidden": ("the token in use may not read this repository", f"See {{page}}, or {_LOGIN} anew."),
+    "hub-forbidden": ("the token in use may not read this repository", f"See {{page}}, or {_LOGIN} again."),
     "hub-rate-limit": ("the Hub asks for fewer requests", f"Wait some minutes; the limit is higher if you {_LOGIN}."),
     "hub-server-error": ("the Hub answered with an error of its own (HTTP {status})", "Try again later."),
     "hub-refusal": ("the Hub refused the request (HTTP {status}): {detail}", "See {page}."),
@@ -79,7 +79,7 @@ def _errno(*numbers: int) -> _Test:
     return lambda error: isinstance(error, OSError) and error.errno in numbers
 
 
-#: in order: what says more comes first
+#: in order, the more specific first
 _TESTS: tuple[tuple[str, _Test], ...] = (
     ("hub-gated", _named("GatedRepoError")),
     ("hub-not-found", _named("RepositoryNotFoundError")),
@@ -106,14 +106,17 @@ _TESTS: tuple[tuple[str, _Test], ...] = (
 
 
 def unreachable(error: BaseException, address: Address) -> UnreachableError:
-    """What the client's ``error`` means for someone who wanted ``address``."""
+    """The client's ``error`` about ``address`` as an ``UnreachableError`` with a code, a reason and a remedy."""
     chain = list(_chain(error))
     code, cause = next((code, link) for code, test in _TESTS for link in chain if test(link))
     return saying(code, address, _detail(cause), getattr(getattr(cause, "response", None), "status_code", 0))
 
 
 def saying(code: str, address: Address, detail: str = "", status: int = 0) -> UnreachableError:
-    """The error ``code`` about ``address``, worded."""
+    """The error ``code`` about ``address``.
+
+    ``detail``: the client's own words, for codes whose text quotes them; ``status``: the HTTP status, 0 if none.
+    """
     from huggingface_hub import constants
 
     found, remedy = _SAYINGS[code]
@@ -148,7 +151,7 @@ def _detail(error: BaseException) -> str:
 
 
 def _hint(address: Address) -> str:
-    """Where a path may have been meant: the first folder of it is here, or it ends as files do."""
+    """A hint that a path may have been meant: its first folder is here, or it ends like a file; else empty."""
     first = address.repo.partition("/")[0]
     if Path(first).is_dir():
         return f" If a path was meant: the folder {first} is here, but not {address.repo} in it."
