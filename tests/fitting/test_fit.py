@@ -11,7 +11,7 @@ import torch
 import adaptrix
 from adaptrix.errors import RefusedError, UsageError
 from adaptrix.fitting.corpus import corpus
-from adaptrix.fitting.layer_choice import choose, looks
+from adaptrix.fitting.layer_choice import choose, evaluations
 from adaptrix.formats import safetensors_file
 from adaptrix.measuring.text import Text, windows
 from tests.helpers.attached import saved
@@ -208,7 +208,7 @@ def test_the_layer_that_is_missed_least_goes_first():
         return [sum(weights[layer] for layer in weights.keys() - set(kept)) for kept in sets]
 
     assert choose([0, 1, 3, 4], 6, 2, losses) == (0, 3)
-    assert len(asked) == looks(4, 2) == 7
+    assert len(asked) == evaluations(4, 2) == 7
     assert asked[4:] == [(1, 3), (0, 3), (0, 1)]  # of 1 and 4, which are missed alike, the higher went
     assert choose([2, 4], 6, 4, losses) == (0, 1, 2, 4)
 
