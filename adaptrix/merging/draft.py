@@ -75,7 +75,7 @@ def _require_low_rank(made: MergePlan) -> None:
     odd = [name for name, change in made.changes.items() if change.spectral is not None]
     if odd:
         found, remedy = "a spectral delta, which is one of the weight as it is stored", "Merge without --qlora-base."
-        raise RefusedError(Problem("spectral", name, found, "a LoRA", remedy) for name in odd)
+        raise RefusedError(Problem("kind-unsupported", name, found, "a LoRA", remedy) for name in odd)
 
 
 def _plan(report: CheckReport, layers: str | None) -> Plan:

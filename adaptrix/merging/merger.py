@@ -83,4 +83,4 @@ def _tokenizer_note(made: MergePlan, tokenizer: Mapping[str, Path]) -> Iterator[
     if made.vocabulary is not None and not tokenizer:
         found = f"the vocabulary has {made.vocabulary} tokens now, and the tokenizer is the base's"
         remedy = "Save the tokenizer that the adapter was trained with into the merged folder."
-        yield Problem("tokenizer", made.plan.bound.adapter.name, found, remedy=remedy, severity="warning")
+        yield Problem("tokenizer-missing", made.plan.bound.adapter.name, found, remedy=remedy, severity="warning")

@@ -64,7 +64,7 @@ def reference(made: MergePlan, folder: Path, layers: str | None) -> Reference:
             session = attach(model, {"merged": made.plan.bound.adapter}, layers=layers)
         except RefusedError as error:
             found, remedy = "it cannot be attached to its base to be compared with", "Merge without --verify."
-            why = Problem("not-verifiable", made.plan.bound.adapter.name, found, remedy=remedy)
+            why = Problem("verification-impossible", made.plan.bound.adapter.name, found, remedy=remedy)
             raise RefusedError((why, *error.problems)) from None
         with session:
             session.activate("merged")
@@ -121,7 +121,7 @@ def _held(found: Agreement, made: MergePlan, options: MergeOptions) -> Agreement
     tolerance = _tolerance(made, options.dtype)
     if not found.relative <= tolerance:  # nor NaN
         text, wanted = f"merged, the model is another one: {found}", f"at most {tolerance:g} of their spread"
-        raise refuse("not-verified", made.plan.bound.adapter.name, text, wanted, _REMEDY)
+        raise refuse("verification-failed", made.plan.bound.adapter.name, text, wanted, _REMEDY)
     return found
 
 

@@ -144,7 +144,7 @@ def _weight(reached: Reached, where: str) -> Stored:
 def _require_matrix(reached: Reached, where: str) -> None:
     """Raises :class:`RefusedError` for rows that are looked up, of a family that nobody knows as such."""
     if isinstance(reached.module, nn.Embedding):
-        raise refuse("embedding", where, "a spectral delta on an embedding", "one on a linear module")
+        raise refuse("kind-unsupported", where, "a spectral delta on an embedding", "one on a linear module")
 
 
 def _hash(tensor: Stored) -> bytes:

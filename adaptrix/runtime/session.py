@@ -137,7 +137,7 @@ class Session:
         if isinstance(choices, str) or not choices:
             found = f"one name, {choices!r}" if choices else "no choices"
             expected = "a list of at least one choice"
-            raise UsageError(Problem("choices", "prefill_shared", found, expected, "None is the base."))
+            raise UsageError(Problem("option", "prefill_shared", found, expected, "None is the base."))
         with ExitStack() as held:
             using = [self._users.using(partial(self._open.chosen, choice)) for choice in choices]
             done = prefill(self._hooks, inputs, [held.enter_context(one) for one in using])
@@ -216,7 +216,7 @@ class Session:
         if self._slots is None or self._hooks.drift is not None:
             found = "a session without slots" if self._slots is None else "a session that measures drift"
             remedy = "adaptrix.attach(model, …, slots=8), without max_drift and measure"
-            raise UsageError(Problem("compile", "session.compile", found, "adapters in slots, and no drift", remedy))
+            raise UsageError(Problem("slots", "session.compile", found, "adapters in slots, and no drift", remedy))
         self._hooks.compile(**options)
 
     def unload(self, name: str) -> None:
@@ -304,9 +304,9 @@ class Session:
     def _planned(self, loaded: Loaded) -> Plan:
         if loaded.plan is None:
             found = "its kernels were given as they are"
-            raise UsageError(Problem("no-plan", loaded.name, found, "an adapter that was loaded"))
+            raise UsageError(Problem("option", loaded.name, found, "an adapter that was loaded"))
         return loaded.plan
 
     def _require_open(self) -> None:
         if not self._hooks.attached:
-            raise UsageError(Problem("detached", "session", "it is detached", "", "Attach anew."))
+            raise UsageError(Problem("session-state", "session", "it is detached", "", "Attach anew."))

@@ -66,7 +66,7 @@ class SvdCache:
             self._write(path, Decomposition(Tensor.of(U), Tensor.of(S), Tensor.of(Vt)))
             found = _read(path)
         if found is None:
-            raise refuse("cache", path, "what was written a moment ago is damaged", remedy="Check the disk.")
+            raise refuse("system", path, "what was written a moment ago is damaged", remedy="Check the disk.")
         return found
 
     def path(self, weight: Tensor, *, turned: bool = False) -> Path:
@@ -79,7 +79,7 @@ class SvdCache:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             found, remedy = f"it cannot be made ({error.strerror})", "Name another with ADAPTRIX_CACHE."
-            raise refuse("cache", self.folder, found, "a folder for decompositions", remedy) from None
+            raise refuse("system", self.folder, found, "a folder for decompositions", remedy) from None
         tensors = {"U": made.U, "S": made.S, "Vt": made.Vt}
         with atomic.output(path, force=True) as work:
             safetensors_file.write(work, tensors, {"sha256": made.digest})

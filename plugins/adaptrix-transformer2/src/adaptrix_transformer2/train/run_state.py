@@ -41,10 +41,10 @@ class RunState:
             return None
         tensors, metadata = safetensors_file.read(self.path)
         if metadata.get("key") != self.key or tensors.keys() != set(names):
-            raise self._refused("other-training", "the state of another training: of another base, data or settings")
+            raise self._refused("run-state", "the state of another training: of another base, data or settings")
         numbers = _numbers(metadata.get("state", ""))
         if numbers is None or numbers.keys() != set(fields):
-            raise self._refused("damaged", "its numbers cannot be read")
+            raise self._refused("run-state", "its numbers cannot be read")
         return {name: as_torch(tensor) for name, tensor in tensors.items()}, numbers
 
     def write(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
