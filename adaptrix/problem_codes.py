@@ -1,7 +1,7 @@
 """The table of problem codes: what each of them means, why it comes about and what to do.
 
-The table is data, ``problems.toml`` beside this module, and is read when somebody asks for it: a problem that is
-found costs nothing more for it. A plugin may have a ``problems.toml`` of the same form in its own package.
+The table is data, ``problems.toml`` beside this module, and is read on demand: a problem that
+is found costs nothing more for it. A plugin may have a ``problems.toml`` of the same form in its own package.
 """
 
 from __future__ import annotations

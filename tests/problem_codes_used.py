@@ -69,12 +69,25 @@ class _Module:
 
     def follow(self, maker: _Maker, codes: Codes) -> Iterator[_Maker]:
         """Notes the codes of every call of a maker; yields the functions that get theirs from a parameter."""
+        if maker.name in ("Problem", "refuse"):
+            codes.computed |= {f"{self.path}:{line} {maker.name} escapes" for line in self._escapes(maker)}
         for function, call in self.calls:
             code = _argument(call, maker) if _name(call.func) == maker.name else None
             if isinstance(code, ast.Name) and function is not None and code.id in (names := _parameters(function)):
                 yield self._maker(function, names, code.id, codes)
             elif code is not None and not (isinstance(code, ast.Attribute) and code.attr == "code"):
                 self._note(code, function, codes)  # that of another problem was noted where that was made
+
+    def _escapes(self, maker: _Maker) -> Iterator[int]:
+        """Lines where a maker is called without a code that can be read, passed on as a value, or renamed."""
+        for _, call in self.calls:
+            if _name(call.func) == maker.name and _argument(call, maker) is None:
+                yield call.lineno
+            if _name(call.func) != "isinstance" and any(_name(argument) == maker.name for argument in call.args):
+                yield call.lineno
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.alias) and node.name == maker.name and node.asname not in (None, maker.name):
+                yield node.lineno
 
     def _maker(self, function: Function, names: list[str], argument: str, codes: Codes) -> _Maker:
         if (default := _default(argument, function)) is not None:

@@ -69,6 +69,7 @@ def words_near(use: Use) -> set[str]:
 
 def test_a_code_that_escapes_the_table_is_found(tmp_path):
     source = """
+from functools import partial
 from adaptrix.errors import Problem, refuse
 ROWS = (("head", "in-a-row", "found"),)
 def passed(code, where): raise refuse(code, where, "found")
@@ -81,11 +82,13 @@ def main(broken, name):
     yield Problem("yes" if broken else "no", name, found)
     yield Problem(code, name, found)
     yield Problem(f"computed-{name}", name, found)
+    yield Problem(**broken)
+    yield partial(Problem, "kept-back")(name, found)
 """
     (tmp_path / "sample.py").write_text(source)
     found = codes_used([tmp_path])
     assert {use.code for use in found.uses} == {"passed-on", "in-a-row", "in-a-tuple", "yes", "no"}
-    assert len(found.computed) == 1
+    assert len(found.computed) == 3
 
 
 def test_the_page_is_that_of_the_tables():
@@ -108,6 +111,12 @@ def test_lists_them_all_with_those_of_plugins(capsys):
     assert cli.run(["explain", "--json"]) == 0
     assert [each["code"] for each in json.loads(capsys.readouterr().out)] == list(known_codes())
     assert set(own_codes()) <= set(known_codes())
+
+
+@pytest.mark.parametrize("verbose", [[], ["-v"]])
+def test_a_message_names_its_code_where_everything_is_said(verbose, tmp_path, capsys):
+    cli.run(["check", str(tmp_path / "none"), *verbose])
+    assert ("[file-missing]" in capsys.readouterr().err) == bool(verbose)
 
 
 def test_an_unknown_code_names_the_nearest(capsys):

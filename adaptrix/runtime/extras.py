@@ -175,7 +175,7 @@ def _require_own(place: ExtraTarget, key: str, plan: Plan, names: Mapping[str, n
     saved = adapter.provenance.config.get("modules_to_save") or ()
     named = any(f".{place.reached.name}".endswith(f".{name}") for name in saved)
     if len(holders) > 1 and not named and not all(holder in adapter.extras for holder in holders):
-        found = f"it replaces one weight of {' and '.join(holders)}, and does not say whose"
+        found = f"it replaces one weight of {' and '.join(holders)}, and does not say of which"
         raise refuse("tied", f"{adapter.name} {key}", found, "modules_to_save that name the module", _MERGE)
 
 

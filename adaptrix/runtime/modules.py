@@ -106,7 +106,7 @@ def _wrapped(model: nn.Module) -> Iterator[Problem]:
             type(model).__name__,
             "a model that peft has wrapped: its modules add deltas of their own",
             "a plain transformers model",
-            "Attach to peft_model.unload(), or load the base anew.",
+            "Attach to peft_model.unload(), or load the base again.",
         )
 
 

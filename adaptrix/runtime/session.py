@@ -279,7 +279,7 @@ class Session:
         self._require_not_default(loaded)
         if self._users.busy(loaded):
             remedy = "Ask for its parameters before session.use."
-            raise UsageError(Problem("in-use", loaded.name, "somebody uses it", "an adapter at rest", remedy))
+            raise UsageError(Problem("in-use", loaded.name, "it is in use", "an adapter that is not in use", remedy))
         plan = self._planned(loaded)
         training = replace(loaded, kernels=learned(plan, self._hooks.modules, loaded.kernels))
         self._hooks.freeze()
@@ -288,7 +288,7 @@ class Session:
 
     def _require_no_slots(self, name: str) -> None:
         if self._slots is not None:
-            found, remedy = "what lies in a slot has no leaves", "Train it in a session without slots."
+            found, remedy = "an adapter in a slot has no parameters of its own", "Train it in a session without slots."
             raise UsageError(Problem("slots", name, found, "a session without slots", remedy))
 
     def _require_not_default(self, loaded: Loaded) -> None:
@@ -309,4 +309,4 @@ class Session:
 
     def _require_open(self) -> None:
         if not self._hooks.attached:
-            raise UsageError(Problem("session-state", "session", "it is detached", "", "Attach anew."))
+            raise UsageError(Problem("session-state", "session", "it is detached", "", "Attach again."))

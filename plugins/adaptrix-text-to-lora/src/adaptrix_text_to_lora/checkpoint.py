@@ -81,7 +81,7 @@ def own_checkpoint(base: str | None) -> str:
         found = f"no checkpoint was named, and it has no {OWN}/{NAME}"
     else:
         found = f"no checkpoint was named, and there is no folder {base} here that could have one"
-    remedy = "Name one with --checkpoint, or train one: `adaptrix text-to-lora train CONFIG.yaml`; none is made up."
+    remedy = "Name one with --checkpoint, or train one: `adaptrix text-to-lora train CONFIG.yaml`."
     raise UsageError(
         Problem("hypernetwork-missing", base or "generate", found, "a hypernetwork trained for the base", remedy)
     )

@@ -167,7 +167,7 @@ def without_base(names: Sequence[str], architectures: Iterable[Architecture]) ->
     places = [place for name in names if (place := _by_path(name, plainest)) is not None]
     if len(places) == len(names):
         return tuple(places)
-    found = f"{_PLAINEST} has no modules called {', '.join(names)}, and nothing says whose they are"
+    found = f"{_PLAINEST} has no modules called {', '.join(names)}, and no base is named that has them"
     remedy = "Name the base with --base MODEL: only its config.json is read."
     raise RefusedError(Problem("base-needed", "base", found, remedy=remedy))
 

@@ -217,7 +217,7 @@ def _require_way(experts: Mapping[str, Expert], classifier: Expert | None, token
     problems = []
     if classifier is None and tokenizer is None:
         remedy = "classifier=… of train_classifier, or tokenizer=… to ask the base itself"
-        problems.append(Problem("classifier", "experts", "nothing tells which one an input is for", remedy))
+        problems.append(Problem("classifier", "experts", "nothing decides which expert an input is for", remedy))
     problems += [
         Problem("option", name, "the name is taken", "another name for the expert")
         for name in (OTHER, _CLASSIFIER)

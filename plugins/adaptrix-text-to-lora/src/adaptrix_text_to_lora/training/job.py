@@ -104,7 +104,7 @@ def _watched(
         _publish(job, kept.folder, dict(last[0].network), last[0].curve)
         kept.remove()
         found = f"the checkpoint of step {last[0].step} was kept"
-        remedy = "Train on from it with `start`, or anew with --force."
+        remedy = "Train on from it with `start`, or start over with --force."
         note = Problem("run-kept", str(kept.folder), found, remedy=remedy, severity="note")
         raise RefusedError([*error.problems, note]) from None
 
@@ -135,7 +135,7 @@ def _require_place(out: Path, force: bool) -> None:
     if out.exists() and not out.is_dir():
         raise UsageError(Problem("output-exists", str(out), "this is a file", "a folder"))
     if not force and (out / NAME).exists() and not (out / run_state.NAME).exists():
-        remedy = "Choose another folder, or pass --force to train anew."
+        remedy = "Choose another folder, or pass --force to start over."
         raise UsageError(Problem("output-exists", str(out), "a trained hypernetwork is there already", remedy=remedy))
 
 
