@@ -10,7 +10,7 @@ import pytest
 
 from adaptrix import cli
 from adaptrix.problem_codes import Explanation, known_codes, own_codes, read_table
-from tests.problem_codes_used import Use, codes_used
+from tests.helpers.problem_codes import Use, codes_used
 
 ROOT = Path(__file__).parents[1]
 PLUGINS = sorted(ROOT.glob("plugins/*/src"))
