@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from adaptrix.errors import refuse
 from adaptrix.plugins.installed import entry_points
 
 FILE = "problems.toml"
@@ -45,22 +46,29 @@ def own_codes() -> dict[str, Explanation]:
 
 
 def known_codes() -> dict[str, Explanation]:
-    """Adaptrix's own codes and those of installed plugins, whose modules are found and not run."""
+    """Adaptrix's own codes, which no plugin can change, and those of installed plugins, whose modules are not run.
+
+    Raises :class:`RefusedError` for a plugin's table that is malformed.
+    """
     codes = own_codes()
     for package in sorted({entry.module.partition(".")[0] for entry in entry_points()}):
         spec = find_spec(package)
         for folder in (spec.submodule_search_locations or ()) if spec else ():
             if (table := Path(folder, FILE)).is_file():
-                codes = read_table(table) | codes
+                codes |= {code: found for code, found in read_table(table).items() if code not in codes}
     return codes
 
 
 def read_table(path: Path) -> dict[str, Explanation]:
-    """The codes in a table. Raises what ``tomllib`` and :class:`Explanation` raise for one that is malformed."""
-    topics = tomllib.loads(path.read_text("utf-8"))
-    return {
-        code: Explanation(code, topic["title"], **entry)
-        for topic in topics.values()
-        for code, entry in topic.items()
-        if code != "title"
-    }
+    """The codes in a table. Raises :class:`RefusedError` for one that is malformed."""
+    try:
+        topics = tomllib.loads(path.read_text("utf-8"))
+        return {
+            code: Explanation(code, topic["title"], **entry)
+            for topic in topics.values()
+            for code, entry in topic.items()
+            if code != "title"
+        }
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        expected = "topics with a title, and in them codes with means, why, do and example"
+        raise refuse("toml-invalid", path, str(error), expected) from None

@@ -4,11 +4,13 @@ import ast
 import json
 import re
 import runpy
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 
-from adaptrix import cli
+from adaptrix import cli, problem_codes
+from adaptrix.errors import RefusedError
 from adaptrix.problem_codes import Explanation, known_codes, own_codes, read_table
 from tests.helpers.problem_codes import Use, codes_used
 
@@ -111,6 +113,37 @@ def test_lists_them_all_with_those_of_plugins(capsys):
     assert cli.run(["explain", "--json"]) == 0
     assert [each["code"] for each in json.loads(capsys.readouterr().out)] == list(known_codes())
     assert set(own_codes()) <= set(known_codes())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "not TOML",
+        "topic = 1",
+        "[topic.code]",
+        '[topic]\ntitle = "T"\n[topic.code]\nmeans = "M"',
+        '[topic]\ntitle = "T"\nx = 1',
+    ],
+)
+def test_a_malformed_table_is_refused_by_name(text, tmp_path):
+    (tmp_path / "problems.toml").write_text(text)
+    with pytest.raises(RefusedError, match=r"problems\.toml"):
+        read_table(tmp_path / "problems.toml")
+
+
+def test_a_plugin_adds_codes_and_changes_none(tmp_path, monkeypatch):
+    entries = "".join(
+        f'[mine.{code}]\nmeans = "M."\nwhy = "W."\ndo = "D."\nexample = "E"\n' for code in ("shape", "of-mine")
+    )
+    (tmp_path / "mine_package").mkdir()
+    (tmp_path / "mine_package" / "problems.toml").write_text(f'[mine]\ntitle = "Mine"\n{entries}')
+    (tmp_path / "mine_package" / "__init__.py").write_text("raise RuntimeError('this must not run')")
+    monkeypatch.syspath_prepend(tmp_path)
+    entry = EntryPoint("mine", "mine_package", "adaptrix")
+    monkeypatch.setattr(problem_codes, "entry_points", lambda: (entry,))
+    known = known_codes()
+    assert (known["of-mine"].topic, known["shape"]) == ("Mine", own_codes()["shape"])
+    assert list(known) == [*own_codes(), "of-mine"]
 
 
 @pytest.mark.parametrize("verbose", [[], ["-v"]])
