@@ -103,7 +103,7 @@ def _require_named(adapters: object) -> None:
     """Raises :class:`UsageError` unless every adapter comes with a name of its own."""
     if not isinstance(adapters, Mapping):
         found, remedy = f"a {type(adapters).__name__}", 'adaptrix.attach(model, {"math": "./math-lora"})'
-        raise UsageError(Problem("adapters", "adapters", found, "a mapping from names to adapters", remedy))
+        raise UsageError(Problem("option", "adapters", found, "a mapping from names to adapters", remedy))
     for name in adapters:
         require_name(name)
 
@@ -124,7 +124,7 @@ def _all(loader: _Loader, adapters: Mapping[str, AdapterLike]) -> dict[str, tupl
 
 def _named(problem: Problem, name: str) -> Problem:
     """A problem of one among several adapters; here there is no base to name but the model."""
-    remedy = "Attach it to a model of its own family." if problem.code == "no-site" else problem.remedy
+    remedy = "Attach it to a model of its own family." if problem.code == "site-missing" else problem.remedy
     return replace(problem, where=f"{name}: {problem.where}", remedy=remedy)
 
 
@@ -184,14 +184,16 @@ def _unservable(adapter: Adapter) -> Iterator[Problem]:
         found = (
             "an activated LoRA, which acts only from its invocation tokens on; attached, it would act on every token"
         )
-        yield Problem("alora", adapter.name, found, "a LoRA for all tokens", "Run it with peft.")
+        yield Problem("conditional", adapter.name, found, "a LoRA for all tokens", "Run it with peft.")
     if config.get("arrow_config"):
         found = "an Arrow router, which chooses among adapters token by token"
-        yield Problem("arrow", adapter.name, found, "one adapter", "Run it with peft, or attach its experts by name.")
+        yield Problem(
+            "conditional", adapter.name, found, "one adapter", "Run it with peft, or attach its experts by name."
+        )
     if config.get("layer_replication"):
         found = "its config repeats layers (layer_replication), and the model has each of them once"
         remedy = "Expand the base with peft and this adapter, unload() and save it, and attach to that."
-        yield Problem("replication", adapter.name, found, "a model of as many layers", remedy)
+        yield Problem("variant-unsupported", adapter.name, found, "a model of as many layers", remedy)
 
 
 def _uri(adapter: object) -> str:
@@ -199,9 +201,7 @@ def _uri(adapter: object) -> str:
     if isinstance(adapter, (str, PathLike)):
         return os.fsdecode(adapter)
     remedy = "adaptrix.load(path) and generators return an Adapter."
-    raise UsageError(
-        Problem("adapter", "adapter", f"a {type(adapter).__name__}", "a uri, a path or an Adapter", remedy)
-    )
+    raise UsageError(Problem("option", "adapter", f"a {type(adapter).__name__}", "a uri, a path or an Adapter", remedy))
 
 
 def _config(model: nn.Module) -> Mapping[str, Any]:
@@ -209,6 +209,6 @@ def _config(model: nn.Module) -> Mapping[str, Any]:
     config = getattr(model, "config", None)
     if config is None or not hasattr(config, "to_dict"):
         found, remedy = "the model has no config", "Of a wrapper, such as DataParallel, pass the model inside."
-        raise UsageError(Problem("no-config", type(model).__name__, found, "a transformers model", remedy))
+        raise UsageError(Problem("model-unsupported", type(model).__name__, found, "a transformers model", remedy))
     found_config: Mapping[str, Any] = config.to_dict()
     return found_config

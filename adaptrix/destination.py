@@ -35,7 +35,7 @@ def require_folder(out: str) -> Path:
     """The folder ``out``; a :class:`UsageError` where there is none."""
     if not Path(out).is_dir():
         found, remedy = "there is no such folder", f"Make it first: mkdir {shlex.quote(out)}"
-        raise UsageError(Problem("no-folder", out, found, remedy=remedy))
+        raise UsageError(Problem("output-invalid", out, found, remedy=remedy))
     return Path(out)
 
 
@@ -80,14 +80,14 @@ def would_lose(plan: Plan, options: Options) -> UsageError:
     said += [f"{by} changes {len(plan.overrides)} deltas"] if plan.overrides else []
     remedy = f"A {options.to} folder cannot hold that: add --prune to lose what is left out or replaced"
     remedy += ", or choose --layers all." if plan.idle else "."
-    return UsageError(Problem("would-lose", f"to {options.to}", "; ".join(said), remedy=remedy))
+    return UsageError(Problem("format-loss", f"to {options.to}", "; ".join(said), remedy=remedy))
 
 
 def no_place_for_fit(options: Options) -> UsageError:
     """The same error, before a plan is fitted."""
     remedy = "Add --prune to keep nothing but what is fitted, or write an injection file."
     found = f"a {options.to} folder cannot hold what the plan leaves out or replaces"
-    return UsageError(Problem("would-lose", f"to {options.to}", found, remedy=remedy))
+    return UsageError(Problem("format-loss", f"to {options.to}", found, remedy=remedy))
 
 
 def same(one: Path, other: Path) -> bool:
@@ -104,7 +104,7 @@ def _real(folder: Path) -> Path:
 
 
 def _overlap(path: Path, found: str) -> UsageError:
-    return UsageError(Problem("output-is-source", str(path), found, remedy="Choose another place with -o."))
+    return UsageError(Problem("output-taken", str(path), found, remedy="Choose another place with -o."))
 
 
 def state_file(out: Path) -> Path:

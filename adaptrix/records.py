@@ -87,7 +87,7 @@ class _Digests(Mapping[str, str]):
         self._thread.join()
         found = self._found[name]
         if isinstance(found, OSError):
-            raise refuse("unreadable", self._files[name], f"it cannot be read: {found.strerror or found}")
+            raise refuse("file-unreadable", self._files[name], f"it cannot be read: {found.strerror or found}")
         return found
 
     def __iter__(self) -> Iterator[str]:

@@ -42,7 +42,7 @@ class CheckReport:
         kinds = " and ".join(sorted(set(owned)))
         found = f"{len(owned)} {kinds} deltas each name the weight that they belong to, and no weights were read"
         remedy = "attach, merge and convert --to peft --base MODEL hold a base's weights to them."
-        note = Problem("weights-unread", self.subject, found, remedy=remedy, severity="note")
+        note = Problem("unverified", self.subject, found, remedy=remedy, severity="note")
         return replace(self, problems=(*self.problems, note))
 
     def as_dict(self) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def test_an_existing_output_needs_force(tmp_path: Path) -> None:
     put(path, "old")
     with pytest.raises(UsageError, match="--force") as caught:
         put(path)
-    assert error_code(caught) == "exists"
+    assert error_code(caught) == "output-exists"
     assert path.read_text() == "old"
     put(path, force=True)
     assert path.read_text() == "new"

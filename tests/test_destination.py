@@ -267,7 +267,7 @@ def test_a_base_that_is_no_model_does_not_hide_what_is_wrong_with_the_adapter(pl
     BAD["a NaN"].write(place.folder / "bad")
     (place.folder / "empty").mkdir()
     report = adaptrix.check(place.folder / "bad/adapter", base=place.folder / "empty")
-    assert {problem.code for problem in report.problems} >= {"config-missing", "nonfinite"}
+    assert {problem.code for problem in report.problems} >= {"base-config", "nonfinite"}
     assert place.run("check", place.folder / "bad/adapter", "--base", place.folder / "empty")[0] == 1
     with pytest.raises(adaptrix.UsageError):
         adaptrix.check(place.folder / "bad/adapter", base="./nowhere")

@@ -63,7 +63,7 @@ def _common(operands: Sequence[Operand]) -> tuple[Architecture, Dims]:
     if len(set(families)) > 1:
         found = ", ".join(f"{operand.name} is {family}" for operand, family in zip(operands, families, strict=True))
         remedy = "Name the base that they were all trained on with --base MODEL."
-        raise RefusedError(Problem("families", "adapters", found, "one family of models", remedy))
+        raise RefusedError(Problem("base-mismatch", "adapters", found, "one family of models", remedy))
     first = operands[0].bound.architecture
     roles = {name: role for operand in operands for name, role in operand.bound.architecture.roles.items()}
     values: dict[str, int] = {}
@@ -94,7 +94,7 @@ def _columns(operands: Sequence[Operand], architecture: Architecture, dims: Dims
                 column[site] = fuse(group, {} if rows is None else rows)
             except (ValueError, KeyError) as error:
                 found = f"its parts cannot be made one ({error})"
-                problems.append(Problem("parts", f"{operand.name}, {site}", found, "the whole weight, as others have"))
+                problems.append(Problem("part", f"{operand.name}, {site}", found, "the whole weight, as others have"))
         columns.append(column)
     if problems:
         raise RefusedError(problems)
@@ -120,7 +120,7 @@ def _shape_problems(
         for operand in operands:
             depth = operand.bound.dims.values.get(architecture.roles[site.role].depth)
             if site.layer is not None and depth is not None and site.layer >= depth:
-                yield Problem("layer", str(site), f"the base of {operand.name} has {depth} layers", "one depth")
+                yield Problem("shape", str(site), f"the base of {operand.name} has {depth} layers", "one depth")
 
 
 def _shape(
@@ -135,7 +135,7 @@ def _expert_problems(sites: Sequence[Site]) -> Iterator[Problem]:
     for site in sites:
         if site.expert is None and _stack_position(site) in apart:
             found, expected = "one adapter stacks its experts, another has them one by one", "one spelling"
-            yield Problem("experts", str(site), found, expected)
+            yield Problem("part", str(site), found, expected)
 
 
 def _home(target: Target, architecture: Architecture) -> Target:

@@ -218,14 +218,16 @@ def _notes(
     span = f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
     site = worst(losses)
     error = f"relative error of ΔW {total(losses.values()).error:.2e}, at most {losses[site].error:.2e} ({site})"
-    yield Problem("combined", recipe.method, f"{said}; rank {span}; {error}", severity="note")
+    yield Problem("summary", recipe.method, f"{said}; rank {span}; {error}", severity="note")
     extras = sum(len(operand.bound.adapter.extras) for operand in operands)
     if recipe.drop_extras and extras:
-        yield Problem("dropped", "--drop-extras", f"{extras} tensors that are no deltas are left out", severity="note")
+        yield Problem("left-out", "--drop-extras", f"{extras} tensors that are no deltas are left out", severity="note")
 
 
 def _bases(operands: Sequence[Operand]) -> Iterator[Problem]:
     bases = sorted({operand.bound.adapter.base for operand in operands if operand.bound.adapter.base is not None})
     if len(bases) > 1:
         found = f"the adapters name different bases: {', '.join(bases)}"
-        yield Problem("bases", "adapters", found, remedy="A sum means little unless they are one.", severity="warning")
+        yield Problem(
+            "base-mismatch", "adapters", found, remedy="A sum means little unless they are one.", severity="warning"
+        )

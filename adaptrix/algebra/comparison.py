@@ -163,4 +163,4 @@ def _left_out(operand: Operand) -> Iterator[Problem]:
     }
     said = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
     if said:
-        yield Problem("not-compared", operand.name, f"{said} are not compared, only B·A", severity="warning")
+        yield Problem("left-out", operand.name, f"{said} are not compared, only B·A", severity="warning")

@@ -118,7 +118,9 @@ def _cut(delta: LowRank, spectra: list[Spectrum], rank: int, dtype: str, site: S
     if delta.magnitude is not None:
         found = f"DoRA of rank {delta.rank}: what a smaller rank does to it depends on the base"
         remedy = "Merge it with `adaptrix merge`, and `adaptrix extract` a LoRA of that rank from the result."
-        raise RefusedError(Problem("dora", str(site), found, f"plain LoRA, or a rank of at least {delta.rank}", remedy))
+        raise RefusedError(
+            Problem("kind-unsupported", str(site), found, f"plain LoRA, or a rank of at least {delta.rank}", remedy)
+        )
     pairs = [found.factors(rank) for found in spectra]
     missing = rank - len(pairs[0][0])  # a weight has no more singular values than its smaller side
     pairs = [(np.pad(A, ((0, missing), (0, 0))), np.pad(B, ((0, 0), (0, missing)))) for A, B in pairs]
@@ -159,10 +161,10 @@ def _notes(
     kept = "" if size.energy is None else f" for {size.energy:g} of ‖ΔW‖² at every site"
     found = f"{_span(before)} made {_span(after)}{kept}; relative error of ΔW {total(losses.values()).error:.2e}"
     site = worst(losses)
-    yield Problem("resized", "rank", f"{found}, at most {losses[site].error:.2e} ({site})", severity="note")
+    yield Problem("approximation", "rank", f"{found}, at most {losses[site].error:.2e} ({site})", severity="note")
     if padded := sum(delta.rank > bound.deltas[site].rank for site, delta in deltas.items()):
         found = f"{padded} deltas have rows of A and columns of B that are zero: training would not move them"
-        yield Problem("padded", "rank", found, severity="note")
+        yield Problem("summary", "rank", found, severity="note")
 
 
 def _span(ranks: set[int]) -> str:

@@ -89,7 +89,7 @@ def _extracted(
     found = changes(base, tuned, identity.architecture)
     if not found.targets:
         raise refuse(
-            "unchanged", tuned.name, "no weight of a linear layer differs from the base's", "a fine-tune of it"
+            "adapter-empty", tuned.name, "no weight of a linear layer differs from the base's", "a fine-tune of it"
         )
     extras, ignored = kept_whole(found, tuned, identity.architecture, extraction.save, extraction.ignore)
     _require_finite(found, extras)
@@ -132,10 +132,10 @@ def _identity(pipeline: Pipeline, base: BaseCheckpoint, tuned: BaseCheckpoint) -
         if not found.known:
             what = f"no architecture claims model_type {model.config.get('model_type')!r}: which weights are linear?"
             remedy = "`adaptrix architectures derive MODEL` prints a file for it."
-            raise refuse("unknown-family", model.name, what, "a known family", remedy)
+            raise refuse("architecture-unknown", model.name, what, "a known family", remedy)
     families = before.architecture.family, after.architecture.family
     if families[0] != families[1]:
-        raise refuse("families", tuned.name, f"it is {families[1]}", f"{families[0]}, as {base.name} is")
+        raise refuse("base-mismatch", tuned.name, f"it is {families[1]}", f"{families[0]}, as {base.name} is")
     return before
 
 
@@ -194,11 +194,11 @@ def _notes(
     span = f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
     least = min(losses, key=lambda site: losses[site].kept)
     whole = f"{total(losses.values()).kept:.2%} of ‖ΔW‖² kept, at least {losses[least].kept:.2%} ({least})"
-    yield Problem("extracted", "rank", f"{len(deltas)} weights differ; rank {span}; {whole}", severity="note")
+    yield Problem("summary", "rank", f"{len(deltas)} weights differ; rank {span}; {whole}", severity="note")
     if extras:
-        yield Problem("saved", "--save", f"{len(extras)} tensors are kept whole", severity="note")
+        yield Problem("summary", "--save", f"{len(extras)} tensors are kept whole", severity="note")
     if ignored:
         largest = max(change.size() for change in ignored)
         names = some(kinds(ignored), 4)
         found = f"{len(ignored)} tensors that differ by up to {largest:.2g} of their norm are left out: {names}"
-        yield Problem("ignored", "--ignore", found, severity="note")
+        yield Problem("left-out", "--ignore", found, severity="note")

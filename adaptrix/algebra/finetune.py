@@ -76,7 +76,9 @@ def changes(base: BaseCheckpoint, tuned: BaseCheckpoint, architecture: Architect
                 targets[site] = change
     missing = sorted(before.keys() - after.keys())
     lost = [name for name in missing if target_site(name, before[name], architecture) is not None]
-    problems += [Problem("missing", f"{tuned.name}, {name}", "the base has it, the fine-tune has not") for name in lost]
+    problems += [
+        Problem("tensor-missing", f"{tuned.name}, {name}", "the base has it, the fine-tune has not") for name in lost
+    ]
     if problems:
         raise RefusedError(problems)
     return WeightDifferences(targets, others, tuple(_unmatched(sorted(set(missing) - set(lost)), tuned)))
@@ -205,7 +207,9 @@ def _unsaved(apart: Sequence[WeightDifference]) -> Iterator[Problem]:
     """One problem for each kind of expert that was to be saved."""
     for pattern, group in kinds(apart).items():
         found = f"{len(group)} experts cannot be saved whole: models stack them, and have no such modules"
-        yield Problem("experts", pattern, found, remedy=f"--ignore '{pattern}' leaves them out; keep the fine-tune.")
+        yield Problem(
+            "decision-needed", pattern, found, remedy=f"--ignore '{pattern}' leaves them out; keep the fine-tune."
+        )
 
 
 def _undecided(rest: Sequence[WeightDifference], architecture: Architecture) -> Iterator[Problem]:
@@ -216,12 +220,14 @@ def _undecided(rest: Sequence[WeightDifference], architecture: Architecture) -> 
         found = f"{len(group)} tensor{'s differ' if len(group) > 1 else ' differs'} {by}, and no LoRA is made of "
         leave = f"--ignore '{pattern}' leaves them out; '*' is all."
         if _of_expert(group[0], architecture):
-            yield Problem("no-lora", pattern, f"{found}experts", "a decision", leave)
+            yield Problem("decision-needed", pattern, f"{found}experts", "a decision", leave)
         else:
-            yield Problem("no-lora", pattern, f"{found}them", "a decision", f"--save '{pattern}' keeps them, {leave}")
+            yield Problem(
+                "decision-needed", pattern, f"{found}them", "a decision", f"--save '{pattern}' keeps them, {leave}"
+            )
 
 
 def _unmatched(names: Sequence[str], tuned: BaseCheckpoint) -> Iterator[Problem]:
     if names:
         found = f"the fine-tune lacks {len(names)} tensors of the base that no LoRA changes: {some(names, 3)}"
-        yield Problem("unmatched", tuned.name, found, severity="note")
+        yield Problem("left-out", tuned.name, found, severity="note")

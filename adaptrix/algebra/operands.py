@@ -51,7 +51,7 @@ def gather(pipeline: Pipeline, subjects: Sequence[Adapter | str], base: str | No
         if report.bound is None or not report.ok:
             errors += errors_in(problems)
         elif not report.bound.deltas:
-            errors.append(Problem("empty", report.subject, "it has no deltas", "at least one"))
+            errors.append(Problem("adapter-empty", report.subject, "it has no deltas", "at least one"))
         else:
             bound, notes = _acting(report.bound, report.subject)
             operand = Operand(report.subject, bound, report.bundle, (*problems, *notes))
@@ -89,7 +89,7 @@ def _acting(bound: BoundAdapter, name: str) -> tuple[BoundAdapter, tuple[Problem
         return bound, ()
     found, remedy = f"it is taken as it acts: {plan.describe()}", "Convert it with --layers all to take all of it."
     severity: Severity = "warning" if plan.idle else "note"
-    return pruned(plan).bound, (Problem("acting", name, found, remedy=remedy, severity=severity),)
+    return pruned(plan).bound, (Problem("left-out", name, found, remedy=remedy, severity=severity),)
 
 
 def bundles_of(operands: Iterable[Operand]) -> list[Bundle]:

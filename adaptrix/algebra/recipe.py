@@ -51,10 +51,10 @@ def require_recipe(recipe: Recipe, subjects: Sequence[Any]) -> None:
         problems.append(Problem("option", "adapters", "none", "at least one"))
     if weights is not None and len(weights) != count:
         found = f"{len(weights)} weight{'s' if len(weights) != 1 else ''} for {count} adapters"
-        problems.append(Problem("weights", "weights", found, "one each", "As in --weights 0.7,0.3."))
+        problems.append(Problem("option", "weights", found, "one each", "As in --weights 0.7,0.3."))
     if bad := [w for w in weights or () if not isinstance(w, Real) or not isfinite(w) or not w]:
         remedy = "An adapter of weight 0 adds nothing: leave it out."
-        problems.append(Problem("weights", "weights", ", ".join(map(str, bad)), "finite numbers other than 0", remedy))
+        problems.append(Problem("option", "weights", ", ".join(map(str, bad)), "finite numbers other than 0", remedy))
     if recipe.method not in METHODS:
         problems.append(Problem("option", "method", repr(recipe.method)[:80], f"one of {', '.join(METHODS)}"))
     if recipe.rank is not None and (recipe.method != "svd" or recipe.rank < 1):
@@ -86,7 +86,7 @@ def _dora_problems(operands: Sequence[Operand]) -> Iterator[Problem]:
         if sites:
             found = f"{len(sites)} deltas are DoRA, which divides by the norm of the base's weight: no sum of low ranks"
             remedy = "Merge each into the base with `adaptrix merge`, and `adaptrix extract` a LoRA from the result."
-            yield Problem("dora", f"{operand.name}, {sites[0]}", found, "plain LoRA", remedy)
+            yield Problem("kind-unsupported", f"{operand.name}, {sites[0]}", found, "plain LoRA", remedy)
 
 
 def _condition_problems(operands: Sequence[Operand]) -> Iterator[Problem]:
@@ -95,7 +95,9 @@ def _condition_problems(operands: Sequence[Operand]) -> Iterator[Problem]:
         values = [config.get(key) or None for config in configs]
         if any(value != values[0] for value in values):
             found = f"{key} is {str(values)[:200]}"
-            yield Problem("conditions", "adapters", found, "one condition for all, for it holds for the sum as a whole")
+            yield Problem(
+                "conditional", "adapters", found, "one condition for all, for it holds for the sum as a whole"
+            )
 
 
 def _extra_problems(operands: Sequence[Operand], aligned: Alignment) -> Iterator[Problem]:
@@ -107,7 +109,7 @@ def _extra_problems(operands: Sequence[Operand], aligned: Alignment) -> Iterator
             same = identical(held.setdefault(key, extra.tensor), extra.tensor)
             if extra.kind != "base_weight" or aligned.respelled or not same:
                 found = "it is no delta but a tensor that replaces the base's"
-                yield Problem("extra", f"{operand.name}, {key}", found, "deltas alone", remedy)
+                yield Problem("extra-unsupported", f"{operand.name}, {key}", found, "deltas alone", remedy)
 
 
 def _rank_problems(aligned: Alignment, method: str) -> Iterator[Problem]:
@@ -116,4 +118,4 @@ def _rank_problems(aligned: Alignment, method: str) -> Iterator[Problem]:
     if mixed:
         found = f"ranks {' and '.join(map(str, ranks[mixed[0]]))}, and so at {len(mixed)} of {len(ranks)} sites"
         remedy = "Use --method cat or svd, or bring them to one rank with `adaptrix resize`."
-        yield Problem("ranks", str(mixed[0]), found, f"one rank, for {method} adds factors number by number", remedy)
+        yield Problem("rank", str(mixed[0]), found, f"one rank, for {method} adds factors number by number", remedy)

@@ -56,7 +56,7 @@ def fullmatch(pattern: str, path: str, where: str, budget: Budget) -> bool:
     Raises :class:`RefusedError` for a pattern that is too long, too slow or no regular expression.
     """
     if len(pattern) > _LONGEST:
-        raise refuse("pattern-slow", where, f"a pattern of {len(pattern)} characters", f"at most {_LONGEST}")
+        raise refuse("config-value", where, f"a pattern of {len(pattern)} characters", f"at most {_LONGEST}")
     import regex
 
     start, limit = time.monotonic(), max(0.001, min(_SECONDS, budget.seconds))
@@ -64,10 +64,10 @@ def fullmatch(pattern: str, path: str, where: str, budget: Budget) -> bool:
         return regex.fullmatch(pattern, path, timeout=limit) is not None
     except TimeoutError:
         found = f"matching {pattern[:200]!r} takes seconds"
-        raise refuse("pattern-slow", where, found, "a pattern that takes no time", "List the modules.") from None
+        raise refuse("config-value", where, found, "a pattern that takes no time", "List the modules.") from None
     except (regex.error, RecursionError, OverflowError) as error:
         found = f"{pattern[:200]!r} is no regular expression ({error})"
-        raise refuse("pattern-invalid", where, found, "one that Python reads", "List the modules.") from None
+        raise refuse("config-value", where, found, "one that Python reads", "List the modules.") from None
     finally:
         budget.seconds -= time.monotonic() - start
 

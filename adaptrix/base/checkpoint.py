@@ -114,13 +114,13 @@ def _index(path: Path, kind: FileKind) -> dict[str, Any]:
     index = read_object(path, str(path), _MAX_INDEX)
     files_of = index.get("weight_map")
     if not isinstance(files_of, dict) or not files_of or not all(isinstance(file, str) for file in files_of.values()):
-        raise refuse("bad-index", path, "its weight_map is no map from tensors to files", remedy=_AGAIN)
+        raise refuse("base-incomplete", path, "its weight_map is no map from tensors to files", remedy=_AGAIN)
     files = set(files_of.values())
     wrong = sorted(file for file in files if Path(file).name != file or not file.endswith(kind.suffix))
     if wrong:
-        raise refuse("bad-index", path, f"it names {some(wrong, 3)}", f"{kind.suffix} files beside it", _AGAIN)
+        raise refuse("base-incomplete", path, f"it names {some(wrong, 3)}", f"{kind.suffix} files beside it", _AGAIN)
     if len({kind.written(file) for file in files}) < len(files):
-        raise refuse("bad-index", path, "two of its files would have one name as safetensors", remedy=_AGAIN)
+        raise refuse("base-incomplete", path, "two of its files would have one name as safetensors", remedy=_AGAIN)
     return index
 
 
@@ -136,18 +136,18 @@ def _no_weights(folder: Path, name: str) -> RefusedError:
     parts = matching(folder, tuple(kind.shards for kind in KINDS))
     if parts:
         expected = " or ".join(kind.index for kind in KINDS)
-        return refuse("no-index", name, f"it holds {some(parts, 3)} and no index of them", expected, _AGAIN)
+        return refuse("base-incomplete", name, f"it holds {some(parts, 3)} and no index of them", expected, _AGAIN)
     others = matching(folder, _OTHER_KINDS)
     if not others:
         found = "there is neither " + " nor ".join(f"{kind.single} or {kind.index}" for kind in KINDS) + " in it"
-        return refuse("no-weights", name, found, "a model's weights", "Name a folder that holds the whole base.")
+        return refuse("base-incomplete", name, found, "a model's weights", "Name a folder that holds the whole base.")
     expected = " or ".join(kind.single for kind in KINDS)
     remedy = "Load it with transformers and save_pretrained() it into a folder: that writes safetensors."
-    return refuse("no-weights", name, f"its weights are in {some(others, 3)} alone", expected, remedy)
+    return refuse("base-incomplete", name, f"its weights are in {some(others, 3)} alone", expected, remedy)
 
 
 def _no_shard(folder: Path, file: str) -> Problem:
-    return Problem("shard-missing", str(folder / file), "the index names it and it is not there", remedy=_AGAIN)
+    return Problem("base-incomplete", str(folder / file), "the index names it and it is not there", remedy=_AGAIN)
 
 
 def _contradictions(
@@ -156,7 +156,7 @@ def _contradictions(
     """A problem for every tensor that is not in the file that the index names, and for every one in two files."""
     for name, file in files_of.items():
         if name not in shards[file]:
-            yield Problem("tensor-missing", f"{where} {name}", f"{file} has no such tensor", remedy=_AGAIN)
+            yield Problem("base-incomplete", f"{where} {name}", f"{file} has no such tensor", remedy=_AGAIN)
     seen: dict[str, str] = {}
     for file, tensors in shards.items():
         for name in tensors:

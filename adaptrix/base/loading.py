@@ -44,18 +44,18 @@ def load_config(folder: Path, name: str) -> Any:
     try:
         return AutoConfig.from_pretrained(folder, **_SAFE)
     except UNLOADABLE as error:
-        raise unloadable("base", name, "its config", error) from None
+        raise unloadable("base-unusable", name, "its config", error) from None
 
 
 def load_tokenizer(folder: Path, name: str) -> Any:
     """The tokenizer in a folder. Raises :class:`RefusedError` where there is none."""
     if not matching(folder, TOKENIZER):
         remedy = "Put the model's tokenizer.json and tokenizer_config.json beside it."
-        raise refuse("no-tokenizer", name, "there is no tokenizer in it", "a base with its tokenizer", remedy)
+        raise refuse("tokenizer-missing", name, "there is no tokenizer in it", "a base with its tokenizer", remedy)
     try:
         return AutoTokenizer.from_pretrained(folder, **_SAFE)
     except UNLOADABLE as error:
-        raise unloadable("no-tokenizer", name, "its tokenizer", error) from None
+        raise unloadable("tokenizer-missing", name, "its tokenizer", error) from None
 
 
 def load_model(kind: Any, folder: Path, **options: Any) -> Any:
@@ -81,7 +81,7 @@ def model_class(config: Any, name: str) -> Any:
     found = getattr(transformers, named, None) if isinstance(named, str) else None
     if not (isinstance(found, type) and issubclass(found, PreTrainedModel) and found.config_class is type(config)):
         said = f"its config names the class {str(named)[:80]!r}"
-        raise refuse("base", name, said, f"a model class of transformers for {config.model_type!r}")
+        raise refuse("base-unusable", name, said, f"a model class of transformers for {config.model_type!r}")
     return found
 
 
@@ -112,4 +112,4 @@ def in_fp32(folder: Path, name: str) -> Any:
     try:
         return load_model(kind, folder, dtype=torch.float32).eval()
     except UNLOADABLE as error:
-        raise unloadable("base", name, "it", error) from None
+        raise unloadable("base-unusable", name, "it", error) from None

@@ -63,7 +63,7 @@ def need(module: str) -> Any:
         return import_module(module)
     except ModuleNotFoundError as error:
         remedy = "Run: pip install 'adaptrix[torch]'"
-        raise UsageError(Problem("missing-extra", error.name or module, "is not installed", remedy=remedy)) from None
+        raise UsageError(Problem("package-missing", error.name or module, "is not installed", remedy=remedy)) from None
 
 
 def config_of(config: Any) -> Any:

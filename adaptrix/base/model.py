@@ -90,12 +90,12 @@ def given(model: nn.Module, tokenizer: Any = None) -> BaseModel:
     config = getattr(model, "config", None)
     name = str(getattr(model, "name_or_path", "") or type(model).__name__)
     if config is None or not hasattr(config, "to_dict"):
-        raise UsageError(Problem("no-config", name, "the model has no config", "a transformers model"))
+        raise UsageError(Problem("model-unsupported", name, "the model has no config", "a transformers model"))
 
     def its() -> Any:
         if tokenizer is None:
             found, remedy = "a model needs its tokenizer to read a file", "tokenizer=…, or tokens as the text"
-            raise UsageError(Problem("no-tokenizer", "tokenizer", found, remedy=remedy))
+            raise UsageError(Problem("tokenizer-missing", "tokenizer", found, remedy=remedy))
         return tokenizer
 
     return BaseModel(name, config.to_dict(), its, lambda: _at_rest(model))
@@ -111,10 +111,10 @@ def _loaded(base: BaseCheckpoint, placed: Placement) -> Iterator[Any]:
     try:
         model, info = _load(base, config, dtype=placed.dtype, output_loading_info=True)
     except UNLOADABLE as error:
-        raise unloadable("base", base.name, "it", error) from None
+        raise unloadable("base-unusable", base.name, "it", error) from None
     if lacking := sorted(map(str, (*info["missing_keys"], *info["mismatched_keys"]))):
         found = f"its weights lack {some(lacking, 4)}, and the model would get random ones"
-        raise refuse("base", base.name, found, "the weights of a whole causal language model")
+        raise refuse("base-unusable", base.name, found, "the weights of a whole causal language model")
     yield model.eval().to(placed.device)
 
 
@@ -190,4 +190,4 @@ def _require_causal_class(base: BaseCheckpoint) -> Any:
 
 def _not_causal(name: str, found: str) -> Exception:
     remedy = "Perplexity and KL a token are for models that write text from left to right."
-    return refuse("not-causal", name, found, "a causal language model", remedy)
+    return refuse("model-unsupported", name, found, "a causal language model", remedy)

@@ -62,7 +62,9 @@ def view_of(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], na
     except Exception as error:  # a stranger's config can make transformers raise nearly anything
         said = " ".join(str(error).split())[:200]
         found = f"transformers cannot build a model of its config ({type(error).__name__}: {said})"
-        raise RefusedError(Problem("base", name, found, "a config of a model that transformers knows")) from None
+        raise RefusedError(
+            Problem("base-unusable", name, found, "a config of a model that transformers knows")
+        ) from None
     orientations = {weight.path: weight.orientation for weight in weights(model) if weight.orientation is not None}
     parameters, pieces, unreadable = _files(model, shapes)
     for path in [path for path in pieces if orientations.get(path) == "experts_transposed"]:
@@ -86,7 +88,7 @@ def _class_of(config: Any, name: str) -> Any:
     classes = model_classes(config)
     if not classes:
         found = f"transformers has no model class for {config.model_type!r}"
-        raise RefusedError(Problem("base", name, found, "architectures in its config.json"))
+        raise RefusedError(Problem("base-unusable", name, found, "architectures in its config.json"))
     return classes[0]
 
 

@@ -114,7 +114,7 @@ class BaseSites:
         remedy = (
             "Name a base whose config.json transformers can build, or add the family: `adaptrix architectures derive`."
         )
-        return Problem("orientation", f"{name} ({target})", found, "a weight whose axes are known", remedy)
+        return Problem("ambiguous", f"{name} ({target})", found, "a weight whose axes are known", remedy)
 
     def weights(self, role: str) -> list[str]:
         """The names of a role outside the layers."""

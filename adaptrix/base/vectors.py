@@ -62,7 +62,7 @@ class BaseVectors:
         if base is None:
             found = f"{len(open_sites)} spectral deltas without their U and V"
             remedy = "Name the whole base, weights and all, with --base MODEL."
-            raise refuse("unresolved", plan.bound.adapter.name, found, "the base that they belong to", remedy)
+            raise refuse("base-needed", plan.bound.adapter.name, found, "the base that they belong to", remedy)
         from adaptrix.base.svd import SvdCache, resolve
 
         weights = self._weights(plan, base, open_sites)
@@ -92,7 +92,7 @@ class BaseVectors:
         remedy = "Save the base with today's transformers first."
         for site in dict.fromkeys(site for site, _ in unresolved if not sites.whole(site)):
             said = f"{base} has no weight for it"
-            problems.append(Problem("no-tensor", str(site), said, "the weight, whole", remedy))
+            problems.append(Problem("module-missing", str(site), said, "the weight, whole", remedy))
         if problems:
             raise RefusedError(problems)
         return found

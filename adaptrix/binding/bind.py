@@ -120,7 +120,13 @@ def _moved(
     for site, (target, _) in places.items():
         if (filed := sites.get(target, str(site))) != str(site):
             found = f"the file has the delta of {target} under it, which is {site}"
-            yield Problem("moved", filed, found, "the site of the module", "The file was tampered with: convert again.")
+            yield Problem(
+                "injection-invalid",
+                filed,
+                found,
+                "the site of the module",
+                "The file was tampered with: convert again.",
+            )
 
 
 def _site(target: Target, architecture: Architecture) -> Site | None:
@@ -141,7 +147,7 @@ def _nowhere(target: Target, identity: Identity) -> Problem:
     others = " or ".join(identity.rivals[:3])
     remedy = f"The adapter's modules are those of {others}" if others else "The adapter was made for another family"
     return Problem(
-        "no-site",
+        "site-missing",
         str(target),
         f"no {architecture.family} model has such a module",
         f"a module such as {' or '.join(near)}",

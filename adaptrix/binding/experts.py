@@ -39,7 +39,7 @@ def oriented(delta: Delta, role: Role, dims: Dims, adapter: Adapter) -> Delta:
     by_version = _transposed(str(adapter.provenance.config.get("peft_version") or ""))
     if by_version is None:
         raise refuse(
-            "undecidable",
+            "ambiguous",
             role.name,
             "factors of stacked experts that may describe ΔW or its transpose, by a peft whose version is not recorded",
             "peft_version in the config, or a base whose dims tell them apart",

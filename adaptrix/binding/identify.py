@@ -97,7 +97,9 @@ def by_paths(adapter: Adapter, architectures: Iterable[Architecture]) -> Identit
     says = f"taken for {chosen.family} by its module paths" + (
         f"; {', '.join(others)} would fit as well" if others else ""
     )
-    return Identity(chosen, Dims(), known=True, problems=(Problem("family", adapter.name, says, severity="note"),))
+    return Identity(
+        chosen, Dims(), known=True, problems=(Problem("family-inferred", adapter.name, says, severity="note"),)
+    )
 
 
 def _paths(adapter: Adapter) -> set[str]:
@@ -147,7 +149,7 @@ def _named(architecture: Architecture, adapter: Adapter) -> bool:
 
 def _unknown(adapter: Adapter, found: str, remedy: str) -> Identity:
     said = f"{found}: modules keep their own paths and shapes are not checked against a model"
-    problem = Problem("unknown-family", adapter.name, said, remedy=remedy, severity="warning")
+    problem = Problem("architecture-unknown", adapter.name, said, remedy=remedy, severity="warning")
     return Identity(kept_paths(sorted(_paths(adapter))), Dims(), known=False, problems=(problem,))
 
 

@@ -31,7 +31,7 @@ def row(table: Mapping[str, Row], delta: Delta, where: object, doing: str) -> Ro
     """
     if delta.kind not in table:
         found = f"a {delta.kind} delta, a kind that {doing} has no way for"
-        raise refuse("kind", where, found, one_of(table))
+        raise refuse("kind-unsupported", where, found, one_of(table))
     return table[delta.kind]
 
 
@@ -60,7 +60,7 @@ def require_low_rank(deltas: Mapping[Key, Delta], name: str, doing: str) -> dict
         remedy = "`adaptrix convert SRC --base MODEL --to peft` makes a LoRA of it."
         said = f"and {doing} takes low-rank ones"
         raise RefusedError(
-            Problem("kind", f"{name} {key}", f"a {delta.kind} delta, {said}", "a LoRA", remedy)
+            Problem("kind-unsupported", f"{name} {key}", f"a {delta.kind} delta, {said}", "a LoRA", remedy)
             for key, delta in odd.items()
         )
     return of_class(deltas, LowRank)

@@ -118,7 +118,7 @@ class LowRank:
         """Another number of experts than the family states, and vectors that are not as long as ΔW has rows."""
         experts = dims.get(role.experts) if role.experts else None
         if self.experts and experts and self.experts != experts:
-            yield Problem("experts", where, f"{self.experts} experts", f"{experts}")
+            yield Problem("shape", where, f"{self.experts} experts", f"{experts}")
         for name, tensor in (("magnitude", self.magnitude), ("lora_B.bias", self.bias)):
             if tensor is not None and tensor.shape != (self.shape[0],):
                 yield Problem("shape", f"{site} {name}", f"shape {list(tensor.shape)}", f"[{self.shape[0]}]")
@@ -181,7 +181,7 @@ class LowRank:
         """The decomposition of B·A, the scale left out. Raises :class:`RefusedError` where there is not one of it."""
         if self.magnitude is not None or self.experts is not None:
             found = "DoRA" if self.magnitude is not None else "stacked experts"
-            raise refuse("no-sum", self.kind, f"{found}: no product of one pair of factors", "a plain LoRA")
+            raise refuse("kind-unsupported", self.kind, f"{found}: no product of one pair of factors", "a plain LoRA")
         return spectrum(self.A.float64(), self.B.float64())
 
 

@@ -106,7 +106,7 @@ class Spectral:
         """(U ``[out, k]``, Vᵀ ``[k, in]``). Raises :class:`RefusedError` where they are not at hand."""
         if self.U is None or self.Vt is None:
             found, remedy = "its singular vectors are not at hand", "Name the base it was trained on with --base MODEL."
-            raise refuse("unresolved", "spectral delta", found, "U and V of the base's weight", remedy)
+            raise refuse("base-needed", "spectral delta", found, "U and V of the base's weight", remedy)
         return self.U.float32(), self.Vt.float32()
 
     def dense(self) -> Matrix:
@@ -118,12 +118,16 @@ class Spectral:
         """A site that is not the whole matrix of a linear module: a decomposition is that of such a one."""
         if site.part is not None or role.orientation not in ("linear", "conv1d"):
             on = "a part of a weight" if site.part else "stacked experts or tokens"
-            yield Problem("spectral", where, f"a spectral delta on {on}", "one on the whole weight of a linear module")
+            yield Problem(
+                "kind-unsupported", where, f"a spectral delta on {on}", "one on the whole weight of a linear module"
+            )
 
     def of_rows(self, rows: RowIndex) -> Spectral:
         """Always raises :class:`RefusedError`: some rows of a weight have other singular values and vectors."""
         found = f"{len(rows)} of {self.shape[0]} rows are wanted, which have another decomposition"
-        raise refuse("spectral", "spectral delta", found, "the whole weight", "Make a LoRA of it with --to peft.")
+        raise refuse(
+            "kind-unsupported", "spectral delta", found, "the whole weight", "Make a LoRA of it with --to peft."
+        )
 
     def cast(self, dtype: str) -> Spectral:
         """Its z rounded to ``dtype``; S, U and V are the base's and stay as they are."""

@@ -71,12 +71,12 @@ def _read(path: Path) -> Mapping[str, Any]:
     file = path / "config.json" if path.is_dir() else path
     try:
         if file.stat().st_size > _LARGEST_FILE:
-            raise refuse("config", file, "more than 10 MB", "the config.json of a model")
+            raise refuse("base-config", file, "more than 10 MB", "the config.json of a model")
         content = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise refuse("config", file, str(error), "a readable config.json") from None
+        raise refuse("base-config", file, str(error), "a readable config.json") from None
     if not isinstance(content, dict):
-        raise refuse("config", file, "not a JSON object", "the config.json of a model")
+        raise refuse("base-config", file, "not a JSON object", "the config.json of a model")
     return content
 
 

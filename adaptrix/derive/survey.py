@@ -78,15 +78,15 @@ def family_of(config: Mapping[str, Any]) -> tuple[Family, dict[str, Any]]:
     bounded(config)
     kind = config.get("model_type")
     if not isinstance(kind, str):
-        raise refuse("config", "config", "no model_type", "the config.json of a model")
+        raise refuse("base-config", "config", "no model_type", "the config.json of a model")
     if kind not in need("transformers").CONFIG_MAPPING:
-        raise refuse("derive", kind, "this transformers has no such model_type", remedy="Upgrade transformers.")
+        raise refuse("derive-failed", kind, "this transformers has no such model_type", remedy="Upgrade transformers.")
     parsed = guarded(lambda: config_of(config))
     completed: dict[str, Any] = guarded(parsed.to_dict)
     bounded(completed)
     built = {c: found for c in guarded(lambda: model_classes(parsed)) if (found := _weights_if_any(c, parsed))}
     if not built:
-        raise refuse("derive", kind, "transformers builds no language model of this config")
+        raise refuse("derive-failed", kind, "transformers builds no language model of this config")
     classes = tuple(built)
     natural = built[classes[0]]
     home = f"{classes[0].base_model_prefix}."
@@ -126,7 +126,9 @@ def guarded(action: Callable[[], _T]) -> _T:
     except Exception as error:  # an arbitrary config can make transformers raise nearly anything
         text = " ".join(str(error).split())[:300]
         found = f"transformers cannot build it: {type(error).__name__}: {text}"
-        raise refuse("derive", "config", found, remedy="Check the config.json, or upgrade transformers.") from None
+        raise refuse(
+            "derive-failed", "config", found, remedy="Check the config.json, or upgrade transformers."
+        ) from None
 
 
 def _weights_if_any(model_class: Any, config: Any) -> dict[str, Weight]:
@@ -134,7 +136,7 @@ def _weights_if_any(model_class: Any, config: Any) -> dict[str, Weight]:
     try:
         return class_weights(model_class, config)
     except AdaptrixError as error:
-        if error.problems[0].code == "too-large":
+        if error.problems[0].code == "model-too-large":
             raise
         return {}
 
@@ -160,7 +162,7 @@ def _counted() -> Iterator[None]:
         nonlocal count
         count += 1
         if count > MAX_MODULES:
-            raise refuse("too-large", "config", f"a model of more than {MAX_MODULES} modules")
+            raise refuse("model-too-large", "config", f"a model of more than {MAX_MODULES} modules")
 
     handle = need("torch.nn.modules.module").register_module_module_registration_hook(counting)
     try:
@@ -178,7 +180,7 @@ def bounded(config: Mapping[str, Any], where: str = "") -> None:
             most = MAX_LAYERS if _COUNTS.search(str(key)) else MAX_NUMBER
             least = 0 if str(key).startswith(("n_", "num_")) else -most
             if not least <= value <= most:
-                raise refuse("number", f"config {where}{key}", str(value), f"{least} to {most}")
+                raise refuse("base-config", f"config {where}{key}", str(value), f"{least} to {most}")
 
 
 def numbers_in(config: Mapping[str, Any], prefix: str = "") -> dict[str, int]:

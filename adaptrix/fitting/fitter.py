@@ -55,7 +55,9 @@ def aim(bound: BoundAdapter, options: Options) -> Aim:
     count = fitted_count(bound, options.layers or "")
     if len(bound.depths) != 1:
         stacks = ", ".join(bound.depths) or "none that is known"
-        raise refuse("stacks", bound.adapter.name, f"stacks of layers: {stacks}", "one, as a causal model has")
+        raise refuse(
+            "model-unsupported", bound.adapter.name, f"stacks of layers: {stacks}", "one, as a causal model has"
+        )
     return Aim(count, next(iter(bound.depths.values())), _active(bound))
 
 
@@ -149,10 +151,10 @@ class Fitter:
         named = f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"
         found = f"{named} fitted in {steps} of {fit.steps} steps on {fit.tokens:,} tokens"
         found += f"; KL to the whole adapter {before:.4g} before, {after:.4g} after, a token of what was held out"
-        notes = [Problem("fitted", "plan", found, severity="note")]
+        notes = [Problem("summary", "plan", found, severity="note")]
         if not after < before:
             remedy = "More steps, more text, or text that is nearer to what the adapter is for."
-            notes.append(Problem("fit-in-vain", "plan", "fitting has made nothing better", "", remedy, "warning"))
+            notes.append(Problem("fit-no-gain", "plan", "fitting has made nothing better", "", remedy, "warning"))
         return replace(plan, notes=tuple(notes), fit=fit)
 
     def _kl(self, session: Session, choices: Sequence[Choice], windows: Sequence[Window]) -> list[float]:
@@ -172,11 +174,13 @@ def _active(bound: BoundAdapter) -> list[int]:
     adapter = bound.adapter
     if others := [key for key, extra in adapter.extras.items() if extra.kind != "base_weight"]:
         found, remedy = "it is no delta, and a fit trains deltas only", "Choose layers by another policy."
-        raise RefusedError(Problem("extra", f"{adapter.name} {key}", found, "deltas", remedy) for key in others)
+        raise RefusedError(
+            Problem("extra-unsupported", f"{adapter.name} {key}", found, "deltas", remedy) for key in others
+        )
     require_low_rank(bound.deltas, adapter.name, "a fit")
     active = sorted({site.layer for site in bound.deltas if site.layer is not None})
     if not active:
-        raise refuse("nothing-acts", adapter.name, "no layer of it has a delta", "at least one")
+        raise refuse("plan-empty", adapter.name, "no layer of it has a delta", "at least one")
     return active
 
 

@@ -37,7 +37,7 @@ def maker_for(options: Options, pipeline: Pipeline, display: Counted = uncounted
         except ImportError:
             remedy = 'Run: pip install "adaptrix[torch]"'
             where = f"layers {options.layers}"
-            raise UsageError(Problem("missing-extra", where, f"{module} is not installed", remedy=remedy)) from None
+            raise UsageError(Problem("package-missing", where, f"{module} is not installed", remedy=remedy)) from None
     from adaptrix.measuring.text import read_text
 
     return PlanFitter(pipeline, display, read_text(Path(os.path.expanduser(options.text or ""))))

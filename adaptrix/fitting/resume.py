@@ -51,7 +51,7 @@ class FitState:
         metadata = safetensors_file.read(self.path)[1]
         if metadata.get("key") != self.key:
             found = "the state of another fit: of another text, adapter or base, or with other options"
-            raise UsageError(Problem("other-fit", str(self.path), found, remedy="Remove it to start again."))
+            raise UsageError(Problem("run-state", str(self.path), found, remedy="Remove it to start again."))
         return metadata
 
     def state(self, leaves: Sequence[torch.Tensor]) -> State | None:

@@ -54,5 +54,5 @@ def read(entry: Entry, tensors: dict[str, Tensor], problems: list[Problem]) -> D
     for name in {name for known in KINDS.values() for name in known.names}:  # they are no other delta's
         tensors.pop(f"{entry.where}.{name}", None)
     remedy = "Update adaptrix: it may have been written by a newer one."
-    problems.append(Problem("kind", entry.where, f"a delta of kind {kind!r}"[:200], one_of(KINDS), remedy))
+    problems.append(Problem("injection-invalid", entry.where, f"a delta of kind {kind!r}"[:200], one_of(KINDS), remedy))
     return None

@@ -39,7 +39,7 @@ def read(entry: Entry, tensors: dict[str, Tensor], problems: list[Problem]) -> L
     found = {field: tensors.pop(f"{where}.{name}", None) for name, field in NAMES.items()}
     A, B = found["A"], found["B"]
     if A is None or B is None:
-        problems.append(Problem("pair", where, "lora_A or lora_B is missing", "both"))
+        problems.append(Problem("adapter-incomplete", where, "lora_A or lora_B is missing", "both"))
         return None
     if found_wrong := _factor_problems([t for t in found.values() if t is not None], A, B, where):
         problems += found_wrong
@@ -79,5 +79,5 @@ def _delta_problems(delta: LowRank, entry: Mapping[str, Any], where: str) -> lis
         return [Problem("rank", where, f"A has {delta.A.shape[0]} rows", f"rank {rank} as the manifest says")]
     scale = a_number(entry.get("scale"), f"{where} scale")
     if not isclose(scale, delta.scale, rel_tol=1e-9):
-        return [Problem("scale", where, f"scale {scale!r}", f"{delta.scale} from alpha and rank")]
+        return [Problem("injection-invalid", where, f"scale {scale!r}", f"{delta.scale} from alpha and rank")]
     return []

@@ -41,7 +41,7 @@ def read(entry: Entry, tensors: dict[str, Tensor], problems: list[Problem]) -> S
     shape, basis = _shape(entry.values, where), _basis(entry.values, where)
     z, S = found["z"], found["S"]
     if z is None or S is None:
-        problems.append(Problem("pair", where, "spectral_z or spectral_S is missing", "both"))
+        problems.append(Problem("adapter-incomplete", where, "spectral_z or spectral_S is missing", "both"))
         return None
     delta = Spectral(z, S, basis, shape, found["U"], found["Vt"])
     wrong = list(_tensor_problems(delta, where))
@@ -70,7 +70,7 @@ def _basis(entry: Mapping[str, Any], where: str) -> Basis:
 def _entry_problems(delta: Spectral, target: Target, entry: Mapping[str, Any], where: str) -> Iterator[Problem]:
     """Where the manifest and the tensors disagree."""
     if target.slot is not None:
-        yield Problem("spectral", where, f"a spectral delta on {target}", "one on the whole weight")
+        yield Problem("injection-invalid", where, f"a spectral delta on {target}", "one on the whole weight")
     if entry.get("rank") != delta.rank or entry.get("scale") != 1:
         told = f"rank {entry.get('rank')!r}, scale {entry.get('scale')!r}"[:160]
         yield Problem("rank", where, f"{told} in the manifest", f"rank {delta.rank} as z has, and scale 1")
@@ -78,7 +78,7 @@ def _entry_problems(delta: Spectral, target: Target, entry: Mapping[str, Any], w
     if entry.get("vectors") is not held[0] or held[0] is not held[1]:
         said = " and ".join(name for name, there in zip(("U", "Vᵀ"), held, strict=True) if there) or "neither U nor Vᵀ"
         expected = "both, as the manifest says" if entry.get("vectors") is True else "neither, as the manifest says"
-        yield Problem("pair", where, f"it has {said}", expected, "The file is damaged: convert again.")
+        yield Problem("adapter-incomplete", where, f"it has {said}", expected, "The file is damaged: convert again.")
 
 
 def _tensor_problems(delta: Spectral, where: str) -> Iterator[Problem]:
@@ -100,4 +100,6 @@ def _value_problems(delta: Spectral, where: str) -> Iterator[Problem]:
     S = delta.S.float32()
     with np.errstate(invalid="ignore"):  # Inf - Inf
         if (S < 0).any() or (np.diff(S) > 0).any():
-            yield Problem("values", f"{where}.spectral_S", "negative or unordered numbers", "from the largest on, to 0")
+            yield Problem(
+                "injection-invalid", f"{where}.spectral_S", "negative or unordered numbers", "from the largest on, to 0"
+            )

@@ -150,7 +150,7 @@ def _base_model(base: object, pipeline: Pipeline, options: FidelityOptions, toke
     if isinstance(base, (str, PathLike)):
         return stored(os.fsdecode(base), pipeline, placement(options.device, options.dtype), tokenizer)
     expected = "a folder, owner/name, or a transformers model"
-    raise UsageError(Problem("base", "base", f"a {type(base).__name__}", expected))
+    raise UsageError(Problem("option", "base", f"a {type(base).__name__}", expected))
 
 
 def _require_unplaced(options: FidelityOptions) -> None:
@@ -178,7 +178,7 @@ def _tokens(ids: Any) -> Tokens:
     found = torch.as_tensor(ids)
     if found.dim() != 1 or (len(found) and found.is_floating_point()):
         shown, remedy = f"{found.dtype} {list(found.shape)}", "tokenizer(text).input_ids"
-        raise UsageError(Problem("text", "text", shown, "a file's path, or tokens [n]", remedy))
+        raise UsageError(Problem("option", "text", shown, "a file's path, or tokens [n]", remedy))
     return Tokens(found.long().cpu())
 
 
@@ -200,7 +200,7 @@ def _fitted_on(text: Text, chosen: Mapping[str, Plan]) -> Iterator[Problem]:
     for name, plan in chosen.items():
         if plan.fit is not None and plan.fit.text == text.sha256:
             found = f"it was fitted on {text.name}, where it does better than elsewhere"
-            yield Problem("fitted-here", name, found, "another text", severity="warning")
+            yield Problem("measurement-limit", name, found, "another text", severity="warning")
 
 
 def _about(model: Any, bench: Measurement) -> Iterator[Problem]:
@@ -208,6 +208,6 @@ def _about(model: Any, bench: Measurement) -> Iterator[Problem]:
     read = len(bench.tokens.ids)
     if read < bench.length:
         found = f"{read} tokens, fewer than a window of {bench.length}: one shorter window, and no intervals"
-        yield Problem("short-text", "text", found, severity="note")
+        yield Problem("measurement-limit", "text", found, severity="note")
     if why := why_whole(model):
-        yield Problem("no-reuse", "reused", f"a swap reads the prompt again: {why}", severity="note")
+        yield Problem("measurement-limit", "reused", f"a swap reads the prompt again: {why}", severity="note")

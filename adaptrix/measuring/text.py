@@ -36,15 +36,15 @@ def read_text(path: Path) -> Text:
     """The text of a file. Raises :class:`UsageError` where there is none, :class:`RefusedError` unless it is UTF-8."""
     if not path.is_file():
         found = "this is a folder" if path.is_dir() else "there is no such file"
-        raise UsageError(Problem("no-text", str(path), found, "a text file"))
+        raise UsageError(Problem("file-missing", str(path), found, "a text file"))
     content = path.read_bytes()
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         remedy = "Of another encoding: iconv -f … -t UTF-8."
-        raise refuse("not-text", path, f"byte {error.start} is no UTF-8", "a text in UTF-8", remedy) from None
+        raise refuse("text-invalid", path, f"byte {error.start} is no UTF-8", "a text in UTF-8", remedy) from None
     if "\0" in text:
-        raise refuse("not-text", path, f"a zero byte at {content.index(0)}: a binary file", "a text in UTF-8")
+        raise refuse("text-invalid", path, f"a zero byte at {content.index(0)}: a binary file", "a text in UTF-8")
     if not text:
         raise refuse("text-too-short", path, "it is empty", "a text of at least 2 tokens")
     return Text(str(path), text, sha256(content).hexdigest())

@@ -88,7 +88,7 @@ def _require_low_rank(merge: MergePlan) -> None:
     spectral = [name for name, change in merge.changes.items() if change.spectral is not None]
     if spectral:
         found, remedy = "a spectral delta, which is one of the weight as it is stored", "Merge without --qlora-base."
-        raise RefusedError(Problem("spectral", name, found, "a LoRA", remedy) for name in spectral)
+        raise RefusedError(Problem("kind-unsupported", name, found, "a LoRA", remedy) for name in spectral)
 
 
 def _plan(report: CheckReport, layers: str | None) -> Plan:

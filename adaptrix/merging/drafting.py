@@ -96,7 +96,7 @@ class MergePlanner:
             remedy = (
                 "Load the base with the class the adapter was trained with, save_pretrained() it, and merge into that."
             )
-            self._note("no-tensor", key, "the base has no tensor for it to replace", remedy)
+            self._note("module-missing", key, "the base has no tensor for it to replace", remedy)
         for name in names:
             self._change(name, instead=tensor)
 
@@ -104,10 +104,13 @@ class MergePlanner:
         indices = _indices(self.plan.bound.adapter.provenance.config.get("trainable_token_indices"), plain)
         if indices is None or len(indices) != tensor.shape[0]:
             self._note(
-                "tokens", key, "which tokens these rows are for is not known", "Restore trainable_token_indices."
+                "config-mismatch",
+                key,
+                "which tokens these rows are for is not known",
+                "Restore trainable_token_indices.",
             )
         elif not names:
-            self._note("no-tensor", key, "the base has no such embedding", _OTHER_BASE)
+            self._note("module-missing", key, "the base has no such embedding", _OTHER_BASE)
         else:
             for name in names:
                 self._change(name, tokens=indices, rows=tensor)
@@ -124,7 +127,7 @@ class MergePlanner:
             if not biases:
                 remedy = "peft merges no such adapter either: keep it attached, or save the base with biases of zero."
                 where = f"{site} ({self.plan.bound.targets[site]})"
-                self._note("no-bias", where, "it brings a bias and the base's module has none", remedy)
+                self._note("module-missing", where, "it brings a bias and the base's module has none", remedy)
             for name, term in biases:
                 self._add(name, term, bias=True)
 
@@ -135,9 +138,11 @@ class MergePlanner:
         where, view = f"{site} ({target})", self.sites.view
         if view is not None and target.path in view.unreadable:
             found = f"transformers makes its weight from the base's files by {view.unreadable[target.path]}"
-            self._note("no-tensor", where, found, "Keep the adapter attached: no tensor of the files is this weight.")
+            self._note(
+                "module-missing", where, found, "Keep the adapter attached: no tensor of the files is this weight."
+            )
         elif view is None or len(view.tied_with(f"{target}.weight")) == 1:  # else a tie, which is told as such
-            self._note("no-tensor", where, "the base's files have no weight for it", _OTHER_BASE)
+            self._note("module-missing", where, "the base's files have no weight for it", _OTHER_BASE)
 
     def _add(self, name: str, term: Term, *, bias: bool) -> None:
         turned = False if bias else self.sites.turned(name, term, self.plan.bound.targets[term.site].path)
@@ -195,13 +200,13 @@ def _unmergeable(plan: Plan) -> Iterator[Problem]:
     name = plan.bound.adapter.name
     if config.get("alora_invocation_tokens"):
         found = "an aLoRA acts only after certain tokens, which no merged weight can do"
-        yield Problem("alora", name, found, remedy="Keep it attached.")
+        yield Problem("conditional", name, found, remedy="Run it with peft.")
     if config.get("arrow_config"):
-        yield Problem("arrow", name, "a router of adapters chooses token by token, which no merged weight can do")
+        yield Problem("conditional", name, "a router of adapters chooses token by token, which no merged weight can do")
     if config.get("layer_replication"):
         remedy = "Expand the base first: load it with peft and this adapter, unload(), and save it."
         yield Problem(
-            "replication", name, "its config repeats layers, and the base's files hold each once", remedy=remedy
+            "variant-unsupported", name, "its config repeats layers, and the base's files hold each once", remedy=remedy
         )
 
 
@@ -220,7 +225,7 @@ def _misfits(name: str, change: TensorChange, own: Tensor) -> Iterator[Problem]:
         )
     if change.tokens and not all(0 <= token < stored.shape[0] for token in change.tokens):
         found = f"token {max(change.tokens)} was trained and the base has {stored.shape[0]}"
-        yield Problem("tokens", name, found, remedy="Resize the base's embeddings first, as was done for training.")
+        yield Problem("vocabulary", name, found, remedy="Resize the base's embeddings first, as was done for training.")
     yield from (problem for term in change.terms for problem in _misfit(name, change, term, stored.shape))
     if change.spectral is not None and (change.instead is not None or change.terms or change.rows is not None):
         found = "a spectral delta and another change of the same weight"

@@ -110,4 +110,4 @@ def answer(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
 def _no_inputs(model: Any, found: str) -> RefusedError:
     expected = "a model of tokens, pictures, log-mel features or waveforms"
     remedy = "Nothing was written. Merge without --verify, and compare the models on inputs of your own."
-    return refuse("not-verifiable", type(model).__name__, found, expected, remedy)
+    return refuse("verification-impossible", type(model).__name__, found, expected, remedy)

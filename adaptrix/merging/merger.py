@@ -88,4 +88,4 @@ def _tokenizer_note(merge: MergePlan, tokenizer: Mapping[str, Path]) -> Iterator
     if merge.vocabulary is not None and not tokenizer:
         found = f"the vocabulary has {merge.vocabulary} tokens now, and the tokenizer is the base's"
         remedy = "Save the tokenizer that the adapter was trained with into the merged folder."
-        yield Problem("tokenizer", merge.plan.bound.adapter.name, found, remedy=remedy, severity="warning")
+        yield Problem("tokenizer-missing", merge.plan.bound.adapter.name, found, remedy=remedy, severity="warning")

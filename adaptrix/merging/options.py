@@ -60,4 +60,4 @@ def require(module: str, extra: str) -> None:
         import_module(module)
     except ImportError:
         remedy = f'Run: pip install "adaptrix[{extra}]"'
-        raise UsageError(Problem("missing-extra", "merge", f"{module} is not installed", remedy=remedy)) from None
+        raise UsageError(Problem("package-missing", "merge", f"{module} is not installed", remedy=remedy)) from None

@@ -150,7 +150,7 @@ def vocabulary(plan: Plan, sites: BaseSites, changes: Mapping[str, TensorChange]
     kept = next(name for name in names if after[name] != after[min(grown)])
     found = f"the adapter resized {min(grown)} to {after[min(grown)]} tokens, and {kept} has {after[kept]}"
     remedy = "Save the adapter with its embedding and its head (save_embedding_layers=True), or resize the base first."
-    return None, [Problem("vocab", plan.bound.adapter.name, found, "one size for both", remedy)]
+    return None, [Problem("vocabulary", plan.bound.adapter.name, found, "one size for both", remedy)]
 
 
 def _rows(name: str, changes: Mapping[str, TensorChange], sites: BaseSites) -> int:

@@ -64,7 +64,7 @@ def reference(merge: MergePlan, folder: Path, layers: str | None) -> Reference:
             session = attach(model, {"merged": merge.plan.bound.adapter}, layers=layers)
         except RefusedError as error:
             found, remedy = "it cannot be attached to its base to be compared with", "Merge without --verify."
-            why = Problem("not-verifiable", merge.plan.bound.adapter.name, found, remedy=remedy)
+            why = Problem("verification-impossible", merge.plan.bound.adapter.name, found, remedy=remedy)
             raise RefusedError((why, *error.problems)) from None
         with session:
             session.activate("merged")
@@ -121,7 +121,7 @@ def _accepted(found: Agreement, merge: MergePlan, options: MergeOptions) -> Agre
     tolerance = _tolerance(merge, options.dtype)
     if not found.relative <= tolerance:  # nor NaN
         text, expected = f"merged, the model is another one: {found}", f"at most {tolerance:g} of their spread"
-        raise refuse("not-verified", merge.plan.bound.adapter.name, text, expected, _REMEDY)
+        raise refuse("verification-failed", merge.plan.bound.adapter.name, text, expected, _REMEDY)
     return found
 
 

@@ -101,7 +101,7 @@ def _one(delta: Delta, rank: int | None) -> tuple[LowRank, Truncation]:
         raise refuse("overflow", "", "numbers too large for factors in F32", "numbers that F32 has room for")
     if not _agree(loss, delta.lost(rank)):
         found = "‖ΔW‖, or what the rank leaves out of it, is another than the singular values tell"
-        raise refuse("other-svd", "", found, "U and V that are orthonormal", "The file is damaged: fetch it again.")
+        raise refuse("svd-mismatch", "", found, "U and V that are orthonormal", "The file is damaged: fetch it again.")
     return made, loss
 
 
@@ -124,4 +124,4 @@ def _note(losses: Mapping[Site, Truncation], deltas: Mapping[Site, Delta], kinds
     worst = max(losses, key=lambda site: losses[site].relative)
     error = f"relative error of ΔW at most {losses[worst].relative:.2e} ({worst})"
     found = f"{len(losses)} {' and '.join(sorted(kinds))} deltas made LoRA of rank {span}; {error}"
-    return Problem("lowered", "plan", found, severity="note")
+    return Problem("approximation", "plan", found, severity="note")

@@ -22,12 +22,12 @@ def pruned(plan: Plan) -> Plan:
     kept = {site: plan.delta(site).multiplied(plan.gains.get(_layer(site), 1.0)) for site in plan.sites}
     if not kept:
         found = f"no delta is in {plan.describe()}"
-        raise UsageError(Problem("nothing-left", "prune", found, "layers that the adapter changes"))
+        raise UsageError(Problem("plan-empty", "prune", found, "layers that the adapter changes"))
     dropped = [site for site in plan.bound.deltas if site not in kept]
     says = f"dropped {len(dropped)} of {len(plan.bound.deltas)} deltas"
     if plan.overrides:
         says += f", replaced {len(plan.overrides)} by those of the plan"
-    note = Problem("pruned", "plan", f"{says}; {plan.share} had been in force", severity="note")
+    note = Problem("left-out", "plan", f"{says}; {plan.share} had been in force", severity="note")
     targets = {site: plan.bound.targets[site] for site in kept}
     deltas = {targets[site]: delta for site, delta in kept.items()}
     adapter = replace(plan.bound.adapter, deltas=MappingProxyType(deltas), altered=True, recorded=None)
@@ -54,7 +54,10 @@ def cast(plan: Plan, dtype: str) -> Plan:
         raise refuse("overflow", lost[0], found, "another dtype", "BF16 has the range of F32.")
     worst = max((error for error, _ in errors), default=0.0)
     note = Problem(
-        "cast", "plan", f"deltas rounded to {dtype}; largest relative error of a tensor {worst:.2e}", severity="note"
+        "approximation",
+        "plan",
+        f"deltas rounded to {dtype}; largest relative error of a tensor {worst:.2e}",
+        severity="note",
     )
     adapter = replace(
         plan.bound.adapter, deltas=MappingProxyType({plan.bound.targets[s]: d for s, d in deltas.items()})

@@ -83,7 +83,7 @@ def _require_sums(deltas: Mapping[Site, LowRank], groups: Iterable[list[Site]]) 
     if odd:
         raise RefusedError(
             Problem(
-                "no-sum",
+                "kind-unsupported",
                 str(site),
                 "DoRA or stacked experts: no sum of low-rank terms",
                 "plain LoRA",
@@ -136,7 +136,7 @@ def _notes(
     done = f"{folded} deltas folded into {len(changed)}" if folded else f"{len(changed)} deltas recompressed"
     limit = f" (--rank {rank})" if rank is not None else ""
     found = f"{done}, rank {_span(ranks)}{limit}; relative error of ΔW at most {results[worst][1]:.2e} ({worst})"
-    yield Problem("redistributed", "plan", found, severity="note")
+    yield Problem("approximation", "plan", found, severity="note")
 
 
 def _span(ranks: list[int]) -> str:
@@ -147,5 +147,5 @@ def _homeless(lost: list[Site]) -> Iterator[Problem]:
     if lost:
         names = ", ".join(map(str, lost[:5])) + (", …" if len(lost) > 5 else "")
         yield Problem(
-            "not-folded", "plan", f"{len(lost)} deltas have no kept layer of their role: {names}", severity="warning"
+            "left-out", "plan", f"{len(lost)} deltas have no kept layer of their role: {names}", severity="warning"
         )

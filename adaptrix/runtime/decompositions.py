@@ -136,7 +136,7 @@ def _weight(reached: Reached, where: str) -> Stored:
         weight = reached.module.weight
         plain = isinstance(weight, Tensor) and type(weight) in (Tensor, nn.Parameter) and weight.dtype in NAMES
         if not isinstance(weight, Tensor) or not plain:
-            found = "the weight is quantised, and whose decomposition the delta is of cannot be told"
+            found = "the weight is quantised, so that it cannot be checked that the delta belongs to it"
             raise refuse("quantised", where, found, "a weight in floats", _UNQUANTISED)
         return as_stored(weight)
 
@@ -144,7 +144,7 @@ def _weight(reached: Reached, where: str) -> Stored:
 def _require_matrix(reached: Reached, where: str) -> None:
     """Raises :class:`RefusedError` for rows that are looked up, of a family that nobody knows as such."""
     if isinstance(reached.module, nn.Embedding):
-        raise refuse("embedding", where, "a spectral delta on an embedding", "one on a linear module")
+        raise refuse("kind-unsupported", where, "a spectral delta on an embedding", "one on a linear module")
 
 
 def _hash(tensor: Stored) -> bytes:

@@ -172,7 +172,7 @@ class ModuleHooks:
         if output.device != (home := self._homes[module]):
             name = next(reached.name for reached in self._hooked.values() if reached.module is module)
             found = f"the module is on {output.device} now, and its adapters are on {home}"
-            raise refuse("moved", name, found, "one device", "Attach anew after the model was moved.")
+            raise refuse("model-changed", name, found, "one device", "Attach again after the model was moved.")
 
 
 def _aligned(hook: Hook) -> Hook:
@@ -186,4 +186,6 @@ def _aligned(hook: Hook) -> Hook:
 
 def _replaced(name: str) -> Problem:
     found = "the model has another module here than when it was attached, as after resize_token_embeddings"
-    return Problem("replaced", name, found, "the module that has the hook", "Attach anew after the model was changed.")
+    return Problem(
+        "model-changed", name, found, "the module that has the hook", "Attach again after the model was changed."
+    )

@@ -71,7 +71,9 @@ def require_plain(model: object) -> None:
     :class:`UsageError` for what is no model."""
     if not isinstance(model, nn.Module):
         remedy = "adaptrix.attach(model, {name: adapter}); of a pipeline, its .model."
-        raise UsageError(Problem("model", "model", f"a {type(model).__name__}", "a transformers model", remedy))
+        raise UsageError(
+            Problem("model-unsupported", "model", f"a {type(model).__name__}", "a transformers model", remedy)
+        )
     problems = [*_compiled(model), *_wrapped(model)]
     if problems:
         raise RefusedError(problems)
@@ -80,7 +82,7 @@ def require_plain(model: object) -> None:
 def _compiled(model: nn.Module) -> Iterator[Problem]:
     if any(hasattr(m, "_orig_mod") or m._compiled_call_impl or _compiled_forward(m) for m in model.modules()):
         yield Problem(
-            "compiled",
+            "model-wrapped",
             type(model).__name__,
             "compiled, whole or in part: its graph does not see hooks that come later",
             "the model as it was before",
@@ -100,11 +102,11 @@ def _wrapped(model: nn.Module) -> Iterator[Problem]:
         type(module).__module__.startswith("peft.") for module in model.modules()
     ):
         yield Problem(
-            "wrapped",
+            "model-wrapped",
             type(model).__name__,
             "a model that peft has wrapped: its modules add deltas of their own",
             "a plain transformers model",
-            "Attach to peft_model.unload(), or load the base anew.",
+            "Attach to peft_model.unload(), or load the base again.",
         )
 
 
@@ -121,15 +123,20 @@ def _obstacles(plan: Plan, site: Site, found: Reached | None) -> Iterator[tuple[
     if not plan.delta(site).rank:
         yield "rank", "a delta of rank 0", "a rank of at least 1", "Leave the module out."
     if plan.bound.architecture.roles[site.role].orientation.startswith("experts") or _is_stacked(plan, site):
-        yield "no-hook", "stacked experts have no module of their own", "a module to hook", _MERGE
+        yield "module-unsupported", "stacked experts have no module of their own", "a module to hook", _MERGE
     elif found is None or not isinstance(weight, Tensor):
         remedy = "Attach with layers=… that leave it out, or to the model it was made for."
-        yield "no-module", "the model has no such module", "one for every site", remedy
+        yield "module-missing", "the model has no such module", "one for every site", remedy
     elif not isinstance(found.module, _PRODUCTS):
         said = f"its module is a {type(found.module).__name__}, which may answer with other than its product"
-        yield "no-hook", said, "a linear layer or an embedding", _MERGE
+        yield "module-unsupported", said, "a linear layer or an embedding", _MERGE
     elif weight.is_meta and not hasattr(found.module, "_hf_hook"):
-        yield "meta", "the module has no weights (meta device)", "a loaded model", "Load the model's weights first."
+        yield (
+            "weights-not-loaded",
+            "the module has no weights (meta device)",
+            "a loaded model",
+            "Load the model's weights first.",
+        )
 
 
 def inert(plan: Plan, modules: Mapping[Site, Reached]) -> Iterator[Problem]:
@@ -141,7 +148,7 @@ def inert(plan: Plan, modules: Mapping[Site, Reached]) -> Iterator[Problem]:
                 "nn.MultiheadAttention reads this module's weight and never calls it: attached, the delta does nothing"
             )
             where = f"{plan.bound.adapter.name} {site}"
-            yield Problem("not-called", where, said, "a module that is called", _MERGE, "warning")
+            yield Problem("module-unsupported", where, said, "a module that is called", _MERGE, "warning")
 
 
 _MERGE = "Merge the adapter into its base instead, or attach with layers=… that leave it out."

@@ -93,5 +93,5 @@ def adding_only(
     if any(isinstance(change, Replaced) for _, change in terms):
         found = "an adapter replaces this module whole, which has no weighted sum"
         remedy = "Use that adapter alone with weight 1, or give it rows of its own with session.route."
-        raise UsageError(Problem("replaced", str(site), found, "adapters that only add to the module", remedy))
+        raise UsageError(Problem("extra-unsupported", str(site), found, "adapters that only add to the module", remedy))
     return [(weight, change) for weight, change in terms if not isinstance(change, Replaced)]

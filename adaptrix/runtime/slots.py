@@ -107,7 +107,7 @@ class Slots:
                 yield Problem("slots", where, change.described, "low-rank changes in slots", "Attach it without slots.")
             elif site in self.banks and change.At.dtype is not self.banks[site].At.dtype:
                 found, own = f"{change.At.dtype}: the model was cast", f"{self.banks[site].At.dtype}, as the slots are"
-                yield Problem("dtype", where, found, own, "Attach anew after the model was cast.")
+                yield Problem("model-changed", where, found, own, "Attach again after the model was cast.")
             elif change.rank > self._rank:
                 expected = f"at most {self._rank}, as the slots have it"
                 yield Problem("rank", where, f"rank {change.rank}", expected, f"attach(…, max_rank={change.rank})")

@@ -62,7 +62,7 @@ def _dropout(plan: Plan) -> float:
     adapter = plan.bound.adapter
     found = adapter.provenance.config.get("lora_dropout") or 0.0
     if not isinstance(found, (int, float)) or not 0 <= found <= 1:
-        raise UsageError(Problem("dropout", adapter.name, f"its lora_dropout is {found!r}", "a share from 0 to 1"))
+        raise UsageError(Problem("config-value", adapter.name, f"its lora_dropout is {found!r}", "a share from 0 to 1"))
     return float(found)
 
 
@@ -70,7 +70,13 @@ def _require_deltas_only(plan: Plan) -> None:
     adapter = plan.bound.adapter
     remedy = "Train it with peft, or attach one without it."
     problems = [
-        Problem("extra", f"{adapter.name} {key}", "it is no delta, and only deltas are trained here", "deltas", remedy)
+        Problem(
+            "extra-unsupported",
+            f"{adapter.name} {key}",
+            "it is no delta, and only deltas are trained here",
+            "deltas",
+            remedy,
+        )
         for key, extra in adapter.extras.items()
         if extra.kind != "base_weight"
     ]

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 #: the Hub answered, or it is this disk that is at fault: an older copy from the cache would be no answer
-_FINAL = ("hub-revision-missing", "hub-file-missing", "disk-full", "cache-unwritable")
+_FINAL = ("hub-revision-missing", "hub-file-missing", "disk-full", "permission-denied")
 
 _PLAIN = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
 
@@ -53,14 +53,14 @@ def claims(uri: str) -> bool:
 def fetch(uri: str, formats: Sequence[Format]) -> Bundle:
     """The adapter's files in the client's cache, fetched if they are not there yet, at one commit.
 
-    Raises ``UsageError`` (``hub-address``, ``hub-client``), ``UnreachableError`` (see
+    Raises ``UsageError`` (``address``, ``hub-client``), ``UnreachableError`` (see
     :mod:`adaptrix.sources.hub_errors`) or ``RefusedError`` (see :mod:`adaptrix.sources.select`), the
     latter before anything is fetched.
     """
     address = _address(uri)
     if "/" not in address.repo:
         found = "an adapter on the Hub is owner/name, and there is no such folder here"
-        raise UsageError(Problem("hub-address", uri, found, "", "Check the spelling, or pass the path of its folder."))
+        raise UsageError(Problem("address", uri, found, "", "Check the spelling, or pass the path of its folder."))
     try:
         return _fetched(_look_up(address), formats)
     except UnreachableError as error:
@@ -68,7 +68,7 @@ def fetch(uri: str, formats: Sequence[Format]) -> Bundle:
 
 
 def config(uri: str) -> Mapping[str, Any]:
-    """A base model's config.json and nothing else. Raises as :func:`fetch` does, and ``json-…`` refusals."""
+    """A base model's config.json and nothing else. Raises as :func:`fetch` does, and those of :func:`read_object`."""
     address = _address(uri)
     path = f"{address.inner}/config.json" if address.inner else "config.json"
     try:
@@ -97,7 +97,7 @@ def folder(uri: str, patterns: Sequence[str]) -> tuple[Path, str]:
         return cached.folder / address.inner, cached.commit
     paths = _matching(repo, patterns)
     if not paths:
-        raise saying("hub-file-missing", address, " or ".join(patterns[:2]))
+        raise saying("file-missing", address, " or ".join(patterns[:2]))
     files, commit = _download(repo, paths)
     return next(iter(files.values())).parent, commit
 
@@ -128,7 +128,7 @@ def _address(uri: str) -> Address:
 
     folder = Path(constants.HF_HUB_CACHE) / f"models--{uri.replace('/', '--')}"
     if constants.HF_HUB_OFFLINE and _PLAIN.fullmatch(uri) and not folder.exists():
-        raise saying("hub-offline", Address(uri))
+        raise saying("offline", Address(uri))
     return parse(uri)
 
 
@@ -171,7 +171,7 @@ def _look_up(address: Address) -> _Repo:
         )
         files = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or ()}
         if info.sha is None:
-            raise saying("hub-bad-answer", address, "no commit is named")
+            raise saying("bad-answer", address, "no commit is named")
     return _Repo(address, info.sha, files)
 
 
@@ -190,7 +190,7 @@ def _choice(repo: _Repo, formats: Sequence[Format]) -> tuple[Address, tuple[str,
     files = {path.removeprefix(base): size for path, size in repo.files.items() if path.startswith(base)}
     if not files and address.inner:
         top = sorted({path.partition("/")[0] for path in repo.files})
-        raise saying("hub-file-missing", address, f"{address.inner}; there is {some(top)}")
+        raise saying("file-missing", address, f"{address.inner}; there is {some(top)}")
     listing = Listing(str(address), files, lambda path: str(address.at(base + path)))
     name = address.inner.rpartition("/")[2]
     choice = choose_file(listing, name, formats) if single else choose(listing, formats)
@@ -227,7 +227,7 @@ def _commit(file: Path, path: str) -> str:
 
 def _fetched_config(repo: _Repo, path: str) -> Path:
     if path not in repo.files:
-        raise saying("hub-file-missing", repo.address, path)
+        raise saying("file-missing", repo.address, path)
     if repo.files[path] > MAX_BYTES:
         raise too_large(str(repo.address.at(path)), repo.files[path])
     return _download(repo, [path])[0]["config.json"]

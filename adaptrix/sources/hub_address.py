@@ -44,7 +44,7 @@ def is_address(uri: str) -> bool:
 def parse(uri: str) -> Address:
     """``[hf://]owner/name[/folder or file][@revision]``, or the address of a page of the Hub.
 
-    Raises ``UsageError`` with code ``hub-address``.
+    Raises ``UsageError`` with code ``address``.
     """
     if uri.startswith(("http://", "https://")):
         return _from_page(uri)
@@ -95,4 +95,4 @@ def _from_page(uri: str) -> Address:
 
 def _off(uri: str, found: str, expected: str = "") -> UsageError:
     remedy = "An adapter on the Hub is owner/name, owner/name/folder or owner/name@revision."
-    return UsageError(Problem("hub-address", uri, found, expected, remedy))
+    return UsageError(Problem("address", uri, found, expected, remedy))

@@ -61,7 +61,7 @@ def fetch(uri: str, formats: Sequence[Format]) -> Bundle:
 def config(uri: str) -> Mapping[str, Any]:
     """The base model's config: ``config.json`` in the folder ``uri``, or the file itself.
 
-    Raises as :func:`fetch` does; ``config-missing`` where the folder has none, and ``json-…`` where it
+    Raises as :func:`fetch` does; ``base-config`` where the folder has none, and as :func:`read_object` where it
     is no JSON object of a config's size.
     """
     with _reading(uri):
@@ -71,7 +71,7 @@ def config(uri: str) -> Mapping[str, Any]:
         if not os.path.lexists(path / "config.json"):
             there = some(name for name, _ in _entries(path))
             found = f"there is no config.json in it, only {there}" if there else "the folder is empty"
-            raise refuse("config-missing", uri, found, "the config.json of a model")
+            raise refuse("base-config", uri, found, "the config.json of a model")
         return read_object(path / "config.json", os.path.join(uri, "config.json"))
 
 
@@ -81,9 +81,9 @@ def _reading(uri: str) -> Iterator[None]:
     try:
         yield
     except PermissionError as error:
-        raise refuse("no-permission", uri, "it may not be read", remedy="Ask for read access.") from error
+        raise refuse("permission-denied", uri, "it may not be read", remedy="Ask for read access.") from error
     except OSError as error:
-        raise refuse("disk-error", uri, f"it cannot be read: {error.strerror or error}") from error
+        raise refuse("file-unreadable", uri, f"it cannot be read: {error.strerror or error}") from error
 
 
 def _path(uri: str) -> Path:
@@ -107,15 +107,15 @@ def _starts_here(uri: str) -> bool:
 def _existing(uri: str) -> Path:
     """The absolute path of what ``uri`` names, which is a folder or a regular file."""
     if not uri:
-        raise UsageError(Problem("path-empty", "", "the name of an adapter is empty"))
+        raise UsageError(Problem("address", "", "the name of an adapter is empty"))
     if not uri.isprintable():
         found = "the name has control characters or bytes that are no text"
-        raise UsageError(Problem("path-unprintable", ascii(uri), found, remedy="Rename it."))
+        raise UsageError(Problem("address", ascii(uri), found, remedy="Rename it."))
     path = _path(uri)
     if not os.path.lexists(path):
         raise _missing(uri, path)
     if kind := _special(path):
-        code = "link-broken" if path.is_symlink() else "file-odd"
+        code = "file-missing" if path.is_symlink() else "file-unreadable"
         raise refuse(code, uri, f"it is {kind}", "a folder or a file")
     return path.absolute()
 
@@ -129,7 +129,7 @@ def _missing(uri: str, path: Path) -> AdaptrixError:
     if not os.path.isdir(parent):
         return _no_path(uri, f"{parent} is no folder")
     if not os.access(parent, os.X_OK):
-        return refuse("no-permission", uri, f"the folder {parent} may not be entered")
+        return refuse("permission-denied", uri, f"the folder {parent} may not be entered")
     there = [name for name, _ in _entries(parent)] if os.access(parent, os.R_OK) else []
     close = get_close_matches(path.name, there, n=3)
     remedy = f"Is it {some(close)}?" if close else f"There is {some(there, 5)} {where}." if there else ""
@@ -137,7 +137,7 @@ def _missing(uri: str, path: Path) -> AdaptrixError:
 
 
 def _no_path(uri: str, found: str, remedy: str = "") -> UsageError:
-    return UsageError(Problem("path-missing", uri, found, "a folder or a file", remedy))
+    return UsageError(Problem("file-missing", uri, found, "a folder or a file", remedy))
 
 
 def _special(path: Path) -> str | None:
@@ -178,7 +178,7 @@ def _unread(home: Path, files: Mapping[str, Path], formats: Sequence[Format]) ->
         for name in patterns:
             if not files.keys().isdisjoint(patterns) and name not in files and (home / name).is_file():
                 found = f"it is not read: {', '.join(files.keys() & set(patterns))} is there and comes first"
-                yield Problem("not-read", str(home / name), found, severity="note")
+                yield Problem("file-ignored", str(home / name), found, severity="note")
 
 
 def _is_whole(uri: str, path: Path, formats: Sequence[Format]) -> bool:
@@ -202,7 +202,7 @@ def _below(uri: str, entries: Sequence[tuple[str, Path]]) -> Iterator[tuple[str,
     """The entries of the folders among ``entries``; a folder that may not be read is left out."""
     folders = [(name, path) for name, path in entries if not _special(path) and path.is_dir()]
     if len(folders) > _MAX_FOLDERS:
-        raise refuse("too-many-folders", uri, f"there are {len(folders)} folders in it", "an adapter's own folder")
+        raise refuse("several-adapters", uri, f"there are {len(folders)} folders in it", "an adapter's own folder")
     for name, path in folders:
         if os.access(path, os.R_OK | os.X_OK):
             yield from ((f"{name}/{inner}", file) for inner, file in _entries(path))
@@ -210,7 +210,7 @@ def _below(uri: str, entries: Sequence[tuple[str, Path]]) -> Iterator[tuple[str,
 
 def _require_readable(path: Path) -> None:
     if not os.access(path, os.R_OK):
-        raise refuse("no-permission", path, "this file may not be read", remedy="Ask for read access.")
+        raise refuse("permission-denied", path, "this file may not be read", remedy="Ask for read access.")
 
 
 def _name(folder: Path) -> str:

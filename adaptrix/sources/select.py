@@ -74,7 +74,7 @@ def choose(listing: Listing, formats: Sequence[Format]) -> Choice:
     """The adapter in a folder or repository: the one at the top, else that of the only subfolder that has one.
 
     Raises ``RefusedError``: ``several-adapters`` lists each with the command to type, ``full-model``,
-    ``adapter-config-missing``, ``adapter-weights-missing``, ``folder-empty``, ``no-adapter``.
+    ``adapter-config-missing``, ``adapter-weights-missing``, ``adapter-missing``.
     """
     folders = [""] if at_top(listing, formats) else listing.folders
     found = [adapters for folder in folders if (adapters := _adapters_in(listing, folder, formats))]
@@ -190,10 +190,10 @@ def _nothing(listing: Listing, formats: Sequence[Format]) -> RefusedError:
     if weights := model_weights(names):
         return _full_model(listing, weights)
     if not listing.files and not listing.unreadable:
-        return refuse("folder-empty", shown(listing.uri), "there are no files in it", _file_names(formats))
+        return refuse("adapter-missing", shown(listing.uri), "there are no files in it", _file_names(formats))
     there = [*sorted(listing.files), *(f"{path} ({what})" for path, what in listing.unreadable.items())]
     return refuse(
-        "no-adapter", shown(listing.uri), f"there is no adapter in it, only {some(there)}", _file_names(formats)
+        "adapter-missing", shown(listing.uri), f"there is no adapter in it, only {some(there)}", _file_names(formats)
     )
 
 
@@ -245,9 +245,9 @@ def _full_model(listing: Listing, weights: Sequence[str]) -> RefusedError:
 
 def _unknown_file(listing: Listing, name: str, formats: Sequence[Format]) -> RefusedError:
     if kind := listing.unreadable.get(name):
-        return refuse("file-odd", shown(listing.uri), f"it is {kind}", "a file that can be read")
+        return refuse("file-unreadable", shown(listing.uri), f"it is {kind}", "a file that can be read")
     return refuse(
-        "file-unknown",
+        "format-unknown",
         shown(listing.uri),
         "no format has files of this name",
         _file_names(formats),

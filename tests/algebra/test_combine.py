@@ -370,7 +370,7 @@ def test_adapters_without_deltas_are_refused(tmp_path):
     nothing = replace(adapter(1), deltas={})
     with pytest.raises(RefusedError) as error:
         run([adapter(1), nothing], tmp_path)
-    assert codes(error) == ["empty"]
+    assert codes(error) == ["adapter-empty"]
     with pytest.raises(RefusedError):
         adaptrix.resize(nothing, 2, tmp_path / "out")
     with pytest.raises(RefusedError):
@@ -412,9 +412,9 @@ def test_no_sum_without_the_base(tmp_path):
     head = save(tmp_path / "head", target_modules=["q_proj"], modules_to_save=["norm"])
     with pytest.raises(RefusedError, match="adaptrix merge") as error:
         adaptrix.combine([dora.folder, head.folder], out=tmp_path / "out", to="peft", base=dora.base)
-    assert codes(error) == ["dora", "extra"]
+    assert codes(error) == ["extra-unsupported", "kind-unsupported"]
     done, found = combined(head, head, (1, 1), tmp_path, drop_extras=True)
-    assert {problem.code for problem in done.notes} == {"combined", "dropped"}
+    assert {problem.code for problem in done.notes} == {"summary", "left-out"}
     assert found.keys() == head.deltas.keys()
 
 

@@ -115,7 +115,7 @@ def test_everything_else_is_refused_until_somebody_decides(family, tmp_path):
     case = tuned(tmp_path, family, everything)
     with pytest.raises(RefusedError) as error:
         adaptrix.extract(case.folder, case.base, 4, tmp_path / "out", "peft")
-    assert {problem.code for problem in error.value.problems} == {"no-lora"}
+    assert {problem.code for problem in error.value.problems} == {"decision-needed"}
     assert any("embed" in problem.where or "wte" in problem.where for problem in error.value.problems)
     assert "--save" in str(error.value)
     assert not (tmp_path / "out").exists()
@@ -135,9 +135,9 @@ def test_saved_whole_and_at_full_rank_the_answers_are_those_of_the_fine_tune(fam
 def test_some_saved_and_some_ignored(tmp_path):
     case = tuned(tmp_path, "llama", everything)
     done = adaptrix.extract(case.folder, case.base, 2, tmp_path / "out", "peft", save=["*norm*"], ignore=["*"])
-    said = {problem.code: problem.found for problem in done.notes}
-    assert said["saved"].startswith("7 tensors")
-    assert said["ignored"].startswith("2 tensors")
+    said = {problem.where: problem.found for problem in done.notes}
+    assert said["--save"].startswith("7 tensors")
+    assert said["--ignore"].startswith("2 tensors")
     config = json.loads((done.path / "adapter_config.json").read_text())
     assert "model.layers.2.post_attention_layernorm" in config["modules_to_save"]
     load(done.path, case.build)
@@ -150,15 +150,15 @@ def test_experts_are_left_out_by_name_or_not_at_all(family, tmp_path):
     experts = {"mixtral": 9 * 3, "qwen3_moe": 10 * 3}[family]  # three tensors each; one layer of qwen3's has none
     with pytest.raises(RefusedError) as error:
         adaptrix.extract(case.folder, case.base, 2, tmp_path / "out", "peft", save=["*"])
-    assert {problem.code for problem in error.value.problems} == {"experts"}
+    assert {problem.code for problem in error.value.problems} == {"decision-needed"}
     assert not (tmp_path / "out").exists()
     with pytest.raises(RefusedError) as error:
         adaptrix.extract(case.folder, case.base, 2, tmp_path / "out", "peft", save=["*norm*", "*embed*", "lm_head*"])
-    assert {problem.code for problem in error.value.problems} == {"no-lora"}
+    assert {problem.code for problem in error.value.problems} == {"decision-needed"}
     assert len(error.value.problems) == 3
     assert "--save" not in str(error.value)
     done = adaptrix.extract(case.folder, case.base, 2, tmp_path / "out", "peft", save=["*"], ignore=["*.experts.*"])
-    said = next(problem.found for problem in done.notes if problem.code == "ignored")
+    said = next(problem.found for problem in done.notes if problem.code == "left-out")
     assert said.startswith(f"{experts} tensors that differ")
     assert "experts.*.w1.weight" in said or "experts.*.down_proj.weight" in said
 
@@ -228,9 +228,9 @@ def refused(case, tmp_path, **options):
 
 def test_models_that_are_not_one(tmp_path):
     case = tuned(tmp_path)
-    assert refused(Tuned(case.base, case.base, None, None), tmp_path) == {"unchanged"}
+    assert refused(Tuned(case.base, case.base, None, None), tmp_path) == {"adapter-empty"}
     other = tuned(tmp_path / "other", "gpt2")
-    assert refused(Tuned(case.base, other.folder, None, None), tmp_path) == {"families"}
+    assert refused(Tuned(case.base, other.folder, None, None), tmp_path) == {"base-mismatch"}
     wider = tiny_model("llama", variant=1)
     wider.save_pretrained(tmp_path / "wider")
     config = json.loads((tmp_path / "wider" / "config.json").read_text())
@@ -241,7 +241,7 @@ def test_models_that_are_not_one(tmp_path):
 def test_damaged_models(tmp_path):
     case = tuned(tmp_path, max_shard_size="20KB")
     next(case.folder.glob("model-00002*")).unlink()
-    assert refused(case, tmp_path) == {"shard-missing"}
+    assert refused(case, tmp_path) == {"base-incomplete"}
     shutil.rmtree(case.folder)
 
     def broken(model):
@@ -251,7 +251,7 @@ def test_damaged_models(tmp_path):
     config = json.loads((case.base / "config.json").read_text())
     for folder in (case.base, case.folder):
         (folder / "config.json").write_text(json.dumps(config | {"model_type": "nobody_knows"}))
-    assert refused(case, tmp_path) == {"unknown-family"}
+    assert refused(case, tmp_path) == {"architecture-unknown"}
 
 
 @pytest.mark.parametrize(

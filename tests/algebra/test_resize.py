@@ -63,7 +63,7 @@ def test_a_larger_rank_changes_nothing(name, tmp_path):
     torch.testing.assert_close(logits(model), saved.logits, rtol=1e-5, atol=1e-6)
     assert done.error == 0.0
     assert set(done.ranks.values()) == {9}
-    assert "padded" in {problem.code for problem in done.notes}
+    assert "summary" in {problem.code for problem in done.notes}
 
 
 def test_extras_and_the_bias_of_a_small_adapter_answer_as_before(tmp_path):

@@ -76,7 +76,7 @@ def test_a_module_gone(name, tmp_path):
     assert errors(saved.folder, saved.base) == set()
     rewrite(saved.folder, without(gone))
     assert 0 < len(saved.tensors) < before
-    assert errors(saved.folder, saved.base) == {"incomplete"}
+    assert errors(saved.folder, saved.base) == {"adapter-incomplete"}
 
 
 def test_a_layer_gone_of_a_bare_model(tmp_path):
@@ -85,7 +85,7 @@ def test_a_layer_gone_of_a_bare_model(tmp_path):
     rewrite(saved.folder, strip, target_modules=r"layers\.\d\.self_attn\.(q|v)_proj")
     assert errors(saved.folder, saved.base) == set()
     rewrite(saved.folder, without("layers.1.self_attn.v_proj"))
-    assert errors(saved.folder, saved.base) == {"incomplete"}
+    assert errors(saved.folder, saved.base) == {"adapter-incomplete"}
 
 
 def test_all_that_is_gone_is_said(tmp_path):
@@ -135,12 +135,12 @@ def test_an_expert_gone(family, gone, tmp_path):
     folder, base = experts_apart(tmp_path, family, layers, range(count))
     assert errors(folder, base) == set()
     rewrite(folder, without(*gone))
-    assert errors(folder, base) == {"incomplete"}
+    assert errors(folder, base) == {"adapter-incomplete"}
 
 
 def test_an_expert_too_many(tmp_path):
     folder, base = experts_apart(tmp_path, experts=(0, 1, 2, 9))
-    assert errors(folder, base) == {"experts"}
+    assert errors(folder, base) == {"shape"}
 
 
 def test_a_family_that_does_not_count_its_experts(tmp_path):
@@ -158,7 +158,7 @@ def test_a_head_gone(tmp_path):
     saved = save(tmp_path, build=head("SequenceClassification", "llama"), task_type="SEQ_CLS", target_modules=QV)
     assert errors(saved.folder, saved.base) == set()
     rewrite(saved.folder, without("score.weight"))
-    assert errors(saved.folder, saved.base) == {"incomplete"}
+    assert errors(saved.folder, saved.base) == {"adapter-incomplete"}
 
 
 def test_trained_tokens(tmp_path):
@@ -166,13 +166,13 @@ def test_trained_tokens(tmp_path):
     whole = saved.tensors
     assert errors(saved.folder, saved.base) == set()
     rewrite(saved.folder, lambda ts: {n: t[:2] if "token_adapter" in n else t for n, t in ts.items()})
-    assert errors(saved.folder, saved.base) == {"tokens"}
+    assert errors(saved.folder, saved.base) == {"config-mismatch"}
     rewrite(saved.folder, trainable_token_indices=None)
-    assert errors(saved.folder, saved.base) == {"tokens"}
+    assert errors(saved.folder, saved.base) == {"config-mismatch"}
     rewrite(saved.folder, without("token_adapter"))
     assert errors(saved.folder, saved.base) == set()
     rewrite(saved.folder, trainable_token_indices={"embed_tokens": [1, 5, 9]})
-    assert errors(saved.folder, saved.base) == {"incomplete"}
+    assert errors(saved.folder, saved.base) == {"adapter-incomplete"}
     assert len(whole) == len(saved.tensors) + 1
 
 
@@ -180,10 +180,10 @@ def test_trained_tokens(tmp_path):
 def test_biases_gone(bias, tmp_path):
     saved = save(tmp_path, "gpt2", target_modules=["c_attn"], bias=bias)
     rewrite(saved.folder, without("h.1.attn.c_attn.base_layer.bias"))
-    assert errors(saved.folder, saved.base) == {"incomplete"}
+    assert errors(saved.folder, saved.base) == {"adapter-incomplete"}
     rewrite(saved.folder, without("bias"))
     problems = adaptrix.check(saved.folder, saved.base).problems
-    assert [(p.code, p.severity) for p in problems] == [("no-tensors", "warning")]
+    assert [(p.code, p.severity) for p in problems] == [("config-mismatch", "warning")]
 
 
 @pytest.mark.parametrize("gone", [["experts.lora_", "experts.base_layer"], ["experts.base_layer"]])
@@ -191,7 +191,7 @@ def test_parameters_gone(gone, tmp_path):
     names = ["experts.gate_up_proj", "experts.down_proj"]
     saved = save(tmp_path, "mixtral", target_parameters=names, target_modules=["q_proj"])
     rewrite(saved.folder, without(*gone))
-    assert "incomplete" in errors(saved.folder, saved.base)
+    assert "adapter-incomplete" in errors(saved.folder, saved.base)
 
 
 # -- nothing good is refused -----------------------------------------------------------------------------------------
@@ -234,7 +234,7 @@ def test_a_huge_number_of_experts_is_not_counted_to(tmp_path):
     folder, base = experts_apart(tmp_path)
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps(config | {"num_local_experts": 1 << 35, "num_hidden_layers": 99_999}))
-    assert errors(folder, base) == {"incomplete"}
+    assert errors(folder, base) == {"adapter-incomplete"}
 
 
 # -- the modules of other parts of a multimodal model ----------------------------------------------------------------

@@ -162,7 +162,7 @@ def test_every_weight_that_z_is_not_of_is_told(case, tmp_path):
     bare = adaptrix.convert(other, tmp_path / "bare.adaptrix.safetensors", base=base, vectors="omit")
     with pytest.raises(adaptrix.RefusedError) as error:
         adaptrix.convert(bare, tmp_path / "lora", to="peft", base=base, layers="all")
-    assert [problem.code for problem in error.value.problems] == ["other-svd"] * 2
+    assert [problem.code for problem in error.value.problems] == ["svd-mismatch"] * 2
 
 
 def test_peft_runs_the_lora_as_the_tuned_model(case, tmp_path):
@@ -236,7 +236,7 @@ def test_what_takes_low_rank_deltas_says_so(llama, tmp_path):
     ):
         with pytest.raises(RefusedError) as error:
             attempt()
-        assert {problem.code for problem in error.value.problems} == {"kind"}
+        assert {problem.code for problem in error.value.problems} == {"kind-unsupported"}
         assert not out.exists()
 
 
@@ -264,7 +264,7 @@ def test_another_base_is_refused_at_every_weight(llama, tmp_path, cache):
     other = saved_base(tmp_path / "other", "llama", torch.bfloat16, seed=5)
     with pytest.raises(RefusedError) as error:
         adaptrix.convert(bare, tmp_path / "x", to="peft", base=other)
-    assert [problem.code for problem in error.value.problems] == ["other-base"] * len(made.deltas)
+    assert [problem.code for problem in error.value.problems] == ["base-mismatch"] * len(made.deltas)
     rounded = saved_base(tmp_path / "rounded", "llama", torch.float16)
     with pytest.raises(RefusedError, match="another base"):
         adaptrix.convert(bare, tmp_path / "x", to="peft", base=rounded)
@@ -280,7 +280,7 @@ def test_a_site_that_has_no_whole_matrix_is_refused(cache, tmp_path):
     from adaptrix.adapter import Target
 
     report = adaptrix.check(adapter({Target("model.embed_tokens"): delta}), base)
-    assert "spectral" in {problem.code for problem in report.problems}
+    assert "kind-unsupported" in {problem.code for problem in report.problems}
     narrow = adapter({Target("model.layers.0.self_attn.k_proj"): a_delta(cache, 20, 23)[0]})
     assert [p.code for p in adaptrix.check(narrow, base).problems] == ["shape"]
 

@@ -140,7 +140,7 @@ def test_what_has_no_way_for_the_third_kind_refuses_it_by_name(listed, base, tmp
     )
     for attempt in attempts:
         problems = refusals(attempt)
-        assert {problem.code for problem in problems} == {"kind"}
+        assert {problem.code for problem in problems} == {"kind-unsupported"}
         assert all("a diagonal delta" in problem.found for problem in problems)
         assert {problem.where.split()[-1] for problem in problems} == {"layers.0.q", "layers.1.q"}  # all at once
     assert [*tmp_path.iterdir()] == [path]

@@ -196,14 +196,14 @@ def test_a_manifest_that_is_none(text, tmp_path):
     safetensors_file.write(file, {}, {"adaptrix": text})
     with pytest.raises(RefusedError) as caught:
         adaptrix.load(file)
-    assert {problem.code for problem in caught.value.problems} == {"manifest"}
+    assert {problem.code for problem in caught.value.problems} == {"injection-invalid"}
 
 
 def test_what_replaces_a_delta_has_its_shape(saved, tmp_path):
     file = convert(saved.folder, tmp_path, base=saved.base, layers="1", rank=1)
     short = Tensor.of(np.ones((30, 1), np.float32))
     file = rewritten(file, tmp_path, manifest(file), {"plan.layers.1.q.lora_B": short})
-    assert {problem.code for problem in adaptrix.check(file).problems} == {"override"}
+    assert {problem.code for problem in adaptrix.check(file).problems} == {"injection-invalid"}
 
 
 def test_tensors_and_manifest_must_agree(files, tmp_path):
@@ -217,7 +217,12 @@ def test_tensors_and_manifest_must_agree(files, tmp_path):
     file = tmp_path / "bad.adaptrix.safetensors"
     safetensors_file.write(file, tensors, {"adaptrix": json.dumps(said)})
     codes = {problem.code for problem in adaptrix.check(file).problems if problem.severity == "error"}
-    assert codes - {"incomplete"} == {"pair", "extra", "unexpected", "scale", "rank"}
+    assert codes == {
+        "adapter-incomplete",
+        "tensor-unexpected",
+        "injection-invalid",
+        "rank",
+    }
 
 
 def test_a_module_belongs_to_its_site(files, tmp_path):
@@ -229,5 +234,5 @@ def test_a_module_belongs_to_its_site(files, tmp_path):
                 said = put(said, (table, site, "module"), modules[other])
     file = tmp_path / "bad.adaptrix.safetensors"
     safetensors_file.write(file, tensors, {"adaptrix": json.dumps(said)})
-    moved = [problem.where for problem in adaptrix.check(file).problems if problem.code == "moved"]
+    moved = [problem.where for problem in adaptrix.check(file).problems if problem.code == "injection-invalid"]
     assert sorted(moved) == ["layers.0.q", "layers.1.q"]

@@ -65,28 +65,28 @@ def test_a_hostile_manifest_is_refused_or_harmless(made, tmp_path, data):
 @pytest.mark.parametrize(
     ("key", "value", "code"),
     [
-        (("kind",), "spectrum", "kind"),
-        (("kind",), None, "kind"),
-        (("kind",), "lora", "pair"),
+        (("kind",), "spectrum", "injection-invalid"),
+        (("kind",), None, "injection-invalid"),
+        (("kind",), "lora", "adapter-incomplete"),
         (("shape",), [20, 25], "shape"),
         (("shape",), [24, 20], "shape"),
         (("shape",), [1 << 39, 1 << 39], "shape"),
-        (("shape",), [1 << 41, 20], "manifest"),
-        (("shape",), [20, 0], "manifest"),
-        (("shape",), [20, -1], "manifest"),
-        (("shape",), [20], "manifest"),
-        (("shape",), [20.0, 24.0], "manifest"),
+        (("shape",), [1 << 41, 20], "injection-invalid"),
+        (("shape",), [20, 0], "injection-invalid"),
+        (("shape",), [20, -1], "injection-invalid"),
+        (("shape",), [20], "injection-invalid"),
+        (("shape",), [20.0, 24.0], "injection-invalid"),
         (("rank",), 19, "rank"),
         (("scale",), 2.0, "rank"),
-        (("vectors",), False, "pair"),
-        (("vectors",), 1, "pair"),
-        (("basis",), None, "manifest"),
-        (("basis", "weight"), "abc", "manifest"),
-        (("basis", "weight"), "A" * 64, "manifest"),
-        (("basis", "dtype"), "I8", "manifest"),
-        (("basis", "backend"), "x\n", "manifest"),
-        (("slots",), [0, 3], "spectral"),
-        (("module",), "model.embed_tokens", "spectral"),
+        (("vectors",), False, "adapter-incomplete"),
+        (("vectors",), 1, "adapter-incomplete"),
+        (("basis",), None, "injection-invalid"),
+        (("basis", "weight"), "abc", "injection-invalid"),
+        (("basis", "weight"), "A" * 64, "injection-invalid"),
+        (("basis", "dtype"), "I8", "injection-invalid"),
+        (("basis", "backend"), "x\n", "injection-invalid"),
+        (("slots",), [0, 3], "injection-invalid"),
+        (("module",), "model.embed_tokens", "injection-invalid"),
     ],
 )
 def test_an_entry_that_is_none(made, tmp_path, key, value, code):
@@ -108,17 +108,17 @@ def test_an_entry_that_is_none(made, tmp_path, key, value, code):
         ("z", Tensor.of(np.full(20, np.nan)), "nonfinite"),
         ("S", Tensor.of(np.ones((20, 1), np.float32)), "shape"),
         ("S", Tensor.of(np.ones(20)), "dtype"),
-        ("S", Tensor.of(-np.ones(20, np.float32)), "values"),
-        ("S", Tensor.of(np.arange(20, dtype=np.float32)), "values"),
+        ("S", Tensor.of(-np.ones(20, np.float32)), "injection-invalid"),
+        ("S", Tensor.of(np.arange(20, dtype=np.float32)), "injection-invalid"),
         ("S", Tensor.of(np.full(20, np.inf, np.float32)), "nonfinite"),
         ("U", Tensor.of(np.ones((20, 24), np.float32)), "shape"),
         ("U", Tensor.of(np.ones((20, 20), np.float16)), "dtype"),
         ("U", Tensor.of(np.full((20, 20), np.nan, np.float32)), "nonfinite"),
         ("Vt", Tensor.of(np.ones((20, 20), np.float32)), "shape"),
-        ("z", None, "pair"),
-        ("S", None, "pair"),
-        ("U", None, "pair"),
-        ("X", Tensor.of(np.ones(20, np.float32)), "unexpected"),
+        ("z", None, "adapter-incomplete"),
+        ("S", None, "adapter-incomplete"),
+        ("U", None, "adapter-incomplete"),
+        ("X", Tensor.of(np.ones(20, np.float32)), "tensor-unexpected"),
     ],
 )
 def test_a_tensor_that_is_not_what_it_should_be(made, tmp_path, name, tensor, code):
@@ -138,7 +138,7 @@ def test_vectors_that_are_not_orthonormal_make_no_lora(made, tmp_path):
         file = written(tmp_path, said, {**tensors, f"{K}.spectral_U": bad})
         with pytest.raises(adaptrix.RefusedError) as error:
             adaptrix.convert(file, tmp_path / str(number), to="peft", rank=5, max_error=0.99, prune=True)
-        assert [(problem.code, problem.where) for problem in error.value.problems] == [("other-svd", K)]
+        assert [(problem.code, problem.where) for problem in error.value.problems] == [("svd-mismatch", K)]
 
 
 @pytest.mark.filterwarnings("error")
@@ -171,4 +171,4 @@ def test_a_check_says_that_it_read_no_weights(made, tmp_path):
     said, tensors = made["omit"]
     report = adaptrix.check(written(tmp_path, said, tensors))
     assert report.ok
-    assert [p.code for p in report.problems if p.code == "weights-unread"] == ["weights-unread"]
+    assert [p.code for p in report.problems if p.code == "unverified"] == ["unverified"]

@@ -118,7 +118,7 @@ def test_redistributed(name, rank, tmp_path):
     wanted = {path: total if rank is None else best(total, rank) for path, total in sums.items()}
     assert_same_deltas(found, wanted)
     worst = max(np.linalg.norm(found[path] - sums[path]) / np.linalg.norm(sums[path]) for path in found)
-    said = float(re.search(r"at most (\S+)", note(done, "redistributed"))[1])
+    said = float(re.search(r"at most (\S+)", note(done, "approximation"))[1])
     assert said == pytest.approx(worst, rel=0.01, abs=2e-7)
 
 
@@ -149,7 +149,7 @@ def test_what_has_no_sum_is_refused(name, tmp_path):
         adaptrix.convert(
             saved.folder, tmp_path / "out", "peft", saved.base, layers="1", redistribute="nearest", prune=True
         )
-    assert {problem.code for problem in caught.value.problems} == {"no-sum"}
+    assert {problem.code for problem in caught.value.problems} == {"kind-unsupported"}
     assert not (tmp_path / "out").exists()
 
 
@@ -167,7 +167,7 @@ def test_cast(dtype, tmp_path):
         np.linalg.norm(before[n].float64() - t.float64()) / np.linalg.norm(before[n].float64())
         for n, t in after.items()
     ]
-    assert float(note(done, "cast").rpartition(" ")[2]) == pytest.approx(max(errors), rel=0.01)
+    assert float(note(done, "approximation").rpartition(" ")[2]) == pytest.approx(max(errors), rel=0.01)
     theirs = {"BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64, "F8_E4M3": torch.float8_e4m3fn}[dtype]
     for name, tensor in after.items():
         if "lora_" in name:
@@ -189,4 +189,4 @@ def test_a_folder_that_cannot_hold_the_plan_says_so(tmp_path):
     saved = save(tmp_path, family, **keys)
     with pytest.raises(adaptrix.AdaptrixError) as caught:
         adaptrix.convert(saved.folder, tmp_path / "out", "peft", saved.base, layers="1")
-    assert caught.value.problems[0].code == "would-lose"
+    assert caught.value.problems[0].code == "format-loss"

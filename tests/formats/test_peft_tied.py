@@ -87,7 +87,7 @@ def test_a_head_that_peft_saves_and_then_ignores(family, tmp_path):
     module = {"gpt2": "c_attn"}.get(family, "query_key_value")
     build = builder(family, tie=True)
     adapter = save(tmp_path, family, build=build, target_modules=[module, "lm_head"], **TIES)
-    assert errors(adaptrix.check(adapter.folder, adapter.base)) == [("untargeted", "lm_head")]
+    assert errors(adaptrix.check(adapter.folder, adapter.base)) == [("config-mismatch", "lm_head")]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         lost = logits(peft.PeftModel.from_pretrained(build(), adapter.folder).eval())
@@ -105,7 +105,7 @@ COPY = "base_model.model.classifier.modules_to_save."
 
 
 def copies(report):
-    return [(p.severity, p.found) for p in report.problems if p.code == "copies"]
+    return [(p.severity, p.found) for p in report.problems if p.code == "duplicate"]
 
 
 def biased_head(folder, family="roberta"):
@@ -174,7 +174,7 @@ def test_tokens_of_a_tied_head_are_there_once_if_they_are_the_embeddings(tmp_pat
     assert not [key for key in adapter.tensors if "vocab_projector" in key]
     assert errors(adaptrix.check(adapter.folder, adapter.base)) == []
     rewrite(adapter.folder, trainable_token_indices=both | {"vocab_projector": [2, 4]})
-    assert [code for code, _ in errors(adaptrix.check(adapter.folder, adapter.base))] == ["incomplete"]
+    assert [code for code, _ in errors(adaptrix.check(adapter.folder, adapter.base))] == ["adapter-incomplete"]
 
 
 def test_attaching_trained_tokens_is_refused_by_name(tmp_path):

@@ -44,33 +44,36 @@ def deflated() -> bytes:
 
 
 ZIPS = {
-    "no end": (GOOD[:-22], "truncated"),
-    "half of it": (GOOD[: len(GOOD) // 2], "truncated"),
-    "something added": (GOOD + b"\0", "truncated"),
-    "a comment": (with_end(comment=3) + b"abc", "truncated"),
-    "a comment that is not there": (with_end(comment=3), "bad-zip"),
-    "many disks": (with_end(disk=1), "bad-zip"),
-    "count of 65534": (with_end(count=65534, here=65534), "bad-zip"),
-    "one record more": (with_end(count=5, here=5), "bad-zip"),
-    "one record fewer": (with_end(count=3, here=3), "bad-zip"),
-    "directory elsewhere": (with_end(start=0), "bad-zip"),
-    "directory beyond the file": (with_end(start=1 << 31), "bad-zip"),
-    "directory without length": (with_end(length=0), "bad-zip"),
-    "encrypted": (patched(GOOD, directory_at(GOOD) + 8, b"\1\0"), "encrypted"),
-    "compressed": (deflated(), "compressed"),
-    "two sizes": (patched(GOOD, directory_at(GOOD) + 24, b"\xff\xff\0\0"), "bad-zip"),
-    "beyond the end": (patched(GOOD, directory_at(GOOD) + 20, b"\xff\xff\0\0" * 2), "truncated"),
-    "4 GB without a size": (patched(GOOD, directory_at(GOOD) + 20, b"\xff" * 8), "bad-zip"),
-    "record elsewhere": (patched(GOOD, directory_at(GOOD) + 42, b"\1"), "bad-zip"),
+    "no end": (GOOD[:-22], "file-truncated"),
+    "half of it": (GOOD[: len(GOOD) // 2], "file-truncated"),
+    "something added": (GOOD + b"\0", "file-truncated"),
+    "a comment": (with_end(comment=3) + b"abc", "file-truncated"),
+    "a comment that is not there": (with_end(comment=3), "torch-file-invalid"),
+    "many disks": (with_end(disk=1), "torch-file-invalid"),
+    "count of 65534": (with_end(count=65534, here=65534), "torch-file-invalid"),
+    "one record more": (with_end(count=5, here=5), "torch-file-invalid"),
+    "one record fewer": (with_end(count=3, here=3), "torch-file-invalid"),
+    "directory elsewhere": (with_end(start=0), "torch-file-invalid"),
+    "directory beyond the file": (with_end(start=1 << 31), "torch-file-invalid"),
+    "directory without length": (with_end(length=0), "torch-file-invalid"),
+    "encrypted": (patched(GOOD, directory_at(GOOD) + 8, b"\1\0"), "file-unsupported"),
+    "compressed": (deflated(), "file-unsupported"),
+    "two sizes": (patched(GOOD, directory_at(GOOD) + 24, b"\xff\xff\0\0"), "torch-file-invalid"),
+    "beyond the end": (patched(GOOD, directory_at(GOOD) + 20, b"\xff\xff\0\0" * 2), "file-truncated"),
+    "4 GB without a size": (patched(GOOD, directory_at(GOOD) + 20, b"\xff" * 8), "torch-file-invalid"),
+    "record elsewhere": (patched(GOOD, directory_at(GOOD) + 42, b"\1"), "torch-file-invalid"),
     "record beyond the end": (patched(GOOD, directory_at(GOOD) + 42, b"\xfe\xff\xff\xff"), "zip-bomb"),
-    "another name inside": (patched(GOOD, 30, b"y"), "bad-zip"),
-    "compressed inside only": (patched(GOOD, 8, b"\x08"), "bad-zip"),
+    "another name inside": (patched(GOOD, 30, b"y"), "torch-file-invalid"),
+    "compressed inside only": (patched(GOOD, 8, b"\x08"), "torch-file-invalid"),
     # found by fuzzing: torch.load hands out uninitialised memory for it
-    "a folder with bytes": (patched(GOOD, directory_at(GOOD) + 38, b"\x10"), "bad-zip"),
-    "a path out": (zipped({"../data.pkl": b"", "x/../../a": b""}), "bad-name"),
-    "a path from the root": (zipped({"/etc/passwd": b""}), "bad-name"),
-    "a name that hides": (zipped({"x/data\u202e.pkl": b""}), "bad-name"),
-    "two of a name": (patched(zipped({"x/data/A": b"", "x/data/B": b""}), 0, b"PK\3\4").replace(b"B", b"a"), "bad-zip"),
+    "a folder with bytes": (patched(GOOD, directory_at(GOOD) + 38, b"\x10"), "torch-file-invalid"),
+    "a path out": (zipped({"../data.pkl": b"", "x/../../a": b""}), "tensor-name"),
+    "a path from the root": (zipped({"/etc/passwd": b""}), "tensor-name"),
+    "a name that hides": (zipped({"x/data\u202e.pkl": b""}), "tensor-name"),
+    "two of a name": (
+        patched(zipped({"x/data/A": b"", "x/data/B": b""}), 0, b"PK\3\4").replace(b"B", b"a"),
+        "torch-file-invalid",
+    ),
 }
 
 
@@ -89,8 +92,8 @@ def test_refuses_overlapping_records(tmp_path: Path) -> None:
 def test_refuses_two_ends_that_contradict(tmp_path: Path) -> None:
     content = saved({"w": torch.ones(2)})
     assert content[-42:-38] == b"PK\6\7"
-    assert code(tmp_path, patched(content, len(content) - 22 + 10, b"\1\0")) == "bad-zip"
-    assert code(tmp_path, patched(content, len(content) - 98, b"XX")) == "bad-zip"
+    assert code(tmp_path, patched(content, len(content) - 22 + 10, b"\1\0")) == "torch-file-invalid"
+    assert code(tmp_path, patched(content, len(content) - 98, b"XX")) == "torch-file-invalid"
 
 
 def test_refuses_absurd_counts_of_records_before_reading_them(tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def test_a_family_that_reads_again_reuses_nothing_and_says_so(tmp_path):
     made = pair(tmp_path, "gpt_neox")
     report = adaptrix.fidelity(made.adapter, base_of(made), IDS, ["2"])
     assert report["2"].reused == 0
-    assert [problem.code for problem in report.problems] == ["short-text", "no-reuse"]
+    assert [problem.code for problem in report.problems] == ["measurement-limit", "measurement-limit"]
 
 
 def test_a_few_plans_of_every_policy_are_the_default(made):
@@ -172,7 +172,10 @@ def test_a_plan_that_its_policy_does_not_give_here_is_the_files_own(made, tmp_pa
 def test_a_plan_that_was_fitted_on_the_text_is_told_of(made, tmp_path):
     path = adaptrix.convert(made.adapter, tmp_path / "a.adaptrix.safetensors", base=made.base, layers="1")
     adapter, text = adaptrix.load(path), tmp_path / "text.txt"
-    for content, codes in (("one text", ["short-text", "fitted-here"]), ("another", ["short-text"])):
+    for content, codes in (
+        ("one text", ["measurement-limit", "measurement-limit"]),
+        ("another", ["measurement-limit"]),
+    ):
         text.write_text(content)
         fit = FitRecord(sha256(b"one text").hexdigest(), 8, 1, 1, 0, 0.5, 0.2)
         fitted = dataclasses.replace(adapter.recorded, policy="fit:1", fit=fit)

@@ -143,7 +143,7 @@ def test_a_model_that_writes_no_text_from_left_to_right(family, tmp_path):
     for base in (made.base, tiny_model(family)):
         with pytest.raises(RefusedError) as caught:
             adaptrix.fidelity(made.adapter, base, IDS)
-        assert caught.value.problems[0].code in ("not-causal", "base")
+        assert caught.value.problems[0].code in ("model-unsupported", "base-unusable")
 
 
 @pytest.mark.parametrize("kind", [AutoModel, AutoModelForSequenceClassification])
@@ -232,7 +232,7 @@ def test_an_interrupt_is_told_in_a_line(place, monkeypatch):
 def test_errors_as_json(place):
     code, out, err = measure(place, "--json", text=place.folder / "none.txt")
     assert (code, err) == (2, "")
-    assert json.loads(out)["problems"][0]["code"] == "no-text"
+    assert json.loads(out)["problems"][0]["code"] == "file-missing"
 
 
 def test_a_base_on_the_hub(hub, tmp_path):

@@ -307,7 +307,7 @@ def test_a_vocabulary_that_grew(tie, tmp_path):
 def test_a_vocabulary_that_grew_says_where_its_tokenizer_is_not(tmp_path):
     resized(tmp_path, tie=False)
     done = merge(tmp_path / "adapter", tmp_path / "base", tmp_path / "out")
-    assert [p.code for p in done.problems if p.severity == "warning"] == ["tokenizer"]
+    assert [p.code for p in done.problems if p.severity == "warning"] == ["tokenizer-missing"]
 
 
 def tied_pair(folder, **keys):
@@ -406,7 +406,7 @@ def test_a_family_that_nobody_knows(family, targets, tmp_path):
     made = pair(tmp_path, family, targets=targets)
     known = _of_no_family(made)
     done = made.merge(tmp_path / "out")
-    assert "unknown-family" in {problem.code for problem in done.problems}
+    assert "architecture-unknown" in {problem.code for problem in done.problems}
     (tmp_path / "out" / "config.json").write_text(known)
     assert_equal_bits(tmp_path / "out", made)
 
@@ -417,7 +417,7 @@ def test_a_square_weight_of_such_a_family_is_refused(tmp_path):
     _of_no_family(made)
     with pytest.raises(RefusedError) as refused:
         made.merge(tmp_path / "out")
-    assert {problem.code for problem in refused.value.problems} == {"orientation", "base"}
+    assert {problem.code for problem in refused.value.problems} == {"ambiguous", "base-unusable"}
     assert "its weight is square, [24, 24]" in str(refused.value)
 
 

@@ -134,13 +134,13 @@ def test_what_is_missing_and_what_is_damaged(tmp_path):
         return {problem.code for problem in caught.value.problems}
 
     index.write_text(json.dumps(json.loads(said) | {"weight_map": {"a": shards[0].name}}))
-    assert codes() == {"tensor-missing"}
+    assert codes() == {"base-incomplete"}
     index.unlink()
-    assert codes() == {"no-index"}
+    assert codes() == {"base-incomplete"}
     index.write_text(said)
     whole = shards[0].read_bytes()
     shards[0].write_bytes(whole[:-100])
     shards[1].unlink()
     assert len(codes()) == 2
     shards[0].write_bytes(pickle.dumps({"a": 1}))
-    assert codes() == {"bare-pickle", "shard-missing"}
+    assert codes() == {"file-unsupported", "base-incomplete"}

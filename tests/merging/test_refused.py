@@ -82,7 +82,7 @@ def test_a_base_of_another_family(made):
     shutil.rmtree(made.base)
     tiny_model("gpt2").save_pretrained(made.base)
     codes, text = refused(made)
-    assert "no-site" in codes
+    assert "site-missing" in codes
     assert "no gpt2 model has such a module" in text
 
 
@@ -93,7 +93,7 @@ def test_a_base_with_fewer_layers_in_its_files(made):
     kept = {name: file for name, file in index["weight_map"].items() if "layers.2." not in name}
     edit(made.base / INDEX, weight_map=kept)
     codes, text = refused(made)
-    assert codes == ["no-tensor"] * 2
+    assert codes == ["module-missing"] * 2
     assert "layers.2.q" in text
 
 
@@ -101,7 +101,7 @@ def test_a_missing_shard(made):
     lost = sorted(made.base.glob("*.safetensors"))[1]
     lost.unlink()
     codes, text = refused(made)
-    assert codes == ["shard-missing"]
+    assert codes == ["base-incomplete"]
     assert lost.name in text
 
 
@@ -109,23 +109,25 @@ def test_an_index_that_names_absent_tensors(made):
     index = json.loads((made.base / INDEX).read_text())
     edit(made.base / INDEX, weight_map=index["weight_map"] | {"model.ghost": index["weight_map"]["lm_head.weight"]})
     codes, text = refused(made)
-    assert codes == ["tensor-missing"]
+    assert codes == ["base-incomplete"]
     assert "model.ghost" in text
 
 
 @pytest.mark.parametrize("places", [[], {"a": 1}, {"a": "../x.safetensors"}, {"a": "pytorch_model.bin"}])
 def test_an_index_that_is_none(places, made):
     edit(made.base / INDEX, weight_map=places)
-    assert refused(made)[0] == ["bad-index"]
+    assert refused(made)[0] == ["base-incomplete"]
 
 
 def test_a_truncated_shard(made):
     file = sorted(made.base.glob("*.safetensors"))[0]
     file.write_bytes(file.read_bytes()[:-100])
-    assert refused(made)[0] == ["truncated"]
+    assert refused(made)[0] == ["file-truncated"]
 
 
-@pytest.mark.parametrize(("name", "code"), [("a.gguf", "no-weights"), ("model-00001-of-00002.safetensors", "no-index")])
+@pytest.mark.parametrize(
+    ("name", "code"), [("a.gguf", "base-incomplete"), ("model-00001-of-00002.safetensors", "base-incomplete")]
+)
 def test_weights_in_other_files_alone(name, code, made):
     for file in [*made.base.glob("*.safetensors"), made.base / INDEX]:
         file.unlink()
@@ -203,20 +205,20 @@ def test_inf_in_the_base_is_said_to_be_of_the_base(made):
 
 def test_an_alora_acts_on_some_tokens_alone(made):
     edit(made.adapter / "adapter_config.json", alora_invocation_tokens=[1, 2])
-    assert refused(made)[0] == ["alora"]
+    assert refused(made)[0] == ["conditional"]
 
 
 def test_repeated_layers(made):
     edit(made.adapter / "adapter_config.json", layer_replication=[[0, 2], [1, 2]])
     codes, text = refused(made)
-    assert codes == ["replication"]
+    assert codes == ["variant-unsupported"]
     assert "Expand the base first" in text
 
 
 def test_a_bias_for_a_module_without_one(tmp_path):
     made = pair(tmp_path, targets=["q_proj"], lora_bias=True)
     codes, text = refused(made)
-    assert set(codes) == {"no-bias"}
+    assert set(codes) == {"module-missing"}
     assert "peft merges no such adapter either" in text
 
 
@@ -230,7 +232,7 @@ def test_a_head_that_the_base_does_not_have(tmp_path):
     shutil.rmtree(made.base)
     tiny_model("llama").save_pretrained(made.base)
     codes, text = refused(made)
-    assert codes == ["no-tensor"]
+    assert codes == ["module-missing"]
     assert "score" in text
 
 
@@ -238,7 +240,7 @@ def test_trained_tokens_beyond_the_base(tmp_path):
     made = pair(tmp_path, targets=["q_proj"], trainable_token_indices=[1, 4])
     edit(made.adapter / "adapter_config.json", trainable_token_indices=[1, 400])
     codes, text = refused(made)
-    assert codes == ["tokens"]
+    assert codes == ["vocabulary"]
     assert "token 400" in text
 
 
@@ -248,7 +250,7 @@ def test_a_vocabulary_that_grew_on_one_side(made):
     head = {"base_model.model.lm_head.weight": Tensor.of(np.zeros((71, 24), np.float32))}
     rewrite(made.adapter / "adapter_model.safetensors", lambda held: held | head)
     codes, text = refused(made)
-    assert codes == ["vocab"]
+    assert codes == ["vocabulary"]
     assert "save_embedding_layers" in text
 
 
@@ -265,19 +267,19 @@ def test_an_output_that_exists(made):
     out = made.base.parent / "out"
     made.merge(out)
     codes, text = refused(made)
-    assert codes == ["exists"]
+    assert codes == ["output-exists"]
     assert "--force" in text
     first = tensors(out)["model.layers.0.self_attn.q_proj.weight"].tobytes()
     made.merge(out, force=True, layers="1")
     assert tensors(out)["model.layers.0.self_attn.q_proj.weight"].tobytes() != first
     (out / "notes.txt").write_text("mine")
-    assert refused(made, force=True)[0] == ["exists"]
+    assert refused(made, force=True)[0] == ["output-exists"]
 
 
 def test_options_that_make_no_sense(made):
     assert refused(made, dtype="int8")[0] == ["option"]
     assert refused(made, layers="most")[0] == ["policy"]
-    assert refused(made, out="no/such/folder/out")[0] == ["no-folder"]
+    assert refused(made, out="no/such/folder/out")[0] == ["output-invalid"]
 
 
 def test_a_failure_in_one_thread_ends_the_others(made, monkeypatch):
@@ -366,7 +368,7 @@ def test_the_command(place, kept):
     assert "plan all" in out
     code, out, err = place.run("merge", kept.adapter, "--base", kept.base, "-o", "merged", "--json")
     assert code == 2
-    assert json.loads(out)["problems"][0]["code"] == "exists"
+    assert json.loads(out)["problems"][0]["code"] == "output-exists"
     code, out, _ = place.run("merge", kept.adapter, "--base", kept.base, "-o", "merged", "--json", "--force")
     told = json.loads(out)
     assert (code, told["ok"], told["changed"], told["tensors"]) == (0, True, 6, 30)

@@ -53,7 +53,7 @@ def test_a_wrong_one_is_not_written(tmp_path, monkeypatch):
     monkeypatch.setattr(product, "_product", halved)
     with pytest.raises(RefusedError, match="merged, the model is another one") as caught:
         made.merge(tmp_path / "out", verify=True)
-    assert caught.value.problems[0].code == "not-verified"
+    assert caught.value.problems[0].code == "verification-failed"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base"]
 
 
@@ -61,12 +61,12 @@ def test_what_cannot_be_attached_is_not_written_unverified(tmp_path, monkeypatch
     made = pair(tmp_path, targets=["q_proj"])
 
     def refusing(*_, **__):
-        raise adaptrix.RefusedError(adaptrix.Problem("no-hook", "x", "no module of its own"))
+        raise adaptrix.RefusedError(adaptrix.Problem("module-unsupported", "x", "no module of its own"))
 
     monkeypatch.setattr(verify, "attach", refusing)
     with pytest.raises(RefusedError) as caught:
         made.merge(tmp_path / "out", verify=True)
-    assert [problem.code for problem in caught.value.problems] == ["not-verifiable", "no-hook"]
+    assert [problem.code for problem in caught.value.problems] == ["verification-impossible", "module-unsupported"]
     assert not (tmp_path / "out").exists()
 
 

@@ -50,7 +50,7 @@ def test_no_share_is_told_of_a_plan_that_changes_deltas():
 def test_a_plan_under_which_nothing_acts_says_so():
     nothing = make_plan(bound(4, loud=dict.fromkeys(range(4), 0.0)), "all")
     assert nothing.retained is None
-    assert [problem.code for problem in powerless(nothing)] == ["nothing-acts"]
+    assert [problem.code for problem in powerless(nothing)] == ["plan-empty"]
     assert list(powerless(make_plan(bound(4), "middle"))) == []
 
 
@@ -112,7 +112,7 @@ def test_recompression_reports_the_error_it_made():
         np.linalg.norm(plan.delta(s).dense() - d.dense()) / np.linalg.norm(d.dense())
         for s, d in plan.bound.deltas.items()
     )
-    (note,) = [note for note in plan.notes if note.code == "redistributed"]
+    (note,) = [note for note in plan.notes if note.code == "approximation"]
     assert f"{worst:.2e}" in note.found
     assert all(plan.delta(s).rank == 1 for s in plan.sites)
 

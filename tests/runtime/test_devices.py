@@ -149,7 +149,7 @@ def test_what_would_replace_a_tensor_of_an_offloaded_module_is_refused(tmp_path)
     before = hook_count(model)
     with pytest.raises(RefusedError) as caught:
         attach(model, {"x": tmp_path / "x"})
-    assert {problem.code for problem in caught.value.problems} == {"offloaded"}
+    assert {problem.code for problem in caught.value.problems} == {"weights-not-loaded"}
     assert hook_count(model) == before
 
 

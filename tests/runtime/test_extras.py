@@ -241,12 +241,12 @@ def not_finite(model, folder):
 @pytest.mark.parametrize(
     ("make", "code", "said"),
     [
-        (tokens, "extra", "trained rows of an embedding"),
+        (tokens, "extra-unsupported", "trained rows of an embedding"),
         (resized, "shape", "resize_token_embeddings"),
-        (another_base, "extra", "the base's own weight"),
-        (another_class, "no-module", "no such parameter"),
-        (many_parts, "extra", "one input and one output"),
-        (two_inputs, "extra", "one input and one output"),
+        (another_base, "extra-unsupported", "the base's own weight"),
+        (another_class, "module-missing", "no such parameter"),
+        (many_parts, "extra-unsupported", "one input and one output"),
+        (two_inputs, "extra-unsupported", "one input and one output"),
         (not_finite, "nonfinite", "NaN"),
     ],
 )

@@ -66,21 +66,21 @@ def assert_said(error, code):
 
 
 CHOICES = {
-    "an unknown name": ("z", "unknown-adapter"),
-    "an empty name": ("", "choice"),
-    "an unknown name among weights": ({"a": 1.0, "z": 1.0}, "unknown-adapter"),
-    "a number": (3, "choice"),
-    "an object": (object(), "choice"),
-    "no weights": ({}, "weights"),
-    "weights of text": ({"a": "0.5"}, "weights"),
-    "weights of None": ({"a": None}, "weights"),
-    "weights of nobody": ({None: 1.0}, "weights"),
-    "NaN": ({"a": math.nan}, "weights"),
-    "Inf": ({"a": 1.0, "b": -math.inf}, "weights"),
-    "a number too large for a float": ({"a": 10**400}, "weights"),
-    "a complex number": ({"a": 1j}, "weights"),
-    "a tensor of one number": ({"a": torch.tensor(0.5)}, "weights"),
-    "a tensor of several": ({"a": torch.ones(2)}, "weights"),
+    "an unknown name": ("z", "adapter-unknown"),
+    "an empty name": ("", "option"),
+    "an unknown name among weights": ({"a": 1.0, "z": 1.0}, "adapter-unknown"),
+    "a number": (3, "option"),
+    "an object": (object(), "option"),
+    "no weights": ({}, "option"),
+    "weights of text": ({"a": "0.5"}, "option"),
+    "weights of None": ({"a": None}, "option"),
+    "weights of nobody": ({None: 1.0}, "option"),
+    "NaN": ({"a": math.nan}, "option"),
+    "Inf": ({"a": 1.0, "b": -math.inf}, "option"),
+    "a number too large for a float": ({"a": 10**400}, "option"),
+    "a complex number": ({"a": 1j}, "option"),
+    "a tensor of one number": ({"a": torch.tensor(0.5)}, "option"),
+    "a tensor of several": ({"a": torch.ones(2)}, "option"),
 }
 ROWS = {
     "text that is a name": ("a", "route"),
@@ -92,7 +92,7 @@ ROWS = {
     "None": (None, "route"),
     "a number": (3, "route"),
     "numbers": ([0, 1, 2], "route"),
-    "an unknown name": (["a", "z", None], "unknown-adapter"),
+    "an unknown name": (["a", "z", None], "adapter-unknown"),
 }
 
 
@@ -163,7 +163,7 @@ def test_a_route_of_another_length_than_the_batch(rows, llama, session, unchange
 
 
 @pytest.mark.parametrize(
-    ("name", "code"), [("z", "unknown-adapter"), (None, "name"), (["a"], "name"), ("", "name"), ("b", "in-use")]
+    ("name", "code"), [("z", "adapter-unknown"), (None, "option"), (["a"], "option"), ("", "option"), ("b", "in-use")]
 )
 def test_unloading_what_cannot_be(name, code, session, unchanged):
     with pytest.raises(UsageError) as caught:
@@ -179,19 +179,19 @@ def test_names_that_are_none(name, llama, folder, session, unchanged):
     ):
         with pytest.raises(UsageError) as caught:
             load()
-        assert_said(caught.value, "name")
+        assert_said(caught.value, "option")
 
 
 BAD_ADAPTERS = {
-    "None": (lambda folder: None, "adapter"),
-    "a number": (lambda folder: 3, "adapter"),
-    "tensors": (lambda folder: {"lora_A": torch.ones(2)}, "adapter"),
-    "bytes": (lambda folder: b"adapter", "adapter"),
-    "a path that is none": (lambda folder: folder / "nothing", "path-missing"),
-    "another family": (lambda folder: folder / "gpt2", "no-site"),
+    "None": (lambda folder: None, "option"),
+    "a number": (lambda folder: 3, "option"),
+    "tensors": (lambda folder: {"lora_A": torch.ones(2)}, "option"),
+    "bytes": (lambda folder: b"adapter", "option"),
+    "a path that is none": (lambda folder: folder / "nothing", "file-missing"),
+    "another family": (lambda folder: folder / "gpt2", "site-missing"),
     "another width": (lambda folder: folder / "wide", "shape"),
-    "a deeper model": (lambda folder: folder / "deep", "layers"),
-    "another family's experts": (lambda folder: folder / "experts", "no-site"),
+    "a deeper model": (lambda folder: folder / "deep", "shape"),
+    "another family's experts": (lambda folder: folder / "experts", "site-missing"),
     "rank 0": (lambda folder: in_memory("empty", np.ones((0, 24)), np.ones((60, 0))), "rank"),
     "NaN": (lambda folder: in_memory("nan", np.full((2, 24), np.nan), np.ones((60, 2))), "nonfinite"),
     "a sum that overflows": (lambda folder: in_memory("large", np.full((2, 24), 1e300), np.ones((60, 2))), "nonfinite"),
@@ -225,7 +225,7 @@ def test_routers_that_answer_more_than_a_product(family):
     delta = in_memory("x", np.ones((2, size[1])), np.ones((size[0], 2)), "model.layers.0.mlp.gate")
     with pytest.raises(RefusedError, match="Merge the adapter") as caught:
         attach(tiny_model(family).eval(), {"x": delta})
-    assert_said(caught.value, "no-hook")
+    assert_said(caught.value, "module-unsupported")
 
 
 def test_experts_in_one_tensor_have_no_module(folder):
@@ -233,25 +233,25 @@ def test_experts_in_one_tensor_have_no_module(folder):
     before = hook_count(mixtral)
     with pytest.raises(RefusedError) as caught:
         attach(mixtral, {"x": folder / "experts"})
-    assert_said(caught.value, "no-hook")
+    assert_said(caught.value, "module-unsupported")
     assert hook_count(mixtral) == before
 
 
 def test_the_problems_of_all_adapters_come_at_once(llama, folder, session, unchanged):
     with pytest.raises(AdaptrixError) as caught:
         attach(llama, {"a": folder / "a", "wide": folder / "wide", "no": folder / "nothing", "gpt2": folder / "gpt2"})
-    assert {problem.code for problem in caught.value.problems} == {"shape", "path-missing", "no-site"}
+    assert {problem.code for problem in caught.value.problems} == {"shape", "file-missing", "site-missing"}
 
 
 BAD_CALLS = {
-    "no mapping": (lambda m, f: attach(m, None), "adapters"),
-    "a path for the mapping": (lambda m, f: attach(m, f / "a"), "adapters"),
-    "a list of pairs": (lambda m, f: attach(m, [("a", f / "a"), ("a", f / "b")]), "adapters"),
-    "no model": (lambda m, f: attach(None, {"a": f / "a"}), "model"),
-    "the name of a model": (lambda m, f: attach("gpt2", {"a": f / "a"}), "model"),
-    "both the other way round": (lambda m, f: attach({"a": f / "a"}, m), "model"),
-    "a module without a config": (lambda m, f: attach(torch.nn.Linear(3, 3), {"a": f / "a"}), "no-config"),
-    "a wrapper": (lambda m, f: attach(torch.nn.DataParallel(m), {"a": f / "a"}), "no-config"),
+    "no mapping": (lambda m, f: attach(m, None), "option"),
+    "a path for the mapping": (lambda m, f: attach(m, f / "a"), "option"),
+    "a list of pairs": (lambda m, f: attach(m, [("a", f / "a"), ("a", f / "b")]), "option"),
+    "no model": (lambda m, f: attach(None, {"a": f / "a"}), "model-unsupported"),
+    "the name of a model": (lambda m, f: attach("gpt2", {"a": f / "a"}), "model-unsupported"),
+    "both the other way round": (lambda m, f: attach({"a": f / "a"}, m), "model-unsupported"),
+    "a module without a config": (lambda m, f: attach(torch.nn.Linear(3, 3), {"a": f / "a"}), "model-unsupported"),
+    "a wrapper": (lambda m, f: attach(torch.nn.DataParallel(m), {"a": f / "a"}), "model-unsupported"),
     "no policy": (lambda m, f: attach(m, {"a": f / "a"}, layers="sideways"), "policy"),
     "layers as a list": (lambda m, f: attach(m, {"a": f / "a"}, layers=[1, 2]), "option"),
     "a drift below 0": (lambda m, f: attach(m, {"a": f / "a"}, max_drift=-1.0), "option"),
@@ -293,12 +293,12 @@ def on_meta(model):
 
 
 BAD_MODELS = {
-    wrapped: "wrapped",
-    wrapped_inside: "wrapped",
-    torch.compile: "compiled",
-    compiled_in_place: "compiled",
-    compiled_in_part: "compiled",
-    on_meta: "meta",
+    wrapped: "model-wrapped",
+    wrapped_inside: "model-wrapped",
+    torch.compile: "model-wrapped",
+    compiled_in_place: "model-wrapped",
+    compiled_in_part: "model-wrapped",
+    on_meta: "weights-not-loaded",
 }
 
 
@@ -337,4 +337,4 @@ def test_after_its_end_a_session_says_so(llama, folder):
     for call in calls:
         with pytest.raises(UsageError) as caught:
             call()
-        assert {problem.code for problem in caught.value.problems} == {"detached"}
+        assert {problem.code for problem in caught.value.problems} == {"session-state"}

@@ -329,7 +329,7 @@ def refused(model, adapter, **options):
 
 def test_another_base_is_refused_at_every_module(llama, pair):
     problems = refused(tiny_model("llama", seed=1), pair["a"])
-    assert [problem.code for problem in problems] == ["other-base"] * 9
+    assert [problem.code for problem in problems] == ["base-mismatch"] * 9
 
 
 def test_every_weight_is_held_to_its_hash_before_one_is_decomposed(llama, pair, cache):

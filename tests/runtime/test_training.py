@@ -276,10 +276,10 @@ def test_an_adapter_in_training_goes_back_to_one_at_rest(llama, pair):
 REFUSALS = {
     "default": "in-use",
     "use": "in-use",
-    "unknown": "unknown-adapter",
-    "extras": "extra",
-    "dropout": "dropout",
-    "kernels": "no-plan",
+    "unknown": "adapter-unknown",
+    "extras": "extra-unsupported",
+    "dropout": "config-value",
+    "kernels": "option",
     "file": "file-changed",
 }
 

@@ -31,7 +31,7 @@ def test_it_works_and_fetches_the_adapter_alone(convert, hub, tmp_path, publishe
     (told,) = json.loads(done.stdout)
     assert told["architecture"] == "llama"
     codes = {problem["code"]: problem for problem in told["problems"]}
-    assert "decapoda-research/llama-7b-hf" in codes["base"]["where"]
+    assert "decapoda-research/llama-7b-hf" in codes["base-unusable"]["where"]
     assert "hidden = 16" in codes["dims-inferred"]["found"]
     fetched = {line.rpartition("/")[2] for line in hub.asked() if "/resolve/" in line}
     assert fetched == {"adapter_config.json", "adapter_model.bin"}

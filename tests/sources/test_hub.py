@@ -185,9 +185,9 @@ class TestNothingFit:
         assert [code(result) for result in results] == [
             "adapter-weights-missing",
             "adapter-config-missing",
-            "folder-empty",
-            "no-adapter",
-            "json-too-large",
+            "adapter-missing",
+            "adapter-missing",
+            "file-too-large",
         ]
         assert len(hub.asked()) == len(names)
 
@@ -217,10 +217,10 @@ class TestConfig:
         assert [(result["error"], code(result)) for result in results] == [
             ("UnreachableError", "hub-not-found"),
             ("UnreachableError", "hub-file-missing"),
-            ("UnreachableError", "hub-gated"),
-            ("RefusedError", "json-not-an-object"),
-            ("RefusedError", "json-too-large"),
-            ("UsageError", "hub-address"),
+            ("UnreachableError", "hub-access"),
+            ("RefusedError", "json-invalid"),
+            ("RefusedError", "file-too-large"),
+            ("UsageError", "address"),
         ]
         assert results[3]["problems"][0]["where"] == "me/list/config.json"
 

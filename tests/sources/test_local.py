@@ -91,17 +91,17 @@ class TestFolders:
 
     def test_empty(self, tmp_path: Path) -> None:
         code, text = refused(tmp_path)
-        assert code == "folder-empty"
+        assert code == "adapter-missing"
         assert "adapter_config.json with adapter_model.safetensors (or adapter_model.bin), or *.adaptrix.saf" in text
 
     def test_no_adapter_says_what_is_there(self, tmp_path: Path) -> None:
         code, text = refused(put(tmp_path / "a", ("notes.txt", "sub/data.csv", "new\nline")))
-        assert code == "no-adapter"
+        assert code == "adapter-missing"
         assert "only 'new\\nline', notes.txt, sub/data.csv; expected" in text
 
     def test_too_many_folders(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(local, "_MAX_FOLDERS", 2)
-        assert refused(put(tmp_path / "a", ("a/x", "b/x", "c/x")))[0] == "too-many-folders"
+        assert refused(put(tmp_path / "a", ("a/x", "b/x", "c/x")))[0] == "several-adapters"
 
 
 class TestHalfAnAdapter:
@@ -129,7 +129,7 @@ class TestHalfAnAdapter:
         put(tmp_path / "a", (CONFIG, BIN))
         os.truncate(tmp_path / "a" / CONFIG, 11_000_000)
         code, text = refused(tmp_path / "a")
-        assert code == "json-too-large"
+        assert code == "file-too-large"
         assert "11 MB" in text
 
 
@@ -240,12 +240,12 @@ class TestSingleFiles:
     def test_a_file_that_no_format_knows(self, tmp_path: Path) -> None:
         put(tmp_path, ("lora.safetensors",))
         code, text = refused(tmp_path / "lora.safetensors")
-        assert code == "file-unknown"
+        assert code == "format-unknown"
         assert SAFE in text
 
     def test_a_file_of_another_name_beside_a_config_is_not_looked_for(self, tmp_path: Path) -> None:
         put(tmp_path, {CONFIG: b"{}", "lora.safetensors": safetensors_bytes(2)})
-        assert refused(tmp_path / "lora.safetensors")[0] == "file-unknown"
+        assert refused(tmp_path / "lora.safetensors")[0] == "format-unknown"
 
     def test_what_convert_wrote_is_read_under_another_name(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

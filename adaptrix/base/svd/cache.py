@@ -67,7 +67,7 @@ class SvdCache:
             found = _read(path)
         if found is None:
             raise refuse(
-                "cache", path, "the entry is damaged although it has just been written", remedy="Check the disk."
+                "system", path, "the entry is damaged although it has just been written", remedy="Check the disk."
             )
         return found
 
@@ -81,7 +81,7 @@ class SvdCache:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             found, remedy = f"it cannot be made ({error.strerror})", "Name another with ADAPTRIX_CACHE."
-            raise refuse("cache", self.folder, found, "a folder for decompositions", remedy) from None
+            raise refuse("system", self.folder, found, "a folder for decompositions", remedy) from None
         tensors = {"U": entry.U, "S": entry.S, "Vt": entry.Vt}
         with atomic.output(path, force=True) as work:
             safetensors_file.write(work, tensors, {"sha256": entry.digest})

@@ -33,7 +33,7 @@ def decompose(weight: Single, where: str = "weight") -> tuple[Single, Double, Si
     try:
         U, S, Vt = np.linalg.svd(weight.astype(np.float64), full_matrices=False)
     except np.linalg.LinAlgError as error:
-        raise refuse("no-svd", where, f"LAPACK finds no decomposition ({error})", "a weight that has one") from None
+        raise refuse("svd-failed", where, f"LAPACK finds no decomposition ({error})", "a weight that has one") from None
     largest = U[np.abs(U).argmax(axis=0), np.arange(len(S))]
     signs = np.where(largest < 0, -1.0, 1.0)
     return (U * signs).astype(np.float32), S, (signs[:, None] * Vt).astype(np.float32)

@@ -44,7 +44,7 @@ def decomposed(delta: Spectral, weight: Tensor, cache: SvdCache, *, turned: bool
     if delta.basis.backend not in BACKENDS:
         remedy = "Write it with its U and V where it was trained."
         found = f"z for a decomposition by {delta.basis.backend!r}"
-        raise refuse("backend", where, found, " or ".join(BACKENDS), remedy)
+        raise refuse("option", where, found, " or ".join(BACKENDS), remedy)
     return cache.svd(stored, turned=turned, where=where)
 
 
@@ -81,7 +81,7 @@ def require_weight(delta: Spectral, weight: Tensor, *, turned: bool = False, whe
         raise refuse("shape", where, f"a weight of shape {list(stored.shape)}", f"{list(shape)}", _OTHER_BASE)
     if (found := tensor_hash(stored)) != delta.basis.weight:
         said = f"the weight's SHA-256 is {found[:16]}… as {stored.dtype}"
-        raise refuse("other-base", where, said, f"{delta.basis.weight[:16]}…", _OTHER_BASE)
+        raise refuse("base-mismatch", where, said, f"{delta.basis.weight[:16]}…", _OTHER_BASE)
     return stored
 
 
@@ -93,12 +93,14 @@ def _require_values(delta: Spectral, own: Decomposition, where: str) -> None:
     spread = sensitivity(delta.d, real, delta.basis.backend)
     if not spread <= _SHAKY:
         found = f"singular values so close together that {spread:.1%} of ΔW depend on the rounding of the decomposition"
-        raise refuse("degenerate", where, found, "distinct ones", "Write it with its U and V where it was trained.")
+        raise refuse("svd-failed", where, found, "distinct ones", "Write it with its U and V where it was trained.")
 
 
 def _other_values(where: str) -> RefusedError:
     found = "its singular values are not those of the weight"
-    return refuse("other-svd", where, found, "S of the weight's decomposition", "The file is damaged: fetch it again.")
+    return refuse(
+        "svd-mismatch", where, found, "S of the weight's decomposition", "The file is damaged: fetch it again."
+    )
 
 
 def _require_vectors(delta: Spectral, stored: Tensor, turned: bool, where: str) -> None:
@@ -120,4 +122,4 @@ def _require_vectors(delta: Spectral, stored: Tensor, turned: bool, where: str) 
     )
     if not max(gaps) <= _WHOLE:
         found = f"its U, S and V are off by {max(gaps):.1e} as a decomposition of the weight"
-        raise refuse("other-svd", where, found, f"at most {_WHOLE:g}", "The file is damaged: fetch it again.")
+        raise refuse("svd-mismatch", where, found, f"at most {_WHOLE:g}", "The file is damaged: fetch it again.")

@@ -64,7 +64,7 @@ def test_experts_of_another_base_are_refused(parts: Decomposition) -> None:
     other = untrained(decomposed(tiny_model("llama", seed=1)), "other")
     with pytest.raises(adaptrix.RefusedError) as error:
         mixture(parts, {"other": other}, np.ones((1, 1)))
-    assert {problem.code for problem in error.value.problems} == {"other-base"}
+    assert {problem.code for problem in error.value.problems} == {"base-mismatch"}
     assert len(error.value.problems) == len(parts.spectra)
 
 

@@ -358,7 +358,7 @@ def test_what_is_no_causal_model_is_refused() -> None:
     for model in (tiny_model("bert"), tiny_model("bert").bfloat16(), tiny_model("t5")):
         with pytest.raises(adaptrix.RefusedError) as error:
             sft(model, [Example((3, 4, 5), (6, 7))])
-        assert error.value.problems[0].code == "not-causal"
+        assert error.value.problems[0].code == "model-unsupported"
 
 
 @pytest.mark.parametrize("rate", [1e38, float("inf"), float("nan"), 0, True])
