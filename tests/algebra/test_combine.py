@@ -27,8 +27,6 @@ from tests.helpers.families import FAMILIES, tiny_model
 from tests.helpers.make import adapter, low_rank
 from tests.helpers.peft_models import CONFIG, deltas, everything, load, logits, rewrite, save, trained
 
-pytestmark = pytest.mark.numeric
-
 TARGETS = {
     "llama": (["q_proj", "k_proj", "down_proj"], ["q_proj", "v_proj", "down_proj"]),
     "gpt2": (["c_attn", "c_fc"], ["c_attn", "mlp.c_proj"]),

@@ -212,13 +212,13 @@ def one_injection_file(home, data):
 ANY = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 
 
-@settings(max_examples=600, **ANY)
+@settings(max_examples=200, **ANY)
 @given(data=st.data())
 def test_a_damaged_checkpoint(home, data):
     one_checkpoint(home, data)
 
 
-@settings(max_examples=500, **ANY)
+@settings(max_examples=200, **ANY)
 @given(data=st.data())
 def test_a_damaged_injection_file(home, data):
     one_injection_file(home, data)

@@ -9,7 +9,7 @@ from tests.helpers.families import tiny_model
 from tests.helpers.fits import ALL, LETTERS, fit, tokenizer
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def place(tmp_path_factory):
     """A base with its tokenizer, an adapter over all its layers with ranks of many kinds, and a text."""
     folder = tmp_path_factory.mktemp("fit")
@@ -23,6 +23,6 @@ def place(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def fitted(place):
     return fit(place, place / "whole.adaptrix.safetensors")

@@ -32,8 +32,6 @@ from tests.helpers.merge_models import as_torch, assert_equal_bits, loaded, merg
 from tests.helpers.peft_models import PARAMETERS, everything, weights
 from tests.helpers.sampling import sampled
 
-pytestmark = pytest.mark.numeric
-
 VARIANTS = {"lora": {}, "rslora": {"use_rslora": True}, "dora": {"use_dora": True}, "bias": {"lora_bias": True}}
 #: families whose linear layers have biases, all of them
 BIASED = {"bert", "bloom", "distilbert", "gpt2", "gpt_neox", "opt", "roberta"}

@@ -25,8 +25,6 @@ from tests.helpers.families import tiny_model
 from tests.helpers.merge_models import as_torch, loaded, merge, tensors
 from tests.helpers.spectral_experts import MODULES, as_lora, expert, multiplied_out
 
-pytestmark = pytest.mark.numeric
-
 TOLERANCE = 1e-5
 
 

@@ -6,17 +6,22 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from torch._dynamo.utils import counters
+from transformers import LlamaForCausalLM
 
 from adaptrix.attaching import attach
 from adaptrix.errors import RefusedError, UsageError
 from tests.helpers.attached import inputs, saved
-from tests.helpers.families import tiny_model
+from tests.helpers.families import tiny_config, tiny_model
 from tests.helpers.slots import VARIANTS, answer, chosen, made
 
 
 @pytest.fixture(scope="module")
 def model():
-    return tiny_model("llama").eval()
+    """Of two layers: tracing takes its time for each."""
+    config = tiny_config("llama")
+    config._attn_implementation, config.num_hidden_layers = "eager", 2
+    torch.manual_seed(0)
+    return LlamaForCausalLM(config).eval()
 
 
 @pytest.fixture(scope="module")
@@ -108,9 +113,9 @@ def test_embeddings_and_heads_compile(tmp_path):
                 torch.testing.assert_close(model(**inputs(model)).logits, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_what_is_loaded_after_compiling_acts(pair, tmp_path):
+def test_what_is_loaded_after_compiling_acts(model, pair, tmp_path):
     (plain, reference), (slotted, session) = pair
-    saved(tiny_model("llama"), tmp_path, seed=9, rank=4, target_modules=["q_proj", "up_proj"])
+    saved(model, tmp_path, seed=9, rank=4, target_modules=["q_proj", "up_proj"])
     session.compile(backend="eager")
     with session.use("a"):
         answer(slotted)

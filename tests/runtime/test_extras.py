@@ -16,8 +16,6 @@ from tests.helpers.families import tiny_model
 from tests.helpers.peft_models import rewrite, trained
 from tests.helpers.sampling import crossed
 
-pytestmark = pytest.mark.numeric
-
 BIASED = {
     "gpt2": ["c_attn", "c_proj"],
     "qwen2": ["q_proj", "o_proj"],

@@ -23,8 +23,6 @@ from tests.helpers.swapping import (
     upper,
 )
 
-pytestmark = pytest.mark.numeric
-
 CHOICES = ["a", "b", None, {"a": 0.5, "b": 0.5}, ["b", None]]
 
 

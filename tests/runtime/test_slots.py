@@ -14,8 +14,6 @@ from tests.helpers.double import EXACT
 from tests.helpers.families import tiny_model
 from tests.helpers.slots import TOKENS, VARIANTS, answer, chosen, made
 
-pytestmark = pytest.mark.numeric
-
 
 @pytest.fixture(scope="module", params=["llama", "gpt2", "gpt_neox"])
 def model(request):

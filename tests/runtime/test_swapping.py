@@ -200,10 +200,10 @@ def test_an_adapter_loaded_lower_before_the_first_token(tmp_path):
 @torch.no_grad()
 @pytest.mark.parametrize("how", ["replaced", "compiled"])
 def test_a_decoder_whose_forward_is_not_its_own_is_run_whole(how, tmp_path):
-    model = tiny("llama")
+    model = tiny("llama", num_hidden_layers=2)
     given = prompt()
     decoder = model.model
-    with attach(model, upper("llama", tmp_path, model)) as session:
+    with attach(model, upper("llama", tmp_path, model, first=1)) as session:
         session.activate("a")
         cache = read(model, session.new_cache(), given)
         if how == "replaced":

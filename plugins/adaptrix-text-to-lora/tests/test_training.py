@@ -35,8 +35,6 @@ import adaptrix
 from tests.helpers.double import EXACT, double
 from tests.helpers.families import FAMILIES, tiny_model
 
-pytestmark = pytest.mark.numeric
-
 EMBEDDING, SCALE, SEED = 6, 1.7, 5
 SMALL = {"rank": 3, "embedding": EMBEDDING, "latent": 8, "head_in": 10}
 
@@ -104,6 +102,7 @@ def _wanted_gradients(
     return loss.item(), dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize(
     ("family", "variant", "roles"),
     [

@@ -19,8 +19,6 @@ from tests.helpers.families import tiny_model
 
 from .world import END, base
 
-pytestmark = pytest.mark.numeric
-
 ASKED = Question((9,), {"one": (5,), "two": (6, 7), OTHER: (6, 8)})
 LEFT = {
     "input_ids": torch.tensor([[0, 0, 5, 9, 2], [3, 4, 8, 1, 6], [0, 7, 7, 3, 2], [9, 1, 4, 4, 8]]),

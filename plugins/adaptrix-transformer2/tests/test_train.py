@@ -35,8 +35,6 @@ from tests.helpers.families import tiny_model
 
 from .world import END, base, examples, right, small
 
-pytestmark = pytest.mark.numeric
-
 SFT, RL = TrainingSettings(steps=9, batch=8, every=3), TrainingSettings(steps=9, batch=4, every=3)
 POLICY = Policy(samples=3, longest=4)
 
@@ -60,6 +58,7 @@ def _trained(method: str, model: Any, **options: Any) -> Trained:
     return reinforce(model, examples(40, turned=True), right, RL, POLICY, **told)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("kind", ["paper", "reference"])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "phi3"])
 def test_gradients_are_those_of_the_formula(family: str, kind: Kind, in_double: None) -> None:
