@@ -123,7 +123,9 @@ def __getattr__(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name not in ("torch", "transformers"):
             raise
-        raise ImportError(f'adaptrix.{name} needs {error.name}: pip install "adaptrix[torch]"') from None
+        from adaptrix.optional import install_command
+
+        raise ImportError(f"adaptrix.{name} needs {error.name}: {install_command('torch')}") from None
     globals()[name] = value
     return value
 

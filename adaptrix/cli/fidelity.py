@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from adaptrix.cli.common import Verbosity, bars, clean, print_json, show_problems, verbosity_options, whole_base_option
-from adaptrix.errors import Problem, UsageError, errors_in
+from adaptrix.errors import errors_in
+from adaptrix.optional import require
 from adaptrix.pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -89,13 +90,10 @@ def command(
 
 def _measuring() -> Any:
     """The module that measures. Raises :class:`UsageError` without torch, with the command that installs it."""
-    try:
-        from adaptrix.measuring import measure
-    except ModuleNotFoundError as error:
-        if error.name not in ("torch", "transformers"):
-            raise
-        found, remedy = f"{error.name} is not installed", 'Run: pip install "adaptrix[torch]"'
-        raise UsageError(Problem("package-missing", "fidelity", found, remedy=remedy)) from None
+    for module in ("torch", "transformers"):
+        require(module, "torch", "fidelity")
+    from adaptrix.measuring import measure
+
     return measure
 
 

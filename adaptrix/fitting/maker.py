@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adaptrix.binding.bind import BoundAdapter
 from adaptrix.destination import state_file
-from adaptrix.errors import Problem, UsageError
+from adaptrix.optional import require
 from adaptrix.options import Options, require_options
 from adaptrix.pipeline import Maker, Pipeline
 from adaptrix.planning.plan import Plan
@@ -32,12 +31,7 @@ def maker_for(options: Options, pipeline: Pipeline, display: Counted = uncounted
     if not options.wants_fit:
         return None
     for module in ("torch", "transformers"):
-        try:
-            import_module(module)
-        except ImportError:
-            remedy = 'Run: pip install "adaptrix[torch]"'
-            where = f"layers {options.layers}"
-            raise UsageError(Problem("package-missing", where, f"{module} is not installed", remedy=remedy)) from None
+        require(module, "torch", f"layers {options.layers}")
     from adaptrix.measuring.text import read_text
 
     return PlanFitter(pipeline, display, read_text(Path(os.path.expanduser(options.text or ""))))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Literal
 
 from adaptrix import atomic
 from adaptrix.destination import require_folder
 from adaptrix.errors import Problem, UsageError
+from adaptrix.optional import require
 from adaptrix.options import dtype_name
 
 QloraBase = Literal["bf16", "nf4"]
@@ -47,17 +47,8 @@ def prepare(out: str | None, options: MergeOptions) -> None:
         atomic.require_free(Path(out), force=options.force)
     if options.qlora_base not in (None, "bf16", "nf4"):
         raise UsageError(Problem("option", "qlora_base", f"{options.qlora_base!r}", "bf16 or nf4"))
-    require("torch", "torch")
+    require("torch", "torch", "merge")
     if options.verify:
-        require("transformers", "torch")
+        require("transformers", "torch", "merge --verify")
     if options.qlora_base == "nf4" or (options.qlora_base and options.verify):
-        require("bitsandbytes", "qlora")
-
-
-def require(module: str, extra: str) -> None:
-    """Raises :class:`UsageError` where a module is not installed, with the extra that brings it."""
-    try:
-        import_module(module)
-    except ImportError:
-        remedy = f'Run: pip install "adaptrix[{extra}]"'
-        raise UsageError(Problem("package-missing", "merge", f"{module} is not installed", remedy=remedy)) from None
+        require("bitsandbytes", "qlora", "merge --qlora-base")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from hashlib import sha256
 
 import peft
@@ -194,7 +195,7 @@ def test_attaching_does_not_fit(place):
 
 
 def test_torch_that_is_not_installed_is_named(place, tmp_path, monkeypatch):
-    monkeypatch.setattr("adaptrix.fitting.maker.import_module", lambda name: (_ for _ in ()).throw(ImportError(name)))
+    monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(UsageError, match=r"torch is not installed.*pip install \"adaptrix\[torch\]\""):
         fit(place, tmp_path / "x.adaptrix.safetensors")
 
