@@ -15,20 +15,31 @@ from adaptrix.records import Format
 
 
 def destination(out: str | None, name: str | None, form: Format) -> Path | None:
+    """The path of an adapter in a format: ``my-lora.adaptrix.safetensors`` for one of one file, else ``my-lora-peft``.
+
+    Rules and errors are those of :func:`output_path`.
+    """
+    return output_path(out, name, form.suffix or f"-{form.name}", one_file=bool(form.suffix))
+
+
+def output_path(out: str | None, name: str | None, ending: str, *, one_file: bool = False) -> Path | None:
     """The path to write: ``out``, or the adapter's name in ``out`` if that is a folder, or in the current one.
 
-    ``out`` is a folder if it ends in a slash, and for a format of one file if there is such a folder. None where
-    the path depends on a ``name`` that is not known yet. Raises :class:`UsageError` for ``missing/``.
+    - ``out``: a folder to write into if it ends in a slash, and for an output of one file if there is such a folder.
+    - ``name``: the adapter's, None where it is not known yet; then what depends on it is None.
+    - ``ending``: what follows the name.
+
+    Raises :class:`UsageError` for ``missing/``.
     """
     if out is None:
         folder = Path()
     elif out.endswith(("/", os.sep)):
         folder = require_folder(out)
-    elif form.suffix and Path(out).is_dir():
+    elif one_file and Path(out).is_dir():
         folder = Path(out)
     else:
         return Path(out)
-    return None if name is None else folder / _default(name, form)
+    return None if name is None else folder / (_safe(name) + ending)
 
 
 def require_folder(out: str) -> Path:
@@ -39,10 +50,9 @@ def require_folder(out: str) -> Path:
     return Path(out)
 
 
-def _default(name: str, form: Format) -> str:
-    """The default file name: ``my-lora.adaptrix.safetensors`` for a format of one file, else ``my-lora-peft``."""
-    safe = re.sub(r"[^\w.+@-]", "-", name).lstrip(".-") or "adapter"
-    return safe + (form.suffix or f"-{form.name}")
+def _safe(name: str) -> str:
+    """A name that is no path, no hidden file and no option of a command."""
+    return re.sub(r"[^\w.+@-]", "-", name).lstrip(".-") or "adapter"
 
 
 def require_apart(path: Path, source: Collection[Path]) -> None:

@@ -22,7 +22,7 @@ from adaptrix.destination import destination, no_place_for_fit, require_apart, r
 from adaptrix.errors import AdaptrixError, Problem, RefusedError, UnreachableError, UsageError, errors_in
 from adaptrix.options import Options, dtype_name, require_options
 from adaptrix.planning.lowering import lowered, others, require_small_loss, without_vectors
-from adaptrix.planning.plan import Plan, make_plan, powerless, recorded_plan
+from adaptrix.planning.plan import Plan, make_plan, plan_of, powerless
 from adaptrix.planning.prune import cast, pruned
 from adaptrix.planning.redistribute import reshape_plan
 from adaptrix.plugins.catalog import Catalog
@@ -241,23 +241,20 @@ def _named(bound: BoundAdapter, options: Options) -> BoundAdapter:
 
 def _plan(bound: BoundAdapter, options: Options, form: Format, made: Plan | None, resolver: Resolver | None) -> Plan:
     """The plan to write; ``made``: by another's hands, as the options say."""
-    recorded = bound.adapter.recorded
-    if made is not None:
-        plan = made
-    elif options.layers is not None:
-        plan = make_plan(bound, options.layers)
-    elif recorded is not None and (options.prune or form.keeps_plan):
-        plan = recorded_plan(bound, recorded)
-    else:
-        plan = make_plan(bound, "middle" if form.keeps_plan else "all")
-    if made is None:
-        plan = reshape_plan(plan, options.redistribute, options.rank)
+    plan = made or reshape_plan(_chosen(bound, options, form), options.redistribute, options.rank)
     if options.prune:
         plan = pruned(plan)
     elif not form.keeps_plan and not plan.complete:
         raise would_lose(plan, options)
     plan = _spectral(plan, options, form, resolver)
     return cast(plan, dtype_name(options.dtype)) if options.dtype is not None else plan
+
+
+def _chosen(bound: BoundAdapter, options: Options, form: Format) -> Plan:
+    """The plan that the options choose; one that a file was written with only where what it leaves out can go."""
+    if options.layers is None and not form.keeps_plan and not options.prune:
+        return make_plan(bound, "all")
+    return plan_of(bound, options.layers, "middle" if form.keeps_plan else "all")
 
 
 def _spectral(plan: Plan, options: Options, form: Format, resolver: Resolver | None) -> Plan:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from adaptrix import atomic
-from adaptrix.destination import require_folder
+from adaptrix.destination import output_path
 from adaptrix.errors import Problem, UsageError
 from adaptrix.optional import require
 from adaptrix.options import dtype_name
 
 QloraBase = Literal["bf16", "nf4"]
+#: of the default output, after the adapter's name
+ENDING = "-merged"
 _DTYPES = ("F64", "F32", "F16", "BF16")
 
 
@@ -41,10 +42,9 @@ def prepare(out: str | None, options: MergeOptions) -> None:
     """Raises :class:`UsageError` for options that can be refused before anything is fetched."""
     if options.dtype is not None and dtype_name(options.dtype) not in _DTYPES:
         raise UsageError(Problem("option", "dtype", f"{options.dtype!r}", f"one of {', '.join(_DTYPES)}"))
-    if out is not None and out.endswith("/"):
-        require_folder(out)
-    elif out is not None:
-        atomic.require_free(Path(out), force=options.force)
+    path = output_path(out, None, ENDING)
+    if path is not None:
+        atomic.require_free(path, force=options.force)
     if options.qlora_base not in (None, "bf16", "nf4"):
         raise UsageError(Problem("option", "qlora_base", f"{options.qlora_base!r}", "bf16 or nf4"))
     require("torch", "torch", "merge")

@@ -211,6 +211,17 @@ def _usage(policy: str, found: str, expected: str, remedy: str = "") -> UsageErr
     return UsageError(Problem("policy", f"layers {policy}", found, expected, remedy))
 
 
+def plan_of(bound: BoundAdapter, policy: str | None, default: str = "all") -> Plan:
+    """The plan of a policy; where none is given, the one that an injection file was written with, or ``default``'s.
+
+    Raises :class:`UsageError` as :func:`make_plan` and :func:`recorded_plan` do.
+    """
+    recorded = bound.adapter.recorded
+    if policy is None and recorded is not None:
+        return recorded_plan(bound, recorded)
+    return make_plan(bound, default if policy is None else policy)
+
+
 def recorded_plan(bound: BoundAdapter, recorded: Recorded) -> Plan:
     """The plan that an injection file was written with."""
     named = {str(site): site for site in bound.deltas}
