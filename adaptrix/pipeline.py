@@ -226,7 +226,7 @@ class Pipeline:
         return source
 
     def _writable(self, name: str) -> Format:
-        formats = {form.name: form for form in self.catalog.formats if form.write is not None}
+        formats = self.catalog.writable
         if name not in formats:
             raise UsageError(Problem("option", f"to {name}", "no such format to write", ", ".join(formats)))
         return formats[name]

@@ -23,10 +23,11 @@ from adaptrix.errors import Problem, UsageError, refuse
 from adaptrix.options import dtype_name
 from adaptrix.pipeline import Pipeline
 from adaptrix.runtime.modules import require_plain
+from adaptrix.tensor import MODEL_FLOATS
 from adaptrix.torch_tensor import TORCH, as_torch
 from adaptrix.wording import some
 
-_DTYPES = {name: TORCH[name] for name in ("F32", "BF16", "F16", "F64")}
+_DTYPES = {name: TORCH[name] for name in MODEL_FLOATS}
 
 
 @dataclass(frozen=True, slots=True)

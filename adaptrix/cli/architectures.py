@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from adaptrix.architecture import Architecture
+from adaptrix.cli.choices import families
 from adaptrix.cli.common import Verbosity, print_json, show_problems, verbosity_options
 from adaptrix.errors import Problem, UsageError
 from adaptrix.pipeline import Pipeline
@@ -26,7 +27,7 @@ def command(ctx: click.Context, verbosity: Verbosity) -> None:
 
 
 @command.command("show")
-@click.argument("name")
+@click.argument("name", shell_complete=families)
 @verbosity_options
 def show(name: str, verbosity: Verbosity) -> None:
     """Show a family by its name or a model_type: dims, roles, paths, shapes."""

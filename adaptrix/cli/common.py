@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 import click
 
 from adaptrix.algebra.outcome import Outcome
+from adaptrix.cli.choices import dtype_option, to_option
+from adaptrix.cli.choices import offering as offering
 from adaptrix.errors import AdaptrixError, Problem, errors_in
 from adaptrix.pipeline import Pipeline
 from adaptrix.wording import amount
@@ -47,11 +49,6 @@ whole_base_option = click.option(
     required=True,
     help="The whole base: a folder or OWNER/NAME, weights and all.",
 )
-
-
-def offering(*words: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:
-    """What a shell completes an option with that says by itself what is wrong with another word."""
-    return lambda _context, _parameter, typed: [word for word in words if word.startswith(typed)]
 
 
 base_option = click.option(
@@ -182,8 +179,8 @@ def bars(
 
 _OUTPUT = (
     click.option("-o", "--out", type=click.Path(), help="File or folder to write; FOLDER/ to write into it."),
-    click.option("--to", default="injection", show_default=True, metavar="FORMAT", help="injection or peft."),
-    click.option("--dtype", metavar="DTYPE", help="Write bf16, fp16, fp32 or fp64."),
+    to_option,
+    dtype_option("Write {}."),
     click.option("--name", help="Name for the adapter. [default: made of that of the source]"),
     click.option("--force", is_flag=True, help="Replace an existing output, never the source."),
 )

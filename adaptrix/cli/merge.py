@@ -7,24 +7,25 @@ from typing import Any
 
 import click
 
+from adaptrix.cli.choices import dtype_option, layers_option
 from adaptrix.cli.common import Verbosity, bars, print_json, show_problems, verbosity_options, whole_base_option
 from adaptrix.errors import errors_in
 from adaptrix.merging.draft import draft
 from adaptrix.merging.merger import MergedModel, write
 from adaptrix.merging.options import MergeOptions, prepare
 from adaptrix.pipeline import Pipeline
+from adaptrix.tensor import MODEL_FLOATS
 from adaptrix.wording import amount
 
-_LAYERS = """all, middle, spread:K, energy:K, or 8-23,28. [default: the plan of an injection file; all of a PEFT
-    checkpoint]"""
+_LAYERS = "{}. [default: the plan of an injection file; all of a PEFT checkpoint]"
 
 
 @click.command()
 @click.argument("source", metavar="SRC", type=click.Path())
 @whole_base_option
 @click.option("-o", "--out", type=click.Path(), help="Folder to write. [default: NAME-merged here]")
-@click.option("--layers", metavar="POLICY", help=_LAYERS)
-@click.option("--dtype", metavar="DTYPE", help="Round the whole model to bf16, fp16, fp32 or fp64.")
+@layers_option(_LAYERS)
+@dtype_option("Round the whole model to {}.", MODEL_FLOATS)
 @click.option(
     "--verify", is_flag=True, help="Compare its logits with the attached adapter's; write it only if they agree."
 )

@@ -10,11 +10,11 @@ from adaptrix.destination import output_path
 from adaptrix.errors import Problem, UsageError
 from adaptrix.optional import require
 from adaptrix.options import dtype_name
+from adaptrix.tensor import MODEL_FLOATS
 
 QloraBase = Literal["bf16", "nf4"]
 #: of the default output, after the adapter's name
 ENDING = "-merged"
-_DTYPES = ("F64", "F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class MergeOptions:
 
 def prepare(out: str | None, options: MergeOptions) -> None:
     """Raises :class:`UsageError` for options that can be refused before anything is fetched."""
-    if options.dtype is not None and dtype_name(options.dtype) not in _DTYPES:
-        raise UsageError(Problem("option", "dtype", f"{options.dtype!r}", f"one of {', '.join(_DTYPES)}"))
+    if options.dtype is not None and dtype_name(options.dtype) not in MODEL_FLOATS:
+        raise UsageError(Problem("option", "dtype", f"{options.dtype!r}", f"one of {', '.join(MODEL_FLOATS)}"))
     path = output_path(out, None, ENDING)
     if path is not None:
         atomic.require_free(path, force=options.force)

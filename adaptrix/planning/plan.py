@@ -15,6 +15,7 @@ from adaptrix.binding.bind import BoundAdapter, summed
 from adaptrix.binding.stacks import ranges
 from adaptrix.delta import Delta
 from adaptrix.errors import Problem, UsageError
+from adaptrix.wording import either
 
 #: layers by stack; the stack is named by the dimension that counts it
 Layers = Mapping[str, tuple[int, ...]]
@@ -123,12 +124,11 @@ def make_plan(bound: BoundAdapter, policy: str) -> Plan:
     Raises :class:`UsageError` for an unknown policy, a K outside 1..depth, or a layer that is not there.
     """
     name, _, argument = policy.partition(":")
-    if name in _COUNTED:
+    if name in COUNTED:
         count = _count(policy, argument)
-        layers = {s: _COUNTED[name](bound, s, min(count, d)) for s, d in _checked_depths(bound, policy, count).items()}
-    elif policy in ("all", "middle"):
-        pick = _all if policy == "all" else _middle
-        layers = {stack: pick(depth) for stack, depth in bound.depths.items()}
+        layers = {s: COUNTED[name](bound, s, min(count, d)) for s, d in _checked_depths(bound, policy, count).items()}
+    elif policy in _NAMED:
+        layers = {stack: _NAMED[policy](depth) for stack, depth in bound.depths.items()}
     elif name == FITTED:
         raise _usage(policy, "this is made by training", "another policy", _MAKE_IT)
     elif _EXPLICIT.fullmatch(policy) and len(policy) <= _LONGEST:
@@ -173,7 +173,11 @@ def _energy(bound: BoundAdapter, stack: str, count: int) -> tuple[int, ...]:
     return tuple(sorted(sorted(totals, key=lambda layer: (-totals[layer], layer))[:count]))
 
 
-_COUNTED: Mapping[str, Callable[[BoundAdapter, str, int], tuple[int, ...]]] = {"spread": _spread, "energy": _energy}
+_NAMED: Mapping[str, Callable[[int], tuple[int, ...]]] = {"all": _all, "middle": _middle}
+#: policies of so many layers a stack, by what stands before the colon
+COUNTED: Mapping[str, Callable[[BoundAdapter, str, int], tuple[int, ...]]] = {"spread": _spread, "energy": _energy}
+#: every policy that makes a plan of an adapter alone, as it is written; so is a list of layers, such as 8-23,28
+POLICIES = (*_NAMED, *(f"{name}:K" for name in COUNTED))
 
 
 def _count(policy: str, argument: str) -> int:
@@ -202,9 +206,8 @@ def _explicit(bound: BoundAdapter, policy: str) -> dict[str, tuple[int, ...]]:
 
 
 def _unknown(policy: str) -> UsageError:
-    return _usage(
-        policy[:80], f"{policy[:80]!r} is no policy", "all, middle, spread:K, energy:K, or layers such as 8-23,28"
-    )
+    known = either((*POLICIES, "layers such as 8-23,28"))
+    return _usage(policy[:80], f"{policy[:80]!r} is no policy", known)
 
 
 def _usage(policy: str, found: str, expected: str, remedy: str = "") -> UsageError:
