@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import adaptrix
+from adaptrix.feature_names import FEATURES
 from adaptrix.formats import safetensors_file
 from adaptrix.inspection import summarise
 from adaptrix.options import Options, dtype_name
@@ -253,9 +254,10 @@ def test_warnings_reach_callers_in_python(place, lora):
         adaptrix.convert(lora, "y", base=place.folder / "base")
 
 
-def test_a_format_says_itself_whether_it_keeps_a_plan():
+def test_a_format_says_itself_what_it_carries():
     formats = {form.name: form for form in Pipeline().catalog.formats}
-    assert (formats["injection"].keeps_plan, formats["peft"].keeps_plan) == (True, False)
+    assert formats["injection"].carries == FEATURES.keys()
+    assert FEATURES.keys() - formats["peft"].carries == {"plan", "spectral"}
     assert sorted(formats["peft"].writes) == FILES
     assert Options().layers is None
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from adaptrix.architecture import Architecture
 from adaptrix.architecture.registry import builtin_folder, read_folder
+from adaptrix.feature_names import FEATURES, LORA
 from adaptrix.formats import injection, injection_read, peft_config, peft_read, peft_write
 from adaptrix.plugins.hookspecs import hookimpl
 from adaptrix.records import Format, Source
@@ -28,8 +29,7 @@ def adaptrix_formats() -> Iterator[Format]:
         read=injection_read.read,
         write=injection.write,
         suffix=injection.SUFFIX,
-        keeps_plan=True,
-        keeps_spectral=True,
+        carries=frozenset(FEATURES),
     )
     yield Format(
         name="peft",
@@ -38,6 +38,7 @@ def adaptrix_formats() -> Iterator[Format]:
         read=peft_read.read,
         write=peft_write.write,
         writes=(peft_config.CONFIG_NAME, peft_read.WEIGHTS[0]),
+        carries=LORA,
     )
 
 

@@ -47,7 +47,7 @@ def shown(command: str) -> str:
     return found.get_help(click.Context(found, parent=context, info_name=command))
 
 
-@pytest.mark.parametrize(("write", "more"), [("", []), (", detect", ["kohya"])])
+@pytest.mark.parametrize(("write", "more"), [("", []), (", detect, carries=frozenset()", ["kohya"])])
 @pytest.mark.parametrize("command", ["convert", "combine", "resize", "extract"])
 def test_formats_are_those_that_can_be_written(site: Path, command: str, write: str, more: list[str]) -> None:
     install(
