@@ -5,7 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 
-.PHONY: demo test test-slow test-quantised lint wheel bench bench-text-to-lora bench-transformer2 constraints clean
+# What builds the documentation, in the same environment: it imports the commands to describe them.
+DOCS := $(VENV)/.installed-docs
+
+.PHONY: demo test test-slow test-quantised lint docs wheel bench bench-text-to-lora bench-transformer2 constraints clean
 .DELETE_ON_ERROR:
 
 # Plugins are installed like anyone's, from their own pyproject.
@@ -13,6 +16,10 @@ $(STAMP): pyproject.toml constraints.txt $(wildcard plugins/*/pyproject.toml)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install -q -c constraints.txt --group dev $(foreach plugin,$(PLUGINS),-e $(plugin)) -e .
+	touch $@
+
+$(DOCS): $(STAMP)
+	$(BIN)/python -m pip install -q -c constraints.txt --group docs
 	touch $@
 
 demo: $(STAMP)
@@ -34,6 +41,10 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The site, in dist/docs. Every warning is an error.
+docs: $(DOCS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build -q
 
 # The wheel, in a bare venv without torch, outside the repository.
 wheel: $(STAMP)
