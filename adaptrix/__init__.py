@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from adaptrix.adapter import Adapter as Adapter
-    from adaptrix.api import AdaptrixWarning as AdaptrixWarning
     from adaptrix.api import check as check
     from adaptrix.api import combine as combine
     from adaptrix.api import convert as convert
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from adaptrix.delta import LowRank as LowRank
     from adaptrix.delta import Spectral as Spectral
     from adaptrix.errors import AdaptrixError as AdaptrixError
+    from adaptrix.errors import AdaptrixWarning as AdaptrixWarning
     from adaptrix.errors import Problem as Problem
     from adaptrix.errors import RefusedError as RefusedError
     from adaptrix.errors import UnreachableError as UnreachableError
@@ -47,7 +47,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Adapter": "adapter",
     "AdaptrixError": "errors",
-    "AdaptrixWarning": "api",
+    "AdaptrixWarning": "errors",
     "Architecture": "architecture",
     "Bundle": "records",
     "Catalog": "plugins.catalog",

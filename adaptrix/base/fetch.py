@@ -19,7 +19,7 @@ def base_folder(uri: str) -> Path | None:
     path = Path(os.path.expanduser(uri))
     if path.is_file():
         found, remedy = "this is a file", "Name the folder that it is in."
-        raise UsageError(Problem("base", uri, found, "a folder with a model's config and weights", remedy))
+        raise UsageError(Problem("base-unusable", uri, found, "a folder with a model's config and weights", remedy))
     return path
 
 

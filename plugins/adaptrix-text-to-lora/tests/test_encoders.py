@@ -40,10 +40,10 @@ def test_every_bad_prompt_is_told_at_once() -> None:
     with pytest.raises(adaptrix.RefusedError) as error:
         require_prompts(["Add.", *bad])  # type: ignore[list-item]
     assert [problem.code for problem in error.value.problems] == [
-        *["prompt-empty"] * 2,
-        *["prompt-control"] * 3,
-        "prompt-long",
-        "prompt-type",
+        *["prompt"] * 2,
+        *["prompt"] * 3,
+        "prompt",
+        "prompt",
     ]
     assert all(str(problem).isprintable() for problem in error.value.problems)
 

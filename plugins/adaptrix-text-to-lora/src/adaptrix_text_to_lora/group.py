@@ -28,7 +28,7 @@ def command() -> None:
 @command.command("train")
 @click.argument("config", type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, metavar="FOLDER", help="Where it goes.")
-@click.option("--force", is_flag=True, help="Begin anew, and replace what is there.")
+@click.option("--force", is_flag=True, help="Start over, and replace what is there.")
 @verbosity_options
 def train_command(config: Path, out: Path, force: bool, verbosity: Verbosity) -> int:
     """Train a hypernetwork as the YAML file CONFIG says.
@@ -108,7 +108,7 @@ def _show(found: EvaluationReport) -> None:
 
 @command.command("import")
 @click.argument("checkpoint", type=click.Path())
-@click.option("-o", "--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Write it anew into a folder.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Write it into another folder.")
 @click.option("--force", is_flag=True, help="Replace an existing output, never the source.")
 @verbosity_options
 def import_command(checkpoint: str, out: Path | None, force: bool, verbosity: Verbosity) -> int:

@@ -40,7 +40,7 @@ class ModelStates:
         folder, self.name = _folder(uri), uri
         self._pooling = pooling or _stated(folder, uri)
         if self._pooling not in get_args(Pooling):
-            raise UsageError(Problem("pooling", uri, repr(self._pooling)[:80], " or ".join(get_args(Pooling))))
+            raise UsageError(Problem("encoder", uri, repr(self._pooling)[:80], " or ".join(get_args(Pooling))))
         options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(folder, **options)
@@ -68,7 +68,7 @@ class ModelStates:
         count, rows = ids.shape[1], self._model.get_input_embeddings().weight.shape[0]
         if not 0 < count <= self._limit:
             found, expected = f"it has {count} tokens", f"1 to {self._limit}, which is what {self.name} reads"
-            raise refuse("prompt-long" if count else "prompt-empty", named(text), found, expected)
+            raise refuse("prompt", named(text), found, expected)
         if int(ids.max()) >= rows:
             raise refuse("vocabulary", self.name, f"its tokenizer gives token {int(ids.max())}", f"at most {rows - 1}")
         mask = torch.ones_like(ids)
@@ -93,7 +93,7 @@ def _stated(folder: Path, uri: str) -> Pooling:
     modes = [mode for key, mode in _MODES.items() if read_object(file, str(file)).get(key)] if file.is_file() else []
     if len(modes) != 1:
         found, remedy = f"no {_POOLING} says which states stand for a text", "Say --pooling cls, mean or last."
-        raise UsageError(Problem("pooling", uri, found, remedy=remedy))
+        raise UsageError(Problem("encoder", uri, found, remedy=remedy))
     return modes[0]
 
 

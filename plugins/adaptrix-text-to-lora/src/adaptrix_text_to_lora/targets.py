@@ -68,7 +68,7 @@ class Base:
         if not found.known:
             kind = config.get("model_type")
             remedy = "See `adaptrix architectures`; a family can be taught with `adaptrix architectures derive MODEL`."
-            raise RefusedError(Problem("unknown-family", uri, f"no architecture claims {kind!r}", remedy=remedy))
+            raise RefusedError(Problem("architecture-unknown", uri, f"no architecture claims {kind!r}", remedy=remedy))
         return cls(uri, found.architecture, found.dims, _plainest(pipeline.catalog.architectures))
 
     def places(self, names: Iterable[str]) -> tuple[TargetModule, ...]:
@@ -119,7 +119,7 @@ class Base:
         return None if expression is None else self.dims.get(expression)
 
     def _unsized(self, name: str) -> Problem:
-        return Problem("dims-unstated", f"{self.name} config.json", f"it does not say how large {name} is")
+        return Problem("base-config", f"{self.name} config.json", f"it does not say how large {name} is")
 
     def _with_rows(self, place: TargetModule) -> TargetModule:
         if place.part is None:
@@ -151,7 +151,7 @@ def require_fit(shape: Shape, base: Base, places: Sequence[TargetModule]) -> Non
         pairs += [(f"{module.name} out", module.out, here[module.name].out)]
     remedy = "The checkpoint was made for another base."
     if problems := [
-        Problem("other-base", f"checkpoint {what}", f"{ours}", f"{theirs}, as {base.name} has", remedy)
+        Problem("base-mismatch", f"checkpoint {what}", f"{ours}", f"{theirs}, as {base.name} has", remedy)
         for what, ours, theirs in pairs
         if ours != theirs
     ]:
@@ -167,9 +167,9 @@ def without_base(names: Sequence[str], architectures: Iterable[Architecture]) ->
     places = [place for name in names if (place := _by_path(name, plainest)) is not None]
     if len(places) == len(names):
         return tuple(places)
-    found = f"{_PLAINEST} has no modules called {', '.join(names)}, and nothing says whose they are"
+    found = f"{_PLAINEST} has no modules called {', '.join(names)}, and no base is named that has them"
     remedy = "Name the base with --base MODEL: only its config.json is read."
-    raise RefusedError(Problem("no-base", "base", found, remedy=remedy))
+    raise RefusedError(Problem("base-needed", "base", found, remedy=remedy))
 
 
 def _plainest(architectures: Iterable[Architecture]) -> Architecture:

@@ -206,7 +206,7 @@ def _inputs(tokens: Any, mask: Tensor | None, model: Any) -> dict[str, Tensor]:
     ids = given.get("input_ids")
     ids = torch.tensor(ids) if isinstance(ids, list) else ids
     if not isinstance(ids, Tensor) or ids.dim() not in (1, 2) or not ids.numel() or ids.is_floating_point():
-        raise UsageError(Problem("inputs", "tokens", "no tokens", "ids [rows, tokens], or what a tokenizer gives"))
+        raise UsageError(Problem("input", "tokens", "no tokens", "ids [rows, tokens], or what a tokenizer gives"))
     require_in_vocabulary(model, ids, "tokens")
     ids = ids.view(-1, ids.shape[-1]).to(model.device)
     mask = given.get("attention_mask") if mask is None else mask
@@ -217,9 +217,9 @@ def _require_way(experts: Mapping[str, Expert], classifier: Expert | None, token
     problems = []
     if classifier is None and tokenizer is None:
         remedy = "classifier=… of train_classifier, or tokenizer=… to ask the base itself"
-        problems.append(Problem("no-classifier", "experts", "nothing tells which one an input is for", remedy))
+        problems.append(Problem("classifier", "experts", "nothing decides which expert an input is for", remedy))
     problems += [
-        Problem("name", name, "the name is taken", "another name for the expert")
+        Problem("option", name, "the name is taken", "another name for the expert")
         for name in (OTHER, _CLASSIFIER)
         if name in experts
     ]

@@ -50,7 +50,7 @@ def of_model(model: nn.Module, layers: Collection[int] | None = None) -> Matrice
     require_plain(model)
     config, kind = getattr(model, "config", None), type(model).__name__
     if config is None or not hasattr(config, "to_dict"):
-        raise UsageError(Problem("no-config", kind, "the model has no config", "a transformers model"))
+        raise UsageError(Problem("model-unsupported", kind, "the model has no config", "a transformers model"))
     identity = _identity(config.to_dict(), Pipeline(), kind)
     modules = {one.name: one.module for one in reached(model, identity.architecture).values()}
     problems = [problem for name in _paths(modules, identity, layers) for problem in _faults(name, modules[name])]
@@ -92,7 +92,7 @@ def _identity(config: Mapping[str, Any], pipeline: Pipeline, where: str) -> Iden
     if not found.known:
         remedy = "See `adaptrix architectures`; a family can be taught with `adaptrix architectures derive MODEL`."
         kind = config.get("model_type")
-        raise refuse("unknown-family", where, f"no architecture claims {kind!r}", remedy=remedy)
+        raise refuse("architecture-unknown", where, f"no architecture claims {kind!r}", remedy=remedy)
     return found
 
 
@@ -106,7 +106,7 @@ def _matrices(
     found = tuple(_found(path, stored[path], identity.architecture) for path in _paths(stored, identity, layers))
     if layers is not None and (absent := set(layers) - {matrix.site.layer for matrix in found}):
         said = f"it has no MLP in layers {some(map(str, sorted(absent)))}"
-        raise UsageError(Problem("layers", where, said, "layers of the model"))
+        raise UsageError(Problem("option", where, said, "layers of the model"))
     if not found:
         raise _without(where, identity.architecture)
     return Matrices(base, identity, found)
@@ -145,7 +145,7 @@ def _without(where: str, architecture: Architecture) -> RefusedError:
     found = f"{architecture.family} has no MLP whose matrices are modules of their own"
     if stacked:
         found += f", only stacked experts ({some(stacked)})"
-    return refuse("no-mlp", where, found, f"modules of the roles {', '.join(ROLES)}")
+    return refuse("module-missing", where, found, f"modules of the roles {', '.join(ROLES)}")
 
 
 def _faults(name: str, module: nn.Module) -> Iterator[Problem]:
@@ -153,9 +153,11 @@ def _faults(name: str, module: nn.Module) -> Iterator[Problem]:
     weight = getattr(module, "weight", None)
     if not isinstance(weight, torch.Tensor) or weight.dim() != 2 or weight.dtype not in NAMES:
         kind = f"a {type(module).__name__}" + ("" if weight is None else f" in {weight.dtype}")
-        yield Problem("weight", name, kind, "a matrix of floating-point numbers", "Load the model unquantised.")
+        yield Problem("quantised", name, kind, "a matrix of floating-point numbers", "Load the model unquantised.")
     elif weight.is_meta:
-        yield Problem("meta", name, "it has no weights (meta device)", "a loaded model", "Load its weights first.")
+        yield Problem(
+            "weights-not-loaded", name, "it has no weights (meta device)", "a loaded model", "Load its weights first."
+        )
 
 
 def _reader(module: nn.Module) -> Callable[[], Stored]:
