@@ -75,7 +75,7 @@ bench-transformer2: $(STAMP)
 # What generated adapters are worth, on five seeds, in a quarter of an hour; seeds that have results are not run again.
 bench-text-to-lora: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/text_to_lora/run.py
-	$(BIN)/python benchmarks/text_to_lora/report.py --plot plugins/adaptrix-text-to-lora/evidence.png
+	$(BIN)/python benchmarks/text_to_lora/report.py --plot docs/assets/text-to-lora.png
 
 constraints:
 	sh .ci/constraints $(PYTHON)
