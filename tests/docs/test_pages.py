@@ -7,12 +7,12 @@ import warnings
 
 import pytest
 
-from tests.docs.pages import ROOT, WRITE, Run, blocks, checkout, environment, fits, pages
+from tests.docs.pages import GENERATED, ROOT, WRITE, Run, blocks, checkout, environment, fits, pages
 
 PAGES = pages()
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
-#: pages whose blocks are tested by tests of their own
-ELSEWHERE = {"docs/plugins.md": "tests/docs/test_plugin_tutorial.py", "docs/problems.md": "tests/test_problem_codes.py"}
+#: pages whose blocks run in a test of their own
+ELSEWHERE = {"docs/plugins.md": "tests/docs/test_plugin_tutorial.py"}
 
 
 def runnable(page):
@@ -31,9 +31,7 @@ def run(tmp_path, monkeypatch):
     return lambda text: Run(text, folder, env)
 
 
-@pytest.mark.parametrize(
-    "page", [page for page, name in zip(PAGES, NAMES, strict=True) if name not in ELSEWHERE], ids=str
-)
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_every_block_is_run_or_says_why_not(page):
     text = page.read_text("utf-8")
     found = list(blocks(text))
@@ -75,10 +73,6 @@ def test_targets_and_files_that_are_mentioned_exist(page):
     for link in re.findall(r"\]\(((?!https?:|#)[^)]+)\)", text):
         path = (page.parent / link.partition("#")[0]).resolve()
         assert path.exists() or path.relative_to(ROOT).as_posix() in GENERATED, link
-
-
-#: pages that are made when the site is built
-GENERATED: set[str] = set()
 
 
 def test_the_readme_can_be_read_in_a_sitting():
