@@ -5,7 +5,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 
-.PHONY: demo test test-numeric test-slow test-quantised lint wheel bench bench-text-to-lora bench-transformer2 constraints clean
+# What builds the documentation, in the same environment: it imports the commands to describe them.
+DOCS := $(VENV)/.installed-docs
+
+.PHONY: demo test test-numeric test-slow test-quantised lint docs wheel bench bench-text-to-lora bench-transformer2
+.PHONY: constraints clean
 .DELETE_ON_ERROR:
 
 # Plugins are installed like anyone's, from their own pyproject.
@@ -13,6 +17,10 @@ $(STAMP): pyproject.toml constraints.txt $(wildcard plugins/*/pyproject.toml)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install -q -c constraints.txt --group dev $(foreach plugin,$(PLUGINS),-e $(plugin)) -e .
+	touch $@
+
+$(DOCS): $(STAMP)
+	$(BIN)/python -m pip install -q -c constraints.txt --group docs
 	touch $@
 
 demo: $(STAMP)
@@ -39,6 +47,10 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The site, in dist/docs. Every warning is an error.
+docs: $(DOCS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build -q
+
 # The wheel, in a bare venv without torch, outside the repository.
 wheel: $(STAMP)
 	PYTHON="$(PYTHON)" BUILD="$(abspath $(BIN))/python" sh .ci/wheel
@@ -63,7 +75,7 @@ bench-transformer2: $(STAMP)
 # What generated adapters are worth, on five seeds, in a quarter of an hour; seeds that have results are not run again.
 bench-text-to-lora: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/text_to_lora/run.py
-	$(BIN)/python benchmarks/text_to_lora/report.py --plot plugins/adaptrix-text-to-lora/evidence.png
+	$(BIN)/python benchmarks/text_to_lora/report.py --plot docs/assets/text-to-lora.png
 
 constraints:
 	sh .ci/constraints $(PYTHON)

@@ -2,7 +2,7 @@
 
 Tensors: ``<site>.lora_A`` and so on as the source had them, ``plan.<site>.…`` for deltas that the plan
 put in their place, ``extras.<key>`` for what is no delta. The metadata key ``adaptrix`` holds the
-manifest; the README describes it. Nothing in it depends on when or where it was written, so equal
+manifest; docs/concepts/injection-file.md describes it. Nothing in it depends on when or where it was written, so equal
 input gives equal bytes.
 """
 

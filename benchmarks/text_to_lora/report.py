@@ -1,6 +1,6 @@
 """The table and the plot of what the seeds found.
 
-python benchmarks/text_to_lora/report.py [--plot plugins/adaptrix-text-to-lora/evidence.png]
+python benchmarks/text_to_lora/report.py [--plot docs/assets/text-to-lora.png]
 """
 
 from __future__ import annotations

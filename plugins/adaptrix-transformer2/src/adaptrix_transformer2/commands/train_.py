@@ -40,7 +40,7 @@ def command(config: Path, force: bool, verbosity: Verbosity) -> int:
       reward: number             # exact, contains, number
       steps: 200
 
-    Stopped, and called again, it goes on where it was. The README lists every key.
+    Stopped, and called again, it goes on where it was. docs/guides/transformer2.md lists every key.
     """
     from adaptrix_transformer2.config import read_config
     from adaptrix_transformer2.experts import save
