@@ -34,6 +34,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/lint-imports --config plugins/imports.toml
 
 # The wheel, in a bare venv without torch, outside the repository.
 wheel: $(STAMP)

@@ -75,7 +75,7 @@ class BaseModel:
     model: Callable[[], AbstractContextManager[Any]]
 
 
-def stored(uri: str, pipeline: Pipeline, where: Placement, tokenizer: Any = None) -> BaseModel:
+def base_model_at(uri: str, pipeline: Pipeline, where: Placement, tokenizer: Any = None) -> BaseModel:
     """A base on this disk or on the Hub. Raises :class:`AdaptrixError` where it has no config."""
     fetched = cache(lambda: fetch_base(uri, pipeline))
     return BaseModel(
@@ -86,7 +86,7 @@ def stored(uri: str, pipeline: Pipeline, where: Placement, tokenizer: Any = None
     )
 
 
-def given(model: nn.Module, tokenizer: Any = None) -> BaseModel:
+def base_model_of(model: nn.Module, tokenizer: Any = None) -> BaseModel:
     """A model that is there already. Raises :class:`RefusedError` for one that another library has changed,
     :class:`UsageError` for one of no config."""
     require_plain(model)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from adaptrix.architecture import Architecture
-from adaptrix.architecture.registry import builtin_folder, read_folder
+from adaptrix.architecture.registry import builtin_folder, read_architectures
 from adaptrix.formats import injection, injection_read, peft_config, peft_read, peft_write
 from adaptrix.plugins.hookspecs import hookimpl
 from adaptrix.records import Format, Source
@@ -15,7 +15,7 @@ from adaptrix.sources import hub, local
 @hookimpl
 def adaptrix_architectures() -> Iterator[Architecture]:
     """The families in ``registry/``."""
-    return read_folder(builtin_folder())
+    return read_architectures(builtin_folder())
 
 
 @hookimpl

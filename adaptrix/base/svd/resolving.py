@@ -53,7 +53,7 @@ def within(delta: Spectral, own: Decomposition, where: str) -> Spectral:
     return replace(delta, U=own.U, Vt=own.Vt)
 
 
-def spectral(
+def spectral_delta(
     z: NDArray[np.floating], weight: Tensor, cache: SvdCache, *, turned: bool = False, where: str = "weight"
 ) -> Spectral:
     """The delta that ``z`` ``[k]`` is on a weight as its module stores it, with its U and V."""

@@ -10,10 +10,8 @@ from typing import Any
 
 import torch
 
-from adaptrix.adapter import Adapter, Provenance, Target
-from adaptrix.delta import LowRank, fuse
-from adaptrix.errors import Problem, refuse
-from adaptrix.tensor import Tensor
+from adaptrix import Adapter, LowRank, Problem, Provenance, Target, Tensor
+from adaptrix.extend import fuse, refuse
 from adaptrix_text_to_lora.prompts import adapter_name
 from adaptrix_text_to_lora.targets import TargetModule
 

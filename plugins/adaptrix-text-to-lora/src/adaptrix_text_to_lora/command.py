@@ -9,21 +9,22 @@ from typing import Any
 
 import click
 
-from adaptrix.cli.common import (
+from adaptrix import AdaptrixError, Problem, UsageError
+from adaptrix.extend import (
+    Conversion,
+    Options,
+    Pipeline,
     Verbosity,
+    amount,
     bars,
     clean,
     output_options,
     print_json,
+    require_folder,
     show_problems,
     verbosity_options,
     working,
 )
-from adaptrix.destination import require_folder
-from adaptrix.errors import AdaptrixError, Problem, UsageError
-from adaptrix.options import Options
-from adaptrix.pipeline import Conversion, Pipeline
-from adaptrix.wording import amount
 from adaptrix_text_to_lora.prompts import read_prompts, require_prompts
 
 _CHECKPOINT = "A trained hypernetwork: hypermod.pt, or its folder.  [default: text-to-lora in the base's folder]"

@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from adaptrix.errors import refuse
+from adaptrix.extend import refuse
 
 #: which states of a model stand for a text: its last token's, its first one's, or the mean of all
 Pooling = Literal["last", "cls", "mean"]

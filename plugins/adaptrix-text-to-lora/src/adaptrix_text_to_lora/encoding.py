@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from adaptrix.errors import Problem, RefusedError, UsageError
+from adaptrix import Problem, RefusedError, UsageError
 from adaptrix_text_to_lora.encoders import Encoder, HashedNgrams, Pooling
 
 

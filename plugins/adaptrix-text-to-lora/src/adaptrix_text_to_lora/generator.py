@@ -9,9 +9,8 @@ from os import PathLike, fspath
 
 import torch
 
-from adaptrix.adapter import Adapter
-from adaptrix.errors import Problem
-from adaptrix.pipeline import Pipeline
+from adaptrix import Adapter, Problem
+from adaptrix.extend import Pipeline
 from adaptrix_text_to_lora.adapters import Origin
 from adaptrix_text_to_lora.checkpoint import Checkpoint, own_checkpoint, read_checkpoint
 from adaptrix_text_to_lora.encoders import Encoder, Pooling, require_width, scaled

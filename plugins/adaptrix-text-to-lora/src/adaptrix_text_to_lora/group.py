@@ -9,7 +9,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from adaptrix.cli.common import Verbosity, bars, clean, print_json, verbosity_options, whole_base_option
+from adaptrix.extend import Verbosity, bars, clean, print_json, verbosity_options, whole_base_option
 from adaptrix_text_to_lora.command import ENCODER
 
 if TYPE_CHECKING:

@@ -15,9 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from adaptrix.adapter import Adapter, Target
-from adaptrix.errors import Problem, RefusedError, UsageError
-from adaptrix.pipeline import Pipeline
+from adaptrix import Adapter, Problem, RefusedError, Target, UsageError
+from adaptrix.extend import Pipeline
 from adaptrix_text_to_lora.encoders import Encoder
 from adaptrix_text_to_lora.generator import TextToLoRA
 from adaptrix_text_to_lora.hypernetwork import Hypernetwork

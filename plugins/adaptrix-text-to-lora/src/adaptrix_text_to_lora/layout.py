@@ -7,9 +7,8 @@ from collections.abc import Iterator, Mapping
 
 from torch import nn
 
-from adaptrix.errors import Problem, RefusedError
-from adaptrix.tensor import Tensor
-from adaptrix.wording import some
+from adaptrix import Problem, RefusedError, Tensor
+from adaptrix.extend import some
 from adaptrix_text_to_lora.settings import Settings
 from adaptrix_text_to_lora.shape import Module, Output, Shape, Variant
 

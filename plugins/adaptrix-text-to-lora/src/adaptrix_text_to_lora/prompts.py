@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
 
-from adaptrix.errors import Problem, RefusedError, UsageError
+from adaptrix import Problem, RefusedError, UsageError
 
 #: an encoder's own limit is far below; this one keeps a file given by mistake from being tokenised
 MAX_CHARACTERS = 32_768

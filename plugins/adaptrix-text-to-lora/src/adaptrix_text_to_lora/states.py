@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -11,15 +10,11 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
-from adaptrix.base.checkpoint import CARRIED
-from adaptrix.base.file_kinds import INDEX, SINGLE
-from adaptrix.errors import Problem, UsageError, refuse
-from adaptrix.json_file import read_object
-from adaptrix.sources import hub, local
+from adaptrix import Problem, UsageError
+from adaptrix.extend import json_file, model_folder, refuse
 from adaptrix_text_to_lora.encoders import Pooling
 from adaptrix_text_to_lora.prompts import named
 
-_WEIGHTS = (SINGLE, INDEX, "model-*-of-*.safetensors")
 _POOLING = "1_Pooling/config.json"  # where sentence-transformers keeps it
 _MODES: Mapping[str, Pooling] = {
     "pooling_mode_cls_token": "cls",
@@ -37,7 +32,7 @@ class ModelStates:
     """
 
     def __init__(self, uri: str, pooling: Pooling | None = None) -> None:
-        folder, self.name = _folder(uri), uri
+        folder, self.name = model_folder(uri, "encoder"), uri
         self._pooling = pooling or _stated(folder, uri)
         if self._pooling not in get_args(Pooling):
             raise UsageError(Problem("pooling", uri, repr(self._pooling)[:80], " or ".join(get_args(Pooling))))
@@ -76,21 +71,14 @@ class ModelStates:
         return states.mean(0) if self._pooling == "mean" else states[-1 if self._pooling == "last" else 0]
 
 
-def _folder(uri: str) -> Path:
-    """The model's files. Raises :class:`AdaptrixError` for a name that is none, or out of reach."""
-    if not local.claims(uri):
-        return hub.folder(uri, (*_WEIGHTS, *CARRIED))[0]
-    path = Path(os.path.expanduser(uri))
-    if not path.is_dir():
-        found = "this is a file" if path.exists() else "there is no such folder"
-        raise UsageError(Problem("encoder", uri, found, "a folder with a model, its weights and its tokenizer"))
-    return path
-
-
 def _stated(folder: Path, uri: str) -> Pooling:
     """The pooling that sentence-transformers' own file states. Raises :class:`UsageError` where there is none."""
     file = folder / _POOLING
-    modes = [mode for key, mode in _MODES.items() if read_object(file, str(file)).get(key)] if file.is_file() else []
+    modes = (
+        [mode for key, mode in _MODES.items() if json_file.read_object(file, str(file)).get(key)]
+        if file.is_file()
+        else []
+    )
     if len(modes) != 1:
         found, remedy = f"no {_POOLING} says which states stand for a text", "Say --pooling cls, mean or last."
         raise UsageError(Problem("pooling", uri, found, remedy=remedy))

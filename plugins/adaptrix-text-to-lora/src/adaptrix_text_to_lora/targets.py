@@ -12,13 +12,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from adaptrix.adapter import Adapter, Provenance
-from adaptrix.architecture import Architecture, Role
-from adaptrix.architecture.dims import Dims
-from adaptrix.architecture.layout import RowIndex, role_rows
-from adaptrix.binding.identify import by_config
-from adaptrix.errors import Problem, RefusedError, errors_in
-from adaptrix.pipeline import Pipeline
+from adaptrix import Architecture, Problem, RefusedError
+from adaptrix.extend import Dims, Pipeline, Role, RowIndex, family_of, role_rows
 from adaptrix_text_to_lora.shape import Module, Shape, Variant
 
 DEFAULT = ("q", "v")
@@ -61,14 +56,7 @@ class Base:
 
     @classmethod
     def _of_config(cls, uri: str, config: Mapping[str, Any], pipeline: Pipeline) -> Base:
-        nothing = Adapter(uri, {}, {}, Provenance(uri, "text-to-lora"))
-        found = by_config(config, pipeline.catalog.architectures, nothing, f"{uri} config.json")
-        if problems := errors_in(found.problems):
-            raise RefusedError(problems)
-        if not found.known:
-            kind = config.get("model_type")
-            remedy = "See `adaptrix architectures`; a family can be taught with `adaptrix architectures derive MODEL`."
-            raise RefusedError(Problem("unknown-family", uri, f"no architecture claims {kind!r}", remedy=remedy))
+        found = family_of(config, pipeline.catalog.architectures, uri)
         return cls(uri, found.architecture, found.dims, _plainest(pipeline.catalog.architectures))
 
     def places(self, names: Iterable[str]) -> tuple[TargetModule, ...]:

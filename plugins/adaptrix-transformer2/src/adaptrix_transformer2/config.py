@@ -8,8 +8,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
-from adaptrix.errors import Problem, UsageError, refuse
-from adaptrix.yaml_file import read_mapping
+from adaptrix import Problem, UsageError
+from adaptrix.extend import refuse, yaml_file
 from adaptrix_transformer2.texts import REWARDS
 from adaptrix_transformer2.train.settings import Policy, TrainingSettings, senseless
 
@@ -86,7 +86,7 @@ def _mapping(path: Path) -> dict[str, Any]:
     if not path.is_file():
         found = "this is a folder" if path.is_dir() else "there is no such file"
         raise UsageError(Problem("config", str(path), found, expected))
-    value = read_mapping(path, expected, "config")
+    value = yaml_file.read_mapping(path, expected, "config")
     if not all(isinstance(key, str) for key in value):
         raise refuse("config", path, "it has keys that are no text", expected)
     return {str(key): one for key, one in value.items() if one is not None}

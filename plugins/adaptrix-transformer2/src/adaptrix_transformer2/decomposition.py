@@ -9,12 +9,8 @@ from types import MappingProxyType
 import numpy as np
 from torch import nn
 
-from adaptrix.base.svd import SvdCache, spectral
-from adaptrix.binding.identify import Identity
-from adaptrix.delta import Spectral
-from adaptrix.errors import Problem, RefusedError, refuse
-from adaptrix.pipeline import Pipeline
-from adaptrix.progress import Counted, uncounted
+from adaptrix import Problem, RefusedError, Spectral
+from adaptrix.extend import Counted, Identity, Pipeline, SvdCache, refuse, spectral_delta, uncounted
 from adaptrix_transformer2.matrices import Matrices, Matrix, of_base, of_model
 
 
@@ -72,7 +68,7 @@ def _decomposed(matrices: Matrices, cache: SvdCache | None, display: Counted) ->
 def _spectral(matrix: Matrix, cache: SvdCache) -> Spectral:
     weight = matrix.stored()
     ones = np.ones(min(weight.shape, default=0), dtype=np.float32)
-    found = spectral(ones, weight, cache, turned=matrix.transposed, where=matrix.path)
+    found = spectral_delta(ones, weight, cache, turned=matrix.transposed, where=matrix.path)
     if not found.S.float32().any():
         raise refuse("degenerate", matrix.path, "a weight of zeros, which no z changes", "a trained weight")
     return found

@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import adaptrix
-from adaptrix.adapter import Adapter
-from adaptrix.base.model import require_in_vocabulary
-from adaptrix.errors import Problem, UsageError
+from adaptrix import Adapter, Problem, UsageError
+from adaptrix.extend import require_in_vocabulary
 from adaptrix_transformer2.decomposition import Decomposition, decomposed
 from adaptrix_transformer2.dispatch import OTHER, Question, TwoPasses, mixture, question, question_of
 from adaptrix_transformer2.experts import expert, untrained, z_of_expert

@@ -21,13 +21,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from adaptrix.adapter import Adapter
-from adaptrix.delta import Spectral
-from adaptrix.errors import Problem, RefusedError, UsageError, refuse
-from adaptrix.formats import torch_file
-from adaptrix.records import Bundle
-from adaptrix.tensor import FLOATS, Tensor
-from adaptrix.wording import some
+from adaptrix import Adapter, Bundle, Problem, RefusedError, Spectral, Tensor, UsageError
+from adaptrix.extend import FLOATS, refuse, some, torch_file
 from adaptrix_transformer2.decomposition import Decomposition
 from adaptrix_transformer2.experts import expert
 from adaptrix_transformer2.parametrisation import norm_kept

@@ -9,7 +9,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from adaptrix.errors import Problem, RefusedError, UsageError, refuse
+from adaptrix import Problem, RefusedError, UsageError
+from adaptrix.extend import refuse
 from adaptrix_transformer2.train.answers import Tokens
 from adaptrix_transformer2.train.examples import Example
 from adaptrix_transformer2.train.policy_gradient import Reward

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from adaptrix.errors import Problem, RefusedError
+from adaptrix import Problem, RefusedError
 from adaptrix_text_to_lora.encoders import Encoder
 from adaptrix_text_to_lora.skills.classifier import Scaling, regression
 from adaptrix_text_to_lora.skills.features import counted, embedded

@@ -10,8 +10,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, get_args
 
-from adaptrix.errors import Problem, UsageError
-from adaptrix.yaml_file import read_mapping
+from adaptrix import Problem, UsageError
+from adaptrix.extend import yaml_file
 from adaptrix_text_to_lora.encoders import Pooling
 from adaptrix_text_to_lora.shape import Variant
 from adaptrix_text_to_lora.targets import DEFAULT
@@ -83,7 +83,7 @@ class Config:
 
 def read_config(path: Path) -> Config:
     """The config in a file. Raises :class:`AdaptrixError` with everything that is wrong with it."""
-    given = read_mapping(path, "the settings of a training run", "config")
+    given = yaml_file.read_mapping(path, "the settings of a training run", "config")
     problems = [*_strange(given, path), *_bad(given, path), *_torn(given, path)]
     if problems:
         raise UsageError(problems)

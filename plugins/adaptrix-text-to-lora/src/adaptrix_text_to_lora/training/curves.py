@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptrix import atomic
+from adaptrix.extend import atomic
 
 TABLE, DRAWING = "curve.csv", "curve.png"
 _SMOOTH = 50  # points of the drawn mean
@@ -24,9 +24,9 @@ def write_curve(folder: Path, curve: Tensor) -> None:
     with atomic.output(folder / TABLE, force=True) as work:
         work.write_text("\n".join(lines) + "\n")
     if find_spec("matplotlib") is not None:
-        from adaptrix.cli.plot import save
+        from adaptrix.extend import save_figure
 
-        save(lambda: _figure(curve), folder / DRAWING, force=True)
+        save_figure(lambda: _figure(curve), folder / DRAWING, force=True)
 
 
 def _figure(curve: Tensor) -> Any:

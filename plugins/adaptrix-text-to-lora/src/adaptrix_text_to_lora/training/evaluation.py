@@ -8,8 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from adaptrix.base import model as base_model
-from adaptrix.pipeline import Pipeline
+from adaptrix.extend import Pipeline, base_model_at, placement
 from adaptrix_text_to_lora.checkpoint import read_checkpoint
 from adaptrix_text_to_lora.encoders import Pooling, require_width
 from adaptrix_text_to_lora.encoding import named_encoder
@@ -49,7 +48,7 @@ def judge(
 ) -> EvaluationReport:
     """Scores a checkpoint on a JSONL file of tasks. Raises :class:`AdaptrixError` with all that is wrong."""
     texts, read = read_tasks(path), read_checkpoint(checkpoint)
-    ground = base_model.stored(base, Pipeline(), base_model.placement(device, dtype))
+    ground = base_model_at(base, Pipeline(), placement(device, dtype))
     network, settings = read.hypernetwork, read.settings
     named = named_encoder(encoder or settings.encoder or "base", network.shape.embedding, base, pooling, checkpoint)
     require_width(named.width, network.shape.embedding, named.name)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adaptrix.errors import Problem, RefusedError, UsageError
+from adaptrix import Problem, RefusedError, UsageError
 from adaptrix_text_to_lora.prompts import formatted, problem_of
 
 _MAX_FILE = 1 << 30

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adaptrix.destination import require_apart
+from adaptrix.extend import require_apart
 from adaptrix_text_to_lora.checkpoint import Checkpoint, read_checkpoint, source_files
 from adaptrix_text_to_lora.training.published import CheckpointRecord, write_checkpoint
 

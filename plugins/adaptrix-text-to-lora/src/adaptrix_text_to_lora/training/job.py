@@ -14,13 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adaptrix import atomic
-from adaptrix.base import model as base_model
-from adaptrix.binding.bind import BoundAdapter
-from adaptrix.destination import require_apart
-from adaptrix.errors import Problem, RefusedError, UsageError, errors_in
-from adaptrix.pipeline import Pipeline
-from adaptrix.progress import Counted
+from adaptrix import BoundAdapter, Problem, RefusedError, UsageError
+from adaptrix.extend import Counted, Pipeline, atomic, base_model_at, errors_in, placement, require_apart
 from adaptrix_text_to_lora.checkpoint import NAME, read_checkpoint, source_files
 from adaptrix_text_to_lora.encoders import Encoder, require_width, scaled
 from adaptrix_text_to_lora.encoding import embedded, named_encoder
@@ -147,7 +142,7 @@ def _job(config: Config) -> AbstractContextManager[Job]:
 def _fine_tuning(config: Config) -> Iterator[Job]:
     assert config.tasks is not None
     texts, pipeline = read_tasks(config.tasks), Pipeline()
-    ground = base_model.stored(config.base, pipeline, base_model.placement(config.device, config.dtype))
+    ground = base_model_at(config.base, pipeline, placement(config.device, config.dtype))
     hypernetwork, card, encoder, _ = _made(config, pipeline, "added")
     tasks = prepared(texts, ground.tokenizer(), encoder, config.length)
     with ground.model() as model:
@@ -170,7 +165,7 @@ def _reconstruction(config: Config) -> Iterator[Job]:
     shape = hypernetwork.shape
     library = Library.of_adapters(vectors, bound, places, shape, card.scale(shape.rank))
     recipe = config.recipe(RECONSTRUCTION)
-    hypernetwork.to(base_model.placement(config.device, None).device)
+    hypernetwork.to(placement(config.device, None).device)
     run = partial(reconstruct, hypernetwork, library, recipe, loss=config.loss)
     files = [digest for one in bound for digest in one.adapter.provenance.files.values()]
     yield Job(hypernetwork, card, run, _key(config, [config.library], [hypernetwork], files))

@@ -9,10 +9,8 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from adaptrix.architecture import Site
-from adaptrix.binding.bind import BoundAdapter
-from adaptrix.delta import Delta, LowRank
-from adaptrix.errors import Problem, RefusedError, errors_in, refuse
+from adaptrix import BoundAdapter, Delta, LowRank, Problem, RefusedError, Site
+from adaptrix.extend import errors_in, refuse
 from adaptrix_text_to_lora.hypernetwork import Factors
 from adaptrix_text_to_lora.shape import Shape
 from adaptrix_text_to_lora.targets import TargetModule

@@ -14,7 +14,7 @@ from math import isfinite
 import torch
 from torch import Tensor, nn
 
-from adaptrix.errors import refuse
+from adaptrix.extend import refuse
 
 
 @dataclass(frozen=True, slots=True)

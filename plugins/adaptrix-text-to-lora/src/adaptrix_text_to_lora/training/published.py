@@ -19,7 +19,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from adaptrix import atomic
+from adaptrix.extend import atomic
 from adaptrix_text_to_lora.checkpoint import ARGS, CONFIG, NAME
 from adaptrix_text_to_lora.hypernetwork import Hypernetwork
 from adaptrix_text_to_lora.shape import Shape

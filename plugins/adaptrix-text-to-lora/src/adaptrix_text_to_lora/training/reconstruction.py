@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from adaptrix.errors import refuse
+from adaptrix.extend import refuse
 from adaptrix_text_to_lora.hypernetwork import Factors, Hypernetwork
 from adaptrix_text_to_lora.training.library import Library
 from adaptrix_text_to_lora.training.loop import QUIET, Recipe, State, Watch, run

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adaptrix.errors import refuse
+from adaptrix.extend import refuse
 
 #: the label of a token that is not to be learned
 IGNORED = -100

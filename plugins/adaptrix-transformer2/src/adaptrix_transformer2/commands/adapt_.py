@@ -8,23 +8,23 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adaptrix.cli.common import (
+from adaptrix.extend import (
+    Options,
+    Pipeline,
     Verbosity,
     bars,
     clean,
     offering,
     print_json,
+    require_options,
     show_problems,
     verbosity_options,
     whole_base_option,
 )
-from adaptrix.destination import destination
-from adaptrix.options import Options, require_options
-from adaptrix.pipeline import Pipeline
 from adaptrix_transformer2.commands.evaluate_ import named
 
 if TYPE_CHECKING:
-    from adaptrix.adapter import Adapter
+    from adaptrix import Adapter
     from adaptrix_transformer2.decomposition import Decomposition
     from adaptrix_transformer2.dispatch import Search, SearchResult
 
@@ -82,8 +82,7 @@ def command(
     options, pipeline = Options(name=name, force=force), Pipeline()
     require_options(options)
     pipeline.prepare(out, options)
-    path = destination(out, name, next(form for form in pipeline.catalog.formats if form.name == "injection"))
-    assert path is not None  # there is a name
+    path = pipeline.output_path(name, out)
     on, where = (examples, chat, each), (device, dtype)
     found, mixed, parts = _adapted(named(experts), base, on, how, where, pipeline, verbosity)
     save(replace(mixed, name=name), parts, path, force=force)
@@ -103,14 +102,14 @@ def _adapted(
 ) -> tuple[SearchResult, Adapter, Decomposition]:
     """What the search found, and the mixture of it."""
     import adaptrix
-    from adaptrix.base.model import placement, stored
+    from adaptrix.extend import base_model_at, placement
     from adaptrix_transformer2 import decomposed, untrained
     from adaptrix_transformer2.dispatch import adapt, mixture
     from adaptrix_transformer2.texts import read_examples
 
     examples, chat, each = on
     loaded = {name: adaptrix.load(uri) for name, uri in experts.items()}
-    ground = stored(base, pipeline, placement(*where))
+    ground = base_model_at(base, pipeline, placement(*where))
     shots = read_examples(examples, ground.tokenizer(), chat=chat)
     with ground.model() as model:
         parts = replace(decomposed(model, display=bars(verbosity)), base=base)

@@ -8,7 +8,9 @@ from typing import Any
 
 import click
 
-from adaptrix.cli.common import (
+from adaptrix import Problem, UsageError
+from adaptrix.extend import (
+    Pipeline,
     Verbosity,
     bars,
     clean,
@@ -18,8 +20,6 @@ from adaptrix.cli.common import (
     verbosity_options,
     whole_base_option,
 )
-from adaptrix.errors import Problem, UsageError
-from adaptrix.pipeline import Pipeline
 
 _REWARD = "What makes an answer right: exact, contains or number. [default: exact]"
 
@@ -88,13 +88,13 @@ def _measured(
     verbosity: Verbosity,
 ) -> list[dict[str, Any]]:
     import adaptrix
-    from adaptrix.base.model import placement, stored
+    from adaptrix.extend import base_model_at, placement
     from adaptrix_transformer2.texts import read_examples, reward_on_text
     from adaptrix_transformer2.train import mean_loss, mean_reward
     from adaptrix_transformer2.train.setup import require_ground
 
     file, reward, longest, chat = how
-    ground = stored(base, pipeline, placement(*where))
+    ground = base_model_at(base, pipeline, placement(*where))
     tokenizer = ground.tokenizer()
     examples = read_examples(file, tokenizer, chat=chat)
     judge, rows = reward_on_text(reward, tokenizer), list[dict[str, Any]]()

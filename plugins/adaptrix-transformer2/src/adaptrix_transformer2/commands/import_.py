@@ -7,9 +7,18 @@ from typing import Any
 
 import click
 
-from adaptrix.cli.common import Verbosity, bars, clean, print_json, show_problems, verbosity_options, whole_base_option
-from adaptrix.options import Options, require_options
-from adaptrix.pipeline import Pipeline
+from adaptrix.extend import (
+    Options,
+    Pipeline,
+    Verbosity,
+    bars,
+    clean,
+    print_json,
+    require_options,
+    show_problems,
+    verbosity_options,
+    whole_base_option,
+)
 from adaptrix_transformer2.commands.outputs import require_no_source
 
 _DECOMPOSED = "The *_decomposed_params.pt that they were trained with; what the base's own makes of them is measured."

@@ -10,11 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adaptrix import atomic
-from adaptrix.cli.common import Verbosity, bars, clean, print_json, show_problems, verbosity_options
-from adaptrix.errors import Problem
-from adaptrix.options import Options, require_options
-from adaptrix.pipeline import Pipeline
+from adaptrix import Problem
+from adaptrix.extend import (
+    Options,
+    Pipeline,
+    Verbosity,
+    atomic,
+    bars,
+    clean,
+    print_json,
+    require_options,
+    show_problems,
+    verbosity_options,
+)
 from adaptrix_transformer2.commands.outputs import require_no_source, require_other
 
 if TYPE_CHECKING:
@@ -66,12 +74,12 @@ def command(config: Path, force: bool, verbosity: Verbosity) -> int:
 
 
 def _trained(wanted: Config, pipeline: Pipeline, state: Path, verbosity: Verbosity) -> tuple[Trained, Decomposition]:
-    from adaptrix.base.model import placement, stored
+    from adaptrix.extend import base_model_at, placement
     from adaptrix_transformer2.decomposition import decomposed
     from adaptrix_transformer2.texts import read_examples, reward_on_text
     from adaptrix_transformer2.train import reinforce, sft
 
-    ground = stored(wanted.base, pipeline, placement(wanted.device, wanted.dtype))
+    ground = base_model_at(wanted.base, pipeline, placement(wanted.device, wanted.dtype))
     tokenizer, display = ground.tokenizer(), bars(verbosity)
     examples = read_examples(wanted.examples, tokenizer, chat=wanted.chat)
     held = [] if wanted.validation is None else read_examples(wanted.validation, tokenizer, chat=wanted.chat)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from adaptrix.extend import renamed_names
 from adaptrix_transformer2.dispatch.classifier import OTHER, Question, question, question_of, train_classifier
 from adaptrix_transformer2.dispatch.few_shot import adapt, score_on
 from adaptrix_transformer2.dispatch.mixtures import mixture
@@ -24,3 +25,5 @@ __all__ = [
     "search",
     "train_classifier",
 ]
+
+__getattr__ = renamed_names(__name__, {"Found": "SearchResult"})

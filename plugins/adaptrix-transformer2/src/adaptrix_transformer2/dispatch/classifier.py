@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from adaptrix.adapter import Adapter
-from adaptrix.errors import Problem, RefusedError, UsageError, refuse
+from adaptrix import Adapter, Problem, RefusedError, UsageError
+from adaptrix.extend import refuse
 from adaptrix_transformer2.decomposition import Decomposition, decomposed
 from adaptrix_transformer2.train.answers import Tokens
 from adaptrix_transformer2.train.examples import Example

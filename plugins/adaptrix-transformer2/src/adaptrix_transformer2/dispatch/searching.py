@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from adaptrix.errors import Problem, UsageError
+from adaptrix import Problem, UsageError
 
 Weights = NDArray[np.float64]
 Method = Literal["cem", "random"]

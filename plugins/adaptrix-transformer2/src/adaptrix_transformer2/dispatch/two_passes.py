@@ -14,9 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptrix.errors import Problem, RefusedError, UsageError
-from adaptrix.runtime.cache import AdapterCache
-from adaptrix.runtime.session import Session
+from adaptrix import AdapterCache, Problem, RefusedError, Session, UsageError
 from adaptrix_transformer2.dispatch.classifier import OTHER, Question, require_known
 from adaptrix_transformer2.train.answers import Tokens
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adaptrix.errors import Problem, RefusedError
+from adaptrix import Problem, RefusedError
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adaptrix.errors import refuse
-from adaptrix.progress import Counted, uncounted
+from adaptrix.extend import Counted, refuse, uncounted
 from adaptrix_transformer2.decomposition import Decomposition, decomposed
 from adaptrix_transformer2.train.answers import Tokens, answers, chosen, log_probabilities
 from adaptrix_transformer2.train.examples import Example, rows_of

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adaptrix.errors import RefusedError, refuse
-from adaptrix.progress import Counted
+from adaptrix import RefusedError
+from adaptrix.extend import Counted, refuse
 from adaptrix_transformer2.train.run_state import RunState
 from adaptrix_transformer2.train.settings import TrainingSettings
 from adaptrix_transformer2.train.trainable import TrainableExpert

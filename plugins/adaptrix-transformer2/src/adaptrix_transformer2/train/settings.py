@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from adaptrix.errors import Problem, UsageError
+from adaptrix import Problem, UsageError
 from adaptrix_transformer2.parametrisation import KINDS, Kind
 
 _LARGEST = 1e30  # of a number: an optimiser's sums of larger ones are none in fp32

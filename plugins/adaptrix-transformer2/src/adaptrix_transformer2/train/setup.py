@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 
-from adaptrix.adapter import Adapter
-from adaptrix.base.model import context_of, require_causal, require_in_vocabulary
-from adaptrix.errors import refuse
+from adaptrix import Adapter
+from adaptrix.extend import context_of, refuse, require_causal, require_in_vocabulary
 from adaptrix_transformer2.decomposition import Decomposition
 from adaptrix_transformer2.experts import expert
 from adaptrix_transformer2.train.examples import Example, require_examples

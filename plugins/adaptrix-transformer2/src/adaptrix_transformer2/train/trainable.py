@@ -12,9 +12,8 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
-from adaptrix.attaching import attach
-from adaptrix.runtime.session import Session
-from adaptrix.torch_tensor import as_torch
+from adaptrix import Session, attach
+from adaptrix.extend import as_torch
 from adaptrix_transformer2.decomposition import Decomposition
 from adaptrix_transformer2.experts import untrained
 from adaptrix_transformer2.parametrisation import Kind, start, z_of
