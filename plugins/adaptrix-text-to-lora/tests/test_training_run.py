@@ -27,11 +27,8 @@ from adaptrix_text_to_lora.training.config import read_config
 from adaptrix_text_to_lora.training.files import read_tasks
 
 import adaptrix
-from adaptrix.adapter import Adapter, Provenance, Target
-from adaptrix.delta import LowRank
-from adaptrix.formats import safetensors_file
-from adaptrix.pipeline import Pipeline
-from adaptrix.tensor import Tensor
+from adaptrix import Adapter, LowRank, Provenance, Target, Tensor
+from adaptrix.extend import Pipeline, safetensors_file
 from tests.families import tiny_model
 
 BASE = Path(__file__).parents[3] / "examples" / "tiny" / "base"
