@@ -26,6 +26,7 @@ from adaptrix.architecture import Role as Role  # what a weight does, its path, 
 from adaptrix.architecture.dims import Dims as Dims  # sizes of a base by name, and where each came from
 from adaptrix.architecture.layout import RowIndex as RowIndex  # row numbers, an array of int64
 from adaptrix.architecture.layout import role_rows as role_rows  # the rows of each part of a fused weight
+from adaptrix.architecture.registry import parse_architecture as parse_architecture  # of a table of TOML
 from adaptrix.architecture.registry import read_architecture as read_architecture  # of one TOML file
 from adaptrix.architecture.registry import read_architectures as read_architectures  # of all in a folder
 

@@ -30,7 +30,7 @@ from torch.nn.functional import pad
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 import adaptrix
-from adaptrix.adapter import Adapter
+from adaptrix import Adapter
 from examples.tiny.descriptions import VOICES, Voice
 from examples.tiny.styles import Style
 from examples.tiny.train import pairs

@@ -21,7 +21,7 @@ Pairs = Mapping[str, Pair]
 
 @dataclass(frozen=True)
 class Origin:
-    """What all adapters of one hypernetwork share: its file and digest, the base, and how ΔW is scaled."""
+    """Facts that all adapters of one hypernetwork share: its file and digest, the base, and how ΔW is scaled."""
 
     uri: str
     files: Mapping[str, str]

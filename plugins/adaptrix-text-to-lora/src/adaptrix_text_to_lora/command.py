@@ -90,7 +90,7 @@ def command(
 
 
 def _sources(checkpoint: str | None, base: str | None, prompts: Path | None) -> dict[Path, str]:
-    """What no adapter takes the place of, and why."""
+    """Files that no adapter is written over, and why."""
     from adaptrix_text_to_lora.checkpoint import own_checkpoint, source_files
 
     files = source_files(checkpoint or own_checkpoint(base))
@@ -99,7 +99,7 @@ def _sources(checkpoint: str | None, base: str | None, prompts: Path | None) -> 
 
 
 def _place(out: str | None, options: Options, texts: Sequence[str]) -> str | None:
-    """Where to write: for several prompts a folder, and names of their own. Raises :class:`UsageError`."""
+    """The output: for several prompts a folder, with a name for each. Raises :class:`UsageError`."""
     if len(texts) == 1:
         return out
     if options.name is not None:

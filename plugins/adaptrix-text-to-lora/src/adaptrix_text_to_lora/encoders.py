@@ -1,4 +1,4 @@
-"""From a text to a vector: what an encoder is, and one that needs nothing but the text."""
+"""Encoders, which turn a text into a vector, and one that needs nothing but the text."""
 
 from __future__ import annotations
 

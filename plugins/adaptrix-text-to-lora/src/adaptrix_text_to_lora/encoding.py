@@ -1,4 +1,4 @@
-"""Which encoder a name means, and many texts embedded at once."""
+"""Encoders by name, and many texts embedded at once."""
 
 from __future__ import annotations
 

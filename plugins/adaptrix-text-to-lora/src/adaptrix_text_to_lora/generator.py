@@ -72,7 +72,7 @@ class TextToLoRA:
 
     @property
     def alpha(self) -> float:
-        """What every adapter is scaled by, over its rank or, for rsLoRA, over the root of it."""
+        """Alpha of every adapter: ΔW is scaled by it over the rank or, for rsLoRA, over the root of the rank."""
         return self._origin.alpha
 
     def generate(self, text: str) -> Adapter:
@@ -100,7 +100,7 @@ class TextToLoRA:
 
 
 def _placed(checkpoint: Checkpoint, base: str | None) -> tuple[tuple[TargetModule, ...], tuple[Problem, ...]]:
-    """Where the modules are in the base; without one as most families spell them, and a note that says so."""
+    """The modules of the base; without one those of Llama, and a note that says so."""
     shape, pipeline = checkpoint.hypernetwork.shape, Pipeline()
     names = [module.name for module in shape.modules]
     if base is None:

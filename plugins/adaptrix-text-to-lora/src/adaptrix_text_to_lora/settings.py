@@ -1,4 +1,4 @@
-"""What ``args.yaml`` and ``adapter_config.json`` say beside a hypernetwork's weights."""
+"""Settings of a hypernetwork in ``args.yaml`` and ``adapter_config.json``, beside its weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PLAIN = ("use_dora", "rank_pattern", "alpha_pattern", "layers_to_transform", "l
 
 @dataclass(frozen=True)
 class Settings:
-    """What cannot be read off the weights.
+    """Settings that cannot be read off the weights.
 
     ``encoder``: the embedding model, None for the base's own states; ``task``: ``sft`` or ``recon``;
     ``targets``: the modules, None where the config does not list them; ``stated``: args that the weights must bear out.

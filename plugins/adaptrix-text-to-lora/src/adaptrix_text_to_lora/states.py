@@ -86,7 +86,7 @@ def _stated(folder: Path, uri: str) -> Pooling:
 
 
 def _limit(tokenizer: Any, config: Any) -> int:
-    """How many tokens the model has positions for; a model that counts none takes what a prompt may be."""
+    """The number of tokens that the model has positions for; 65,536 where neither model nor tokenizer has a limit."""
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     known = [limit for limit in (positions, tokenizer.model_max_length) if isinstance(limit, int) and limit > 0]
     return min([*known, 1 << 16])

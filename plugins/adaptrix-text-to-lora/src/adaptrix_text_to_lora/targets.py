@@ -1,4 +1,4 @@
-"""Where a base has the modules that a hypernetwork speaks of, and how large they are there.
+"""The modules of a base that a hypernetwork makes deltas for, and their sizes there.
 
 A module is asked for by its role (``q``), by its part in a fused weight (GPT-2's ``q`` of ``qkv``), or as a
 checkpoint names it (``q_proj``), and found in the architecture registry; dimensions are those of config.json. A name
@@ -60,7 +60,7 @@ class Base:
         return cls(uri, found.architecture, found.dims, _plainest(pipeline.catalog.architectures))
 
     def places(self, names: Iterable[str]) -> tuple[TargetModule, ...]:
-        """Where it has these modules. Raises :class:`RefusedError` with every name that cannot be served."""
+        """Its modules of these names. Raises :class:`RefusedError` with every name that it has no module for."""
         found = [self._find(name) for name in names]
         problems = [place for place in found if isinstance(place, Problem)]
         places = [place for place in found if isinstance(place, TargetModule)]
@@ -200,7 +200,7 @@ def _by_path(name: str, architecture: Architecture) -> TargetModule | None:
 
 
 def _fault(role: Role) -> str:
-    """Why no delta can be made for a role in every layer; nothing where one can."""
+    """The reason why no delta can be made for a role in every layer; empty where one can."""
     if not role.layered:
         return "is outside the layers"
     if role.orientation not in ("linear", "conv1d") or "{expert}" in role.paths[0]:

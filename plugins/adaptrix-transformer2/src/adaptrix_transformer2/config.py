@@ -25,7 +25,7 @@ _FLOATS = ("rate", "clip", "temperature", "kl")
 
 @dataclass(frozen=True)
 class Config:
-    """What a training needs. ``policy`` is there for methods that train on rewards.
+    """A training as its file describes it. ``policy`` is there for methods that train on rewards.
 
     ``base``: a folder or OWNER/NAME; ``examples``, ``validation``: files of JSON lines; ``out``: the injection file;
     ``reward``: what an answer is worth; ``chat``: prompts are turns of the tokenizer's template; ``layers``: whose
@@ -81,7 +81,7 @@ def _policy(told: Mapping[str, Any], method: Method) -> Policy | None:
 
 
 def _mapping(path: Path) -> dict[str, Any]:
-    """What is in the file. Raises :class:`AdaptrixError` unless it is a YAML mapping of plain values."""
+    """The mapping in a file. Raises :class:`AdaptrixError` unless it is YAML of keys and plain values."""
     expected = "a YAML file of keys and values"
     if not path.is_file():
         found = "this is a folder" if path.is_dir() else "there is no such file"

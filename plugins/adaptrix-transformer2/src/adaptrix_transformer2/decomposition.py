@@ -16,7 +16,7 @@ from adaptrix_transformer2.matrices import Matrices, Matrix, of_base, of_model
 
 @dataclass(frozen=True, eq=False)
 class Decomposition:
-    """What every expert of a base shares: its name, its family, and by module path the delta of z = 1 with U and V."""
+    """A base's name and family, and by module path the delta of z = 1 with U and V: all that its experts share."""
 
     base: str | None
     identity: Identity

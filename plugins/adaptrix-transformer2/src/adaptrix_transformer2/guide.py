@@ -123,7 +123,7 @@ class Transformer2Model:
         return self._passes.choose(inputs).names
 
     def _acting(self, names: Sequence[str | None]) -> tuple[str | None, ...]:
-        """Who acts on each row: at no strength the base, whatever was detected."""
+        """The expert that acts on each row: at strength 0 the base, whatever was detected."""
         return tuple(names) if self.config.adaptation_strength else (None,) * len(names)
 
 

@@ -1,4 +1,4 @@
-"""Which matrices an expert changes: those of a model's MLPs, found by their roles in the architecture registry."""
+"""The matrices that an expert changes: those of a model's MLPs, found by their roles in the architecture registry."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def _without(where: str, architecture: Architecture) -> RefusedError:
 
 
 def _faults(name: str, module: nn.Module) -> Iterator[Problem]:
-    """Why a module's weight cannot be taken apart."""
+    """Problems that keep a module's weight from being decomposed."""
     weight = getattr(module, "weight", None)
     if not isinstance(weight, torch.Tensor) or weight.dim() != 2 or not storable(weight.dtype):
         kind = f"a {type(module).__name__}" + ("" if weight is None else f" in {weight.dtype}")

@@ -191,7 +191,7 @@ def _part_faults(path: str, delta: Spectral, named: Mapping[tuple[str, str], Ten
 def _other_base(
     path: str, delta: Spectral, part: tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]], file: Path
 ) -> Iterator[Problem]:
-    """Whether U·diag(S)·Vᵀ is another weight than the base's, as far as random vectors tell."""
+    """A problem where U·diag(S)·Vᵀ is another weight than the base's, as far as random vectors tell."""
     ones = np.ones(delta.rank)
     gap = _gap(delta, delta.S.float64() * ones, part, part[1].astype(np.float64))
     if not gap <= _SAME:
@@ -200,7 +200,7 @@ def _other_base(
 
 
 def _apart(made: Adapter, parts: Parts) -> Iterator[Problem]:
-    """Where the base's own decomposition makes another ΔW of z than the published one did."""
+    """A warning where the base's own decomposition makes another ΔW of z than the published one did."""
     gaps = {}
     for target, delta in made.deltas.items():
         if str(target) in parts and isinstance(delta, Spectral):

@@ -48,7 +48,7 @@ def _pairs(path: Path) -> list[tuple[str, str]]:
 
 
 def _text(path: Path) -> str:
-    """What is in the file. Raises :class:`AdaptrixError` where it cannot be read as text."""
+    """The text in a file. Raises :class:`AdaptrixError` where it cannot be read as text."""
     if not path.is_file():
         found = "this is a folder" if path.is_dir() else "there is no such file"
         raise UsageError(Problem("examples", str(path), found, "a file of examples, one JSON object a line"))
@@ -97,7 +97,7 @@ def _contains(answer: str, wanted: str) -> bool:
 
 
 def _number(answer: str, wanted: str) -> bool:
-    """Whether the last number in each is the same; thousands may be set apart by commas."""
+    """True where the last number in each is the same; thousands may be set apart by commas."""
     last = [[float(found.replace(",", "")) for found in _NUMBER.findall(text)][-1:] for text in (answer, wanted)]
     return bool(last[0]) and last[0] == last[1]
 

@@ -173,7 +173,7 @@ def _bad(given: Mapping[Any, Any], path: Path) -> Iterator[Problem]:
 
 
 def _exponent(value: object) -> bool:
-    """Whether a text is a number as people write it, which YAML 1.1 does not take for one."""
+    """True for a text that is a number as people write it, which YAML 1.1 does not take for one."""
     if not isinstance(value, str) or "e" not in value.lower():
         return False
     try:

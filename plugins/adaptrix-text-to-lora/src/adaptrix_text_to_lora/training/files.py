@@ -1,4 +1,4 @@
-"""What a hypernetwork is trained or judged on, from JSONL files: a line an example, or a line an adapter."""
+"""Training and evaluation data in JSONL files: an example a line, or an adapter a line."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _value(line: str) -> Any:
 
 
 def _faults(path: Path, number: int, line: Any, wanted: Mapping[str, bool]) -> Iterator[Problem]:
-    """What is wrong with a line. ``wanted``: whether a key must be there, beside its descriptions."""
+    """Problems of a line. ``wanted``: by key, true where it must be there, beside the descriptions."""
     where = f"{path}:{number}"
     if not isinstance(line, dict):
         found = f"it is no JSON: {line}" if isinstance(line, Exception) else f"it holds a {type(line).__name__}"

@@ -66,7 +66,8 @@ def fine_tune(
 
 
 def places_on(model: nn.Module, hypernetwork: Hypernetwork) -> tuple[TargetModule, ...]:
-    """Where a hypernetwork's modules are in a live model. Raises :class:`RefusedError` where they do not fit."""
+    """The modules of a live model that a hypernetwork makes deltas for. Raises :class:`RefusedError` where they do
+    not fit."""
     base = Base.of_model(model)
     places = base.places(module.name for module in hypernetwork.shape.modules)
     require_fit(hypernetwork.shape, base, places)

@@ -13,14 +13,14 @@ from adaptrix_text_to_lora.training.published import CheckpointRecord, write_che
 
 @dataclass(frozen=True, slots=True)
 class ImportedCheckpoint:
-    """What was read from ``source``, and where it was written, if it was."""
+    """A checkpoint read from ``source``, and the folder that it was written to, if it was."""
 
     source: str
     path: Path | None
     checkpoint: Checkpoint
 
     def as_dict(self) -> dict[str, Any]:
-        """What is in it; modules are in the order of their type embeddings."""
+        """Its contents; modules are in the order of their type embeddings."""
         shape, settings = self.checkpoint.hypernetwork.shape, self.checkpoint.settings
         return {
             "ok": True,

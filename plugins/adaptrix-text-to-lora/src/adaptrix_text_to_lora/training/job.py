@@ -218,14 +218,14 @@ def _continued(
 
 
 def _record(config: Config) -> dict[str, Any]:
-    """What the checkpoint's args.yaml says of its training: the settings that had a part in it."""
+    """The training settings that are recorded in the checkpoint's args.yaml."""
     usual = RECONSTRUCTION if config.tasks is None else FINE_TUNING
     loss = {"loss": config.loss} if config.tasks is None else {"smoothing": config.smoothing, "penalty": config.penalty}
     return asdict(config.recipe(usual)) | loss
 
 
 def _key(config: Config, data: list[Path], networks: list[nn.Module], files: list[str] | None = None) -> str:
-    """What makes a run the one that it is: settings, data, and the beginning of every tensor of what it starts from."""
+    """The identity of a run: its settings, data, and the first numbers of every tensor that it starts from."""
     asked = {key: str(value) for key, value in asdict(config).items() if key != "save_every"}
     digests = [sha256(path.read_bytes()).hexdigest() for path in data] + (files or [])
     return json.dumps([asked, digests, [_digest(network) for network in networks]], sort_keys=True)

@@ -74,7 +74,7 @@ def _strangers(bound: BoundAdapter, places: Sequence[TargetModule]) -> Iterator[
 
 
 def _outside(where: str, delta: LowRank, places: Sequence[TargetModule]) -> Iterator[Problem]:
-    """What a delta on a fused weight does to parts that the hypernetwork leaves alone."""
+    """Problems of a delta on a fused weight that changes parts for which the hypernetwork makes no delta."""
     B = delta.B.float64()
     own = {place.part for place in places}
     for part, rows in places[0].rows.items():

@@ -29,7 +29,7 @@ FILES = (NAME, ARGS, CONFIG)
 
 @dataclass(frozen=True, slots=True)
 class CheckpointRecord:
-    """What a checkpoint says beside its weights: how its LoRAs are scaled, the ``base`` that they are for, the
+    """Facts of a checkpoint beside its weights: the scale of its LoRAs, the ``base`` that they are for, the
     ``encoder`` that it reads (``hashed``, a model's name, None for the base's own states), and ``args`` for the record.
     """
 
@@ -40,7 +40,7 @@ class CheckpointRecord:
     args: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
     def scale(self, rank: int) -> float:
-        """What ΔW = scale · B·A is multiplied by."""
+        """The scale of ΔW = scale · B·A."""
         return self.alpha / (sqrt(rank) if self.rslora else rank)
 
 

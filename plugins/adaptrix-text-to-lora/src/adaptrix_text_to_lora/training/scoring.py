@@ -1,4 +1,4 @@
-"""How well the LoRAs of a hypernetwork answer, beside the base alone and the LoRAs of other tasks' descriptions."""
+"""Scores of a hypernetwork's LoRAs, beside the base alone and the LoRAs of other tasks' descriptions."""
 
 from __future__ import annotations
 

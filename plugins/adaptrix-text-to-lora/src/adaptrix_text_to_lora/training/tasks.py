@@ -1,4 +1,4 @@
-"""What a hypernetwork is trained on: tasks with descriptions, and examples of what is to be answered."""
+"""Tasks to train a hypernetwork on: descriptions, and examples of prompts and answers."""
 
 from __future__ import annotations
 

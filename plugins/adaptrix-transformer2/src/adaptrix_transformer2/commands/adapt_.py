@@ -100,7 +100,7 @@ def _adapted(
     pipeline: Pipeline,
     verbosity: Verbosity,
 ) -> tuple[SearchResult, Adapter, Decomposition]:
-    """What the search found, and the mixture of it."""
+    """The result of the search, and its mixture."""
     import adaptrix
     from adaptrix.extend import base_model_at, placement
     from adaptrix_transformer2 import decomposed, untrained

@@ -1,4 +1,4 @@
-"""Where a command writes: never over what it reads, nor two things to one place."""
+"""Checks of outputs: never over what a command reads, nor two to one path."""
 
 from __future__ import annotations
 

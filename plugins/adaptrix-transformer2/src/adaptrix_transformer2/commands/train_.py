@@ -93,7 +93,7 @@ def _trained(wanted: Config, pipeline: Pipeline, state: Path, verbosity: Verbosi
 
 
 def _wasted(trained: Trained) -> Iterator[Problem]:
-    """What is to be said of steps whose rewards told no answer from another."""
+    """A note on steps whose rewards were all equal."""
     equal = sum("equal" in figures for figures in trained.history)
     if equal:
         found = f"the rewards of {equal} of {len(trained.history)} steps were all equal, and taught little or nothing"

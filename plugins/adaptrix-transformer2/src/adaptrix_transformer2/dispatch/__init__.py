@@ -1,4 +1,4 @@
-"""Which experts act on an input: told by the model, by a classifier, or found as a mixture on a few examples."""
+"""Choice of the experts for an input: by the model itself, by a classifier, or by a search over mixtures."""
 
 from __future__ import annotations
 

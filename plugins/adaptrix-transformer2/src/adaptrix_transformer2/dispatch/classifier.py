@@ -1,4 +1,4 @@
-"""What a prompt is about: a question after it, the names that answer the question, and an expert that learns to."""
+"""Classification of a prompt: a question after it, names that answer it, and an expert that learns to answer."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def train_classifier(
 
 
 def question_of(classifier: Adapter) -> Question:
-    """What a classifier was trained to answer. Raises :class:`RefusedError` for an adapter that is none."""
+    """The question that a classifier was trained to answer. Raises :class:`RefusedError` for any other adapter."""
     try:
         kept = classifier.provenance.config[_KEY]
         names = {str(name): tuple(map(int, tokens)) for name, tokens in kept["names"].items()}

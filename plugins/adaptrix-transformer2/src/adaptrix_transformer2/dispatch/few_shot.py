@@ -1,4 +1,4 @@
-"""How good a mixture is on a few examples: the share that it answers rightly, and how likely it holds the answers."""
+"""Scores of a mixture on a few examples: the share that it answers rightly, and the likelihood of the answers."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def _other_base(parts: Decomposition, name: str, adapter: Adapter) -> Iterator[P
 
 
 def _same_weight(own: Spectral, other: Spectral) -> bool:
-    """Whether two deltas are of one weight. Where it was read in two dtypes, its singular values tell."""
+    """True for two deltas of one weight. Where it was read in two dtypes, its singular values tell."""
     if own.basis.dtype == other.basis.dtype:
         return own.basis.weight == other.basis.weight
     ours, theirs = own.S.float64(), other.S.float64()

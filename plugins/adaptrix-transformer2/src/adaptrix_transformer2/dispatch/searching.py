@@ -22,7 +22,7 @@ METHODS: tuple[Method, ...] = ("cem", "random")
 
 
 class Score(NamedTuple):
-    """How good a candidate is, compared from left to right."""
+    """Quality of a candidate, compared from left to right."""
 
     right: float
     likelihood: float
@@ -47,7 +47,7 @@ class Search:
 
     @property
     def evaluations(self) -> int:
-        """How many candidates are judged, by either method; an incumbent is judged once."""
+        """The number of candidates that are scored, by either method; an incumbent is scored once."""
         return 1 + self.generations * (self.population - 1)
 
 

@@ -71,7 +71,7 @@ class TwoPasses:
         return Dispatched(names, log_p.softmax(1), cache, done.kept, done.recomputed)
 
     def generate(self, inputs: Mapping[str, Tensor], **options: Any) -> tuple[Tensor, Dispatched]:
-        """What ``model.generate`` gives under the expert of each row, and who they were."""
+        """The output of ``model.generate`` under the expert of each row, and the experts."""
         chosen = self.choose(inputs)
         ids, mask = _placed(inputs, self.model.device)
         cached = {} if chosen.cache is None else {"past_key_values": chosen.cache}

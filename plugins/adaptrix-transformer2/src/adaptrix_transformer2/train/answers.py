@@ -1,4 +1,4 @@
-"""What a model answers, token by token, and how likely it holds an answer to be."""
+"""Answers of a model, token by token, and the probabilities that it gives to answers."""
 
 from __future__ import annotations
 

@@ -124,7 +124,8 @@ class Rewarded:
         return figures | self._gradient(batch, found, worth)
 
     def enough(self, figures: Sequence[Figures]) -> bool:
-        """Whether the last steps had rewards that were all equal. Raises :class:`RefusedError` if all steps had."""
+        """True where the rewards of each of the last steps were all equal. Raises :class:`RefusedError` if all steps'
+        were."""
         last = figures[-self.policy.patience :]
         if len(last) < self.policy.patience or not all(EQUAL in one for one in last):
             return False

@@ -30,7 +30,7 @@ _AGAIN = ("diverged", "reward", "rewards-equal")  # what the same steps would be
 
 @dataclass(eq=False)
 class State:
-    """How far a training has come: p, the optimiser's moments, the best p so far and its score, and every step.
+    """State of a training: p, the optimiser's moments, the best p so far and its score, and the figures of each step.
 
     ``started``: the score before the first step. ``taken`` are the optimiser's own steps: fewer than ``step`` where
     some had nothing to learn from.

@@ -1,4 +1,4 @@
-"""How an expert is trained: what every training has, and what the one on rewards has beside it."""
+"""Settings of a training: those of every training, and those of the one on rewards."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class TrainingSettings:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How answers are drawn and judged.
+    """Sampling of answers, and their rewards.
 
     ``samples`` answers of at most ``longest`` tokens to each prompt, drawn at ``temperature`` (0: the likeliest
     token); ``baseline``: from each reward the mean of those of the other answers to the same prompt is taken away;

@@ -1,4 +1,4 @@
-"""What every training stands on: a causal model that is taken apart, and examples that it can read."""
+"""Preparation and result of a training: the model and examples that it needs, its state file, its expert."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def require_ground(model: Any, sets: Mapping[str, Sequence[Example]], extra: int
 def saved_at(
     path: Path | None, decomposition: Decomposition, sets: Mapping[str, Sequence[Example]], settings: Mapping[str, Any]
 ) -> RunState | None:
-    """Where a training's state is kept, for this base, these examples and these settings alone."""
+    """The state file of a training, for this base, these examples and these settings alone."""
     if path is None:
         return None
     told = json.dumps({name: [asdict(example) for example in examples] for name, examples in sets.items()})
@@ -72,7 +72,7 @@ def saved_at(
 
 
 def result(live: TrainableExpert, name: str, state: State, settings: Mapping[str, Any]) -> Trained:
-    """What became of a training; the settings go into the expert's provenance."""
+    """The result of a training; the settings go into the expert's provenance."""
     with torch.no_grad():
         z = dict(zip(live.decomposition.spectra, live.z(), strict=True))
     told = {**settings, "taken": state.taken} | ({} if state.score is None else {"score": state.score})
