@@ -135,7 +135,7 @@ def test_what_makes_no_sense_is_refused_and_the_base_left_alone(llama: Any, file
     with pytest.raises(adaptrix.UsageError) as error:
         created(llama, files, Transformer2Config(0, 0, float("nan"), []))
     assert len(error.value.problems) == 4
-    with pytest.raises(adaptrix.UsageError, match="nothing tells which"):
+    with pytest.raises(adaptrix.UsageError, match="nothing chooses the expert"):
         create_transformer2_model(llama, experts={"maths": files["maths"]})
     with pytest.raises(adaptrix.RefusedError, match="'code'"):
         create_transformer2_model(llama, experts={"maths": files["maths"]}, classifier=files["sorter"])

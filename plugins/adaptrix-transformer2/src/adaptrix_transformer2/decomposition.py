@@ -1,4 +1,4 @@
-"""A base taken apart: the singular value decomposition of every MLP matrix, from the cache that Adaptrix keeps."""
+"""Decomposition of a base: the singular value decomposition of every MLP matrix, from the cache that Adaptrix keeps."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def decomposed(
     cache: SvdCache | None = None,
     display: Counted = uncounted,
 ) -> Decomposition:
-    """The MLP matrices of a live model, in some ``layers`` or in all, taken apart.
+    """The MLP matrices of a model in memory, in some ``layers`` or in all, decomposed.
 
     Each is decomposed once: the cache keeps it, and an interrupted call goes on where it was. Raises
     :class:`AdaptrixError` with every problem.

@@ -37,8 +37,8 @@ def expert(
     if problems := _faults(decomposition, numbers):
         raise RefusedError(problems)
     deltas = {Target(path): replace(delta, z=Stored.of(numbers[path])) for path, delta in decomposition.spectra.items()}
-    told, digests = MappingProxyType(dict(config or {})), MappingProxyType(dict(files or {}))
-    provenance = Provenance(next(iter(digests), name), FORMAT, files=digests, config=told)
+    recorded, digests = MappingProxyType(dict(config or {})), MappingProxyType(dict(files or {}))
+    provenance = Provenance(next(iter(digests), name), FORMAT, files=digests, config=recorded)
     return Adapter(name, MappingProxyType(deltas), MappingProxyType({}), provenance, decomposition.base)
 
 

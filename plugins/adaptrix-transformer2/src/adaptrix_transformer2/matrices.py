@@ -50,7 +50,7 @@ class Matrices:
 
 
 def of_model(model: nn.Module, layers: Collection[int] | None = None) -> Matrices:
-    """The matrices of a live model, in some layers or in all. Raises :class:`AdaptrixError` with every problem."""
+    """The matrices of a model in memory, in some layers or in all. Raises :class:`AdaptrixError` with every problem."""
     kind = type(model).__name__
     identity = family_of(base_model_of(model).config, Pipeline().catalog.architectures, kind)
     modules = {one.name: one.module for one in reached(model, identity.architecture).values()}

@@ -45,7 +45,7 @@ def read_published(
     *,
     name: str | None = None,
 ) -> Adapter:
-    """The expert in a ``policy_params.pt`` or a ``learnable_params.pt``, for a base that was taken apart.
+    """The expert in a ``policy_params.pt`` or a ``learnable_params.pt``, for a decomposed base.
 
     ``decomposed``: the ``*_decomposed_params.pt`` that it was trained with. Raises :class:`RefusedError` with every
     problem of the file that has one.

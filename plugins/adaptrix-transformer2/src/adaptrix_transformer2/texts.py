@@ -111,10 +111,10 @@ REWARDS: Mapping[str, Callable[[str, str], bool]] = MappingProxyType(
 
 def reward_on_text(name: str, tokenizer: Any) -> Reward:
     """The reward of a name, 1 or 0, on the texts of an answer and of the example's response."""
-    judge = REWARDS[name]
+    is_right = REWARDS[name]
 
     def reward(example: Example, answer: Tokens) -> float:
         texts = [tokenizer.decode(list(tokens), skip_special_tokens=True) for tokens in (answer, example.response)]
-        return float(judge(*texts))
+        return float(is_right(*texts))
 
     return reward

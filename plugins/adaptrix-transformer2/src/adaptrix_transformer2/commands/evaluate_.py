@@ -82,7 +82,7 @@ def named(experts: tuple[str, ...]) -> dict[str, str]:
 def _measured(
     experts: dict[str, str],
     base: str,
-    how: tuple[Path, str, int, bool],
+    task: tuple[Path, str, int, bool],
     where: tuple[str | None, str | None],
     pipeline: Pipeline,
     verbosity: Verbosity,
@@ -91,19 +91,19 @@ def _measured(
     from adaptrix.extend import base_model_at, placement
     from adaptrix_transformer2.texts import read_examples, reward_on_text
     from adaptrix_transformer2.train import mean_loss, mean_reward
-    from adaptrix_transformer2.train.setup import require_ground
+    from adaptrix_transformer2.train.setup import require_usable
 
-    file, reward, longest, chat = how
-    ground = base_model_at(base, pipeline, placement(*where))
-    tokenizer = ground.tokenizer()
+    file, reward, longest, chat = task
+    base_model = base_model_at(base, pipeline, placement(*where))
+    tokenizer = base_model.tokenizer()
     examples = read_examples(file, tokenizer, chat=chat)
-    judge, rows = reward_on_text(reward, tokenizer), list[dict[str, Any]]()
-    with ground.model() as model:
-        require_ground(model, {str(file): examples}, longest)
+    rewarded, rows = reward_on_text(reward, tokenizer), list[dict[str, Any]]()
+    with base_model.model() as model:
+        require_usable(model, {str(file): examples}, longest)
         with adaptrix.attach(model, experts) as session, bars(verbosity)("measuring", 1 + len(experts)) as advance:
             for name in (None, *experts):
                 with session.use(name):
-                    loss, right = mean_loss(model, examples), mean_reward(model, examples, judge, longest)
+                    loss, right = mean_loss(model, examples), mean_reward(model, examples, rewarded, longest)
                 rows.append({"name": name or "base", "loss": loss, "right": right})
                 advance(1)
     return rows

@@ -58,9 +58,9 @@ def command(
     made = read_published(file, parts, decomposed, name=name)
     path = save(made, parts, out, force=force)
     numbers = sum(delta.rank for delta in made.deltas.values())
-    told: dict[str, Any] = {"path": str(path), "name": made.name, "matrices": len(made.deltas), "numbers": numbers}
+    summary: dict[str, Any] = {"path": str(path), "name": made.name, "matrices": len(made.deltas), "numbers": numbers}
     if verbosity.json:
-        print_json({**told, "ok": True, "problems": [problem.as_dict() for problem in made.problems]})
+        print_json({**summary, "ok": True, "problems": [problem.as_dict() for problem in made.problems]})
     elif not verbosity.quiet:
         held = f"{numbers:,} numbers for {len(made.deltas)} matrices"
         click.echo(f"{click.style(clean(str(path)), bold=True)}  {held}")

@@ -96,8 +96,8 @@ class TwoPasses:
         for name in self.question.names.values():
             if name[:-1] not in read:
                 read[name[:-1]] = self._continued(last, mask, cache, name[:-1])
-            told = torch.tensor(name, device=last.device).expand(len(last), -1)
-            found.append(read[name[:-1]].gather(2, told[..., None])[..., 0].sum(1))
+            tokens = torch.tensor(name, device=last.device).expand(len(last), -1)
+            found.append(read[name[:-1]].gather(2, tokens[..., None])[..., 0].sum(1))
         return torch.stack(found, 1)
 
     def _continued(self, last: Tensor, mask: Tensor, cache: AdapterCache | None, begun: Tokens) -> Tensor:
@@ -109,9 +109,9 @@ class TwoPasses:
         return logits[:, -len(begun) - 1 :].float().log_softmax(-1)
 
 
-def _require_tokens(asked: Question, vocabulary: int, where: str) -> None:
+def _require_tokens(question: Question, vocabulary: int, where: str) -> None:
     """A question comes with its classifier, whose file may be anyone's."""
-    said = {"the question": asked.ask} | {f"the name {name!r}": tokens for name, tokens in asked.names.items()}
+    said = {"the question": question.ask} | {f"the name {name!r}": tokens for name, tokens in question.names.items()}
     problems = [
         Problem("tokens", where, f"{what} has tokens up to {max(tokens)}", f"0 to {vocabulary - 1}, as the model has")
         for what, tokens in said.items()

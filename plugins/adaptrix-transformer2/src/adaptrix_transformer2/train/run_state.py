@@ -52,7 +52,7 @@ class RunState:
             safetensors_file.write(work, stored, {"key": self.key, "state": json.dumps(dict(numbers))})
 
     def _refused(self, code: str, found: str) -> UsageError:
-        return UsageError(Problem(code, str(self.path), found, remedy="Remove it to begin anew."))
+        return UsageError(Problem(code, str(self.path), found, remedy="Remove it to start again."))
 
     def remove(self) -> None:
         """For when it is of no more use."""

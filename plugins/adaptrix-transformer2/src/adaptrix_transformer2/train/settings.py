@@ -60,27 +60,27 @@ class Policy:
         return cls(**{"samples": 1, "temperature": 0.0, "baseline": False, "signed": True, "kl": 0.0, **changes})
 
 
-def require_sane(course: TrainingSettings, policy: Policy | None = None) -> None:
+def require_valid(settings: TrainingSettings, policy: Policy | None = None) -> None:
     """Raises :class:`UsageError` with every number that makes no sense."""
-    if problems := list(senseless(course, policy)):
+    if problems := list(invalid_settings(settings, policy)):
         raise UsageError(problems)
 
 
-def senseless(course: TrainingSettings, policy: Policy | None = None) -> Iterator[Problem]:
+def invalid_settings(settings: TrainingSettings, policy: Policy | None = None) -> Iterator[Problem]:
     """A problem for every number that makes no sense."""
-    yield from _problems(course)
+    yield from _problems(settings)
     if policy is not None:
         yield from _policy_problems(policy)
 
 
-def _problems(course: TrainingSettings) -> Iterator[Problem]:
+def _problems(settings: TrainingSettings) -> Iterator[Problem]:
     for name in ("steps", "batch", "every", "rows"):
-        yield from _whole(name, getattr(course, name), 1)
-    yield from _whole("seed", course.seed, 0)
+        yield from _whole(name, getattr(settings, name), 1)
+    yield from _whole("seed", settings.seed, 0)
     for name in ("rate", "clip"):
-        yield from _number(name, getattr(course, name), above=True)
-    if course.kind not in KINDS:
-        yield Problem("option", "kind", repr(course.kind)[:80], " or ".join(KINDS))
+        yield from _number(name, getattr(settings, name), above=True)
+    if settings.kind not in KINDS:
+        yield Problem("option", "kind", repr(settings.kind)[:80], " or ".join(KINDS))
 
 
 def _policy_problems(policy: Policy) -> Iterator[Problem]:
