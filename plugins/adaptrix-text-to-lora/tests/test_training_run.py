@@ -221,7 +221,7 @@ def test_a_library_has_the_adapters_own_changes(tmp_path: Path) -> None:
     model = tiny_model("gpt2", 0)
     model.save_pretrained(tmp_path)
     base, rng = Base.of_model(model), np.random.default_rng(0)
-    places = base.places(("q", "v", "up"))
+    places = base.find_modules(("q", "v", "up"))
     network_shape = _shape(base, places, rank=4)
     inner, hidden = model.config.n_embd * 4, model.config.n_embd
     fused = _low_rank(rng, 3 * hidden, hidden, 2, 5.0, rslora=True)

@@ -30,7 +30,7 @@ def adaptrix_generators() -> Iterator[Generator]:
 def adaptrix_commands() -> Iterator[Command]:
     """``adaptrix generate`` and ``adaptrix text-to-lora``."""
     yield Command("generate", "Make adapters out of sentences, with a trained hypernetwork.", _load_command)
-    yield Command("text-to-lora", "Train and judge such hypernetworks, or take one over.", _load_group)
+    yield Command("text-to-lora", "Train, evaluate and import such hypernetworks.", _load_group)
 
 
 def _generate(prompt: str, /, **options: Any) -> Adapter:

@@ -62,7 +62,7 @@ def command(
     checkpoint is never unpickled by Python; its format is that of SakanaAI's text-to-lora.
     """
     texts, wanted = require_prompts([*prompts, *(read_prompts(file) if file else ())]), Options(**options)
-    out, pipeline = _place(out, wanted, texts), Pipeline()
+    out, pipeline = _output(out, wanted, texts), Pipeline()
     pipeline.prepare(out, wanted)
     from adaptrix_text_to_lora.generator import TextToLoRA  # torch: not before the command line is known to be right
 
@@ -98,7 +98,7 @@ def _sources(checkpoint: str | None, base: str | None, prompts: Path | None) -> 
     return taken if prompts is None else {**taken, prompts: "the prompts are in this file"}
 
 
-def _place(out: str | None, options: Options, texts: Sequence[str]) -> str | None:
+def _output(out: str | None, options: Options, texts: Sequence[str]) -> str | None:
     """The output: for several prompts a folder, with a name for each. Raises :class:`UsageError`."""
     if len(texts) == 1:
         return out

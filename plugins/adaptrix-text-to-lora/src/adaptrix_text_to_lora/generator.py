@@ -45,7 +45,7 @@ class TextToLoRA:
     ) -> None:
         wanted = None if base is None else fspath(base)
         self._checkpoint = read_checkpoint(own_checkpoint(wanted) if checkpoint is None else fspath(checkpoint))
-        self.places, note = _placed(self._checkpoint, wanted)
+        self.target_modules, note = _placed(self._checkpoint, wanted)
         self.encoder = _encoder(encoder, self._checkpoint, wanted, pooling)
         require_width(self.encoder.width, self.shape.embedding, self.encoder.name)
         settings = self._checkpoint.settings
@@ -94,7 +94,9 @@ class TextToLoRA:
     def _batch(self, texts: list[str], vectors: torch.Tensor) -> list[Adapter]:
         factors = self._checkpoint.hypernetwork(vectors)
         return [
-            self._origin.adapter(text, {name: (A[row], B[row]) for name, (A, B) in factors.items()}, self.places)
+            self._origin.adapter(
+                text, {name: (A[row], B[row]) for name, (A, B) in factors.items()}, self.target_modules
+            )
             for row, text in enumerate(texts)
         ]
 
@@ -108,9 +110,9 @@ def _placed(checkpoint: Checkpoint, base: str | None) -> tuple[tuple[TargetModul
         note = Problem("unverified", checkpoint.uri, found, remedy="Name it with --base MODEL.", severity="note")
         return without_base(names, pipeline.catalog.architectures), (note,)
     known = Base.read(base, pipeline)
-    places = known.places(names)
-    require_fit(shape, known, places)
-    return places, known.borrowed(names)
+    target_modules = known.find_modules(names)
+    require_fit(shape, known, target_modules)
+    return target_modules, known.borrowed(names)
 
 
 def _encoder(given: Encoder | str | None, checkpoint: Checkpoint, base: str | None, pooling: Pooling | None) -> Encoder:

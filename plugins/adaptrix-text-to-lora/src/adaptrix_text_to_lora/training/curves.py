@@ -37,8 +37,8 @@ def _figure(curve: Tensor) -> Any:
     axes.plot(range(1, len(loss) + 1), loss.tolist(), linewidth=0.5, alpha=0.5, label="a step")
     width = max(1, len(loss) // _SMOOTH)
     means = [float(part.mean()) for part in torch.split(loss, width)]
-    places = [min(len(loss), (at + 1) * width) for at in range(len(means))]
-    axes.plot(places, means, marker=".", label=f"mean of {width}")
+    steps = [min(len(loss), (at + 1) * width) for at in range(len(means))]
+    axes.plot(steps, means, marker=".", label=f"mean of {width}")
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
     axes.legend()

@@ -81,7 +81,7 @@ def _lines(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _value(line: str) -> Any:
-    """The value of a line; the error itself where it has none, to be told with all others."""
+    """The value of a line; the error itself where it has none, which is reported with all others."""
     try:
         value = json.loads(line)
         json.dumps(value, ensure_ascii=False).encode()  # no tokenizer reads half a character
