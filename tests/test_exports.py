@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import adaptrix
+import adaptrix.extend
 from adaptrix.exports import renamed_parameters
 
 MODULES = ("adaptrix", "adaptrix.extend", "adaptrix_text_to_lora", "adaptrix_transformer2")
@@ -92,3 +93,11 @@ def test_a_parameter_of_before_still_works_and_says_what_it_is_called() -> None:
     assert caught[0].filename == __file__
     with pytest.raises(TypeError), pytest.warns(DeprecationWarning, match="parameter old"):
         double(1, old=3)  # type: ignore[call-arg]  # likewise
+
+
+def test_every_name_for_plugins_says_what_it_is() -> None:
+    stub = Path(adaptrix.__file__).with_name("extend.pyi")
+    lines = [line for line in stub.read_text("utf-8").splitlines() if line.startswith("from ")]
+    assert len(lines) == len(adaptrix.extend.__all__)
+    assert [line for line in lines if "  # " not in line] == []
+    assert not set(adaptrix.extend.__all__) & set(adaptrix.__all__), "a name has one home"
