@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 
-.PHONY: demo test test-slow test-quantised lint wheel bench bench-text-to-lora bench-transformer2 constraints clean
+.PHONY: demo test test-numeric test-slow test-quantised lint wheel bench bench-text-to-lora bench-transformer2 constraints clean
 .DELETE_ON_ERROR:
 
 # Plugins are installed like anyone's, from their own pyproject.
@@ -21,13 +21,17 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
+# What `make test` has compared with this CPU's own kernels, with those that any CPU has.
+test-numeric: $(STAMP)
+	ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -n 2 -m "numeric and not slow"
+
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -n 2 -m slow
 
 # Apart, because they are large, and because transformers and peft import them wherever they are installed.
 test-quantised: $(STAMP)
 	$(BIN)/python -m pip install -q --no-deps --upgrade --target $(VENV)/quantised -c constraints.txt bitsandbytes torchao
-	PYTHONPATH=$(VENV)/quantised $(BIN)/python -m pytest tests/test_attach_quantised.py tests/test_merge_qlora.py
+	PYTHONPATH=$(VENV)/quantised $(BIN)/python -m pytest tests/runtime/test_quantised.py tests/merging/test_qlora.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

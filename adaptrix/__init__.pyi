@@ -8,7 +8,6 @@ from adaptrix.adapter import Provenance as Provenance
 from adaptrix.adapter import Target as Target
 from adaptrix.algebra.comparison import Comparison as Comparison
 from adaptrix.algebra.outcome import Outcome as Outcome
-from adaptrix.api import AdaptrixWarning as AdaptrixWarning
 from adaptrix.api import check as check
 from adaptrix.api import combine as combine
 from adaptrix.api import convert as convert
@@ -26,6 +25,7 @@ from adaptrix.delta import Delta as Delta
 from adaptrix.delta import LowRank as LowRank
 from adaptrix.delta import Spectral as Spectral
 from adaptrix.errors import AdaptrixError as AdaptrixError
+from adaptrix.errors import AdaptrixWarning as AdaptrixWarning
 from adaptrix.errors import Problem as Problem
 from adaptrix.errors import RefusedError as RefusedError
 from adaptrix.errors import UnreachableError as UnreachableError

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from os import PathLike, fspath
 from pathlib import Path
 
@@ -16,7 +15,8 @@ from adaptrix.algebra.lora_svd import Solver
 from adaptrix.algebra.outcome import Outcome
 from adaptrix.algebra.recipe import Recipe
 from adaptrix.base.vectors import BaseVectors
-from adaptrix.errors import Problem, UsageError
+from adaptrix.errors import AdaptrixWarning as AdaptrixWarning
+from adaptrix.errors import Problem, UsageError, warn_of
 from adaptrix.fitting.maker import maker_for
 from adaptrix.inspection import Inspection, summarise
 from adaptrix.merging.draft import draft
@@ -28,10 +28,6 @@ from adaptrix.planning.redistribute import Redistribution
 from adaptrix.results import CheckReport
 
 Uri = str | PathLike[str]
-
-
-class AdaptrixWarning(UserWarning):
-    """What may surprise the caller of :func:`convert`, and is no reason to stop."""
 
 
 def load(uri: Uri) -> Adapter:
@@ -117,7 +113,7 @@ def convert(
     )
     pipeline = Pipeline()
     done = pipeline.convert(_subject(uri), out, options, maker_for(options, pipeline), BaseVectors(pipeline))
-    _warn(done.problems)
+    warn_of(done.problems)
     return done.path
 
 
@@ -152,7 +148,7 @@ def combine(
     subjects = [_subject(adapter) for adapter in adapters]
     options = _output(to, base, dtype, name, force=force)
     done = combine_adapters(Pipeline(), subjects, recipe, out, options)
-    _warn(done.problems)
+    warn_of(done.problems)
     return done
 
 
@@ -175,7 +171,7 @@ def resize(
     """
     options = _output(to, base, dtype, name, force=force)
     done = resize_adapter(Pipeline(), _subject(adapter), Size(rank, energy), out, options)
-    _warn(done.problems)
+    warn_of(done.problems)
     return done
 
 
@@ -213,7 +209,7 @@ def extract(
     extraction = Extraction(rank, svd, seed, tuple(save), tuple(ignore))
     options = _output(to, None, dtype, name, force=force)
     done = extract_adapter(Pipeline(), fspath(finetuned), fspath(base), extraction, out, options)
-    _warn(done.problems)
+    warn_of(done.problems)
     return done
 
 
@@ -224,13 +220,6 @@ def _subject(adapter: Adapter | Uri) -> Adapter | str:
 def _output(to: str, base: Uri | None, dtype: str | None, name: str | None, *, force: bool) -> Options:
     """Options of a result whose every delta acts."""
     return Options(to=to, base=None if base is None else fspath(base), dtype=dtype, name=name, force=force)
-
-
-def _warn(problems: Iterable[Problem]) -> None:
-    """Issues the warnings among some problems, as of the caller of a public function."""
-    for problem in problems:
-        if problem.severity == "warning":
-            warnings.warn(str(problem), AdaptrixWarning, stacklevel=3)
 
 
 def merge(
@@ -260,7 +249,5 @@ def merge(
     target = None if out is None else fspath(out)
     prepare(target, options)
     done = write(draft(Pipeline(), fspath(uri), fspath(base), options), target, options)
-    for problem in done.problems:
-        if problem.severity == "warning":
-            warnings.warn(str(problem), AdaptrixWarning, stacklevel=2)
+    warn_of(done.problems)
     return done.path

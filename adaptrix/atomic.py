@@ -1,9 +1,9 @@
 """Outputs that appear whole or not at all.
 
-The bytes go to a hidden neighbour, ``.adaptrix-<random><suffix>``, which takes the output's name when all
+The bytes go to a hidden neighbour, ``.adaptrix-<random><suffix>``, which is renamed to the output when all
 of it is written. Whatever stops the work before, Ctrl-C included, removes the neighbour and leaves what was
-there as it was. When the bytes reach the disk is left to the system, as cp leaves it: waiting for them costs
-as much as writing them, and the source is still there.
+there as it was. No fsync is made, as cp makes none: it would cost as much as the writing, and the
+source is still there.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from adaptrix.wording import some
 _REFUSALS: dict[int, tuple[str, str, str]] = {
     errno.ENOSPC: ("disk-full", "the disk is full", "Free some space, or write elsewhere."),
     errno.EDQUOT: ("disk-full", "your disk quota is used up", "Free some space, or write elsewhere."),
-    errno.EFBIG: ("file-too-large", "the system does not allow a file this large", "Write to another disk."),
-    errno.EACCES: ("no-permission", "permission denied", "Write elsewhere, or change the permissions."),
-    errno.EPERM: ("no-permission", "the system does not permit it", "Write elsewhere, or change the permissions."),
-    errno.EROFS: ("read-only", "the disk is read-only", "Write elsewhere."),
-    errno.ENAMETOOLONG: ("name-too-long", "the name is too long for the disk", "Choose a shorter one."),
-    errno.ELOOP: ("bad-output", "the path is a circle of symbolic links", "Write elsewhere."),
-    errno.EIO: ("io-error", "the disk reports an error", "Check the disk, or write elsewhere."),
+    errno.EFBIG: ("disk-full", "the system does not allow a file this large", "Write to another disk."),
+    errno.EACCES: ("permission-denied", "permission denied", "Write elsewhere, or change the permissions."),
+    errno.EPERM: ("permission-denied", "the system does not permit it", "Write elsewhere, or change the permissions."),
+    errno.EROFS: ("permission-denied", "the disk is read-only", "Write elsewhere."),
+    errno.ENAMETOOLONG: ("output-invalid", "the name is too long for the disk", "Choose a shorter one."),
+    errno.ELOOP: ("output-invalid", "the path is a circle of symbolic links", "Write elsewhere."),
+    errno.EIO: ("system", "the disk reports an error", "Check the disk, or write elsewhere."),
 }
 #: where a hard link cannot be made: another kind of disk, or none that has links
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES, errno.EINVAL}
@@ -53,7 +53,7 @@ def output(path: Path, *, force: bool = False, holds: Collection[str] = ()) -> I
 
 
 def require_free(path: Path, *, force: bool = False, holds: Collection[str] = ()) -> None:
-    """Raises what :func:`output` would raise before the work begins, for whom a download comes before."""
+    """Raises what :func:`output` would raise before the work begins, for callers that download first."""
     with _refusing(path, path):
         _check(path, force, holds)
 
@@ -69,7 +69,7 @@ def _refusing(work: Path, path: Path) -> Iterator[None]:
 
 
 def _refusal(error: OSError, work: Path, path: Path) -> RefusedError | None:
-    """What a system error means to the user; None for one that is not about files (a network's, say)."""
+    """A system error as a refusal; None for one that is not about files (a network's, say)."""
     if error.errno not in _REFUSALS:
         return None
     code, found, remedy = _REFUSALS[error.errno]
@@ -80,18 +80,18 @@ def _refusal(error: OSError, work: Path, path: Path) -> RefusedError | None:
 def _check(path: Path, force: bool, holds: Collection[str]) -> None:
     """Everything that can be known before the work begins."""
     if path.name in ("", ".."):
-        raise _usage("bad-output", path, "this is no name for an output", "Name a file or folder in it.")
+        raise _usage("output-invalid", path, "this is no name for an output", "Name a file or folder in it.")
     if "\0" in str(path):
-        raise _usage("bad-output", path, "a name cannot hold a NUL", "Choose another name.")
+        raise _usage("output-invalid", path, "a name cannot hold a NUL", "Choose another name.")
     old = _kind(path)
-    if old == "odd":
-        raise _usage("bad-output", path, "this is a device, a pipe or a socket", "Name a file to write.")
+    if old == "special":
+        raise _usage("output-invalid", path, "this is a device, a pipe or a socket", "Name a file to write.")
     if old is not None and not force:
         raise _exists(path)
     if old == "folder" and holds:
         _require_replaceable(path, holds)
     if not path.parent.is_dir():
-        raise _usage("no-folder", path.parent, "there is no such folder", "Create it, or write elsewhere.")
+        raise _usage("output-invalid", path.parent, "there is no such folder", "Create it, or write elsewhere.")
     if not os.access(path.parent, os.W_OK | os.X_OK):
         read_only = os.statvfs(path.parent).f_flag & os.ST_RDONLY
         raise OSError(errno.EROFS if read_only else errno.EACCES, "", str(path.parent))
@@ -102,18 +102,18 @@ def _usage(code: str, path: Path, found: str, remedy: str) -> UsageError:
 
 
 def _exists(path: Path) -> UsageError:
-    return _usage("exists", path, "this exists already", "Choose another name, or pass --force to replace it.")
+    return _usage("output-exists", path, "this exists already", "Choose another name, or pass --force to replace it.")
 
 
 def _kind(path: Path) -> str | None:
-    """``"folder"``, ``"file"`` (a symbolic link is one, whatever it points to), ``"odd"``, or None for nothing."""
+    """``"folder"``, ``"file"`` (a symbolic link is one, whatever it points to), ``"special"``, or None for nothing."""
     try:
         mode = os.lstat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
         return None
     if stat.S_ISDIR(mode):
         return "folder"
-    return "file" if stat.S_ISREG(mode) or stat.S_ISLNK(mode) else "odd"
+    return "file" if stat.S_ISREG(mode) or stat.S_ISLNK(mode) else "special"
 
 
 def _publish(work: Path, path: Path, force: bool, holds: Collection[str]) -> None:
@@ -122,7 +122,7 @@ def _publish(work: Path, path: Path, force: bool, holds: Collection[str]) -> Non
         raise _exists(path)
     if old is not None and old != new:
         remedy = "Remove it first, or choose another name."
-        raise _usage("exists", path, f"this is a {old} and would become a {new}", remedy)
+        raise _usage("output-exists", path, f"this is a {old} and would become a {new}", remedy)
     if new == "folder":
         _swap_folder(work, path, holds) if old else work.rename(path)
     elif force:
@@ -132,7 +132,7 @@ def _publish(work: Path, path: Path, force: bool, holds: Collection[str]) -> Non
 
 
 def _rename_new(work: Path, path: Path) -> None:
-    """Rename a file unless the name is taken, in one step where the disk has hard links."""
+    """Rename a file unless the new name exists, in one step where the disk has hard links."""
     try:
         os.link(work, path, follow_symlinks=False)
     except FileExistsError:
@@ -161,12 +161,12 @@ def _swap_folder(work: Path, path: Path, holds: Collection[str]) -> None:
 
 
 def _require_replaceable(folder: Path, holds: Collection[str]) -> None:
-    """Raises :class:`UsageError` where a folder has anything in it that would not be written anew."""
+    """Raises :class:`UsageError` where a folder has anything in it that would not be written again."""
     with os.scandir(folder) as entries:
         others = sorted(e.name for e in entries if e.name not in holds or not e.is_file(follow_symlinks=False))
     if others:
         found = f"this folder holds what --force does not replace: {some(others, 3)}"
-        raise _usage("exists", folder, found, "Remove it yourself if you are sure, or choose another name.")
+        raise _usage("output-exists", folder, found, "Remove it yourself if you are sure, or choose another name.")
 
 
 def _remove(work: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from os import PathLike
@@ -17,7 +17,7 @@ from adaptrix.architecture import Architecture, Site
 from adaptrix.base.svd import Known, SvdCache
 from adaptrix.binding.bind import BoundAdapter, bind
 from adaptrix.binding.identify import by_config
-from adaptrix.errors import AdaptrixError, Problem, RefusedError, UsageError, errors_in
+from adaptrix.errors import AdaptrixError, Problem, RefusedError, UsageError, errors_in, warn_of
 from adaptrix.pipeline import Pipeline
 from adaptrix.planning.plan import Plan, make_plan, recorded_plan
 from adaptrix.runtime.build import kernels, require_finite
@@ -26,7 +26,7 @@ from adaptrix.runtime.drift import Drift
 from adaptrix.runtime.extras import places, with_extras
 from adaptrix.runtime.hooks import Hooks
 from adaptrix.runtime.loaded import require_name
-from adaptrix.runtime.modules import Reached, reached, require_plain, unreachable
+from adaptrix.runtime.modules import Reached, inert, reached, require_plain, unreachable
 from adaptrix.runtime.refcounts import Users
 from adaptrix.runtime.replaced import SiteKernel
 from adaptrix.runtime.session import Session
@@ -103,13 +103,13 @@ def _require_named(adapters: object) -> None:
     """Raises :class:`UsageError` unless every adapter comes with a name of its own."""
     if not isinstance(adapters, Mapping):
         found, remedy = f"a {type(adapters).__name__}", 'adaptrix.attach(model, {"math": "./math-lora"})'
-        raise UsageError(Problem("adapters", "adapters", found, "a mapping from names to adapters", remedy))
+        raise UsageError(Problem("option", "adapters", found, "a mapping from names to adapters", remedy))
     for name in adapters:
         require_name(name)
 
 
 def _all(loader: _Loader, adapters: Mapping[str, AdapterLike]) -> dict[str, tuple[Mapping[Site, SiteKernel], Plan]]:
-    """What every adapter does, and its plan; raises with the problems of all of them, as the first error's kind."""
+    """The changes and the plan of every adapter. Raises with the problems of all, as the first error's class."""
     built: dict[str, tuple[Mapping[Site, SiteKernel], Plan]] = {}
     errors: list[AdaptrixError] = []
     for name, adapter in adapters.items():
@@ -124,7 +124,7 @@ def _all(loader: _Loader, adapters: Mapping[str, AdapterLike]) -> dict[str, tupl
 
 def _named(problem: Problem, name: str) -> Problem:
     """A problem of one among several adapters; here there is no base to name but the model."""
-    remedy = "Attach it to a model of its own family." if problem.code == "no-site" else problem.remedy
+    remedy = "Attach it to a model of its own family." if problem.code == "site-missing" else problem.remedy
     return replace(problem, where=f"{name}: {problem.where}", remedy=remedy)
 
 
@@ -144,7 +144,7 @@ class _Loader:
         read = adapter if isinstance(adapter, Adapter) else self._pipeline.read(_uri(adapter))
         known = self._pipeline.catalog.architectures
         bound = bind(read, by_config(self._config, known, read, type(self._model).__name__))
-        if errors := errors_in(bound.problems):
+        if errors := [*errors_in(bound.problems), *_unservable(read)]:
             raise RefusedError(errors)
         plan = self._plan(bound)
         modules = dict(self._modules_of(bound.architecture))
@@ -155,6 +155,7 @@ class _Loader:
         require_finite(found, plan)
         modules |= {place.reached.site: place.reached for place in extras}
         self.modules |= {site: modules[site] for site in found}
+        warn_of((*_unanswered(bound.problems), *inert(plan, modules)))
         return found, plan
 
     def _modules_of(self, architecture: Architecture) -> Mapping[Site, Reached]:
@@ -171,14 +172,36 @@ class _Loader:
         return make_plan(bound, self._layers or "all")
 
 
+def _unanswered(problems: Iterable[Problem]) -> Iterator[Problem]:
+    """The problems but for those of shapes that nobody has checked: the live model has answered these."""
+    return (problem for problem in problems if problem.code not in ("unknown-family", "unverified"))
+
+
+def _unservable(adapter: Adapter) -> Iterator[Problem]:
+    """A problem for each thing that an adapter's config asks for and no session does."""
+    config = adapter.provenance.config
+    if config.get("alora_invocation_tokens"):
+        found = (
+            "an activated LoRA, which acts only from its invocation tokens on; attached, it would act on every token"
+        )
+        yield Problem("conditional", adapter.name, found, "a LoRA for all tokens", "Run it with peft.")
+    if config.get("arrow_config"):
+        found = "an Arrow router, which chooses among adapters token by token"
+        yield Problem(
+            "conditional", adapter.name, found, "one adapter", "Run it with peft, or attach its experts by name."
+        )
+    if config.get("layer_replication"):
+        found = "its config repeats layers (layer_replication), and the model has each of them once"
+        remedy = "Expand the base with peft and this adapter, unload() and save it, and attach to that."
+        yield Problem("variant-unsupported", adapter.name, found, "a model of as many layers", remedy)
+
+
 def _uri(adapter: object) -> str:
     """A uri or a path as text. Raises :class:`UsageError` for what is neither."""
     if isinstance(adapter, (str, PathLike)):
         return os.fsdecode(adapter)
     remedy = "adaptrix.load(path) and generators return an Adapter."
-    raise UsageError(
-        Problem("adapter", "adapter", f"a {type(adapter).__name__}", "a uri, a path or an Adapter", remedy)
-    )
+    raise UsageError(Problem("option", "adapter", f"a {type(adapter).__name__}", "a uri, a path or an Adapter", remedy))
 
 
 def _config(model: nn.Module) -> Mapping[str, Any]:
@@ -186,6 +209,6 @@ def _config(model: nn.Module) -> Mapping[str, Any]:
     config = getattr(model, "config", None)
     if config is None or not hasattr(config, "to_dict"):
         found, remedy = "the model has no config", "Of a wrapper, such as DataParallel, pass the model inside."
-        raise UsageError(Problem("no-config", type(model).__name__, found, "a transformers model", remedy))
+        raise UsageError(Problem("model-unsupported", type(model).__name__, found, "a transformers model", remedy))
     found_config: Mapping[str, Any] = config.to_dict()
     return found_config

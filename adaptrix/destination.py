@@ -1,4 +1,4 @@
-"""Where an output goes, where none may go, and what has no place in it."""
+"""Paths of outputs: where one goes by default, where none may go, and what a format cannot hold."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from adaptrix.records import Format
 def destination(out: str | None, name: str | None, form: Format) -> Path | None:
     """The path to write: ``out``, or the adapter's name in ``out`` if that is a folder, or in the current one.
 
-    A folder is what ends in a slash, and for a format of one file every folder that is there. None where
-    it depends on a ``name`` that is not known yet. Raises :class:`UsageError` for ``missing/``.
+    ``out`` is a folder if it ends in a slash, and for a format of one file if there is such a folder. None where
+    the path depends on a ``name`` that is not known yet. Raises :class:`UsageError` for ``missing/``.
     """
     if out is None:
         folder = Path()
@@ -35,12 +35,12 @@ def require_folder(out: str) -> Path:
     """The folder ``out``; a :class:`UsageError` where there is none."""
     if not Path(out).is_dir():
         found, remedy = "there is no such folder", f"Make it first: mkdir {shlex.quote(out)}"
-        raise UsageError(Problem("no-folder", out, found, remedy=remedy))
+        raise UsageError(Problem("output-invalid", out, found, remedy=remedy))
     return Path(out)
 
 
 def _default(name: str, form: Format) -> str:
-    """``my-lora.adaptrix.safetensors`` for a format of one file, ``my-lora-peft`` for one of a folder."""
+    """The default file name: ``my-lora.adaptrix.safetensors`` for a format of one file, else ``my-lora-peft``."""
     safe = re.sub(r"[^\w.+@-]", "-", name).lstrip(".-") or "adapter"
     return safe + (form.suffix or f"-{form.name}")
 
@@ -48,7 +48,7 @@ def _default(name: str, form: Format) -> str:
 def require_apart(path: Path, source: Collection[Path]) -> None:
     """Raises :class:`UsageError` where an output would be its own source, in the source's folder, or around it.
 
-    A source of several files has its folder to itself; one of a single file may have neighbours.
+    The folder of a source of several files is the source; that of a single file may hold others.
     """
     above = _real(path.parent)
     for file in source:
@@ -62,9 +62,9 @@ def require_apart(path: Path, source: Collection[Path]) -> None:
 
 
 def require_untaken(path: Path, taken: Mapping[Path, str]) -> None:
-    """Raises :class:`UsageError` where this run wants a path, or a folder around it, for something else.
+    """Raises :class:`UsageError` where this run writes something else to a path, or to a folder around it.
 
-    ``taken``: what for, by path.
+    ``taken``: path -> what is written there.
     """
     above = _real(path.parent)
     for other, why in taken.items():
@@ -73,25 +73,25 @@ def require_untaken(path: Path, taken: Mapping[Path, str]) -> None:
 
 
 def would_lose(plan: Plan, options: Options) -> UsageError:
-    """For a format that has no place for what a plan leaves out or replaces."""
+    """The error for a format that cannot hold what a plan leaves out or replaces."""
     asked = {"--redistribute": options.redistribute != "none", "--rank": options.rank is not None}
     by = " and ".join(option for option, given in asked.items() if given)
     said = [f"{plan.idle} of {len(plan.bound.deltas)} deltas are outside the plan {plan.policy}"] if plan.idle else []
     said += [f"{by} changes {len(plan.overrides)} deltas"] if plan.overrides else []
-    remedy = f"A {options.to} folder has no place for that: add --prune to lose what is left out or replaced"
+    remedy = f"A {options.to} folder cannot hold that: add --prune to lose what is left out or replaced"
     remedy += ", or choose --layers all." if plan.idle else "."
-    return UsageError(Problem("would-lose", f"to {options.to}", "; ".join(said), remedy=remedy))
+    return UsageError(Problem("format-loss", f"to {options.to}", "; ".join(said), remedy=remedy))
 
 
 def no_place_for_fit(options: Options) -> UsageError:
-    """The same before a plan is fitted."""
+    """The same error, before a plan is fitted."""
     remedy = "Add --prune to keep nothing but what is fitted, or write an injection file."
-    found = f"a {options.to} folder has no place for what the plan leaves out or replaces"
-    return UsageError(Problem("would-lose", f"to {options.to}", found, remedy=remedy))
+    found = f"a {options.to} folder cannot hold what the plan leaves out or replaces"
+    return UsageError(Problem("format-loss", f"to {options.to}", found, remedy=remedy))
 
 
 def same(one: Path, other: Path) -> bool:
-    """Whether two paths are one file or folder, under whatever names."""
+    """True where two paths are one file or folder, whatever their names."""
     try:
         return os.path.samefile(one, other)
     except (OSError, ValueError):  # one of them is not there
@@ -104,9 +104,9 @@ def _real(folder: Path) -> Path:
 
 
 def _overlap(path: Path, found: str) -> UsageError:
-    return UsageError(Problem("output-is-source", str(path), found, remedy="Choose another place with -o."))
+    return UsageError(Problem("output-taken", str(path), found, remedy="Choose another place with -o."))
 
 
 def state_file(out: Path) -> Path:
-    """The file beside an output."""
+    """The file beside an output that keeps the state of a fit."""
     return out.with_name(f"{out.name}.fitting")

@@ -6,6 +6,8 @@ no longer be given, and then carries every problem found, not the first.
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -36,6 +38,10 @@ class Problem:
 
     def as_dict(self) -> dict[str, str]:
         return {name: getattr(self, name) for name in self.__slots__}
+
+
+class AdaptrixWarning(UserWarning):
+    """What may surprise the caller of a public function, and is no reason to stop."""
 
 
 class AdaptrixError(Exception):
@@ -76,3 +82,18 @@ def refuse(code: str, where: object, found: str, expected: str = "", remedy: str
 def errors_in(problems: Iterable[Problem]) -> tuple[Problem, ...]:
     """The problems that stop the work."""
     return tuple(problem for problem in problems if problem.severity == "error")
+
+
+def warn_of(problems: Iterable[Problem]) -> None:
+    """Issues the warnings among some problems as :class:`AdaptrixWarning`, each once, as of the user's own line."""
+    for problem in dict.fromkeys(problems):
+        if problem.severity == "warning":
+            warnings.warn(str(problem), AdaptrixWarning, stacklevel=_calls_to_user() + 1)
+
+
+def _calls_to_user() -> int:
+    """The calls from our caller up to code that is neither ours nor a decorator of torch's."""
+    frame, calls = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("adaptrix", "torch"):
+        frame, calls = frame.f_back, calls + 1
+    return calls - 1

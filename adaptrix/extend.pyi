@@ -49,6 +49,8 @@ from adaptrix.formats import torch_file as torch_file  # read
 from adaptrix.base.checkpoint import BaseCheckpoint as BaseCheckpoint  # config and stored tensors of a base
 from adaptrix.base.fetch import fetch_base as fetch_base  # the BaseCheckpoint of a uri
 from adaptrix.base.fetch import model_folder as model_folder  # the files of a model, for transformers to load
+from adaptrix.base.loading import load_tokenizer as load_tokenizer  # of a folder; torch
+from adaptrix.base.loading import load_whole as load_whole  # the model of a folder, by transformers; torch
 from adaptrix.base.model import BaseModel as BaseModel  # a causal base: its tokenizer and model when asked for; torch
 from adaptrix.base.model import base_model_at as base_model_at  # the BaseModel of a uri; torch
 from adaptrix.base.model import base_model_of as base_model_of  # the BaseModel of a model in memory; torch

@@ -1,4 +1,4 @@
-"""What a person wants to know of an adapter before using it: its story, its shapes, where its weight lies."""
+"""Summaries of adapters: provenance, shapes, and ‖ΔW‖ by role and layer."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from adaptrix.adapter import Adapter, Extra
-from adaptrix.binding.bind import BoundAdapter, factors, summed
+from adaptrix.binding.bind import BoundAdapter, summed
 from adaptrix.binding.stacks import ranges
-from adaptrix.delta import Spectral
+from adaptrix.delta import Spectral, of_class
 from adaptrix.errors import Problem
 
 #: ‖ΔW‖_F by role and layer
@@ -18,7 +18,7 @@ Picture = Mapping[str, Mapping[int, float]]
 
 @dataclass(frozen=True)
 class RoleSummary:
-    """All deltas of one role: where, of what kind, how large, of what rank and scale, and Σ‖ΔW‖²_F."""
+    """All deltas of one role. ``layers``: ranges such as ``0-7,12``; ``energy``: Σ‖ΔW‖²_F."""
 
     role: str
     count: int
@@ -33,7 +33,7 @@ class RoleSummary:
 
 @dataclass(frozen=True)
 class Inspection:
-    """An adapter laid open. ``problems`` are those of a check without a look at every number."""
+    """The summary of an adapter. ``problems`` are those of a check that does not read every number."""
 
     bound: BoundAdapter
     roles: tuple[RoleSummary, ...]
@@ -52,7 +52,7 @@ class Inspection:
     @property
     def spectral(self) -> str:
         """Whose singular values are changed, in words; nothing where none are."""
-        found = [delta for delta in self.bound.deltas.values() if isinstance(delta, Spectral)]
+        found = of_class(self.bound.deltas, Spectral).values()
         if not found:
             return ""
         stored = " and ".join(sorted({delta.basis.dtype for delta in found}))
@@ -62,9 +62,9 @@ class Inspection:
         return f"{len(found)} deltas of weights in {stored}, decomposed by {backends}; {vectors}"
 
     def drawn(self, most_rows: int = 60, most_layers: int = 400) -> tuple[Picture, tuple[int, ...], str]:
-        """What of the picture there is room for: its rows, their layers, and a word on what is left out.
+        """The part of the picture that fits: its rows, their layers, and a note on what is left out.
 
-        Every layer of a model of a usual depth; of a deeper one only those that have a delta.
+        Every layer of a model of at most ``most_layers``; of a deeper one only those that have a delta.
         """
         picture, depth = self.picture, max(self.bound.depths.values(), default=1)
         rows = dict(list(picture.items())[:most_rows])
@@ -131,7 +131,7 @@ def _summary(bound: BoundAdapter, role: str, sites: list[Any]) -> RoleSummary:
         shapes=tuple(sorted({delta.shape for delta in deltas})),
         ranks=tuple(sorted({delta.rank for delta in deltas})),
         scales=tuple(sorted({delta.scale for delta in deltas})),
-        dtypes=tuple(sorted({tensor.dtype for delta in deltas for tensor in factors(delta)})),
+        dtypes=tuple(sorted({tensor.dtype for delta in deltas for tensor in delta.energy_tensors()})),
         energy=summed(bound.energies[site] for site in sites),
         kinds=tuple(sorted({delta.kind for delta in deltas})),
     )

@@ -1,4 +1,4 @@
-"""JSON objects from files that nobody vouches for: bounded in size and in depth."""
+"""JSON objects from untrusted files: bounded in size and in depth."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ MAX_DEPTH = 64
 def read_object(path: Path, where: str, limit: int = MAX_BYTES) -> dict[str, Any]:
     """The object in ``path``; ``where`` is what messages call it.
 
-    Raises ``RefusedError``: ``json-unreadable`` (no file, no permission, a pipe), ``json-too-large``,
-    ``json-invalid`` (not UTF-8, not JSON), ``json-too-deep`` or ``json-not-an-object``.
+    Raises ``RefusedError``: ``file-unreadable`` (no file, no permission, a pipe), ``file-too-large``
+    or ``json-invalid`` (not UTF-8, not JSON, too deep, not an object).
     """
     value = _parse(_bytes(path, where, limit), where)
     if not isinstance(value, dict):
-        raise refuse("json-not-an-object", where, f"it holds {_kind(value)}", "a JSON object")
+        raise refuse("json-invalid", where, f"it holds {_kind(value)}", "a JSON object")
     if _deeper_than(value, MAX_DEPTH):
         raise _too_deep(where)
     return value
@@ -32,22 +32,22 @@ def read_object(path: Path, where: str, limit: int = MAX_BYTES) -> dict[str, Any
 def too_large(where: str, size: int, limit: int = MAX_BYTES) -> RefusedError:
     """The refusal of a config of ``size`` bytes, for callers that know it before they read."""
     return refuse(
-        "json-too-large",
+        "file-too-large",
         where,
         f"it has {amount(size)}",
         f"a config of at most {amount(limit)}",
-        "Something else bears the name of a config: restore the file.",
+        "This is no config but another file of that name: restore the config.",
     )
 
 
 def _bytes(path: Path, where: str, limit: int) -> bytes:
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
-            raise refuse("json-unreadable", where, "it is not a regular file")
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait forever
+            raise refuse("file-unreadable", where, "it is not a regular file")
         with open(path, "rb") as file:
             data = file.read(limit + 1)
     except OSError as error:
-        raise refuse("json-unreadable", where, f"it cannot be read: {error.strerror or error}") from error
+        raise refuse("file-unreadable", where, f"it cannot be read: {error.strerror or error}") from error
     if len(data) > limit:
         raise too_large(where, max(path.stat().st_size, len(data)), limit)
     return data
@@ -56,7 +56,7 @@ def _bytes(path: Path, where: str, limit: int) -> bytes:
 def _parse(data: bytes, where: str) -> object:
     try:
         value: object = json.loads(data.decode("utf-8-sig"))
-        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate could not be written again
+        json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate could not be written again
         return value
     except RecursionError as error:
         raise _too_deep(where) from error
@@ -67,7 +67,7 @@ def _parse(data: bytes, where: str) -> object:
 
 def _too_deep(where: str) -> RefusedError:
     found = f"it is nested more than {MAX_DEPTH} deep"
-    return refuse("json-too-deep", where, found, "a config, as models and adapters have", "Fetch or copy it again.")
+    return refuse("json-invalid", where, found, "a config, as models and adapters have", "Fetch or copy it again.")
 
 
 def _kind(value: object) -> str:

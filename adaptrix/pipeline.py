@@ -21,7 +21,7 @@ from adaptrix.delta import require_low_rank
 from adaptrix.destination import destination, no_place_for_fit, require_apart, require_untaken, would_lose
 from adaptrix.errors import AdaptrixError, Problem, RefusedError, UnreachableError, UsageError, errors_in
 from adaptrix.options import Options, dtype_name, require_options
-from adaptrix.planning.lowering import lowered, require_small_loss, spectral_deltas, without_vectors
+from adaptrix.planning.lowering import lowered, others, require_small_loss, without_vectors
 from adaptrix.planning.plan import Plan, make_plan, powerless, recorded_plan
 from adaptrix.planning.prune import cast, pruned
 from adaptrix.planning.redistribute import reshape_plan
@@ -68,7 +68,7 @@ class Pipeline:
         form = next((form for form in self.catalog.formats if form.detect(bundle)), None)
         if form is None:
             names = ", ".join(sorted(bundle.files)) or "no files"
-            raise RefusedError(Problem("format", bundle.uri, f"no format knows {names}", self._known_formats()))
+            raise RefusedError(Problem("format-unknown", bundle.uri, f"no format knows {names}", self._known_formats()))
         adapter = form.read(bundle)
         return replace(adapter, problems=(*bundle.problems, *adapter.problems)) if bundle.problems else adapter
 
@@ -228,13 +228,13 @@ class Pipeline:
         source = next((source for source in self.catalog.sources if source.claims(uri)), None)
         if source is None:
             known = ", ".join(source.name for source in self.catalog.sources)
-            raise UsageError(Problem("uri", uri, "no source knows what this is", f"something for one of: {known}"))
+            raise UsageError(Problem("address", uri, "no source knows what this is", f"something for one of: {known}"))
         return source
 
     def _writable(self, name: str) -> Format:
         formats = {form.name: form for form in self.catalog.formats if form.write is not None}
         if name not in formats:
-            raise UsageError(Problem("format", f"to {name}", "no such format to write", ", ".join(formats)))
+            raise UsageError(Problem("option", f"to {name}", "no such format to write", ", ".join(formats)))
         return formats[name]
 
     def _known_formats(self) -> str:
@@ -268,7 +268,7 @@ def _plan(bound: BoundAdapter, options: Options, form: Format, made: Plan | None
 
 def _spectral(plan: Plan, options: Options, form: Format, resolver: Resolver | None) -> Plan:
     """The plan with its spectral deltas as the format and the options want them."""
-    if not spectral_deltas(plan):
+    if not others(plan):
         return plan
     if form.keeps_spectral and options.rank is not None:
         require_low_rank({site: plan.delta(site) for site in plan.sites}, plan.bound.adapter.name, "--rank here")
@@ -297,7 +297,7 @@ def _read_back(form: Format, work: Path, path: Path) -> Adapter:
     except RefusedError as error:
         found = f"what would be written cannot be read back: {error.problems[0]}"
         remedy = "The source contradicts itself; if it does not, report this."
-        raise RefusedError(Problem("not-readable", str(path), found, remedy=remedy)) from None
+        raise RefusedError(Problem("output-unreadable", str(path), found, remedy=remedy)) from None
 
 
 def _base_config_file(base: str | None) -> dict[Path, str]:
@@ -315,7 +315,7 @@ def _no_base(base: str, error: AdaptrixError) -> Problem:
     why = first.found if first.where == base else f"{first.where}: {first.found}"
     kind = "cannot be reached" if isinstance(error, UnreachableError) else "cannot be used"
     return Problem(
-        "base",
+        "base-unusable",
         base,
         f"the base {kind} ({why})",
         severity="note",

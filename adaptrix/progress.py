@@ -1,13 +1,13 @@
-"""How long work tells of what it has done, whoever shows it."""
+"""Progress of long work: the interfaces of a display, and the displays that show nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
-#: opens a progress display for so many bytes; what it yields is told of each piece
+#: opens a progress display for a total of bytes; the function that it yields is called with the bytes of each piece
 Display = Callable[[int], AbstractContextManager[Callable[[int], object]]]
-#: the same for what is counted in things, and called by a name
+#: the same for countable things: takes their name and their number
 Counted = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
 
 
@@ -17,5 +17,5 @@ def quiet(_total: int) -> AbstractContextManager[Callable[[int], object]]:
 
 
 def uncounted(_what: str, _total: int) -> AbstractContextManager[Callable[[int], object]]:
-    """No display of things either."""
+    """No display of countable things."""
     return nullcontext(lambda _count: None)

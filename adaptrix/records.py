@@ -1,4 +1,4 @@
-"""What plugins contribute: typed records, yielded by hooks and validated by the catalog."""
+"""Typed records that plugins contribute, yielded by hooks and validated by the catalog."""
 
 from __future__ import annotations
 
@@ -22,11 +22,14 @@ _PIECE = 4 << 20  # large, so that the thread rarely has to ask for the interpre
 
 @dataclass(frozen=True)
 class Bundle:
-    """The files of one checkpoint, on this disk. ``files``: name in the checkpoint -> path.
+    """The files of one checkpoint, on this disk.
 
-    ``name`` is what a person would call it; ``uri`` is what they typed, or what they could have typed
-    to mean just this. ``problems`` is what the source has to say about it, never an error: that the Hub
-    was out of reach and the files are from the cache.
+    - ``uri``: as it was typed, or as it could have been typed to name just these files.
+    - ``name``: what a person would call it.
+    - ``files``: name in the checkpoint -> path on this disk.
+    - ``commit``: the Hub's, None for files of this disk.
+    - ``problems``: warnings and notes of the source, never an error: such as that the Hub was out of reach and the
+      files are from the cache.
     """
 
     uri: str
@@ -37,11 +40,11 @@ class Bundle:
 
     @property
     def sha256(self) -> Mapping[str, str]:
-        """The SHA-256 of every file, computed when one is asked for, or from :meth:`hash_ahead` on."""
+        """The SHA-256 of every file, computed at the first access, or in the background after :meth:`hash_ahead`."""
         return self._digests
 
     def hash_ahead(self) -> None:
-        """Begins to compute the digests, beside whatever else is done with the files."""
+        """Begins to compute the digests in a thread, while other work goes on."""
         self._digests.begin()
 
     @cached_property
@@ -57,7 +60,7 @@ class Bundle:
 
 
 class _Digests(Mapping[str, str]):
-    """Digests by file name, computed by a thread of their own and waited for when first looked at."""
+    """Digests by file name, computed in a thread; the first access waits for them."""
 
     def __init__(self, files: Mapping[str, Path]) -> None:
         self._files, self._found = files, dict[str, str | OSError]()
@@ -74,7 +77,7 @@ class _Digests(Mapping[str, str]):
         for name, path in self._files.items():
             try:
                 self._found[name] = _sha256(path)
-            except OSError as error:  # raised where the digest is asked for
+            except OSError as error:  # raised when the digest is read
                 self._found[name] = error
 
     def __getitem__(self, name: str) -> str:
@@ -84,7 +87,7 @@ class _Digests(Mapping[str, str]):
         self._thread.join()
         found = self._found[name]
         if isinstance(found, OSError):
-            raise refuse("unreadable", self._files[name], f"it cannot be read: {found.strerror or found}")
+            raise refuse("file-unreadable", self._files[name], f"it cannot be read: {found.strerror or found}")
         return found
 
     def __iter__(self) -> Iterator[str]:
@@ -95,7 +98,7 @@ class _Digests(Mapping[str, str]):
 
 
 def _sha256(path: Path) -> str:
-    import hashlib  # here, for a list of commands needs none of it
+    import hashlib  # imported here: listing commands does not need it
 
     digest, buffer = hashlib.sha256(), memoryview(bytearray(_PIECE))
     with open(path, "rb", buffering=0) as file:
@@ -106,11 +109,11 @@ def _sha256(path: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A way adapters are written to files.
+    """A file format of adapters.
 
     ``patterns``: the file names that make up a checkpoint of it (``fnmatch``), so that a source fetches
-    these and nothing else; one tuple holds alternatives, the first that exists is taken.
-    ``detect`` says whether a bundle is of this format, from names and a few bytes. ``read`` returns an
+    these and nothing else; one tuple holds alternatives, of which the first that exists is read.
+    ``detect`` returns True for a bundle of this format, from names and a few bytes. ``read`` returns an
     adapter with every problem it found, and raises only where there is nothing to return. ``write``,
     where there is one, writes a plan to a path that does not exist yet; the caller moves it into place.
     ``suffix``: what is added to an adapter's name for a default output; "" for a folder, which is called
@@ -134,9 +137,9 @@ class Format:
 class Source:
     """A place that adapters and base configs come from.
 
-    ``claims`` says whether a uri is one of its own, without touching the network. ``fetch`` brings the
+    ``claims`` returns True for a uri of its own, without touching the network. ``fetch`` returns the
     files that the patterns of the formats name, and raises :class:`UnreachableError` or
-    :class:`RefusedError`. ``config`` brings a base model's config.json and nothing else.
+    :class:`RefusedError`. ``config`` returns the content of a base model's config.json.
     """
 
     name: str
@@ -146,14 +149,14 @@ class Source:
 
 
 class Generate(Protocol):
-    """A generator's entry: text (or whatever it takes) in, an ordinary adapter out."""
+    """A generator's entry point: takes a prompt and options, returns an ordinary adapter."""
 
     def __call__(self, prompt: str, /, **options: Any) -> Adapter: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Generator:
-    """A way to come by an adapter other than reading one."""
+    """A way to obtain an adapter other than reading one."""
 
     name: str
     summary: str

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from adaptrix.binding.bind import BoundAdapter, nonfinite
-from adaptrix.delta import Spectral
 from adaptrix.errors import Problem, errors_in
 from adaptrix.planning.plan import Plan
 from adaptrix.records import Bundle
@@ -37,12 +36,13 @@ class CheckReport:
     def noted(self) -> CheckReport:
         """The report of what fits, with a note where deltas belong to the very weights of a base: none were read."""
         deltas = self.bound.deltas.values() if self.bound else ()
-        spectral = sum(isinstance(delta, Spectral) for delta in deltas)
-        if not spectral or not self.ok:
+        owned = [delta.kind for delta in deltas if delta.needs_base]
+        if not owned or not self.ok:
             return self
-        found = f"{spectral} spectral deltas each name the weight that they belong to, and no weights were read"
+        kinds = " and ".join(sorted(set(owned)))
+        found = f"{len(owned)} {kinds} deltas each name the weight that they belong to, and no weights were read"
         remedy = "attach, merge and convert --to peft --base MODEL hold a base's weights to them."
-        note = Problem("weights-unread", self.subject, found, remedy=remedy, severity="note")
+        note = Problem("unverified", self.subject, found, remedy=remedy, severity="note")
         return replace(self, problems=(*self.problems, note))
 
     def as_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A tensor whose bytes stay where they are until somebody asks for them.
+"""Tensors whose bytes stay in their file until they are read.
 
 Readers yield tensors, the writer copies their bytes; nothing in between needs the numbers, except
 the checks and the algebra, which ask for an array. So a file of any size passes through in bounded
@@ -63,7 +63,7 @@ class FileRange:
     nbytes: int
 
     def read(self) -> bytes:
-        """All of the bytes; a file that went or shrank since it was opened is a refusal, never zeros."""
+        """All of the bytes; a file that was removed or shrank meanwhile is a refusal, never zeros."""
         try:
             file = os.open(self.path, os.O_RDONLY)  # a file object would cost more than the read
         except OSError as error:
@@ -77,7 +77,7 @@ class FileRange:
     def chunks(self) -> Iterator[bytes]:
         """The bytes in pieces of at most 1 MiB; raises as :meth:`read` does."""
         try:
-            file = open(self.path, "rb")  # noqa: SIM115  # what fails later is no sign that it went
+            file = open(self.path, "rb")  # noqa: SIM115  # an error later does not mean that the file is gone
         except OSError as error:
             raise self._gone(error) from None
         with file:
@@ -144,11 +144,11 @@ class Tensor:
     def float64(self) -> NDArray[np.float64]:
         """The array as fp64; exact for every float dtype."""
         source = self.numpy() if self.dtype == "F64" else self.float32()
-        with np.errstate(invalid="ignore"):  # a signalling NaN: whoever minds NaN looks for it
+        with np.errstate(invalid="ignore"):  # converting a signalling NaN is no error here: the checks look for NaN
             return source.astype(np.float64)
 
     def nonfinite(self) -> int:
-        """How many numbers are NaN or Inf, counted a piece at a time: no copy of the whole is made."""
+        """The count of numbers that are NaN or Inf, read a piece at a time: no copy of the whole is made."""
         flat, step = self.reshape(self.size), _CHUNK // DTYPES[self.dtype][0]
         pieces = (flat.rows(start, min(start + step, self.size)) for start in range(0, self.size, step))
         return sum(_nonfinite(piece) for piece in pieces)

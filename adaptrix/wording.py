@@ -1,4 +1,4 @@
-"""How names and amounts are written in messages."""
+"""Names and amounts as messages show them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _UNITS = ((1_000_000_000, "GB"), (1_000_000, "MB"), (1_000, "kB"))
 
 
 def shown(name: str) -> str:
-    """A name as it can be printed: one with control characters or undecodable bytes is quoted."""
+    """A name as it can be printed: escaped if it has control characters or undecodable bytes."""
     return name if name.isprintable() else ascii(name)
 
 
@@ -29,7 +29,7 @@ def some(names: Iterable[str], most: int = 10) -> str:
 
 
 def commands(addresses: Iterable[str], most: int = 20) -> str:
-    """What to type next, one line each."""
+    """A command that converts each address, one on a line."""
     listed = [f"\n    adaptrix convert {shlex.quote(address)}" for address in addresses]
     more = len(listed) - most
     return "".join(listed[:most]) + (f"\n    … and {more} more" if more > 0 else "")

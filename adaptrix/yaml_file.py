@@ -1,7 +1,7 @@
-"""Mappings from YAML files that nobody vouches for: plain values alone, bounded in size and in what they stand for.
+"""Mappings from untrusted YAML files: plain values alone, bounded in size and in what they stand for.
 
-Aliases and merges let a few lines stand for billions of values, and YAML's numbers have no limit either; whoever shows
-or compares such a value never comes to an end.
+Aliases and merges let a few lines stand for billions of values, and YAML's numbers have no limit either; showing or
+comparing such a value would never end.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MAX_NUMBER = 40  # characters: those of base 60 take time that grows with their
 _ALONE = re.compile("[\ud800-\udfff]")  # halves of characters, which cannot be written again
 
 
-def read_mapping(path: Path, expected: str, code: str = "yaml") -> dict[Any, Any]:
+def read_mapping(path: Path, expected: str, code: str = "yaml-invalid") -> dict[Any, Any]:
     """The mapping in a YAML file; a tag that would make an object, a merge, or a key twice is refused.
 
     ``expected``: what the file should hold, ``code``: of problems, for messages. Raises :class:`RefusedError`.
@@ -55,14 +55,14 @@ def _bytes(path: Path, expected: str, code: str) -> bytes:
         with open(path, "rb") as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise refuse("unreadable", path, f"it cannot be read: {error.strerror or error}") from None
+        raise refuse("file-unreadable", path, f"it cannot be read: {error.strerror or error}") from None
     if len(data) > MAX_BYTES:
         raise refuse(code, path, f"it has more than {MAX_BYTES} bytes", expected)
     return data
 
 
 def _excess(value: object) -> str | None:
-    """What makes a value too much for whoever uses it; None where nothing does."""
+    """The reason why a value cannot be used (half a character, too many values); None where there is none."""
     waiting, count = [value], 0
     while waiting:
         one = waiting.pop()

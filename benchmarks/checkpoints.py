@@ -2,7 +2,7 @@
 
 ``BAD`` must be refused, with a message that holds every text in ``says``; ``GOOD`` must be read;
 ``UNTELLABLE`` are wrong, and nothing in the files shows it. ``benchmarks/bad_input.py`` shows them to peft
-and to adaptrix, ``tests/test_bad_input.py`` holds adaptrix to them. Here are those whose tensors matter; what
+and to adaptrix, ``tests/cli/test_bad_input.py`` holds adaptrix to them. Here are those whose tensors matter; what
 is wrong with files, folders and configs is in ``benchmarks/damaged.py``.
 """
 

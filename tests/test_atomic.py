@@ -6,7 +6,7 @@ import pytest
 
 from adaptrix.atomic import output
 from adaptrix.errors import RefusedError, UsageError
-from tests.atomic_helpers import error_code, names, put, put_folder
+from tests.helpers.atomic import error_code, names, put, put_folder
 
 
 def test_a_file_appears_whole(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_an_existing_output_needs_force(tmp_path: Path) -> None:
     put(path, "old")
     with pytest.raises(UsageError, match="--force") as caught:
         put(path)
-    assert error_code(caught) == "exists"
+    assert error_code(caught) == "output-exists"
     assert path.read_text() == "old"
     put(path, force=True)
     assert path.read_text() == "new"

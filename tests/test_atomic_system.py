@@ -12,7 +12,7 @@ import pytest
 
 from adaptrix.atomic import output
 from adaptrix.errors import RefusedError, UsageError
-from tests.atomic_helpers import error_code, names, put, put_folder
+from tests.helpers.atomic import error_code, names, put, put_folder
 
 # what the system objects to
 
@@ -21,7 +21,7 @@ from tests.atomic_helpers import error_code, names, put, put_folder
 def test_a_path_that_is_no_name_is_a_usage_error(name: str) -> None:
     with pytest.raises(UsageError) as caught:
         put(Path(name), force=True)
-    assert error_code(caught) == "bad-output"
+    assert error_code(caught) == "output-invalid"
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
@@ -29,13 +29,13 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     for parent in ("missing", "file"):
         with pytest.raises(UsageError, match=parent) as caught:
             put(tmp_path / parent / "x")
-        assert error_code(caught) == "no-folder"
+        assert error_code(caught) == "output-invalid"
 
 
 def test_a_name_too_long(tmp_path: Path) -> None:
     with pytest.raises(RefusedError) as caught:
         put(tmp_path / ("x" * 300))
-    assert error_code(caught) == "name-too-long"
+    assert error_code(caught) == "output-invalid"
 
 
 def test_a_name_as_long_as_the_disk_allows_will_do(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_no_permission(tmp_path_factory: pytest.TempPathFactory) -> None:
     done = subprocess.run(
         [sys.executable, "-c", UNPRIVILEGED, str(folder / "x")], capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == "no-permission"
+    assert done.stdout.strip() == "permission-denied"
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_a_read_only_disk(small_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     with pytest.raises(RefusedError) as caught:
         put(small_disk / "x")
-    assert error_code(caught) == "read-only"
+    assert error_code(caught) == "permission-denied"
 
 
 LIMITED = """
@@ -126,7 +126,7 @@ def test_a_file_too_large_for_the_system(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, str(tmp_path / "x")], capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == "file-too-large"
+    assert done.stdout.strip() == "disk-full"
     assert names(tmp_path) == []
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import adaptrix
-from tests.hub_server import hub  # noqa: F401  # a fixture
+from tests.helpers.hub_server import hub  # noqa: F401  # a fixture
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -61,7 +61,7 @@ def test_every_command_does_what_is_shown(folder, env):
 
 def test_the_python_runs(folder, env):
     program, live = blocks("python")
-    compile(live, "README", "exec")  # tests/test_attach.py and tests/test_context.py run what it shows
+    compile(live, "README", "exec")  # test_attach.py and test_swapping.py in tests/runtime run what it shows
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=folder, env=env, capture_output=True, text=True, timeout=60
     )

@@ -1,4 +1,4 @@
-"""Several adapters side by side, by site: however their checkpoints spell a module, and whatever each lacks."""
+"""Several adapters side by side, by site, however their checkpoints spell the modules."""
 
 from __future__ import annotations
 
@@ -17,14 +17,18 @@ from adaptrix.delta import LowRank, fuse, straightened
 from adaptrix.errors import Problem, RefusedError
 
 Row = tuple[LowRank | None, ...]
-#: what a fused weight is part of: its layer and its role
+#: the layer and the role that the parts of a fused weight, or its experts, share
 StackPosition = tuple[int | None, str]
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """``rows``: by site, in order, the delta of each operand, None where it has none. ``respelled``: their
-    checkpoints name modules by different prefixes, so that the targets are spelled as the family does."""
+    """The deltas of several operands by site.
+
+    ``identity``: their common family and dims. ``rows``: by site, in order, the delta of each operand, None where it
+    has none. ``targets``: by site, the module path to write. ``respelled``: the checkpoints name modules by different
+    prefixes, so that the targets are spelled as the family does.
+    """
 
     identity: Identity
     rows: Mapping[Site, Row]
@@ -59,7 +63,7 @@ def _common(operands: Sequence[Operand]) -> tuple[Architecture, Dims]:
     if len(set(families)) > 1:
         found = ", ".join(f"{operand.name} is {family}" for operand, family in zip(operands, families, strict=True))
         remedy = "Name the base that they were all trained on with --base MODEL."
-        raise RefusedError(Problem("families", "adapters", found, "one family of models", remedy))
+        raise RefusedError(Problem("base-mismatch", "adapters", found, "one family of models", remedy))
     first = operands[0].bound.architecture
     roles = {name: role for operand in operands for name, role in operand.bound.architecture.roles.items()}
     values: dict[str, int] = {}
@@ -74,13 +78,13 @@ def _common(operands: Sequence[Operand]) -> tuple[Architecture, Dims]:
 
 def _columns(operands: Sequence[Operand], architecture: Architecture, dims: Dims) -> list[dict[Site, LowRank]]:
     """Each operand's deltas, straight, with the parts of a weight as one where another operand has it whole."""
-    whole = {_place(s) for o in operands for s in o.deltas if s.part is None}
+    whole = {_stack_position(s) for o in operands for s in o.deltas if s.part is None}
     columns, problems = [], list[Problem]()
     for operand in operands:
         column: dict[Site, LowRank] = {}
         parts: dict[Site, dict[str, LowRank]] = {}
         for site, delta in operand.deltas.items():
-            if site.part is not None and site.expert is None and _place(site) in whole:
+            if site.part is not None and site.expert is None and _stack_position(site) in whole:
                 parts.setdefault(replace(site, part=None), {})[site.part] = delta
             else:
                 column[site] = straightened(delta)
@@ -90,33 +94,33 @@ def _columns(operands: Sequence[Operand], architecture: Architecture, dims: Dims
                 column[site] = fuse(group, {} if rows is None else rows)
             except (ValueError, KeyError) as error:
                 found = f"its parts cannot be made one ({error})"
-                problems.append(Problem("parts", f"{operand.name}, {site}", found, "the whole weight, as others have"))
+                problems.append(Problem("part", f"{operand.name}, {site}", found, "the whole weight, as others have"))
         columns.append(column)
     if problems:
         raise RefusedError(problems)
     return columns
 
 
-def _place(site: Site) -> StackPosition:
+def _stack_position(site: Site) -> StackPosition:
     return (site.layer, site.role)
 
 
 def _shape_problems(
     rows: Mapping[Site, Row], operands: Sequence[Operand], architecture: Architecture
 ) -> Iterator[Problem]:
-    """Deltas that do not fit one another, or the model of an operand that has none there."""
+    """A problem for deltas of different shapes, and for those that cannot be in the base of another operand."""
     for site, row in rows.items():
         shapes = [_shape(site, delta, o.bound, architecture) for o, delta in zip(operands, row, strict=True)]
         known = [{size for size in axis if size is not None} for axis in zip(*shapes, strict=True)]
         experts = {delta.experts for delta in row if delta is not None}
         if any(len(axis) > 1 for axis in known) or len(experts) > 1:
-            told = zip(operands, shapes, strict=True)
-            found = ", ".join(f"{out or '?'} × {inp or '?'} in {operand.name}" for operand, (out, inp) in told)
+            named = zip(operands, shapes, strict=True)
+            found = ", ".join(f"{out or '?'} × {inp or '?'} in {operand.name}" for operand, (out, inp) in named)
             yield Problem("shape", str(site), found, "one shape", "The adapters belong to models of different sizes.")
         for operand in operands:
             depth = operand.bound.dims.values.get(architecture.roles[site.role].depth)
             if site.layer is not None and depth is not None and site.layer >= depth:
-                yield Problem("layer", str(site), f"the base of {operand.name} has {depth} layers", "one depth")
+                yield Problem("shape", str(site), f"the base of {operand.name} has {depth} layers", "one depth")
 
 
 def _shape(
@@ -126,12 +130,12 @@ def _shape(
 
 
 def _expert_problems(sites: Sequence[Site]) -> Iterator[Problem]:
-    """Experts that one adapter changes as one stacked weight and another one by one."""
-    apart = {_place(site) for site in sites if site.expert is not None}
+    """A problem for experts that one adapter changes as a stacked weight and another one by one."""
+    apart = {_stack_position(site) for site in sites if site.expert is not None}
     for site in sites:
-        if site.expert is None and _place(site) in apart:
+        if site.expert is None and _stack_position(site) in apart:
             found, expected = "one adapter stacks its experts, another has them one by one", "one spelling"
-            yield Problem("experts", str(site), found, expected)
+            yield Problem("part", str(site), found, expected)
 
 
 def _home(target: Target, architecture: Architecture) -> Target:
@@ -144,7 +148,7 @@ def _home(target: Target, architecture: Architecture) -> Target:
 
 
 def _start(home: Target, target: Target) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What two spellings of one path differ in: the start of each."""
+    """The beginnings in which two spellings of one path differ."""
     one, other = home.path.split("."), target.path.split(".")
     while one and other and one[-1] == other[-1]:
         one.pop()

@@ -1,4 +1,4 @@
-"""Several adapters of one base as one: the weighted sum of their ΔW, or what a method has in its place."""
+"""Combination of several adapters of one base: the weighted sum of their ΔW, or a method's approximation of it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from adaptrix.options import Options, dtype_name
 from adaptrix.pipeline import Pipeline
 from adaptrix.tensor import Tensor
 
-#: keys that speak of what is not in a combination
+#: config keys about what a combination does not hold
 _DROPPED = ("modules_to_save", "trainable_token_indices", "bias", "target_parameters")
 
 
@@ -50,9 +50,14 @@ def combine_adapters(
 ) -> Outcome:
     """Writes one adapter for the weighted sum of several, with the error of every site.
 
-    ``busy`` is entered when all is fetched. Raises :class:`UsageError` for a recipe that makes no sense,
-    :class:`RefusedError` for adapters that are of no one model, that are no sums (DoRA), or that bring along what
-    cannot be added.
+    - ``subjects``: adapters, or their paths and uris.
+    - ``recipe``: weights, method and what belongs to it.
+    - ``out``: the path to write, or a folder; None names it after the adapters.
+    - ``options``: the output's format, dtype, name, and the base whose dims are checked.
+    - ``busy``: entered once everything is fetched, for a display.
+
+    Raises :class:`UsageError` for a recipe that makes no sense, :class:`RefusedError` for adapters of different
+    models, for those that cannot be summed (DoRA), and for extras that cannot be added.
     """
     require_recipe(recipe, subjects)
     pipeline.prepare(out, options)
@@ -90,11 +95,11 @@ def _terms(row: Row, weights: Sequence[float]) -> list[list[Term]]:
 
 
 def _merged(aligned: Alignment, weights: Sequence[float], recipe: Recipe) -> dict[Site, list[Merged]]:
-    """What the method makes of every site, for each expert."""
+    """The result of the method at every site, for each expert."""
     found, problems = {}, []
     for site, row in aligned.rows.items():
         try:
-            rng = np.random.default_rng([recipe.seed, crc32(str(site).encode())])  # whatever other sites there are
+            rng = np.random.default_rng([recipe.seed, crc32(str(site).encode())])  # independent of the other sites
             found[site] = [_one(terms, recipe, rng) for terms in _terms(row, weights)]
         except np.linalg.LinAlgError:
             problems.append(too_large(site))
@@ -141,7 +146,7 @@ def _with_biases(deltas: Mapping[Site, LowRank]) -> dict[Site, LowRank]:
 
 
 def _loss(row: Row, weights: Sequence[float], found: Sequence[Merged], delta: LowRank) -> Loss:
-    """What a method knows of its own loss, where rounding adds nothing to speak of; else what is measured."""
+    """The loss that the method knows, where rounding adds next to nothing; else the one that is measured."""
     if all(one.exact for one in found):
         whole = rounding([(one.A, one.B) for one in found], delta.factors())
         return Loss(delta.scale**2 * whole.wanted, delta.scale**2 * whole.lost)
@@ -149,7 +154,7 @@ def _loss(row: Row, weights: Sequence[float], found: Sequence[Merged], delta: Lo
     if known and delta.A.dtype in ("F32", "F64"):
         return total(known)
     sums = [concatenated(terms) for terms in _terms(row, weights)]
-    measure = measured if known else compared  # only what is nearly exact needs the slower one
+    measure = measured if known else compared  # nearly exact results need the slower measure
     return measure([(one.A, one.scale * one.B) for one in sums], scaled(delta))
 
 
@@ -160,7 +165,7 @@ def _adapter(
     recipe: Recipe,
     name: str | None,
 ) -> Adapter:
-    """The combination, as an adapter with a story of its own."""
+    """The combination as an adapter, with its own provenance."""
     adapters = [operand.bound.adapter for operand in operands]
     extras: dict[str, Extra] = {}
     for adapter in () if recipe.drop_extras else adapters:
@@ -195,7 +200,7 @@ def _provenance(adapters: Sequence[Adapter], recipe: Recipe) -> Provenance:
 
 
 def _agreed(configs: Sequence[Mapping[str, Any]], recipe: Recipe) -> dict[str, Any]:
-    """The keys on which all configs agree, without those that speak of what is left out."""
+    """The keys on which all configs agree, without those about what is left out."""
     gone: Collection[str] = (*_DROPPED, "task_type") if recipe.drop_extras else _DROPPED
     first = {key: value for key, value in configs[0].items() if key not in gone}
     agreed = {key: value for key, value in first.items() if all(config.get(key) == value for config in configs)}
@@ -213,14 +218,16 @@ def _notes(
     span = f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
     site = worst(losses)
     error = f"relative error of ΔW {total(losses.values()).error:.2e}, at most {losses[site].error:.2e} ({site})"
-    yield Problem("combined", recipe.method, f"{said}; rank {span}; {error}", severity="note")
+    yield Problem("summary", recipe.method, f"{said}; rank {span}; {error}", severity="note")
     extras = sum(len(operand.bound.adapter.extras) for operand in operands)
     if recipe.drop_extras and extras:
-        yield Problem("dropped", "--drop-extras", f"{extras} tensors that are no deltas are left out", severity="note")
+        yield Problem("left-out", "--drop-extras", f"{extras} tensors that are no deltas are left out", severity="note")
 
 
 def _bases(operands: Sequence[Operand]) -> Iterator[Problem]:
     bases = sorted({operand.bound.adapter.base for operand in operands if operand.bound.adapter.base is not None})
     if len(bases) > 1:
         found = f"the adapters name different bases: {', '.join(bases)}"
-        yield Problem("bases", "adapters", found, remedy="A sum means little unless they are one.", severity="warning")
+        yield Problem(
+            "base-mismatch", "adapters", found, remedy="A sum means little unless they are one.", severity="warning"
+        )

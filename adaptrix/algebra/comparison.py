@@ -1,4 +1,4 @@
-"""How alike two adapters are: the angle and the lengths of their ΔW, from r×r products alone.
+"""Comparison of two adapters: the angle and the lengths of their ΔW, from r×r products alone.
 
 ⟨ΔW₁, ΔW₂⟩ = tr((B₁ᵀB₂)(A₂A₁ᵀ)): no ΔW is built.
 """
@@ -26,7 +26,7 @@ from adaptrix.pipeline import Pipeline
 
 @dataclass(frozen=True, slots=True)
 class Likeness:
-    """⟨X, Y⟩, ‖X‖² and ‖Y‖² of two adapters' ΔW at a place; they add up over places."""
+    """⟨X, Y⟩, ‖X‖² and ‖Y‖² of two adapters' ΔW at a site; they add up over sites."""
 
     inner: float = 0.0
     first: float = 0.0
@@ -59,7 +59,8 @@ class Likeness:
 class Comparison:
     """Two adapters side by side. ``sites``: every site that either has, the other's ΔW being zero where it has none.
 
-    ``problems``: what is not in the figures, and what reading the two has found.
+    ``names``: as the caller gave them. ``alignment``: the deltas of both by site. ``problems``: those of reading the
+    two, and a warning on what the figures leave out.
     """
 
     names: tuple[str, str]
@@ -79,8 +80,8 @@ class Comparison:
     @cached_property
     def roles(self) -> Mapping[str, Likeness]:
         """By role and part, in the family's own order."""
-        place = {role: i for i, role in enumerate(self.alignment.identity.architecture.roles)}
-        ordered = sorted(self.sites, key=lambda site: (place[site.role], site.order))
+        position = {role: i for i, role in enumerate(self.alignment.identity.architecture.roles)}
+        ordered = sorted(self.sites, key=lambda site: (position[site.role], site.order))
         return _grouped((label(site), self.sites[site]) for site in ordered)
 
     @cached_property
@@ -90,7 +91,7 @@ class Comparison:
         return {n: _grouped((label(s), found) for s, found in self.sites.items() if s.layer == n) for n in layers}
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything as JSON would have it."""
+        """The comparison as a JSON object."""
         return {
             "ok": True,
             "adapters": list(self.names),
@@ -110,9 +111,13 @@ def compare_adapters(
     base: str | None = None,
     busy: AbstractContextManager[Any] = NOT_SHOWN,
 ) -> Comparison:
-    """The likeness of two adapters by site; ``busy`` is entered when all is fetched.
+    """The likeness of two adapters by site.
 
-    Raises :class:`RefusedError` for adapters that are of no one model.
+    - ``first``, ``second``: adapters, or their paths and uris.
+    - ``base``: a base whose config gives their dims; None infers these from the tensors.
+    - ``busy``: entered once everything is fetched, for a display.
+
+    Raises :class:`RefusedError` for adapters of different models.
     """
     operands = gather(pipeline, [first, second], base)
     with busy:
@@ -147,7 +152,7 @@ def _inner(one: LowRank, other: LowRank) -> float:
 
 
 def _left_out(operand: Operand) -> Iterator[Problem]:
-    """What of an adapter is in no figure."""
+    """A warning on the tensors of an adapter that are not compared."""
     adapter = operand.bound.adapter
     magnitudes = sum(delta.magnitude is not None for delta in operand.deltas.values())
     biases = sum(delta.bias is not None for delta in operand.deltas.values())
@@ -158,4 +163,4 @@ def _left_out(operand: Operand) -> Iterator[Problem]:
     }
     said = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
     if said:
-        yield Problem("not-compared", operand.name, f"{said} are not compared, only B·A", severity="warning")
+        yield Problem("left-out", operand.name, f"{said} are not compared, only B·A", severity="warning")

@@ -1,4 +1,4 @@
-"""One adapter at another rank: the best of a smaller one, or a larger one that is zero where it was nothing."""
+"""Adapters at another rank: the best approximation of a smaller one, or padded with zeros to a larger one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Size:
     energy: float | None = None
 
     def of(self, spectra: list[Spectrum], delta: LowRank) -> int:
-        """The rank that a delta is to have: one for all its experts, and never more than it has if energy is asked."""
+        """The new rank of a delta: one for all its experts, and by energy never more than it has."""
         if self.rank is not None:
             return self.rank
         return min(max(_enough(found.values**2, self.energy or 1.0) for found in spectra), delta.rank)
@@ -48,9 +48,15 @@ def resize_adapter(
 ) -> Outcome:
     """Writes an adapter at another rank, with the relative error of every site.
 
-    ``busy`` is entered when all is fetched. A delta of the rank already is left as it is, to the byte. What is cut
-    away is the least in the Frobenius norm; a larger rank changes nothing, and its new rows and columns are zero.
-    Raises :class:`RefusedError` where a DoRA would have to be cut, for what that does depends on the base.
+    - ``subject``: an adapter, or its path or uri.
+    - ``size``: the rank, or the share of ‖ΔW‖² to keep.
+    - ``out``: the path to write, or a folder; None names it after the adapter.
+    - ``options``: the output's format, dtype, name, and the base whose dims are checked.
+    - ``busy``: entered once everything is fetched, for a display.
+
+    A delta that has the rank already is left as it is, to the byte. What is cut away is the least in the Frobenius
+    norm; a larger rank changes no ΔW, and its new rows and columns are zero. Raises :class:`UsageError` for a size
+    that makes no sense, :class:`RefusedError` where a DoRA would have to be cut: the result would depend on the base.
     """
     _require_size(size)
     pipeline.prepare(out, options)
@@ -112,7 +118,9 @@ def _cut(delta: LowRank, spectra: list[Spectrum], rank: int, dtype: str, site: S
     if delta.magnitude is not None:
         found = f"DoRA of rank {delta.rank}: what a smaller rank does to it depends on the base"
         remedy = "Merge it with `adaptrix merge`, and `adaptrix extract` a LoRA of that rank from the result."
-        raise RefusedError(Problem("dora", str(site), found, f"plain LoRA, or a rank of at least {delta.rank}", remedy))
+        raise RefusedError(
+            Problem("kind-unsupported", str(site), found, f"plain LoRA, or a rank of at least {delta.rank}", remedy)
+        )
     pairs = [found.factors(rank) for found in spectra]
     missing = rank - len(pairs[0][0])  # a weight has no more singular values than its smaller side
     pairs = [(np.pad(A, ((0, missing), (0, 0))), np.pad(B, ((0, 0), (0, missing)))) for A, B in pairs]
@@ -130,7 +138,7 @@ def _padded(delta: LowRank, rank: int, dtype: str) -> LowRank:
 
 
 def _enough(squares: np.ndarray[tuple[int, ...], np.dtype[np.float64]], share: float) -> int:
-    """How many of the largest squares have a share of their sum; at least one."""
+    """The least number of squares, largest first, that hold a share of their sum; at least one."""
     sums = np.cumsum(squares)
     return min(int(np.searchsorted(sums, share * sums[-1] * (1 - 1e-12))) + 1, len(squares))
 
@@ -150,13 +158,13 @@ def _notes(
     bound: BoundAdapter, deltas: Mapping[Site, LowRank], losses: Mapping[Site, Loss], size: Size
 ) -> Iterator[Problem]:
     before, after = ({delta.rank for delta in held.values()} for held in (bound.deltas, deltas))
-    wanted = "" if size.energy is None else f" for {size.energy:g} of ‖ΔW‖² at every site"
-    found = f"{_span(before)} made {_span(after)}{wanted}; relative error of ΔW {total(losses.values()).error:.2e}"
+    kept = "" if size.energy is None else f" for {size.energy:g} of ‖ΔW‖² at every site"
+    found = f"{_span(before)} made {_span(after)}{kept}; relative error of ΔW {total(losses.values()).error:.2e}"
     site = worst(losses)
-    yield Problem("resized", "rank", f"{found}, at most {losses[site].error:.2e} ({site})", severity="note")
+    yield Problem("approximation", "rank", f"{found}, at most {losses[site].error:.2e} ({site})", severity="note")
     if padded := sum(delta.rank > bound.deltas[site].rank for site, delta in deltas.items()):
         found = f"{padded} deltas have rows of A and columns of B that are zero: training would not move them"
-        yield Problem("padded", "rank", found, severity="note")
+        yield Problem("summary", "rank", found, severity="note")
 
 
 def _span(ranks: set[int]) -> str:

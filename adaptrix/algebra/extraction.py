@@ -1,4 +1,4 @@
-"""A LoRA out of a full fine-tune: the best factors of a rank for the difference of every linear layer's weight."""
+"""Extraction of a LoRA from a full fine-tune: the best factors of a rank for every linear layer's difference."""
 
 from __future__ import annotations
 
@@ -32,7 +32,13 @@ from adaptrix.wording import some
 
 @dataclass(frozen=True)
 class Extraction:
-    """How a LoRA is taken out. ``save`` and ``ignore``: patterns of tensor names, for changes that are no LoRA's."""
+    """The settings of an extraction.
+
+    - ``rank``: of every delta; a weight with a smaller side gets that.
+    - ``solver``: ``exact``, ``randomised``, or ``auto``; see :func:`adaptrix.algebra.lora_svd.best_pair`.
+    - ``seed``: of the randomised solver.
+    - ``save``, ``ignore``: patterns of tensor names, for changes that a LoRA cannot hold: kept whole, or left out.
+    """
 
     rank: int = 16
     solver: Solver = "auto"
@@ -52,8 +58,14 @@ def extract_adapter(
 ) -> Outcome:
     """Writes the LoRA that turns ``base`` into ``tuned``, as nearly as its rank allows; ``losses`` say how nearly.
 
-    ``busy`` is entered when all is fetched. Only one weight is held at a time. Raises :class:`RefusedError` for models
-    that are not of one family and size, and for changes that are no LoRA and that nobody has decided on.
+    - ``tuned``, ``base``: folders or ``owner/name``, both with their weights.
+    - ``extraction``: rank, solver, and what becomes of changes that a LoRA cannot hold.
+    - ``out``: the path to write, or a folder; None names it after the fine-tune.
+    - ``options``: the output's format, dtype (fp32 by default) and name.
+    - ``busy``: entered once everything is fetched, for a display.
+
+    One weight is in memory at a time. Raises :class:`RefusedError` for models that are not of one family and size,
+    and for changes that a LoRA cannot hold and that neither ``save`` nor ``ignore`` names.
     """
     _require_sense(extraction)
     pipeline.prepare(out, options)
@@ -77,7 +89,7 @@ def _extracted(
     found = changes(base, tuned, identity.architecture)
     if not found.targets:
         raise refuse(
-            "unchanged", tuned.name, "no weight of a linear layer differs from the base's", "a fine-tune of it"
+            "adapter-empty", tuned.name, "no weight of a linear layer differs from the base's", "a fine-tune of it"
         )
     extras, ignored = kept_whole(found, tuned, identity.architecture, extraction.save, extraction.ignore)
     _require_finite(found, extras)
@@ -120,15 +132,15 @@ def _identity(pipeline: Pipeline, base: BaseCheckpoint, tuned: BaseCheckpoint) -
         if not found.known:
             what = f"no architecture claims model_type {model.config.get('model_type')!r}: which weights are linear?"
             remedy = "`adaptrix architectures derive MODEL` prints a file for it."
-            raise refuse("unknown-family", model.name, what, "a known family", remedy)
+            raise refuse("architecture-unknown", model.name, what, "a known family", remedy)
     families = before.architecture.family, after.architecture.family
     if families[0] != families[1]:
-        raise refuse("families", tuned.name, f"it is {families[1]}", f"{families[0]}, as {base.name} is")
+        raise refuse("base-mismatch", tuned.name, f"it is {families[1]}", f"{families[0]}, as {base.name} is")
     return before
 
 
 def _require_finite(found: WeightDifferences, extras: Mapping[str, Extra]) -> None:
-    """Raises :class:`RefusedError` with every tensor that is to be used and has NaN or Inf."""
+    """Raises :class:`RefusedError` with every tensor that the result depends on and that has NaN or Inf."""
     used = {c.name: t for c in found.targets.values() for t in (c.before, c.after) if t is not None and t.nonfinite()}
     used |= {key: extra.tensor for key, extra in extras.items() if extra.tensor.nonfinite()}
     if used:
@@ -159,7 +171,7 @@ def _target(change: WeightDifference) -> Target:
 def _provenance(
     models: tuple[BaseCheckpoint, BaseCheckpoint], extraction: Extraction, extras: Mapping[str, Extra]
 ) -> Provenance:
-    """The question that was asked, and a config that promises what is kept whole."""
+    """The options of the extraction, and a config that names what is kept whole."""
     names = [model.name.rstrip("/").rpartition("/")[2] for model in models]
     commits = [f"@{model.commit}" if model.commit else "" for model in models]
     modules = sorted({key.rpartition(".")[0] for key, extra in extras.items() if extra.kind == "module"})
@@ -182,11 +194,11 @@ def _notes(
     span = f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
     least = min(losses, key=lambda site: losses[site].kept)
     whole = f"{total(losses.values()).kept:.2%} of ‖ΔW‖² kept, at least {losses[least].kept:.2%} ({least})"
-    yield Problem("extracted", "rank", f"{len(deltas)} weights differ; rank {span}; {whole}", severity="note")
+    yield Problem("summary", "rank", f"{len(deltas)} weights differ; rank {span}; {whole}", severity="note")
     if extras:
-        yield Problem("saved", "--save", f"{len(extras)} tensors are kept whole", severity="note")
+        yield Problem("summary", "--save", f"{len(extras)} tensors are kept whole", severity="note")
     if ignored:
         largest = max(change.size() for change in ignored)
         names = some(kinds(ignored), 4)
         found = f"{len(ignored)} tensors that differ by up to {largest:.2g} of their norm are left out: {names}"
-        yield Problem("ignored", "--ignore", found, severity="note")
+        yield Problem("left-out", "--ignore", found, severity="note")

@@ -1,4 +1,4 @@
-"""Deltas as pairs of fp64 factors, one pair an expert, and what a step with them has lost."""
+"""Deltas as pairs of fp64 factors, one pair an expert, and the loss of a computation with them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Pair = tuple[Matrix, Matrix]
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """‖X‖²_F of what was wanted and ‖X − Y‖²_F of what was got instead, in squares, so that losses add up."""
+    """‖X‖²_F of the exact result and ‖X − Y‖²_F of its error, in squares, so that losses add up."""
 
     wanted: float
     lost: float
@@ -39,12 +39,12 @@ NOTHING = Loss(0.0, 0.0)
 
 
 def total(losses: Iterable[Loss]) -> Loss:
-    """All losses as one: that of everything side by side."""
+    """The sum of several losses: that of all sites together."""
     return sum(losses, NOTHING)
 
 
 def measured(wanted: Sequence[Pair], got: Sequence[Pair]) -> Loss:
-    """What is lost where each ``B·A`` of ``got`` stands for that of ``wanted``: through QR, so that nothing cancels."""
+    """The loss where each ``B·A`` of ``got`` replaces that of ``wanted``; by QR, so that nothing cancels."""
     found = NOTHING
     for (A, B), (A1, B1) in zip(wanted, got, strict=True):
         gap = norm(np.concatenate([A1, A]), np.concatenate([B1, -B], axis=1))
@@ -96,7 +96,7 @@ def scaled(delta: LowRank) -> list[Pair]:
 
 
 def identical(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are the same to the byte; compared a piece at a time."""
+    """True where two tensors are the same to the byte; compared a piece at a time."""
     alike = (one.dtype, one.shape) == (other.dtype, other.shape)
     return alike and all(a == b for a, b in zip(one.chunks(), other.chunks(), strict=True))
 

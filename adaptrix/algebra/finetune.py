@@ -1,4 +1,4 @@
-"""What a full fine-tune has changed of its base: weights that a LoRA can stand for, and all the others."""
+"""Differences between a full fine-tune and its base: the weights that a LoRA can hold, and all the others."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from adaptrix.wording import some
 _NUMBER = re.compile(r"\.\d+(?=\.|$)")
 _PIECE = 1 << 20  # numbers
 _PLAIN = ("linear", "conv1d")
-#: what a causal language model is called: one whose head may be its embedding
+#: class names of causal language models, whose head may be the embedding
 _CAUSAL = re.compile(r"ForCausalLM|LMHead")
 
 
@@ -58,7 +58,7 @@ class WeightDifferences:
 
 
 def changes(base: BaseCheckpoint, tuned: BaseCheckpoint, architecture: Architecture) -> WeightDifferences:
-    """What differs. Raises :class:`RefusedError` for shapes that do, and for weights that the fine-tune lacks."""
+    """The tensors that differ. Raises :class:`RefusedError` for other shapes, and for weights that ``tuned`` lacks."""
     before, after = _by_name(base, architecture), _by_name(tuned, architecture)
     targets: dict[Site, WeightDifference] = {}
     others, problems = [], list[Problem]()
@@ -76,7 +76,9 @@ def changes(base: BaseCheckpoint, tuned: BaseCheckpoint, architecture: Architect
                 targets[site] = change
     missing = sorted(before.keys() - after.keys())
     lost = [name for name in missing if target_site(name, before[name], architecture) is not None]
-    problems += [Problem("missing", f"{tuned.name}, {name}", "the base has it, the fine-tune has not") for name in lost]
+    problems += [
+        Problem("tensor-missing", f"{tuned.name}, {name}", "the base has it, the fine-tune has not") for name in lost
+    ]
     if problems:
         raise RefusedError(problems)
     return WeightDifferences(targets, others, tuple(_unmatched(sorted(set(missing) - set(lost)), tuned)))
@@ -106,11 +108,12 @@ def kept_whole(
     save: Sequence[str],
     ignore: Sequence[str],
 ) -> tuple[dict[str, Extra], list[WeightDifference]]:
-    """What of the other changes goes along with the LoRA, by key, and what is left out on purpose.
+    """The other changes that are kept with the LoRA, by key, and those that ``ignore`` leaves out.
 
-    A changed bias of a layer that has a delta takes those of all such layers along, for peft trains all or none.
-    Anything else is a module saved whole, but for experts that the files keep apart: models stack them, and have no
-    such modules. Raises :class:`RefusedError` for those, and for changes that nobody decided on.
+    ``found``: all differences; ``tuned``: the fine-tune; ``save``, ``ignore``: patterns of tensor names. A changed
+    bias of a layer that has a delta takes those of all such layers along, since peft trains all or none. Anything else
+    is a module saved whole, but for experts that the files keep apart: models stack them, and have no such modules.
+    Raises :class:`RefusedError` for those, and for changes that match neither pattern.
     """
     experts = {change for change in found.others if _of_expert(change, architecture)}
     saved = [change for change in found.others if _named(change, save)]
@@ -137,7 +140,7 @@ def kept_whole(
 def _tied_head(
     extras: Mapping[str, Extra], after: Mapping[str, Tensor], tuned: BaseCheckpoint, architecture: Architecture
 ) -> dict[str, Extra]:
-    """The head of a causal model that shares its weight with an embedding which is saved: peft would part them."""
+    """The head of a causal model that shares its weight with an embedding which is saved: peft would untie them."""
     embed, head = architecture.roles.get("embed"), architecture.roles.get("head")
     causal = any(_CAUSAL.search(str(name)) for name in tuned.config.get("architectures") or ())
     if embed is None or head is None or not causal:
@@ -156,7 +159,7 @@ def _by_name(model: BaseCheckpoint, architecture: Architecture) -> Mapping[str, 
 
 
 def _home(name: str, architecture: Architecture) -> str:
-    """A headless model's name of a tensor as the causal model has it."""
+    """The causal model's name of a headless model's tensor."""
     path, _, leaf = name.rpartition(".")
     site = architecture.locate(path)
     outside = site is not None and site.layer is None  # lm_head and score are beside the prefix, not under it
@@ -164,7 +167,7 @@ def _home(name: str, architecture: Architecture) -> str:
 
 
 def _same(change: WeightDifference) -> bool:
-    """Whether the numbers are the same, whatever their dtypes."""
+    """True where the numbers are the same, whatever their dtypes."""
     before, after = change.before, change.after
     if before is None or before.shape != after.shape:
         return False
@@ -204,23 +207,27 @@ def _unsaved(apart: Sequence[WeightDifference]) -> Iterator[Problem]:
     """One problem for each kind of expert that was to be saved."""
     for pattern, group in kinds(apart).items():
         found = f"{len(group)} experts cannot be saved whole: models stack them, and have no such modules"
-        yield Problem("experts", pattern, found, remedy=f"--ignore '{pattern}' leaves them out; keep the fine-tune.")
+        yield Problem(
+            "decision-needed", pattern, found, remedy=f"--ignore '{pattern}' leaves them out; keep the fine-tune."
+        )
 
 
 def _undecided(rest: Sequence[WeightDifference], architecture: Architecture) -> Iterator[Problem]:
-    """One problem for each kind of change that no LoRA is made of, with the words that decide on it."""
+    """One problem for each kind of change that a LoRA cannot hold, with the options that decide about it."""
     for pattern, group in kinds(rest).items():
         largest = max(change.size() for change in group)
         by = f"by up to {largest:.2g} of their norm" if largest < float("inf") else "or are new"
         found = f"{len(group)} tensor{'s differ' if len(group) > 1 else ' differs'} {by}, and no LoRA is made of "
         leave = f"--ignore '{pattern}' leaves them out; '*' is all."
         if _of_expert(group[0], architecture):
-            yield Problem("no-lora", pattern, f"{found}experts", "a decision", leave)
+            yield Problem("decision-needed", pattern, f"{found}experts", "a decision", leave)
         else:
-            yield Problem("no-lora", pattern, f"{found}them", "a decision", f"--save '{pattern}' keeps them, {leave}")
+            yield Problem(
+                "decision-needed", pattern, f"{found}them", "a decision", f"--save '{pattern}' keeps them, {leave}"
+            )
 
 
 def _unmatched(names: Sequence[str], tuned: BaseCheckpoint) -> Iterator[Problem]:
     if names:
         found = f"the fine-tune lacks {len(names)} tensors of the base that no LoRA changes: {some(names, 3)}"
-        yield Problem("unmatched", tuned.name, found, severity="note")
+        yield Problem("left-out", tuned.name, found, severity="note")

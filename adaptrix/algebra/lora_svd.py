@@ -1,4 +1,4 @@
-"""The best factors of a rank for a matrix that is there in full: by LAPACK, or at random where the rank is small."""
+"""The best factors of a rank for a dense matrix: by LAPACK, or by a randomised SVD where the rank is small."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def best_pair(X: Single, rank: int, solver: Solver = "auto", seed: int = 0) -> P
 
     ``exact``: the eigenvectors of the smaller of X·Xᵀ and Xᵀ·X, both accumulated in fp64, so that directions count
     down to 1e-8 of the largest singular value, which is where fp32 ends; it takes half the time of an SVD.
-    ``randomised``: see :func:`_sketched`. ``auto`` takes that where the rank is small beside both sides.
+    ``randomised``: see :func:`_sketched`. ``auto`` uses that where the rank is small beside both sides. ``seed``: of
+    the random subspace.
     """
     side = min(X.shape)
     if X.shape[0] > X.shape[1]:

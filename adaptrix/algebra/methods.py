@@ -1,4 +1,4 @@
-"""Ways to make one pair of factors of several: each takes terms c·B·A and gives (scale, A, B).
+"""Methods that make one pair of factors of several: each takes terms c·B·A and returns (scale, A, B).
 
 ``linear``, ``ties``, ``dare`` and ``dare-ties`` work on A and on B apart, as PEFT's ``add_weighted_adapter`` does
 (there ``linear``, ``ties``, ``dare_linear`` and ``dare_ties``): the product of two sums has cross terms, so that none
@@ -35,8 +35,8 @@ class Term:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Merged:
-    """scale · B·A. ``loss`` where the method knows it, ``exact`` where it has none but rounding; ``untouched``: every
-    number is one of a term's own, but for a sign."""
+    """The result scale · B·A. ``loss``: where the method knows it; ``exact``: it has no loss but rounding;
+    ``untouched``: every number is one of a term's, but for its sign."""
 
     scale: float
     A: Matrix
@@ -49,7 +49,7 @@ class Merged:
 def concatenated(terms: Sequence[Term]) -> Merged:
     """The sum itself: ranks side by side, under the largest |c|.
 
-    What a term has less than that is shared by its two factors, so that neither loses its size; terms of one |c| are
+    A smaller |c| is split evenly between a term's two factors, so that neither becomes tiny; terms of one |c| are
     left as they are, but for a sign.
     """
     scale = max(abs(term.c) for term in terms) or 1.0
@@ -69,7 +69,7 @@ def truncated(terms: Sequence[Term], rank: int | None = None) -> Merged:
     return Merged(1.0, A, B, Loss(float(squares.sum()), float(squares[keep:].sum())))
 
 
-#: how the factors of one kind become one; with what each is multiplied by
+#: makes one matrix of all A, or of all B, and the numbers that each is multiplied by
 Mix = Callable[[Sequence[Matrix], Sequence[float]], Matrix]
 
 

@@ -1,4 +1,4 @@
-"""Adapters to reckon with: read, checked on their base, and with nothing in them but what acts."""
+"""Operands of a computation: adapters, read, checked, and reduced to the deltas that act."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from adaptrix.planning.plan import recorded_plan
 from adaptrix.planning.prune import pruned
 from adaptrix.records import Bundle
 
-#: for who shows nobody that work is going on
+#: for callers without a display
 NOT_SHOWN: AbstractContextManager[Any] = nullcontext()
 
 _DOING = "the algebra of adapters"
@@ -28,7 +28,7 @@ _DOING = "the algebra of adapters"
 class Operand:
     """An adapter as it acts: an injection file's plan, its gains and its overrides are in force.
 
-    ``name`` is what the caller called it; ``problems``: all that was said of it, none of it an error.
+    ``name``: as the caller gave it; ``bundle``: the files that it was read from; ``problems``: warnings and notes.
     """
 
     name: str
@@ -51,7 +51,7 @@ def gather(pipeline: Pipeline, subjects: Sequence[Adapter | str], base: str | No
         if report.bound is None or not report.ok:
             errors += errors_in(problems)
         elif not report.bound.deltas:
-            errors.append(Problem("empty", report.subject, "it has no deltas", "at least one"))
+            errors.append(Problem("adapter-empty", report.subject, "it has no deltas", "at least one"))
         else:
             bound, notes = _acting(report.bound, report.subject)
             operand = Operand(report.subject, bound, report.bundle, (*problems, *notes))
@@ -63,7 +63,7 @@ def gather(pipeline: Pipeline, subjects: Sequence[Adapter | str], base: str | No
 
 
 def _no_low_rank(operand: Operand) -> tuple[Problem, ...]:
-    """What of an operand is no LoRA."""
+    """A problem for every delta of an operand that is no LoRA."""
     try:
         require_low_rank(operand.bound.deltas, operand.name, _DOING)
     except RefusedError as error:
@@ -72,16 +72,16 @@ def _no_low_rank(operand: Operand) -> tuple[Problem, ...]:
 
 
 def _placed(problems: Iterable[Problem], name: str, count: int) -> Iterable[Problem]:
-    """Problems that say whose they are, where there are several adapters; nothing is computed with NaN."""
+    """Problems that name their adapter where there are several; the remedy for NaN is one for computations."""
     for problem in problems:
         if problem.code == "nonfinite":
             problem = replace(problem, remedy="It is damaged: fetch it again, or train it with a smaller step.")
-        told = count == 1 or name in problem.where
-        yield problem if told else replace(problem, where=f"{name}, {problem.where}" if problem.where else name)
+        clear = count == 1 or name in problem.where
+        yield problem if clear else replace(problem, where=f"{name}, {problem.where}" if problem.where else name)
 
 
 def _acting(bound: BoundAdapter, name: str) -> tuple[BoundAdapter, tuple[Problem, ...]]:
-    """What of an adapter acts, and a word on what does not."""
+    """The part of an adapter that acts, and a problem that says so where that is not all of it."""
     if bound.adapter.recorded is None:
         return bound, ()
     plan = recorded_plan(bound, bound.adapter.recorded)
@@ -89,7 +89,7 @@ def _acting(bound: BoundAdapter, name: str) -> tuple[BoundAdapter, tuple[Problem
         return bound, ()
     found, remedy = f"it is taken as it acts: {plan.describe()}", "Convert it with --layers all to take all of it."
     severity: Severity = "warning" if plan.idle else "note"
-    return pruned(plan).bound, (Problem("acting", name, found, remedy=remedy, severity=severity),)
+    return pruned(plan).bound, (Problem("left-out", name, found, remedy=remedy, severity=severity),)
 
 
 def bundles_of(operands: Iterable[Operand]) -> list[Bundle]:
@@ -98,5 +98,5 @@ def bundles_of(operands: Iterable[Operand]) -> list[Bundle]:
 
 
 def said_of(operands: Iterable[Operand]) -> list[Problem]:
-    """All that was said of them."""
+    """The warnings and notes of all operands."""
     return [problem for operand in operands for problem in operand.problems]

@@ -1,4 +1,4 @@
-"""What a computation with adapters came to: where it was written, and what it lost."""
+"""The outcome of a computation with adapters: its path, and what was lost."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from adaptrix import atomic
 from adaptrix.algebra.factors import Loss, total
 from adaptrix.architecture import Site
-from adaptrix.binding.bind import BoundAdapter, factors
+from adaptrix.binding.bind import BoundAdapter
 from adaptrix.destination import destination
 from adaptrix.errors import Problem, RefusedError, errors_in
 from adaptrix.options import Options
@@ -24,9 +24,10 @@ from adaptrix.results import Conversion
 
 @dataclass(frozen=True)
 class Outcome:
-    """A result that was written. ``losses``: by site, what was wanted and what is missing of it.
+    """A result that was written.
 
-    ``notes`` say what was done and what it cost; ``problems`` are all that was said, and hold the notes.
+    ``losses``: by site, ‖ΔW‖² of the exact result and of the error. ``notes`` say what was done and what it cost;
+    ``problems`` are all warnings and notes, these included.
     """
 
     conversion: Conversion
@@ -41,7 +42,7 @@ class Outcome:
 
     @property
     def error(self) -> float:
-        """‖wanted − got‖ / ‖wanted‖ over all sites together."""
+        """‖error‖ / ‖ΔW‖ over all sites together."""
         return total(self.losses.values()).error
 
     @property
@@ -54,7 +55,7 @@ class Outcome:
         return {site: delta.rank for site, delta in self.conversion.plan.bound.deltas.items()}
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything as JSON would have it."""
+        """The outcome as a JSON object."""
         ranks = self.ranks
         return {
             "ok": True,
@@ -70,7 +71,7 @@ class Outcome:
 
 
 def require_room(pipeline: Pipeline, name: str, out: str | PathLike[str] | None, options: Options) -> None:
-    """Raises :class:`UsageError` where the output is there already, for whom much work comes before."""
+    """Raises :class:`UsageError` where the output exists already, for callers with much work to do before writing."""
     form = next(form for form in pipeline.catalog.formats if form.name == options.to)
     if (path := destination(out if out is None else fspath(out), name, form)) is not None:
         atomic.require_free(path, force=options.force, holds=form.writes)
@@ -91,9 +92,16 @@ def published(
     sources: Sequence[Bundle],
     said: Sequence[Problem] = (),
 ) -> Outcome:
-    """Writes an adapter whose every delta acts, apart from the files of its ``sources``; ``said``: of reading them.
+    """Writes an adapter with plan ``all``.
 
-    Raises :class:`RefusedError` where the result is none.
+    - ``bound``: the adapter to write.
+    - ``losses``: by site, for the outcome.
+    - ``notes``: of the computation, recorded with the plan.
+    - ``out``, ``options``: as for :meth:`Pipeline.publish`.
+    - ``sources``: the files that were read, which the output may not overwrite.
+    - ``said``: problems of reading them.
+
+    Raises :class:`RefusedError` where the result has errors, or numbers that its dtype cannot hold.
     """
     if errors := [*errors_in(bound.problems), *_overflows(bound)]:
         raise RefusedError(errors)
@@ -103,12 +111,12 @@ def published(
 
 
 def too_large(site: Site) -> Problem:
-    """For an SVD that found no finite numbers: products of the largest leave the range of their dtype."""
+    """The problem of an SVD that found no finite numbers: products of the largest leave the range of their dtype."""
     return Problem("overflow", str(site), "its numbers are too large to be multiplied", "finite products")
 
 
 def _overflows(bound: BoundAdapter) -> Iterator[Problem]:
     for site, energy in bound.energies.items():
         if not isfinite(energy):
-            found = f"its numbers have no room in {factors(bound.deltas[site])[0].dtype}"
+            found = f"its numbers have no room in {bound.deltas[site].energy_tensors()[0].dtype}"
             yield Problem("overflow", str(site), found, "finite numbers", "Choose a wider --dtype, such as F32.")

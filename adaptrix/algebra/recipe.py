@@ -1,4 +1,4 @@
-"""What can be asked of a combination, and which adapters have none."""
+"""Recipes of combinations, and the checks of a recipe and of the adapters that it is for."""
 
 from __future__ import annotations
 
@@ -15,17 +15,20 @@ from adaptrix.algebra.operands import Operand
 from adaptrix.errors import Problem, RefusedError, UsageError
 from adaptrix.tensor import Tensor
 
-#: keys of a config that say under what condition a delta acts: the sum of two such has none
+#: config keys that make a delta act under a condition: a sum could have only one
 _CONDITIONS = ("layer_replication", "alora_invocation_tokens", "arrow_config")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How adapters become one.
+    """The method of a combination, and its settings.
 
-    ``weights``: one each; None gives each an equal share. ``rank``: of ``svd``; the largest of the adapters' own by
-    default. ``density``: the share of numbers that ``ties`` and ``dare`` keep, 0.5 by default. ``seed``: of what
-    ``dare`` drops. ``drop_extras``: leave out trained heads, biases and tokens, which are no deltas.
+    - ``weights``: a finite number other than 0 for each adapter; None gives each an equal share.
+    - ``method``: ``cat`` (exact), ``svd``, ``linear``, ``ties``, ``dare`` or ``dare-ties``.
+    - ``rank``: of ``svd`` alone; by default the largest of the adapters' own.
+    - ``density``: the share of numbers that ``ties`` and ``dare`` keep, above 0 and at most 1; 0.5 by default.
+    - ``seed``: of the numbers that ``dare`` drops.
+    - ``drop_extras``: leave out trained heads, biases and tokens, which are no deltas.
     """
 
     weights: tuple[float, ...] | None = None
@@ -40,7 +43,7 @@ class Recipe:
 
 
 def require_recipe(recipe: Recipe, subjects: Sequence[Any]) -> None:
-    """Raises :class:`UsageError` with all that makes no sense of a recipe."""
+    """Raises :class:`UsageError` with everything in a recipe that makes no sense for these adapters."""
     count, sparse = len(subjects), recipe.method in SPARSE
     weights: Sequence[Any] | None = recipe.weights  # whatever the caller gave
     problems = []
@@ -48,10 +51,10 @@ def require_recipe(recipe: Recipe, subjects: Sequence[Any]) -> None:
         problems.append(Problem("option", "adapters", "none", "at least one"))
     if weights is not None and len(weights) != count:
         found = f"{len(weights)} weight{'s' if len(weights) != 1 else ''} for {count} adapters"
-        problems.append(Problem("weights", "weights", found, "one each", "As in --weights 0.7,0.3."))
+        problems.append(Problem("option", "weights", found, "one each", "As in --weights 0.7,0.3."))
     if bad := [w for w in weights or () if not isinstance(w, Real) or not isfinite(w) or not w]:
         remedy = "An adapter of weight 0 adds nothing: leave it out."
-        problems.append(Problem("weights", "weights", ", ".join(map(str, bad)), "finite numbers other than 0", remedy))
+        problems.append(Problem("option", "weights", ", ".join(map(str, bad)), "finite numbers other than 0", remedy))
     if recipe.method not in METHODS:
         problems.append(Problem("option", "method", repr(recipe.method)[:80], f"one of {', '.join(METHODS)}"))
     if recipe.rank is not None and (recipe.method != "svd" or recipe.rank < 1):
@@ -83,7 +86,7 @@ def _dora_problems(operands: Sequence[Operand]) -> Iterator[Problem]:
         if sites:
             found = f"{len(sites)} deltas are DoRA, which divides by the norm of the base's weight: no sum of low ranks"
             remedy = "Merge each into the base with `adaptrix merge`, and `adaptrix extract` a LoRA from the result."
-            yield Problem("dora", f"{operand.name}, {sites[0]}", found, "plain LoRA", remedy)
+            yield Problem("kind-unsupported", f"{operand.name}, {sites[0]}", found, "plain LoRA", remedy)
 
 
 def _condition_problems(operands: Sequence[Operand]) -> Iterator[Problem]:
@@ -92,11 +95,13 @@ def _condition_problems(operands: Sequence[Operand]) -> Iterator[Problem]:
         values = [config.get(key) or None for config in configs]
         if any(value != values[0] for value in values):
             found = f"{key} is {str(values)[:200]}"
-            yield Problem("conditions", "adapters", found, "one condition for all, for it holds for the sum as a whole")
+            yield Problem(
+                "conditional", "adapters", found, "one condition for all, for it holds for the sum as a whole"
+            )
 
 
 def _extra_problems(operands: Sequence[Operand], aligned: Alignment) -> Iterator[Problem]:
-    """What replaces a tensor of the base cannot be added up without it; the base's own can be carried along."""
+    """A problem for every extra that replaces a tensor of the base: only equal copies of the base's own can be kept."""
     remedy = "--drop-extras leaves them out; `adaptrix convert` keeps them with their adapter."
     held: dict[str, Tensor] = {}
     for operand in operands:
@@ -104,13 +109,13 @@ def _extra_problems(operands: Sequence[Operand], aligned: Alignment) -> Iterator
             same = identical(held.setdefault(key, extra.tensor), extra.tensor)
             if extra.kind != "base_weight" or aligned.respelled or not same:
                 found = "it is no delta but a tensor that replaces the base's"
-                yield Problem("extra", f"{operand.name}, {key}", found, "deltas alone", remedy)
+                yield Problem("extra-unsupported", f"{operand.name}, {key}", found, "deltas alone", remedy)
 
 
 def _rank_problems(aligned: Alignment, method: str) -> Iterator[Problem]:
     ranks = {site: sorted({delta.rank for delta in row if delta is not None}) for site, row in aligned.rows.items()}
-    odd = [site for site, found in ranks.items() if len(found) > 1]
-    if odd:
-        found = f"ranks {' and '.join(map(str, ranks[odd[0]]))}, and so at {len(odd)} of {len(ranks)} sites"
+    mixed = [site for site, found in ranks.items() if len(found) > 1]
+    if mixed:
+        found = f"ranks {' and '.join(map(str, ranks[mixed[0]]))}, and so at {len(mixed)} of {len(ranks)} sites"
         remedy = "Use --method cat or svd, or bring them to one rank with `adaptrix resize`."
-        yield Problem("ranks", str(odd[0]), found, f"one rank, for {method} adds factors number by number", remedy)
+        yield Problem("rank", str(mixed[0]), found, f"one rank, for {method} adds factors number by number", remedy)

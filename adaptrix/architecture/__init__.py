@@ -1,4 +1,4 @@
-"""What a family of models looks like: roles, sites, dims, and how fused weights lie. Data, not code."""
+"""Families of models as data, not code: roles, sites, dims, and the layouts of fused weights."""
 
 from adaptrix.architecture.family import Architecture as Architecture
 from adaptrix.architecture.family import Layout as Layout

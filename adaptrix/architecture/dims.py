@@ -24,7 +24,7 @@ _OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {
 
 
 _LARGEST = 1 << 40
-#: no model has more layers, and nobody shall make us count to more
+#: more layers than any model has; a file that names a higher layer is refused
 DEEPEST = 100_000
 
 
@@ -77,8 +77,8 @@ def _evaluate(node: ast.expr, values: Mapping[str, int]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Alternative:
-    """One way to come by a dimension; ``when`` names a config key that must be true, ``unless`` one that
-    must be false (not merely absent: the default of an absent flag is the model's own affair)."""
+    """One source of a dimension's value; ``when`` names a config key that must be true, ``unless`` one that
+    must be false (not merely absent: the default of an absent flag is the model class's own)."""
 
     value: str | int
     when: str | None = None
@@ -168,16 +168,16 @@ def _resolve(rule: Rule, config: Mapping[str, Any], values: Mapping[str, int], a
 
 
 def _applies(option: Alternative, config: Mapping[str, Any]) -> bool:
-    """Whether the flag that an alternative is bound to is set (or cleared) as it asks."""
+    """True where the flag that an alternative is bound to is set, or cleared, as it asks."""
     if option.when is not None and not _lookup(config, option.when):
         return False
     return option.unless is None or _lookup(config, option.unless) is False
 
 
 def _is_size(value: Any) -> bool:
-    """Whether this is a whole number that a model may have: what is computed from it stays short.
+    """True for a whole number of at most 2⁴⁰, so that what is computed from it stays small.
 
-    JSON knows no whole numbers: a config that went through other tools may say 4.0.
+    JSON does not tell whole numbers from others: a config that other tools have written may say 4.0.
     """
     return type(value) in (int, float) and 0 <= value <= _LARGEST and value == int(value)
 

@@ -1,4 +1,4 @@
-"""Architectures as data: where a family keeps its weights, and how large each must be.
+"""Architectures as data: the paths of a family's weights, and their shapes.
 
 An :class:`Architecture` translates both ways between a module path (``model.layers.3.self_attn.q_proj``)
 and a :class:`Site` (layer 3, role ``q``), and states each role's shape in the family's dimensions.
@@ -18,13 +18,17 @@ from adaptrix.architecture.dims import Rule
 Orientation = Literal["linear", "conv1d", "embedding", "experts", "experts_transposed"]
 Layout = Literal["contiguous", "grouped"]
 
-#: paths whose site a family remembers; a larger model's later ones are looked up anew
+#: paths whose site a family remembers; those of a larger model beyond it are looked up each time
 _REMEMBERED = 20_000
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Where a delta goes, whatever the model calls it."""
+    """The weight that a delta changes, by what it does: independent of the model's own names.
+
+    ``layer``: counted from 0 in its stack, None outside the layers. ``role``: a key of the family's roles. ``part``: of
+    a fused weight, None for the whole. ``expert``: counted from 0, None where experts are stacked or there are none.
+    """
 
     layer: int | None
     role: str
@@ -52,15 +56,20 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """What a weight does and where it lies.
+    """A kind of weight: its paths, its shape and how it is stored. Sizes are expressions over the family's dimensions.
 
-    ``paths``: module paths with ``{layer}`` (and ``{expert}``) in them, today's name first, older ones
-    after it. ``inp``, ``out``: expressions over the family's dimensions, None where they are not fixed
-    (a classifier's labels). ``parts``: for a fused weight, its parts in order and each one's rows.
-    ``groups``: for the grouped layout, how many groups of (q rows, k rows, v rows) lie one after another.
-    ``experts``: how many experts a stacked weight holds. ``part_paths``: module paths of a part where a
-    version of the model kept it apart. ``depth``: the dimension that counts the layers of its stack.
-    ``optional``: not every layer has it. ``note``: what ``derive`` is not sure of; a TOML has none.
+    - ``name``: the field's own word for it, such as ``q`` or ``gate_up``.
+    - ``paths``: module paths with ``{layer}`` (and ``{expert}``) in them, today's name first, older ones after it.
+    - ``inp``, ``out``: the columns and rows of ΔW ``[out, in]``; None where they are not fixed (a classifier's labels).
+    - ``orientation``: how the module stores the weight: ``linear`` is ``[out, in]``, ``conv1d`` its transpose.
+    - ``parts``: for a fused weight, its parts in order and each one's rows.
+    - ``layout``: how the parts lie among the rows; see :mod:`adaptrix.architecture.layout`.
+    - ``groups``: for the grouped layout, the number of groups of (q rows, k rows, v rows), one after another.
+    - ``experts``: the number of experts that a stacked weight holds.
+    - ``part_paths``: module paths of a part, where a version of the model has it as a module of its own.
+    - ``depth``: the dimension that counts the layers of its stack.
+    - ``optional``: not every layer has it.
+    - ``note``: what ``derive`` is not sure of; empty for a role read from a TOML file.
     """
 
     name: str
@@ -103,7 +112,7 @@ class Architecture:
         return found[0] if found else None
 
     def match(self, path: str) -> tuple[Site, str] | None:
-        """The site of a module path and the path pattern that matched it; remembered, for adapters come in families."""
+        """The site of a module path and the path pattern that matched it; cached, as adapters share paths."""
         known = self._known
         if path not in known and len(known) < _REMEMBERED:
             known[path] = self._find(path)
@@ -112,13 +121,13 @@ class Architecture:
     def _find(self, path: str) -> tuple[Site, str] | None:
         for candidate in self._spellings(path):
             skeleton, numbers = _skeleton(candidate)
-            for pattern, places, role, part in self._patterns.get(skeleton, ()):
-                if (found := _fill(places, numbers)) is not None:
+            for pattern, slots, role, part in self._patterns.get(skeleton, ()):
+                if (found := _fill(slots, numbers)) is not None:
                     return Site(found.get("{layer}"), role, part, found.get("{expert}")), pattern
         return None
 
     def path(self, site: Site) -> str:
-        """Today's module path of a site's whole weight."""
+        """The current module path of a site's whole weight."""
         return self.roles[site.role].paths[0].format(layer=site.layer, expert=site.expert)
 
     def _spellings(self, path: str) -> list[str]:
@@ -133,19 +142,19 @@ class Architecture:
 
     @cached_property
     def _patterns(self) -> Mapping[str, list[tuple[str, tuple[str, ...], str, str | None]]]:
-        """Pattern, what stands at its numbers, role and part, by the pattern's skeleton."""
+        """Path patterns by skeleton: pattern, its slots, role and part."""
         found: dict[str, list[tuple[str, tuple[str, ...], str, str | None]]] = {}
         for role in self.roles.values():
             whole = [(path, None) for path in role.paths]
             parts = [(path, part) for part, paths in role.part_paths.items() for path in paths]
             for path, part in whole + parts:
-                skeleton, places = _skeleton(path)
-                found.setdefault(skeleton, []).append((path, places, role.name, part))
+                skeleton, slots = _skeleton(path)
+                found.setdefault(skeleton, []).append((path, slots, role.name, part))
         return found
 
 
 def _skeleton(path: str) -> tuple[str, tuple[str, ...]]:
-    """A path with its numbers and places taken out, and these in order: 3 can never match 13."""
+    """A path with ``{}`` for each number or slot, and these in order. Steps are compared whole: 3 never matches 13."""
     steps = path.split(".")
     holes = [step.isdecimal() or step in ("{layer}", "{expert}") for step in steps]
     skeleton = ".".join("{}" if hole else step for step, hole in zip(steps, holes, strict=True))

@@ -1,8 +1,8 @@
-"""How the parts of a fused weight lie among its rows.
+"""The layouts of fused weights: which rows each part has.
 
 ``contiguous``: all rows of the first part, then all of the second (GPT-2, Phi-3). ``grouped``: for
 each of ``groups`` groups, its share of the first part, then of the second (NeoX, Falcon, Bloom: one
-group a kv head, q rows then k then v). RowIndex are those of ΔW in ``[out, in]`` orientation.
+group a kv head, q rows then k then v). A ``RowIndex`` numbers the rows of ΔW ``[out, in]``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Matches module paths the way PEFT does, in bounded time.
+"""Matching of module paths the way PEFT does it, in bounded time.
 
 PEFT treats the keys of ``rank_pattern`` and a string ``target_modules`` as regular expressions. They
-come from strangers, and Python's own ``re`` can be made to run for years; so anything that is more
+come from files that cannot be trusted, and Python's own ``re`` can be made to run for years; so anything more
 than a plain dotted name goes to the ``regex`` package, which takes a time limit; all the matches of
 one config share one :class:`Budget`.
 """
@@ -23,20 +23,20 @@ _FEW = 1000
 
 @dataclass
 class Budget:
-    """The seconds left for the patterns of one config; honest ones need a few thousandths."""
+    """The seconds left for the patterns of one config; ordinary ones take a few thousandths."""
 
     seconds: float = 5.0
 
 
 def suffix_match(key: str, path: str) -> bool:
-    """Whether ``path`` is ``key`` or ends with ``.key``, as for a list of target modules."""
+    """True where ``path`` is ``key`` or ends with ``.key``, as for a list of target modules."""
     return path == key or path.endswith(f".{key}")
 
 
 def tails(path: str) -> Iterator[str]:
-    """What follows each dot of the path, and the path: all that can name it in a list of target modules.
+    """The endings of a path at its dots, shortest first, and the path: all that can name it in a list of targets.
 
-    The last name comes first: it is what nearly every list has.
+    The shortest comes first because nearly every list holds last names.
     """
     dot = path.rfind(".")
     while dot >= 0:
@@ -46,12 +46,17 @@ def tails(path: str) -> Iterator[str]:
 
 
 def fullmatch(pattern: str, path: str, where: str, budget: Budget) -> bool:
-    """Whether a regular expression matches the whole path. Raises :class:`RefusedError`.
+    """True where a regular expression matches the whole path.
 
-    ``where`` names the config key that the pattern comes from; the time it takes is taken off ``budget``.
+    - ``pattern``: as the ``regex`` package reads it, of at most 10,000 characters.
+    - ``path``: a module path.
+    - ``where``: the config key that the pattern comes from, for messages.
+    - ``budget``: the time spent is taken off it; one match may take at most a second.
+
+    Raises :class:`RefusedError` for a pattern that is too long, too slow or no regular expression.
     """
     if len(pattern) > _LONGEST:
-        raise refuse("pattern-slow", where, f"a pattern of {len(pattern)} characters", f"at most {_LONGEST}")
+        raise refuse("config-value", where, f"a pattern of {len(pattern)} characters", f"at most {_LONGEST}")
     import regex
 
     start, limit = time.monotonic(), max(0.001, min(_SECONDS, budget.seconds))
@@ -59,10 +64,10 @@ def fullmatch(pattern: str, path: str, where: str, budget: Budget) -> bool:
         return regex.fullmatch(pattern, path, timeout=limit) is not None
     except TimeoutError:
         found = f"matching {pattern[:200]!r} takes seconds"
-        raise refuse("pattern-slow", where, found, "a pattern that is done at once", "List the modules.") from None
+        raise refuse("config-value", where, found, "a pattern that takes no time", "List the modules.") from None
     except (regex.error, RecursionError, OverflowError) as error:
         found = f"{pattern[:200]!r} is no regular expression ({error})"
-        raise refuse("pattern-invalid", where, found, "one that Python reads", "List the modules.") from None
+        raise refuse("config-value", where, found, "one that Python reads", "List the modules.") from None
     finally:
         budget.seconds -= time.monotonic() - start
 
@@ -71,7 +76,7 @@ class Patterns:
     """The keys of a rank_pattern or alpha_pattern: each is ``(.*\\.)?(key)$`` to PEFT, the first match wins.
 
     Plain dotted names are looked up, however many there are. To PEFT a dot in one means any character;
-    so it does here, unless there are so many that nobody can have meant it.
+    so it does here, unless there are more than 1000 keys: comparing them all would take too long.
     """
 
     def __init__(self, keys: Iterable[str], where: str, budget: Budget) -> None:
@@ -97,7 +102,7 @@ class Patterns:
 
 
 def _resembles(key: str, path: str) -> bool:
-    """Whether a plain name is the end of a path, its dots standing for any character."""
+    """True where a plain name is the end of a path, its dots standing for any character."""
     start = len(path) - len(key)
     whole = start == 0 or (start > 0 and path[start - 1] == ".")
     return whole and all(a in (b, ".") for a, b in zip(key, path[start:], strict=True))

@@ -1,4 +1,4 @@
-"""Reads architecture TOML files: a strict parser, every mistake reported at once."""
+"""The reader of architecture TOML files: strict, with every mistake reported at once."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def read_architecture(file: Path, origin: str = "") -> Architecture:
     try:
         table = tomllib.loads(file.read_text("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RefusedError(Problem("toml", str(file), str(error), "a TOML file")) from None
+        raise RefusedError(Problem("toml-invalid", str(file), str(error), "a TOML file")) from None
     return parse_architecture(table, where=str(file), origin=origin or str(file))
 
 
@@ -56,7 +56,7 @@ def parse_architecture(table: Mapping[str, Any], *, where: str, origin: str) -> 
         prefixes=tuple(table.get("prefixes", [""])),
         origin=origin,
     )
-    problems = list(_sense_problems(architecture, where))
+    problems = list(_meaning_problems(architecture, where))
     if problems:
         raise RefusedError(problems)
     return architecture
@@ -90,7 +90,7 @@ def _strings(value: str | list[str]) -> tuple[str, ...]:
 
 
 def _shape_problems(table: Mapping[str, Any], where: str) -> Iterator[Problem]:
-    """What is missing, unknown or of the wrong type."""
+    """A problem for every key that is missing, unknown or of the wrong type."""
     yield from _unknown_keys(table, _TOP, where)
     checks: dict[str, Callable[[Any], bool]] = {
         "family": lambda v: isinstance(v, str) and bool(_NAME.fullmatch(v)),
@@ -101,9 +101,9 @@ def _shape_problems(table: Mapping[str, Any], where: str) -> Iterator[Problem]:
     }
     for key, valid in checks.items():
         if key not in table and key != "prefixes":
-            yield Problem("toml-missing", where, f"no key {key!r}", remedy="See registry/README.md.")
+            yield Problem("toml-invalid", where, f"no key {key!r}", remedy="See registry/README.md.")
         elif key in table and not valid(table[key]):
-            yield Problem("toml-type", f"{where} {key}", f"{table[key]!r} is not of the form that the schema has")
+            yield Problem("toml-invalid", f"{where} {key}", f"{table[key]!r} is not of the form that the schema has")
     roles = table.get("roles")
     for name, role in (roles if isinstance(roles, dict) else {}).items():
         yield from _role_problems(role, f"{where} [roles.{name}]")
@@ -111,26 +111,26 @@ def _shape_problems(table: Mapping[str, Any], where: str) -> Iterator[Problem]:
 
 def _role_problems(role: Any, where: str) -> Iterator[Problem]:
     if not isinstance(role, dict):
-        yield Problem("toml-type", where, f"{role!r} is not a table")
+        yield Problem("toml-invalid", where, f"{role!r} is not a table")
         return
     yield from _unknown_keys(role, _ROLE, where)
     if not _is_strings(role.get("path")) and not isinstance(role.get("path"), str):
-        yield Problem("toml-missing", where, "no path", "a module path, or a list of them, today's first")
+        yield Problem("toml-invalid", where, "no path", "a module path, or a list of them, today's first")
     for key, allowed in (("orientation", get_args(Orientation)), ("layout", get_args(Layout))):
         if role.get(key, allowed[0]) not in allowed:
-            yield Problem("toml-type", where, f"{key} = {role[key]!r}", " or ".join(allowed))
+            yield Problem("toml-invalid", where, f"{key} = {role[key]!r}", " or ".join(allowed))
     if not isinstance(role.get("optional", False), bool):
-        yield Problem("toml-type", where, f"optional = {role['optional']!r}", "true or false")
+        yield Problem("toml-invalid", where, f"optional = {role['optional']!r}", "true or false")
     for key in ("in", "out", "groups", "experts", "depth"):
         if not isinstance(role.get(key, ""), str):
-            yield Problem("toml-type", where, f"{key} = {role[key]!r}", "an expression over the dims, as text")
+            yield Problem("toml-invalid", where, f"{key} = {role[key]!r}", "an expression over the dims, as text")
     for key, valid in (("parts", _is_string), ("part_paths", lambda v: _is_string(v) or _is_strings(v))):
         if not isinstance(role.get(key, {}), dict) or not all(map(valid, role.get(key, {}).values())):
-            yield Problem("toml-type", where, f"{key} = {role[key]!r}", "a table from part to text")
+            yield Problem("toml-invalid", where, f"{key} = {role[key]!r}", "a table from part to text")
 
 
-def _sense_problems(architecture: Architecture, where: str) -> Iterator[Problem]:
-    """What is well formed and makes no sense: unknown dims and parts, an ambiguous path."""
+def _meaning_problems(architecture: Architecture, where: str) -> Iterator[Problem]:
+    """A problem for all that is well formed and makes no sense: unknown dims and parts, an ambiguous path."""
     seen: dict[str, str] = {}
     for role in architecture.roles.values():
         place = f"{where} [roles.{role.name}]"
@@ -140,28 +140,28 @@ def _sense_problems(architecture: Architecture, where: str) -> Iterator[Problem]
         for expression in filter(None, expressions):
             yield from _expression_problems(expression, architecture.dims.keys(), place)
         for part in role.part_paths.keys() - role.parts.keys():
-            yield Problem("toml-part", place, f"part_paths names {part!r}", f"one of {sorted(role.parts)}")
+            yield Problem("toml-invalid", place, f"part_paths names {part!r}", f"one of {sorted(role.parts)}")
         if role.layout == "grouped" and not role.groups:
-            yield Problem("toml-groups", place, "layout = 'grouped' without groups", 'such as groups = "kv_heads"')
+            yield Problem("toml-invalid", place, "layout = 'grouped' without groups", 'such as groups = "kv_heads"')
         for path in (*role.paths, *(p for paths in role.part_paths.values() for p in paths)):
             owner = seen.setdefault(path, role.name)
             if owner != role.name:
-                yield Problem("toml-ambiguous", place, f"path {path!r} is also that of role {owner!r}")
+                yield Problem("toml-invalid", place, f"path {path!r} is also that of role {owner!r}")
 
 
 def _expression_problems(expression: str, dims: Iterable[str], where: str) -> Iterator[Problem]:
     try:
         unknown = sorted(names_in(expression) - set(dims))
     except ValueError as error:
-        yield Problem("toml-expression", where, str(error))
+        yield Problem("toml-invalid", where, str(error))
         return
     for name in unknown:
-        yield Problem("toml-dim", where, f"{expression!r} mentions {name!r}", "a name from [dims]")
+        yield Problem("toml-invalid", where, f"{expression!r} mentions {name!r}", "a name from [dims]")
 
 
 def _unknown_keys(table: Mapping[str, Any], known: set[str], where: str) -> Iterator[Problem]:
     for key in sorted(table.keys() - known):
-        yield Problem("toml-unknown", where, f"unknown key {key!r}", f"one of {', '.join(sorted(known))}")
+        yield Problem("toml-invalid", where, f"unknown key {key!r}", f"one of {', '.join(sorted(known))}")
 
 
 def _is_string(value: Any) -> bool:

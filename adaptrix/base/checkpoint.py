@@ -1,7 +1,7 @@
 """A base model's weights on this disk: shards, their index, and the files that belong to them.
 
-Held to one another before anything is written: an index that names a tensor or a shard which is not there is
-refused, for whoever loads the model would get random numbers in its place.
+They are checked against one another before anything is written: an index that names a tensor or a shard which is not
+there is refused, since loading such a model would put random numbers in its place.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from adaptrix.json_file import read_object
 from adaptrix.tensor import Tensor
 from adaptrix.wording import some
 
-#: what goes along with the weights; nothing else does: no second copy of them, no optimiser's state
+#: files that are copied with the weights; all others are not, such as a second copy of them or an optimiser's state
 CARRIED = (
     *("config.json", "generation_config.json", "*tokenizer*.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "vocab.txt", "merges.txt", "*.model", "*.tiktoken", "tekken.json", "chat_template.*"),
     *("*processor_config.json", "configuration_*.py", "modeling_*.py", "tokenization_*.py", "processing_*.py"),
     *("LICENSE*", "NOTICE*", "USE_POLICY*"),
 )
-#: of these, what an adapter that was trained with more tokens brings its own of
+#: of these, the tokenizer's, which an adapter that was trained with more tokens has too
 TOKENIZER = ("*tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model")
 _MAX_INDEX = 100_000_000
 _OTHER_KINDS = ("*.gguf", "*.pth", "*.pt", "consolidated*", "tf_model.h5", "*.msgpack")
@@ -36,8 +36,12 @@ _OTHER_KINDS = ("*.gguf", "*.pth", "*.pt", "consolidated*", "tf_model.h5", "*.ms
 class BaseCheckpoint:
     """A model's weights: tensors by shard, in the order of their bytes, each shard's metadata, and the index.
 
-    ``name`` is what the user called it; ``index`` is None where all is in one file. Shards are named as safetensors
-    are, in the index as well; ``sources`` are the names of the files that they were read from.
+    - ``name``: as the user gave it; ``folder``: of the files; ``config``: the content of config.json.
+    - ``shards``: file name -> tensors by name; ``metadata``: file name -> the file's own. Shards are named as
+      safetensors files, in the index as well.
+    - ``sources``: the names of the files that the shards were read from.
+    - ``index``: None where all is in one file.
+    - ``commit``: on the Hub, None for a folder of this disk.
     """
 
     name: str
@@ -51,7 +55,7 @@ class BaseCheckpoint:
 
     @property
     def pickled(self) -> bool:
-        """Whether its files are torch's, which no other library may be left to open: it might run them."""
+        """True where its files are pickles, which other libraries may execute and so must not open."""
         return any(file.endswith(TORCH.suffix) for file in self.sources)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -63,7 +67,7 @@ class BaseCheckpoint:
         return matching(self.folder, CARRIED)
 
     def files(self) -> list[Path]:
-        """Everything that no output may take the place of."""
+        """The files that no output may replace."""
         return [self.folder / "config.json", *(self.folder / file for file in self.sources)]
 
 
@@ -108,15 +112,15 @@ def open_base(folder: Path, name: str, config: Mapping[str, Any], commit: str | 
 def _index(path: Path, kind: FileKind) -> dict[str, Any]:
     """The object of the index, its map from tensors to file names checked."""
     index = read_object(path, str(path), _MAX_INDEX)
-    places = index.get("weight_map")
-    if not isinstance(places, dict) or not places or not all(isinstance(file, str) for file in places.values()):
-        raise refuse("bad-index", path, "its weight_map is no map from tensors to files", remedy=_AGAIN)
-    files = set(places.values())
-    odd = sorted(file for file in files if Path(file).name != file or not file.endswith(kind.suffix))
-    if odd:
-        raise refuse("bad-index", path, f"it names {some(odd, 3)}", f"{kind.suffix} files beside it", _AGAIN)
+    files_of = index.get("weight_map")
+    if not isinstance(files_of, dict) or not files_of or not all(isinstance(file, str) for file in files_of.values()):
+        raise refuse("base-incomplete", path, "its weight_map is no map from tensors to files", remedy=_AGAIN)
+    files = set(files_of.values())
+    wrong = sorted(file for file in files if Path(file).name != file or not file.endswith(kind.suffix))
+    if wrong:
+        raise refuse("base-incomplete", path, f"it names {some(wrong, 3)}", f"{kind.suffix} files beside it", _AGAIN)
     if len({kind.written(file) for file in files}) < len(files):
-        raise refuse("bad-index", path, "two of its files would have one name as safetensors", remedy=_AGAIN)
+        raise refuse("base-incomplete", path, "two of its files would have one name as safetensors", remedy=_AGAIN)
     return index
 
 
@@ -132,27 +136,27 @@ def _no_weights(folder: Path, name: str) -> RefusedError:
     parts = matching(folder, tuple(kind.shards for kind in KINDS))
     if parts:
         expected = " or ".join(kind.index for kind in KINDS)
-        return refuse("no-index", name, f"it holds {some(parts, 3)} and no index of them", expected, _AGAIN)
+        return refuse("base-incomplete", name, f"it holds {some(parts, 3)} and no index of them", expected, _AGAIN)
     others = matching(folder, _OTHER_KINDS)
     if not others:
         found = "there is neither " + " nor ".join(f"{kind.single} or {kind.index}" for kind in KINDS) + " in it"
-        return refuse("no-weights", name, found, "a model's weights", "Name a folder that holds the whole base.")
+        return refuse("base-incomplete", name, found, "a model's weights", "Name a folder that holds the whole base.")
     expected = " or ".join(kind.single for kind in KINDS)
     remedy = "Load it with transformers and save_pretrained() it into a folder: that writes safetensors."
-    return refuse("no-weights", name, f"its weights are in {some(others, 3)} alone", expected, remedy)
+    return refuse("base-incomplete", name, f"its weights are in {some(others, 3)} alone", expected, remedy)
 
 
 def _no_shard(folder: Path, file: str) -> Problem:
-    return Problem("shard-missing", str(folder / file), "the index names it and it is not there", remedy=_AGAIN)
+    return Problem("base-incomplete", str(folder / file), "the index names it and it is not there", remedy=_AGAIN)
 
 
 def _contradictions(
-    shards: Mapping[str, Mapping[str, Tensor]], places: Mapping[str, str], where: Path
+    shards: Mapping[str, Mapping[str, Tensor]], files_of: Mapping[str, str], where: Path
 ) -> Iterator[Problem]:
-    """Tensors that the index puts where they are not, and tensors in two places."""
-    for name, file in places.items():
+    """A problem for every tensor that is not in the file that the index names, and for every one in two files."""
+    for name, file in files_of.items():
         if name not in shards[file]:
-            yield Problem("tensor-missing", f"{where} {name}", f"{file} has no such tensor", remedy=_AGAIN)
+            yield Problem("base-incomplete", f"{where} {name}", f"{file} has no such tensor", remedy=_AGAIN)
     seen: dict[str, str] = {}
     for file, tensors in shards.items():
         for name in tensors:

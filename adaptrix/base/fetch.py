@@ -19,7 +19,7 @@ def base_folder(uri: str) -> Path | None:
     path = Path(os.path.expanduser(uri))
     if path.is_file():
         found, remedy = "this is a file", "Name the folder that it is in."
-        raise UsageError(Problem("base", uri, found, "a folder with a model's config and weights", remedy))
+        raise UsageError(Problem("base-unusable", uri, found, "a folder with a model's config and weights", remedy))
     return path
 
 
@@ -35,7 +35,7 @@ def fetch_base(uri: str, pipeline: Pipeline) -> BaseCheckpoint:
     return open_base(snapshot, uri, config, commit)
 
 
-def model_folder(uri: str, code: str = "base") -> Path:
+def model_folder(uri: str, code: str = "base-unusable") -> Path:
     """The folder of a model's safetensors, config and tokenizer: on this disk, or in the Hub's cache.
 
     It is for transformers to load from, whatever the kind of the model. ``code``: of problems. Raises

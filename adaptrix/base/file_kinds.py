@@ -1,4 +1,4 @@
-"""The kinds of files that hold a model's weights: safetensors, and torch's own from the years before.
+"""The kinds of files that hold a model's weights: safetensors, and torch's older pickles.
 
 torch's files are read by :mod:`adaptrix.formats.torch_file`, which runs no pickle. Whatever is written is safetensors.
 """
@@ -18,7 +18,7 @@ Held = tuple[dict[str, Tensor], dict[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class FileKind:
-    """One kind: what a single file is called, an index of several, how their names end, and what reads one."""
+    """A kind: the names of a single file and of the index of several, their suffix, and the reader of a file."""
 
     single: str
     index: str
@@ -26,7 +26,7 @@ class FileKind:
     read: Callable[[Path], Held]
 
     def written(self, file: str) -> str:
-        """What a file is called once it is safetensors."""
+        """The name of a file once it is written as safetensors."""
         if self.suffix == SAFETENSORS.suffix:
             return file
         return file.removeprefix("pytorch_").removesuffix(self.suffix) + SAFETENSORS.suffix
@@ -38,7 +38,7 @@ class FileKind:
 
     @property
     def patterns(self) -> tuple[str, ...]:
-        """Those of all its files."""
+        """The patterns of the names of all its files."""
         return self.single, self.index, self.shards
 
     def is_in(self, folder: Path) -> bool:
@@ -51,6 +51,6 @@ def _by_torch(path: Path) -> Held:
 
 SAFETENSORS = FileKind("model.safetensors", "model.safetensors.index.json", ".safetensors", safetensors_file.read)
 TORCH = FileKind("pytorch_model.bin", "pytorch_model.bin.index.json", ".bin", _by_torch)
-#: the one that is taken where a folder has both comes first, as it does for transformers
+#: in order of preference, which is that of transformers
 KINDS = (SAFETENSORS, TORCH)
 SINGLE, INDEX = SAFETENSORS.single, SAFETENSORS.index

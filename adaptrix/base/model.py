@@ -1,4 +1,4 @@
-"""The base to measure on: loaded from a folder or the Hub's cache, and what makes a model none to measure on."""
+"""The base model in memory: loaded from a folder or the Hub's cache, or given, and checked to be a causal one."""
 
 from __future__ import annotations
 
@@ -6,35 +6,31 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
 )
-from transformers.utils import logging
 
-from adaptrix.base.checkpoint import TOKENIZER, BaseCheckpoint, matching
+from adaptrix.base.checkpoint import BaseCheckpoint
 from adaptrix.base.fetch import fetch_base
+from adaptrix.base.loading import UNLOADABLE, load_config, load_model, load_tokenizer, require_whole, unloadable
 from adaptrix.errors import Problem, UsageError, refuse
 from adaptrix.options import dtype_name
 from adaptrix.pipeline import Pipeline
 from adaptrix.runtime.modules import require_plain
 from adaptrix.torch_tensor import TORCH, as_torch
-from adaptrix.wording import some
 
 _DTYPES = {name: TORCH[name] for name in ("F32", "BF16", "F16", "F64")}
-#: what transformers raises for files that it cannot make a model or a tokenizer of
-_UNLOADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError)
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where a base computes, and in which dtype."""
+    """The device and the dtype of a base."""
 
     device: torch.device
     dtype: torch.dtype
@@ -43,7 +39,7 @@ class Placement:
 def placement(device: str | None, dtype: str | None) -> Placement:
     """A device and a dtype by name: by default the accelerator, if there is one, and fp32.
 
-    In fp32, what is seen is what a plan costs, and not how it is rounded. Raises :class:`UsageError` with all that is
+    fp32, so that measurements show the cost of a plan and not of rounding. Raises :class:`UsageError` with all that is
     wrong.
     """
     problems = []
@@ -52,7 +48,7 @@ def placement(device: str | None, dtype: str | None) -> Placement:
     try:
         found = torch.device(device or _accelerator())
         torch.empty(1, device=found)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch's own words for what is not there
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # the errors of torch for a missing device
         said = str(error).partition("\n")[0]
         problems.append(Problem("option", "device", f"{device!r}: {said}", "cpu, or a device that torch has here"))
     if problems:
@@ -67,7 +63,7 @@ def _accelerator() -> torch.device | str:
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A base to measure on: its name and config, and its tokenizer and its weights when they are asked for."""
+    """A base: its name and config, and functions that load its tokenizer and its weights."""
 
     name: str
     config: Mapping[str, Any]
@@ -81,69 +77,56 @@ def base_model_at(uri: str, pipeline: Pipeline, where: Placement, tokenizer: Any
     return BaseModel(
         uri,
         pipeline.base_config(uri),
-        lambda: tokenizer or _tokenizer(uri, fetched().folder),
+        lambda: tokenizer or load_tokenizer(fetched().folder, uri),
         lambda: _loaded(fetched(), where),
     )
 
 
 def base_model_of(model: nn.Module, tokenizer: Any = None) -> BaseModel:
-    """A model that is there already. Raises :class:`RefusedError` for one that another library has changed,
-    :class:`UsageError` for one of no config."""
+    """A model that is already in memory. Raises :class:`RefusedError` for one that another library has changed,
+    :class:`UsageError` for one without a config."""
     require_plain(model)
     config = getattr(model, "config", None)
     name = str(getattr(model, "name_or_path", "") or type(model).__name__)
     if config is None or not hasattr(config, "to_dict"):
-        raise UsageError(Problem("no-config", name, "the model has no config", "a transformers model"))
+        raise UsageError(Problem("model-unsupported", name, "the model has no config", "a transformers model"))
 
     def its() -> Any:
         if tokenizer is None:
             found, remedy = "a model needs its tokenizer to read a file", "tokenizer=…, or tokens as the text"
-            raise UsageError(Problem("no-tokenizer", "tokenizer", found, remedy=remedy))
+            raise UsageError(Problem("tokenizer-missing", "tokenizer", found, remedy=remedy))
         return tokenizer
 
     return BaseModel(name, config.to_dict(), its, lambda: _at_rest(model))
 
 
 @contextmanager
-def _loaded(base: BaseCheckpoint, where: Placement) -> Iterator[Any]:
-    """The model of a base for a while. Raises :class:`RefusedError` where it is no causal language model, or would
-    have weights that are in no file."""
+def _loaded(base: BaseCheckpoint, placed: Placement) -> Iterator[Any]:
+    """The model of a base, for the duration of the block.
+
+    Raises :class:`RefusedError` where it is no causal language model, or would have weights that are in no file.
+    """
     config = _require_causal_class(base)
-    with _quietly():
-        try:
-            model, info = _load(base, config, dtype=where.dtype, output_loading_info=True)
-        except _UNLOADABLE as error:
-            raise _unloadable("base", base.name, "it", error) from None
-    if lacking := sorted(map(str, (*info["missing_keys"], *info["mismatched_keys"]))):
-        found = f"its weights lack {some(lacking, 4)}, and the model would get random ones"
-        raise refuse("base", base.name, found, "the weights of a whole causal language model")
-    yield model.eval().to(where.device)
+    try:
+        model, info = _load(base, config, dtype=placed.dtype, output_loading_info=True)
+    except UNLOADABLE as error:
+        raise unloadable("base-unusable", base.name, "it", error) from None
+    require_whole(info, base.name)
+    yield model.eval().to(placed.device)
 
 
 def _load(base: BaseCheckpoint, config: Any, **options: Any) -> Any:
-    """What transformers makes of a base's files. It is given the tensors of those that it would open as pickles."""
+    """The model that transformers loads from a base's files; tensors of pickles are read here and passed to it."""
     if not base.pickled:
-        load: Any = AutoModelForCausalLM.from_pretrained
-        return load(base.folder, use_safetensors=True, local_files_only=True, trust_remote_code=False, **options)
+        return load_model(AutoModelForCausalLM, base.folder, **options)
     kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     state = {name: as_torch(tensor) for name, tensor in base.tensors().items()}
     return kind.from_pretrained(None, config=config, state_dict=state, **options)
 
 
-def _tokenizer(name: str, folder: Path) -> Any:
-    """The tokenizer in a folder. Raises :class:`RefusedError` where there is none."""
-    if not matching(folder, TOKENIZER):
-        remedy = "Put the model's tokenizer.json and tokenizer_config.json beside it."
-        raise refuse("no-tokenizer", name, "there is no tokenizer in it", "a base with its tokenizer", remedy)
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except _UNLOADABLE as error:
-        raise _unloadable("no-tokenizer", name, "its tokenizer", error) from None
-
-
 @contextmanager
 def _at_rest(model: nn.Module) -> Iterator[nn.Module]:
-    """A model in evaluation mode, and afterwards as it was."""
+    """The model in evaluation mode; afterwards its mode is restored."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -154,7 +137,7 @@ def _at_rest(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def context_of(model: Any) -> int | None:
-    """How many tokens a model has positions for; None where it counts none."""
+    """The number of positions of a model; None where it has no limit."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return limit if isinstance(limit, int) and limit > 1 else None
 
@@ -169,8 +152,8 @@ def require_in_vocabulary(model: Any, ids: Tensor, name: str) -> None:
 
 @torch.no_grad()
 def require_causal(model: Any, ids: Tensor, name: str) -> None:
-    """Raises :class:`RefusedError` for a model that does not say after each token which comes next, and for one whose
-    answer depends on tokens that come later: such a one reads what it would have to predict. ``ids``: a text
+    """Raises :class:`RefusedError` for a model without logits for each token, and for one whose logits depend on later
+    tokens: it would read what it has to predict. ``ids``: a text
     ``[n]``, of which the beginning is read."""
     ids = ids[:16].to(model.device)
     other = torch.cat([ids[:-1], (ids[-1:] + 1) % model.get_input_embeddings().weight.shape[0]])
@@ -196,11 +179,7 @@ def _logits(model: Any, ids: Tensor, name: str) -> Tensor:
 def _require_causal_class(base: BaseCheckpoint) -> Any:
     """The base's config. Raises :class:`RefusedError` where it is not that of a causal language model."""
     kind = base.config.get("model_type")
-    with _quietly():
-        try:
-            config = AutoConfig.from_pretrained(base.folder, local_files_only=True, trust_remote_code=False)
-        except _UNLOADABLE as error:
-            raise _unloadable("base", base.name, "its config", error) from None
+    config = load_config(base.folder, base.name)
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or getattr(config, "is_encoder_decoder", False):
         raise _not_causal(base.name, f"transformers has no causal language model of type {kind!r}")
     return config
@@ -208,21 +187,4 @@ def _require_causal_class(base: BaseCheckpoint) -> Any:
 
 def _not_causal(name: str, found: str) -> Exception:
     remedy = "Perplexity and KL a token are for models that write text from left to right."
-    return refuse("not-causal", name, found, "a causal language model", remedy)
-
-
-def _unloadable(code: str, name: str, what: str, error: Exception) -> Exception:
-    said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return refuse(code, name, f"transformers cannot load {what}: {said.strip()}")
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """No bar of transformers' own."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers has no types there
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]  # likewise
+    return refuse("model-unsupported", name, found, "a causal language model", remedy)

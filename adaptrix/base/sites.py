@@ -1,7 +1,7 @@
-"""Where in a base's files the weight of a site lies, whatever layout the files have.
+"""The weights of a base by site, whatever layout its files have.
 
-A fused weight may be stored whole or as its parts, experts stacked or each on its own, and the names may begin
-with any of the family's prefixes. What a delta means for each tensor follows from that alone.
+A fused weight may be stored whole or as its parts, experts stacked or one by one, and the names may begin with any of
+the family's prefixes. From that follows what a delta adds to each tensor.
 """
 
 from __future__ import annotations
@@ -9,20 +9,27 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from adaptrix.architecture import Architecture, Role, Site
 from adaptrix.architecture.dims import Dims
 from adaptrix.architecture.layout import RowIndex, role_rows
+from adaptrix.base.model_view import ModelView, Piece
 from adaptrix.delta import LowRank, straightened
+from adaptrix.errors import Problem
 from adaptrix.tensor import Tensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Term:
-    """What one delta adds to one weight, or its bias to a bias.
+    """The term that one delta adds to one weight, or its bias to a bias.
 
-    ``gain`` multiplies its scale. ``taken``: the rows of ΔW ``[out, in]`` that go to this weight, ``put``: the
-    rows of the weight they go to; None is all, in order. ``source``, ``expert``: one of several stacked experts
-    of the delta, of the weight; None where nothing is stacked, or each goes to its own.
+    - ``site``, ``delta``: of the adapter.
+    - ``gain``: multiplies the delta's scale.
+    - ``taken``: the rows of ΔW ``[out, in]`` that this weight gets; None for all.
+    - ``put``: the rows of the weight that they are added to; None for all, in order.
+    - ``source``: which of the delta's stacked experts; None where none are stacked, or each is added to its own.
+    - ``expert``: which of the weight's stacked experts; None likewise.
     """
 
     site: Site
@@ -39,37 +46,86 @@ class Term:
 
     @property
     def out(self) -> int:
-        """How many rows of the weight it changes."""
+        """The number of rows of the weight that the term changes."""
         return self.delta.shape[0] if self.taken is None else len(self.taken)
 
 
-class BaseSites:
-    """The tensors of a base by site, ``weight`` and ``bias`` apart."""
+def is_kept(role: Role) -> bool:
+    """Whether a role is a module path of which no architecture knows anything."""
+    return role.name.startswith("modules.")
 
-    def __init__(self, tensors: Mapping[str, Tensor], architecture: Architecture, dims: Dims) -> None:
-        self.tensors, self._architecture, self._dims = tensors, architecture, dims
+
+class BaseSites:
+    """The tensors of a base by site, ``weight`` and ``bias`` apart.
+
+    ``view``: what the model class says, where the registry does not say all. Names of tensors are those of the files.
+    """
+
+    def __init__(
+        self, tensors: Mapping[str, Tensor], architecture: Architecture, dims: Dims, view: ModelView | None = None
+    ) -> None:
+        self.tensors, self.view = tensors, view
+        self._architecture, self._dims = architecture, dims
         self._weights: dict[Site, list[str]] = {}
         self._biases: dict[Site, list[str]] = {}
+        self._pieces: dict[Site, tuple[Piece, ...]] = {}
         for name in tensors:
-            path, _, leaf = name.rpartition(".")
-            found = self._biases if leaf == "bias" else self._weights
-            site = architecture.locate(path if leaf in ("weight", "bias") else name)  # experts are bare parameters
+            site, leaf = self._site(name if view is None else view.parameters.get(name, name))
             if site is not None:
-                found.setdefault(site, []).append(name)
+                (self._biases if leaf == "bias" else self._weights).setdefault(site, []).append(name)
+        for name, pieces in (view.pieces if view else {}).items():
+            site, _ = self._site(name)
+            if site is not None:
+                self._pieces[site] = pieces
         self._apart: dict[tuple[int | None, str], list[Site]] = {}
         for site in self._weights:
             self._apart.setdefault((site.layer, site.role), []).append(site)
+
+    def _site(self, name: str) -> tuple[Site | None, str]:
+        """The site of a parameter, and the last part of its name."""
+        path, _, leaf = name.rpartition(".")
+        bare = leaf not in ("weight", "bias")  # experts are bare parameters
+        return self._architecture.locate(name if bare else path), leaf
+
+    def has(self, site: Site) -> bool:
+        """Whether the files have the weight of a site, whole or in parts."""
+        found = self._weights.keys() | self._pieces.keys()
+        return bool(found & {site, Site(site.layer, site.role)} or (site.layer, site.role) in self._apart)
+
+    def turned(self, name: str, term: Term, target: str) -> bool | Problem:
+        """Whether a tensor is stored ``[in, out]``: as the registry says, as the model class does, or as shapes tell.
+
+        ``target``: the module's path. A problem where nothing tells: ΔW and its transpose would both fit.
+        """
+        role = self._architecture.roles[term.site.role]
+        if not is_kept(role):
+            return role.orientation in ("conv1d", "embedding", "experts_transposed")
+        stated = self.view.orientations.get(target) if self.view else None
+        if stated is not None:
+            return stated in ("conv1d", "embedding", "experts_transposed")
+        shape, wanted = self.tensors[name].shape[-2:], (term.out, term.delta.shape[1])
+        if term.delta.embedding or (shape != wanted and shape == wanted[::-1]):
+            return True
+        if shape != wanted[::-1]:
+            return False
+        found = (
+            f"its weight is square, {list(shape)}, and neither the registry nor a model class says which axis is out"
+        )
+        remedy = (
+            "Name a base whose config.json transformers can build, or add the family: `adaptrix architectures derive`."
+        )
+        return Problem("ambiguous", f"{name} ({target})", found, "a weight whose axes are known", remedy)
 
     def weights(self, role: str) -> list[str]:
         """The names of a role outside the layers."""
         return self._weights.get(Site(None, role), [])
 
     def whole(self, site: Site) -> list[str]:
-        """The names of the weight of a site, where the base stores it as it is."""
+        """The names of the weight of a site, where the base stores it neither fused nor split."""
         return self._weights.get(site, [])
 
     def linear(self) -> dict[str, bool]:
-        """The weights of linear modules in the layers, and whether each is stored ``[in, out]``.
+        """The weights of linear modules in the layers: name -> True where it is stored ``[in, out]``.
 
         These are what QLoRA quantises; experts and routers are no linear modules, heads are left as they are.
         """
@@ -89,7 +145,7 @@ class BaseSites:
         return self._architecture.roles
 
     def named(self, key: str) -> list[str]:
-        """The tensors that a checkpoint's key means: by its own name, or under another of the family's prefixes."""
+        """The tensors that a checkpoint's key names: as it is, or under another of the family's prefixes."""
         prefixes = self._architecture.prefixes
         spelled = {key, *(new + key.removeprefix(old) for old in prefixes if key.startswith(old) for new in prefixes)}
         found = [name for name in self.tensors if name in spelled]
@@ -100,13 +156,30 @@ class BaseSites:
         by_site = {"weight": self._weights, "bias": self._biases}.get(leaf, {})
         return by_site.get(site, []) if site else []
 
-    def terms(self, site: Site, delta: LowRank, gain: float) -> Iterator[tuple[str, Term]]:
-        """Every tensor that a site's delta changes, with what is added to it; nothing where the base lacks any."""
-        term = Term(site, straightened(delta), gain)
+    def tied_files(self, key: str) -> list[str]:
+        """The tensors that a parameter is the same as, where the model class ties it to others."""
+        if self.view is None:
+            return []
+        tied = self.view.tied_with(key) - {key}
+        return [name for name in self.tensors if self.view.parameters.get(name, name) in tied]
+
+    def terms(self, site: Site, target: str, delta: LowRank, gain: float) -> Iterator[tuple[str, Term]]:
+        """Every tensor that a site's delta changes, with what is added to it; nothing where the base lacks any.
+
+        ``target``: the module's path.
+        """
+        stated = self.view.orientations.get(target) if self.view else None
+        # such a stack is stored as peft has always described it, whatever its version did to others
+        turned = replace(delta, transposed=False) if stated == "experts_transposed" else straightened(delta)
+        term = Term(site, turned, gain)
         whole = Site(site.layer, site.role)
         role = self._architecture.roles[site.role]
         if site in self._weights:
             yield from ((name, term) for name in self._weights[site])
+        elif site in self._pieces:
+            for piece in self._pieces[site]:
+                rows = None if piece.rows is None else np.arange(*piece.rows)
+                yield piece.name, replace(term, taken=rows, source=piece.expert)
         elif whole in self._weights:
             placed = self._within(term, role)
             yield from ((name, placed) for name in self._weights[whole] if placed is not None)
@@ -114,7 +187,7 @@ class BaseSites:
             yield from self._split(term, role)
 
     def biases(self, site: Site, delta: LowRank, gain: float) -> Iterator[tuple[str, Term]]:
-        """Likewise for the bias that a delta brings along."""
+        """The same for the bias of a delta."""
         term: Term | None = Term(site, delta, gain)
         names = self._biases.get(site)
         if names is None:
@@ -124,14 +197,14 @@ class BaseSites:
             yield from ((name, term) for name in names)
 
     def _within(self, term: Term, role: Role) -> Term | None:
-        """The delta of a part or of one expert, within the weight that holds all; None where its rows are not known."""
+        """The term of a part or an expert, within the weight that holds all; None where its rows are not known."""
         rows = None if term.site.part is None else (role_rows(role, self._dims) or {}).get(term.site.part)
         if term.site.part is not None and rows is None:
             return None
         return replace(term, put=rows, expert=term.site.expert)
 
     def _split(self, term: Term, role: Role) -> Iterator[tuple[str, Term]]:
-        """The delta of a whole weight, for the parts and experts that the base keeps apart; all of them or none."""
+        """The terms of a whole weight for the parts and experts that the base stores one by one; all or none."""
         rows = role_rows(role, self._dims) if role.parts else None
         parts = [term.site.part] if term.site.part is not None or rows is None else list(rows)
         stacked = term.delta.experts

@@ -1,6 +1,6 @@
 """U and V for the spectral deltas of a plan, from the weights of the base that they belong to.
 
-What reads bases and decomposes is imported when it is needed: most conversions need none of it.
+The modules that read bases and decompose are imported on first use: most conversions need none of them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from adaptrix.architecture import Site
 from adaptrix.binding.bind import BoundAdapter
-from adaptrix.delta import Delta, Spectral
+from adaptrix.delta import Delta, Spectral, of_class
 from adaptrix.errors import Problem, RefusedError, refuse
 from adaptrix.pipeline import Pipeline
 from adaptrix.planning.lowering import exchanged
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SpectralWeight:
-    """A weight of the base that a spectral delta is of. ``turned``: it is stored ``[in, out]``."""
+    """A weight of the base, and the spectral delta that belongs to it. ``turned``: it is stored ``[in, out]``."""
 
     site: Site
     delta: Spectral
@@ -43,7 +43,7 @@ class SpectralWeight:
 class BaseVectors:
     """Resolves the deltas of a plan against a base; decompositions are kept in a cache.
 
-    It asks for nothing, and needs no ``base``, where every delta has its U and V.
+    Where every delta has its U and V, no ``base`` is needed and none is read.
     """
 
     pipeline: Pipeline
@@ -62,7 +62,7 @@ class BaseVectors:
         if base is None:
             found = f"{len(open_sites)} spectral deltas without their U and V"
             remedy = "Name the whole base, weights and all, with --base MODEL."
-            raise refuse("unresolved", plan.bound.adapter.name, found, "the base that they belong to", remedy)
+            raise refuse("base-needed", plan.bound.adapter.name, found, "the base that they belong to", remedy)
         from adaptrix.base.svd import SvdCache, resolve
 
         weights = self._weights(plan, base, open_sites)
@@ -82,33 +82,33 @@ class BaseVectors:
             raise RefusedError(problems)
         return _with(plan, found_deltas)
 
-    def _weights(self, plan: Plan, base: str, wanted: list[tuple[Site, Spectral]]) -> list[SpectralWeight]:
-        """The base's weight of every site, held to what the delta names."""
+    def _weights(self, plan: Plan, base: str, unresolved: list[tuple[Site, Spectral]]) -> list[SpectralWeight]:
+        """The base's weight of every site, checked against the hash that the delta records."""
         from adaptrix.base.fetch import fetch_base
         from adaptrix.base.sites import BaseSites
 
-        places = BaseSites(fetch_base(base, self.pipeline).tensors(), plan.bound.architecture, plan.bound.dims)
-        found, problems = held_weights(plan, places, wanted)
+        sites = BaseSites(fetch_base(base, self.pipeline).tensors(), plan.bound.architecture, plan.bound.dims)
+        found, problems = checked_weights(plan, sites, unresolved)
         remedy = "Save the base with today's transformers first."
-        for site in dict.fromkeys(site for site, _ in wanted if not places.whole(site)):
+        for site in dict.fromkeys(site for site, _ in unresolved if not sites.whole(site)):
             said = f"{base} has no weight for it"
-            problems.append(Problem("no-tensor", str(site), said, "the weight, whole", remedy))
+            problems.append(Problem("module-missing", str(site), said, "the weight, whole", remedy))
         if problems:
             raise RefusedError(problems)
         return found
 
 
-def held_weights(
-    plan: Plan, places: BaseSites, deltas: Iterable[tuple[Site, Spectral]]
+def checked_weights(
+    plan: Plan, sites: BaseSites, deltas: Iterable[tuple[Site, Spectral]]
 ) -> tuple[list[SpectralWeight], list[Problem]]:
-    """The weights of some deltas' sites, and a problem for each that is not the one that its delta names."""
+    """The weights of some deltas' sites, and a problem for each whose hash is not the one that its delta records."""
     found: list[SpectralWeight] = []
     problems: list[Problem] = []
     from adaptrix.base.svd import require_weight
 
     for site, delta in deltas:
-        for name in places.whole(site):
-            tensor = places.tensors[name]
+        for name in sites.whole(site):
+            tensor = sites.tensors[name]
             weight = SpectralWeight(site, delta, name, tensor, _is_turned(plan, site, delta, tensor))
             found.append(weight)
             try:
@@ -119,7 +119,7 @@ def held_weights(
 
 
 def _is_turned(plan: Plan, site: Site, delta: Spectral, weight: Tensor) -> bool:
-    """Whether a weight is stored ``[in, out]``; of an unknown family its shape may tell."""
+    """True where a weight is stored ``[in, out]``; in an unknown family, where its shape shows it."""
     if plan.bound.architecture.dims:
         return plan.bound.architecture.roles[site.role].orientation == "conv1d"
     return weight.shape != delta.shape and weight.shape == delta.shape[::-1]
@@ -127,17 +127,15 @@ def _is_turned(plan: Plan, site: Site, delta: Spectral, weight: Tensor) -> bool:
 
 def draws(bound: BoundAdapter) -> bool:
     """Whether resolving an adapter's deltas may show how far it is."""
-    return any(isinstance(delta, Spectral) for delta in bound.deltas.values())
+    return any(delta.needs_base for delta in bound.deltas.values())
 
 
 def _unresolved(plan: Plan) -> Iterator[tuple[Site, Spectral]]:
     for deltas in (plan.bound.deltas, plan.overrides):
-        for site, delta in deltas.items():
-            if isinstance(delta, Spectral) and not delta.resolved:
-                yield site, delta
+        yield from ((site, delta) for site, delta in of_class(deltas, Spectral).items() if not delta.resolved)
 
 
 def _with(plan: Plan, found: dict[int, Delta]) -> Plan:
-    """The plan with other deltas in the place of some, by identity."""
+    """The plan with some deltas replaced, by their ``id``."""
     deltas = {site: found.get(id(delta), delta) for site, delta in plan.bound.deltas.items()}
     return exchanged(plan, deltas, {site: found.get(id(delta), delta) for site, delta in plan.overrides.items()})

@@ -19,16 +19,11 @@ from adaptrix.binding.experts import oriented
 from adaptrix.binding.extras import extra_problems, resized_vocabulary
 from adaptrix.binding.identify import Identity
 from adaptrix.binding.stacks import depths_of, layer_problems
-from adaptrix.delta import Delta, LowRank, Spectral
+from adaptrix.delta import Delta
 from adaptrix.errors import Problem, RefusedError
-from adaptrix.tensor import FLOATS, Tensor
+from adaptrix.tensor import FLOATS
 
 Shape = tuple[int | None, int | None]
-#: what the sides of ΔW are of each kind of delta
-_AXES: Mapping[type[Delta], tuple[str, str]] = {
-    LowRank: ("rows of B (out)", "columns of A (in)"),
-    Spectral: ("rows of U (out)", "columns of Vᵀ (in)"),
-}
 
 
 @dataclass(frozen=True)
@@ -100,11 +95,6 @@ def summed(energies: Iterable[float]) -> float:
         return sum(found)
 
 
-def factors(delta: Delta) -> tuple[Tensor, Tensor]:
-    """The tensors that ‖ΔW‖² is made of: it is finite only where they are."""
-    return (delta.z, delta.S) if isinstance(delta, Spectral) else (delta.A, delta.B)
-
-
 def _places(adapter: Adapter, identity: Identity) -> tuple[dict[Site, tuple[Target, Delta]], list[Problem]]:
     architecture = identity.architecture
     places: dict[Site, tuple[Target, Delta]] = {}
@@ -130,7 +120,13 @@ def _moved(
     for site, (target, _) in places.items():
         if (filed := sites.get(target, str(site))) != str(site):
             found = f"the file has the delta of {target} under it, which is {site}"
-            yield Problem("moved", filed, found, "the site of the module", "The file was tampered with: convert again.")
+            yield Problem(
+                "injection-invalid",
+                filed,
+                found,
+                "the site of the module",
+                "The file was tampered with: convert again.",
+            )
 
 
 def _site(target: Target, architecture: Architecture) -> Site | None:
@@ -151,7 +147,7 @@ def _nowhere(target: Target, identity: Identity) -> Problem:
     others = " or ".join(identity.rivals[:3])
     remedy = f"The adapter's modules are those of {others}" if others else "The adapter was made for another family"
     return Problem(
-        "no-site",
+        "site-missing",
         str(target),
         f"no {architecture.family} model has such a module",
         f"a module such as {' or '.join(near)}",
@@ -190,7 +186,7 @@ def _infer(deltas: Mapping[Site, Delta], architecture: Architecture, dims: Dims)
 
 def _site_problems(site: Site, delta: Delta, role: Role, dims: Dims, target: Target) -> Iterator[Problem]:
     for axis, size, wanted, expression in zip(
-        _AXES[type(delta)],
+        delta.axes,
         delta.shape,
         expected_shape(site, role, dims),
         _expressions(site, role),
@@ -204,24 +200,7 @@ def _site_problems(site: Site, delta: Delta, role: Role, dims: Dims, target: Tar
                 f"{dims.explain(expression or '')}",
                 "The adapter belongs to a model of another size.",
             )
-    if isinstance(delta, Spectral):
-        yield from _spectral_problems(site, role, target)
-        return
-    experts = dims.get(role.experts) if role.experts else None
-    if delta.experts and experts and delta.experts != experts:
-        yield Problem("experts", f"{site} ({target})", f"{delta.experts} experts", f"{experts}")
-    for name, tensor in (("magnitude", delta.magnitude), ("lora_B.bias", delta.bias)):
-        if tensor is not None and tensor.shape != (delta.shape[0],):
-            yield Problem("shape", f"{site} {name}", f"shape {list(tensor.shape)}", f"[{delta.shape[0]}]")
-
-
-def _spectral_problems(site: Site, role: Role, target: Target) -> Iterator[Problem]:
-    """A decomposition is that of a whole matrix."""
-    if site.part is not None or role.orientation not in ("linear", "conv1d"):
-        found = (
-            "a spectral delta on a part of a weight" if site.part else "a spectral delta on stacked experts or tokens"
-        )
-        yield Problem("spectral", f"{site} ({target})", found, "one on the whole weight of a linear module")
+    yield from delta.site_problems(site, role, dims, f"{site} ({target})")
 
 
 def _inferred(dims: Dims, depths: Mapping[str, int], adapter: Adapter) -> Problem:
@@ -233,7 +212,7 @@ def _inferred(dims: Dims, depths: Mapping[str, int], adapter: Adapter) -> Proble
 
 def nonfinite(bound: BoundAdapter) -> Iterator[Problem]:
     """A problem for every tensor that holds NaN or Inf."""
-    summed_up = {id(t) for s, d in bound.deltas.items() if np.isfinite(bound.energies[s]) for t in factors(d)}
+    summed_up = {id(t) for s, d in bound.deltas.items() if np.isfinite(bound.energies[s]) for t in d.energy_tensors()}
     for name, tensor in bound.adapter.tensors():
         if id(tensor) not in summed_up and tensor.dtype in FLOATS and (bad := tensor.nonfinite()):
             yield Problem(

@@ -174,7 +174,7 @@ def _problem(spelling: _Spelling, missing: list[Position]) -> Problem:
         where = f"experts {ranges(experts)} of {where}"
     name = spelling.pattern.rpartition(".")[2]
     return Problem(
-        "incomplete",
+        "adapter-incomplete",
         f"{spelling.role.name} ({name})" if len(spelling.role.paths) > 1 or spelling.by_expert else spelling.role.name,
         f"no tensors for {where}",
         "all that the config targets",

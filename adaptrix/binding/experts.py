@@ -12,7 +12,7 @@ from dataclasses import replace
 from adaptrix.adapter import Adapter
 from adaptrix.architecture import Role
 from adaptrix.architecture.dims import Dims
-from adaptrix.delta import Delta, Spectral
+from adaptrix.delta import Delta, LowRank
 from adaptrix.errors import refuse
 
 _CHANGED = (0, 19, 1)
@@ -25,12 +25,9 @@ def oriented(delta: Delta, role: Role, dims: Dims, adapter: Adapter) -> Delta:
     A shape that fits neither way is left for the check of shapes to complain about. Raises
     :class:`RefusedError` where nothing tells.
     """
-    if (
-        isinstance(delta, Spectral)
-        or delta.experts is None
-        or delta.transposed
-        or role.orientation == "experts_transposed"
-    ):
+    if not isinstance(delta, LowRank) or delta.experts is None:  # no other kind is stacked
+        return delta
+    if delta.transposed or role.orientation == "experts_transposed":
         return delta
     wanted = tuple(dims.get(expression) if expression else None for expression in (role.out, role.inp))
     straight, turned = delta.shape, delta.shape[::-1]
@@ -42,7 +39,7 @@ def oriented(delta: Delta, role: Role, dims: Dims, adapter: Adapter) -> Delta:
     by_version = _transposed(str(adapter.provenance.config.get("peft_version") or ""))
     if by_version is None:
         raise refuse(
-            "undecidable",
+            "ambiguous",
             role.name,
             "factors of stacked experts that may describe ΔW or its transpose, by a peft whose version is not recorded",
             "peft_version in the config, or a base whose dims tell them apart",

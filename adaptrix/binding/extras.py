@@ -22,7 +22,7 @@ def resized_vocabulary(adapter: Adapter, architecture: Architecture, dims: Dims)
         if stated is None or axis is None or extra.tensor.shape[axis] == stated:
             continue
         size = extra.tensor.shape[axis]
-        note = Problem("vocab", key, f"the vocabulary was resized from {stated} to {size}", severity="note",
+        note = Problem("vocabulary", key, f"the vocabulary was resized from {stated} to {size}", severity="note",
                        remedy="Resize the base's embeddings to match before this adapter is attached.")  # fmt: skip
         values = MappingProxyType({**dims.values, "vocab": size})
         return Dims(values, MappingProxyType({**dims.origins, "vocab": "tensors"})), (note,)

@@ -48,7 +48,8 @@ def by_config(
     for part in (config, text if isinstance(text, dict) else {}):
         if found := families.get(str(part.get("model_type"))):
             merged = {**config, **part}
-            rivals = () if any(map(found.locate, _paths(adapter))) else _fitting(architectures, adapter)
+            here = any(found.locate(path) or _is_of_other_part(path, config) for path in _paths(adapter))
+            rivals = () if here else _fitting(architectures, adapter)
             names = tuple(architecture.family for architecture in rivals)
             dims, odd = read_dims(found.dims, merged), tuple(_odd(found, merged, where))
             known = Identity(found, dims, True, odd, names)
@@ -76,8 +77,14 @@ def family_of(config: Mapping[str, Any], architectures: Collection[Architecture]
     if not found.known:
         remedy = "See `adaptrix architectures`; `adaptrix architectures derive MODEL` prints a file for a new family."
         said = f"no architecture claims {config.get('model_type')!r}"
-        raise RefusedError(Problem("unknown-family", where, said, remedy=remedy))
+        raise RefusedError(Problem("architecture-unknown", where, said, remedy=remedy))
     return found
+
+
+def _is_of_other_part(path: str, config: Mapping[str, Any]) -> bool:
+    """Whether a path names a part beside the text model that the config describes, as ``vision_tower`` does."""
+    parts = (key.removesuffix("_config") for key, part in config.items() if isinstance(part, dict))
+    return any(part in path for part in parts if part not in ("text", "quantization"))
 
 
 def _with_strangers(identity: Identity, adapter: Adapter, config: Mapping[str, Any]) -> Identity:
@@ -107,7 +114,9 @@ def by_paths(adapter: Adapter, architectures: Iterable[Architecture]) -> Identit
     says = f"taken for {chosen.family} by its module paths" + (
         f"; {', '.join(others)} would fit as well" if others else ""
     )
-    return Identity(chosen, Dims(), known=True, problems=(Problem("family", adapter.name, says, severity="note"),))
+    return Identity(
+        chosen, Dims(), known=True, problems=(Problem("family-inferred", adapter.name, says, severity="note"),)
+    )
 
 
 def _paths(adapter: Adapter) -> set[str]:
@@ -157,7 +166,7 @@ def _named(architecture: Architecture, adapter: Adapter) -> bool:
 
 def _unknown(adapter: Adapter, found: str, remedy: str) -> Identity:
     said = f"{found}: modules keep their own paths and shapes are not checked against a model"
-    problem = Problem("unknown-family", adapter.name, said, remedy=remedy, severity="warning")
+    problem = Problem("architecture-unknown", adapter.name, said, remedy=remedy, severity="warning")
     return Identity(kept_paths(sorted(_paths(adapter))), Dims(), known=False, problems=(problem,))
 
 

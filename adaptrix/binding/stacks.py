@@ -53,7 +53,7 @@ def layer_problems(
 def _beyond(kind: str, role: str, seen: set[int], count: int | None, remedy: str) -> Iterator[Problem]:
     if count is not None and (over := sorted(number for number in seen if number >= count)):
         found = f"it has tensors for {kind} {ranges(over)}"
-        yield Problem(kind, role, found, f"{kind} below {count}: the model has {count}", remedy)
+        yield Problem("shape", role, found, f"{kind} below {count}: the model has {count}", remedy)
 
 
 def _expanded(replicated: object) -> int | None:

@@ -28,6 +28,7 @@ _COMMANDS = {
     "diff": "Say how alike two adapters are, by role and layer.",
     "extract": "Take a LoRA out of a full fine-tune.",
     "architectures": "List, show and derive model families.",
+    "explain": "Say what a problem's code means and what to do.",
     "plugins": "List plugins, what they contribute, and what failed.",
     "completion": "Print a shell's completion script.",
 }

@@ -67,7 +67,7 @@ def _find(name: str) -> Architecture:
     near = get_close_matches(name, [a.family for a in known] + [t for a in known for t in a.model_types], 3)
     raise UsageError(
         Problem(
-            "architecture",
+            "architecture-unknown",
             name,
             "no such family or model_type",
             f"such as {', '.join(near)}" if near else "",

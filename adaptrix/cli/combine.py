@@ -74,4 +74,4 @@ def _numbers(text: str | None) -> tuple[float, ...] | None:
     try:
         return tuple(map(float, text.split(",")))
     except ValueError:
-        raise UsageError(Problem("weights", "weights", repr(text)[:200], "numbers such as 0.7,0.3")) from None
+        raise UsageError(Problem("option", "weights", repr(text)[:200], "numbers such as 0.7,0.3")) from None

@@ -102,7 +102,7 @@ def _plain(value: Any) -> Any:
 
 
 def show_problems(problems: Iterable[Problem], verbosity: Verbosity) -> None:
-    """Problems on standard error, errors first; the long tail only under ``-v``."""
+    """Problems on standard error, errors first; the long tail, and the code of each, only under ``-v``."""
     if verbosity.json:
         return
     order = {"error": 0, "warning": 1, "note": 2}
@@ -111,7 +111,8 @@ def show_problems(problems: Iterable[Problem], verbosity: Verbosity) -> None:
     shown = ordered if verbosity.verbose else ordered[:_SHOWN]
     for problem in shown:
         label = click.style(f"{problem.severity}:", fg=_LOOKS[problem.severity], bold=True)
-        click.echo(f"{label} {clean(str(problem))}", err=True)
+        code = f" [{problem.code}]" if verbosity.verbose else ""
+        click.echo(f"{label} {clean(str(problem))}{code}", err=True)
     if len(shown) < len(ordered):
         click.echo(f"… and {len(ordered) - len(shown)} more: add -v to see them all", err=True)
 

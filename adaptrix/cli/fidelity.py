@@ -95,7 +95,7 @@ def _measuring() -> Any:
         if error.name not in ("torch", "transformers"):
             raise
         found, remedy = f"{error.name} is not installed", 'Run: pip install "adaptrix[torch]"'
-        raise UsageError(Problem("missing-extra", "fidelity", found, remedy=remedy)) from None
+        raise UsageError(Problem("package-missing", "fidelity", found, remedy=remedy)) from None
     return measure
 
 

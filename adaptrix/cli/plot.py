@@ -19,10 +19,10 @@ _ENDINGS = (".svg", ".png", ".pdf")
 def require_drawable(path: Path, *, force: bool) -> None:
     """Raises :class:`UsageError` without matplotlib, for another ending, or where there is a file already."""
     if path.suffix.lower() not in _ENDINGS:
-        raise UsageError(Problem("plot", str(path), f"the ending {path.suffix!r}", " or ".join(_ENDINGS)))
+        raise UsageError(Problem("option", str(path), f"the ending {path.suffix!r}", " or ".join(_ENDINGS)))
     if find_spec("matplotlib") is None:
         remedy = 'pip install "adaptrix[plot]"'
-        raise UsageError(Problem("missing", "matplotlib", "it is not installed", remedy=remedy))
+        raise UsageError(Problem("package-missing", "matplotlib", "it is not installed", remedy=remedy))
     atomic.require_free(path, force=force)
 
 

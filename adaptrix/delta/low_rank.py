@@ -7,18 +7,24 @@ factors and the SVD of a small core.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import sqrt
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from adaptrix.architecture import Role, Site
+from adaptrix.architecture.dims import Dims
 from adaptrix.architecture.layout import RowIndex
+from adaptrix.delta.spectrum import Matrix, Spectrum, Truncation, norm, smallest_rank, spectrum
+from adaptrix.errors import Problem, refuse
 from adaptrix.tensor import Tensor
 
-Matrix = NDArray[np.float64]
+if TYPE_CHECKING:
+    from adaptrix.delta.protocol import Delta
+
 _SLICE = 1024  # columns whose fp64 copy stays in the cache
 
 
@@ -42,6 +48,10 @@ class LowRank:
     embedding: bool = False
     experts: int | None = None
     transposed: bool = False
+
+    axes: ClassVar[tuple[str, str]] = ("rows of B (out)", "columns of A (in)")
+    needs_base: ClassVar[bool] = False
+    resolved: ClassVar[bool] = True
 
     @property
     def kind(self) -> str:
@@ -67,6 +77,14 @@ class LowRank:
         """The tensors by their names in an injection file."""
         named = {"lora_A": self.A, "lora_B": self.B, "lora_B.bias": self.bias, "magnitude": self.magnitude}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    def energy_tensors(self) -> tuple[Tensor, ...]:
+        """A and B."""
+        return self.A, self.B
+
+    def compared(self) -> list[Matrix]:
+        """Its tensors themselves."""
+        return [tensor.float64() for tensor in self.tensors().values()]
 
     def factors(self) -> list[tuple[Matrix, Matrix]]:
         """(A, B) in fp64 of each expert; a single pair where nothing is stacked."""
@@ -96,6 +114,76 @@ class LowRank:
         turned = [pair.T if self.transposed else pair for pair in pairs]
         return turned[0] if self.experts is None else np.stack(turned)
 
+    def site_problems(self, site: Site, role: Role, dims: Dims, where: str) -> Iterator[Problem]:
+        """Another number of experts than the family states, and vectors that are not as long as ΔW has rows."""
+        experts = dims.get(role.experts) if role.experts else None
+        if self.experts and experts and self.experts != experts:
+            yield Problem("shape", where, f"{self.experts} experts", f"{experts}")
+        for name, tensor in (("magnitude", self.magnitude), ("lora_B.bias", self.bias)):
+            if tensor is not None and tensor.shape != (self.shape[0],):
+                yield Problem("shape", f"{site} {name}", f"shape {list(tensor.shape)}", f"[{self.shape[0]}]")
+
+    def of_rows(self, rows: RowIndex) -> LowRank:
+        """The same A, and some rows of B and of what goes with them."""
+        return self._with(lambda name, tensor: tensor if name == "A" else Tensor.of(tensor.numpy()[rows]))
+
+    def cast(self, dtype: str) -> LowRank:
+        """Every tensor rounded to ``dtype``."""
+        return self._with(lambda _, tensor: tensor.cast(dtype))
+
+    def _with(self, change: Callable[[str, Tensor], Tensor]) -> LowRank:
+        """The same with other tensors: ``change`` makes each of its field's name and the one it has."""
+        found = {"A": self.A, "B": self.B, "bias": self.bias, "magnitude": self.magnitude}
+        return replace(self, **{name: change(name, old) for name, old in found.items() if old is not None})  # type: ignore[arg-type]  # its own fields
+
+    def multiplied(self, gain: float) -> LowRank:
+        """gain·ΔW, by its alpha; a magnitude stays as it is."""
+        return replace(self, alpha=self.alpha * gain)
+
+    def without_vectors(self) -> LowRank:
+        """Itself: nothing in it is the base's."""
+        return self
+
+    def lost(self, rank: int | None) -> Truncation:
+        """The loss of the best approximation of at most ``rank``. Raises :class:`RefusedError` as :meth:`low_rank`."""
+        if rank is None or rank >= self.rank:
+            return Truncation(0.0, sqrt(self.energy()))
+        return Truncation.of(self._spectrum().values * abs(self.scale), rank)
+
+    def smallest_rank(self, allowed: float) -> int:
+        """The smallest rank whose relative error is allowed. Raises :class:`RefusedError` as :meth:`low_rank`."""
+        return smallest_rank(self._spectrum().values, allowed)
+
+    def low_rank(self, rank: int | None = None) -> tuple[LowRank, Truncation]:
+        """Itself where its rank is small enough, else the best one of ``rank`` in its own dtype; and what it lacks.
+
+        Raises :class:`RefusedError` for DoRA and stacked experts, which no smaller pair of factors approximates.
+        """
+        if rank is None or rank >= self.rank:
+            return self, self.lost(rank)
+        A, B = self._spectrum().factors(rank)
+        made = replace(self, A=Tensor.of(A).cast(self.A.dtype), B=Tensor.of(B).cast(self.B.dtype))
+        made = replace(made, alpha=self.scale * made.rank, rslora=False)
+        wanted_A, wanted_B = stack([self])
+        size = norm(wanted_A, wanted_B)
+        return made, Truncation(distance(made, wanted_A, wanted_B) * (size or 1.0), size)
+
+    def is_transpose_of(self, other: Delta) -> bool:
+        """Whether each one's A is the other's Bᵀ, to the number; never with biases or magnitudes."""
+        if not isinstance(other, LowRank) or self.scale != other.scale:
+            return False
+        if self.magnitude or other.magnitude or self.bias or other.bias:
+            return False
+        crossed = ((self.A, other.B), (self.B, other.A))
+        return all(np.array_equal(one.float32().T, two.float32()) for one, two in crossed)
+
+    def _spectrum(self) -> Spectrum:
+        """The decomposition of B·A, the scale left out. Raises :class:`RefusedError` where there is not one of it."""
+        if self.magnitude is not None or self.experts is not None:
+            found = "DoRA" if self.magnitude is not None else "stacked experts"
+            raise refuse("kind-unsupported", self.kind, f"{found}: no product of one pair of factors", "a plain LoRA")
+        return spectrum(self.A.float64(), self.B.float64())
+
 
 def from_factors(A: Matrix, B: Matrix, dtype: str) -> LowRank:
     """The delta B·A (scale 1) with its factors rounded to ``dtype``."""
@@ -115,16 +203,7 @@ def straightened(delta: LowRank) -> LowRank:
 
 def split(delta: LowRank, rows: Mapping[str, RowIndex]) -> dict[str, LowRank]:
     """The parts of a delta on a fused weight: each keeps A and takes its rows of B."""
-    B = delta.B.numpy()
-    return {
-        part: replace(
-            delta,
-            B=Tensor.of(B[index]),
-            bias=None if delta.bias is None else Tensor.of(delta.bias.numpy()[index]),
-            magnitude=None if delta.magnitude is None else Tensor.of(delta.magnitude.numpy()[index]),
-        )
-        for part, index in rows.items()
-    }
+    return {part: delta.of_rows(index) for part, index in rows.items()}
 
 
 def fuse(parts: Mapping[str, LowRank], rows: Mapping[str, RowIndex]) -> LowRank:
@@ -156,53 +235,12 @@ def stack(deltas: Sequence[LowRank]) -> tuple[Matrix, Matrix]:
     return A, B
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Spectrum:
-    """The singular value decomposition of B·A: ``values`` from the largest on, at most as many as its rank.
-
-    The vectors are kept as the Q of each factor and the small matrix that turns it, so that only those asked
-    for are ever made.
-    """
-
-    values: NDArray[np.float64]
-    left: tuple[Matrix, Matrix]
-    right: tuple[Matrix, Matrix]
-
-    def factors(self, rank: int) -> tuple[Matrix, Matrix]:
-        """(A, B) of the best approximation of at most ``rank`` in the Frobenius norm (Eckart–Young).
-
-        The singular values are shared evenly between the two, so that neither is badly scaled for a small dtype.
-        """
-        keep = min(rank, len(self.values))
-        root = np.sqrt(self.values[:keep])
-        (Qb, U), (Qa, Vt) = self.left, self.right
-        return (root[:, None] * Vt[:keep]) @ Qa.T, Qb @ (U[:, :keep] * root)
-
-
-def spectrum(A: Matrix, B: Matrix) -> Spectrum:
-    """The singular values and vectors of B·A, from the QR of B and of Aᵀ and the SVD of the small core Rb·Raᵀ."""
-    Qb, Rb = np.linalg.qr(B)
-    Qa, Ra = np.linalg.qr(A.T)
-    U, s, Vt = np.linalg.svd(Rb @ Ra.T)
-    return Spectrum(s, (Qb, U), (Qa, Vt))
-
-
-def truncate(A: Matrix, B: Matrix, rank: int) -> tuple[Matrix, Matrix]:
-    """The best factors of at most ``rank`` for B·A in the Frobenius norm."""
-    return spectrum(A, B).factors(rank)
-
-
 def distance(delta: LowRank, A: Matrix, B: Matrix) -> float:
     """‖ΔW − B·A‖_F / ‖B·A‖_F, from the factors alone; 0 where both are zero."""
     A1, B1 = stack([delta])
     wanted = norm(A, B)
     gap = norm(np.concatenate([A1, A]), np.concatenate([B1, -B], axis=1))
     return gap / wanted if wanted else gap
-
-
-def norm(A: Matrix, B: Matrix) -> float:
-    """‖B·A‖_F through the QR of both factors: no cancellation, unlike the Gram matrices."""
-    return float(np.linalg.norm(np.linalg.qr(B)[1] @ np.linalg.qr(A.T)[1].T))
 
 
 def _energy(a: NDArray[Any], b: NDArray[Any]) -> float:

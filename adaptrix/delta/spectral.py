@@ -9,13 +9,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import sqrt
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from adaptrix.delta.low_rank import LowRank, Matrix
-from adaptrix.errors import refuse
+from adaptrix.architecture import Role, Site
+from adaptrix.architecture.dims import Dims
+from adaptrix.architecture.layout import RowIndex
+from adaptrix.delta.low_rank import LowRank
+from adaptrix.delta.spectrum import Matrix, Truncation, smallest_rank
+from adaptrix.errors import Problem, refuse
 from adaptrix.tensor import Tensor
+
+if TYPE_CHECKING:
+    from adaptrix.delta.protocol import Delta
 
 _ROWS = 512  # of ΔW that are multiplied out at a time where an error is measured
 
@@ -33,19 +41,6 @@ class Basis:
     backend: str
 
 
-@dataclass(frozen=True, slots=True)
-class Truncation:
-    """What of ΔW is lost in a smaller rank: ‖ΔW − ΔW_k‖_F (``absolute``), beside ``size``, which is ‖ΔW‖_F."""
-
-    absolute: float
-    size: float
-
-    @property
-    def relative(self) -> float:
-        """The one over the other; 0 where both are zero."""
-        return self.absolute / self.size if self.size else self.absolute
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Spectral:
     """ΔW = U·diag(s⊙(z−1))·Vᵀ, with k = min(out, in) singular values.
@@ -60,6 +55,10 @@ class Spectral:
     shape: tuple[int, int]
     U: Tensor | None = None
     Vt: Tensor | None = None
+
+    axes: ClassVar[tuple[str, str]] = ("rows of U (out)", "columns of Vᵀ (in)")
+    needs_base: ClassVar[bool] = True
+    experts: ClassVar[int | None] = None
 
     @property
     def kind(self) -> str:
@@ -95,17 +94,48 @@ class Spectral:
         named = {"spectral_z": self.z, "spectral_S": self.S, "spectral_U": self.U, "spectral_Vt": self.Vt}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
+    def energy_tensors(self) -> tuple[Tensor, ...]:
+        """Its z and S."""
+        return self.z, self.S
+
+    def compared(self) -> list[Matrix]:
+        """Its d alone, for z is near 1 whatever it does."""
+        return [self.d]
+
     def vectors(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """(U ``[out, k]``, Vᵀ ``[k, in]``). Raises :class:`RefusedError` where they are not at hand."""
         if self.U is None or self.Vt is None:
             found, remedy = "its singular vectors are not at hand", "Name the base it was trained on with --base MODEL."
-            raise refuse("unresolved", "spectral delta", found, "U and V of the base's weight", remedy)
+            raise refuse("base-needed", "spectral delta", found, "U and V of the base's weight", remedy)
         return self.U.float32(), self.Vt.float32()
 
     def dense(self) -> Matrix:
         """ΔW itself, ``[out, in]``: for tests and small weights. Raises as :meth:`vectors` does."""
         U, Vt = self.vectors()
         return np.asarray((U * self.d) @ Vt.astype(np.float64))
+
+    def site_problems(self, site: Site, role: Role, dims: Dims, where: str) -> Iterator[Problem]:
+        """A site that is not the whole matrix of a linear module: a decomposition is that of such a one."""
+        if site.part is not None or role.orientation not in ("linear", "conv1d"):
+            on = "a part of a weight" if site.part else "stacked experts or tokens"
+            yield Problem(
+                "kind-unsupported", where, f"a spectral delta on {on}", "one on the whole weight of a linear module"
+            )
+
+    def of_rows(self, rows: RowIndex) -> Spectral:
+        """Always raises :class:`RefusedError`: some rows of a weight have other singular values and vectors."""
+        found = f"{len(rows)} of {self.shape[0]} rows are wanted, which have another decomposition"
+        raise refuse(
+            "kind-unsupported", "spectral delta", found, "the whole weight", "Make a LoRA of it with --to peft."
+        )
+
+    def cast(self, dtype: str) -> Spectral:
+        """Its z rounded to ``dtype``; S, U and V are the base's and stay as they are."""
+        return replace(self, z=self.z.cast(dtype))
+
+    def is_transpose_of(self, other: Delta) -> bool:
+        """False: decompositions of two weights are not compared."""
+        return False
 
     def without_vectors(self) -> Spectral:
         """The same delta without its cache of U and V."""
@@ -120,12 +150,11 @@ class Spectral:
 
         Exact as far as U and V are orthonormal (Eckart–Young); nothing where ``rank`` is None.
         """
-        sizes = np.sort(np.abs(self.d))[::-1]
-        largest = float(sizes[0]) or 1.0
-        with np.errstate(invalid="ignore"):  # Inf
-            squares = (sizes / largest) ** 2  # of d itself they may be too large to be told
-        lost = squares[len(squares) if rank is None else rank :].sum()
-        return Truncation(largest * sqrt(lost), largest * sqrt(squares.sum()))
+        return Truncation.of(np.abs(self.d), rank)
+
+    def smallest_rank(self, allowed: float) -> int:
+        """The smallest rank whose relative error is allowed."""
+        return smallest_rank(np.abs(self.d), allowed)
 
     def low_rank(self, rank: int | None = None) -> tuple[LowRank, Truncation]:
         """A LoRA of the same ΔW, in fp32, and what it lacks, as measured.

@@ -1,8 +1,8 @@
-"""Describes a family that the registry does not know, from nothing but a model's config.json.
+"""Derivation of a family that the registry does not know, from nothing but a model's config.json.
 
 transformers builds the model on the meta device, dozens of times over, each time with one number of the
-config changed; how the sizes of its weights answer tells what they are made of. What this does not settle
-is left free or noted, and printed as ``# unverified``: never guessed in silence.
+config changed; the sizes of the weights that change with it show which dimensions they are made of. What this
+does not settle is left free or noted, and printed as ``# unverified``: never guessed in silence.
 """
 
 from __future__ import annotations
@@ -71,12 +71,12 @@ def _read(path: Path) -> Mapping[str, Any]:
     file = path / "config.json" if path.is_dir() else path
     try:
         if file.stat().st_size > _LARGEST_FILE:
-            raise refuse("config", file, "more than 10 MB", "the config.json of a model")
+            raise refuse("base-config", file, "more than 10 MB", "the config.json of a model")
         content = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise refuse("config", file, str(error), "a readable config.json") from None
+        raise refuse("base-config", file, str(error), "a readable config.json") from None
     if not isinstance(content, dict):
-        raise refuse("config", file, "not a JSON object", "the config.json of a model")
+        raise refuse("base-config", file, "not a JSON object", "the config.json of a model")
     return content
 
 
@@ -93,8 +93,8 @@ def _shallow(family: Family, config: Mapping[str, Any], deep: Model, stacks: Sta
 
 
 def _telling(models: tuple[Model, ...], stacks: Stacks) -> list[str]:
-    """The config keys that bear on a size, and those that could not be varied and so may. No depths: they could
-    not be varied either, but what they count is known."""
+    """The config keys that a size depends on, and those that could not be varied and so may matter. Depths are left
+    out: they could not be varied either, but what they count is known."""
     base = models[0]
     bearing: set[str] = set()
     varied: set[str] = set()

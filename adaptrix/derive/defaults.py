@@ -1,4 +1,4 @@
-"""The rules of the dimensions: which key each comes from, and from what where a config lacks the key."""
+"""The rules of the dimensions: the config key of each, and its value where a config lacks the key."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from adaptrix.architecture.dims import Alternative, Rule
+from adaptrix.base.meta_model import config_of
 from adaptrix.derive.expressions import ExpressionSearch
-from adaptrix.derive.models import config_of
 from adaptrix.derive.survey import Family, Model, changed, guarded, numbers_in
 from adaptrix.errors import AdaptrixError
 
@@ -21,13 +21,13 @@ def rules(given: Mapping[str, Any], deep: Model, names: Mapping[str, str], famil
     stated = numbers_in(given)
     completed = list(_completed(given, stated))
     present = {names[key]: tuple(m.get(key, 0) for m in completed) for key in names if _stated(key, stated, family)}
-    fitter = ExpressionSearch(present)
+    search = ExpressionSearch(present)
     found = {}
     for key, name in names.items():
         options = [Alternative(spelling) for spelling in (key, *family.aliases.get(key, ()))]
         if name not in present:
-            fit = fitter.find(tuple(model.get(key, 0) for model in completed))
-            options.append(Alternative(fit.expression if fit and not fit.doubt else deep.numbers[key]))
+            match = search.find(tuple(model.get(key, 0) for model in completed))
+            options.append(Alternative(match.expression if match and not match.doubt else deep.numbers[key]))
         found[name] = tuple(options)
     return found
 
@@ -43,7 +43,7 @@ def _completed(given: Mapping[str, Any], stated: Mapping[str, int]) -> list[dict
 
 
 def _numbers(config: Mapping[str, Any]) -> dict[str, int] | None:
-    """A config's numbers, completed; None where it is not a config any more and tells nothing."""
+    """A config's numbers, completed; None where transformers no longer accepts it."""
     try:
         return numbers_in(guarded(lambda: config_of(config).to_dict()))
     except AdaptrixError:

@@ -1,7 +1,7 @@
-"""Finds the expression that a size is, from how it answers to changes of the config.
+"""The search for the expression of a size, from how the size changes with the config.
 
 Every dimension and every size is a vector: its values over a series of models, each built from a config
-with one number changed. An expression fits where it agrees in all of them, which a coincidence of one
+with one number changed. An expression matches where it agrees in all of them, which a coincidence of one
 model's numbers (32 heads, 32 layers) cannot do.
 """
 
@@ -28,7 +28,7 @@ class Expression:
 
 
 class ExpressionSearch:
-    """``dims``: the values of each dimension, model by model."""
+    """A search over ``dims``: the values of each dimension, model by model."""
 
     def __init__(self, dims: Mapping[str, Vector]) -> None:
         self.dims = dims
@@ -36,7 +36,7 @@ class ExpressionSearch:
         self._all = _products(dims)
 
     def find(self, target: Vector) -> Expression | None:
-        """The simplest expression of a size; None where nothing fits.
+        """The simplest expression of a size ``target``; None where nothing matches.
 
         Dimensions that could not be varied are a last resort, and always in doubt.
         """
@@ -45,11 +45,11 @@ class ExpressionSearch:
         return None if text is None else Expression(text, self._doubt(text))
 
     def fixed(self, name: str) -> bool:
-        """Whether no model has another value, so that what it bears on is not known."""
+        """True where all models have the same value, so that what depends on it is not known."""
         return len(set(self.dims[name])) == 1
 
     def _doubt(self, text: str) -> str:
-        """What else may stand there: a dimension that never differs from it, or that never varies at all."""
+        """The reason why another dimension may be meant: one that always has the same value, or that never varies."""
         names = [word for word in text.split() if word in self.dims]
         if unsure := [name for name in names if self.fixed(name)]:
             return f"{', '.join(unsure)} could not be varied"
@@ -57,8 +57,8 @@ class ExpressionSearch:
             if twins := [other for other in self.dims if other != name and self.dims[other] == self.dims[name]]:
                 return f"{name} may be {' or '.join(twins)}"
         numbers = {word for word in text.split() if word.isdigit()}
-        rivals = [name for name in self.dims if self.fixed(name) and str(self.dims[name][0]) in numbers]
-        return f"a number here may be {' or '.join(rivals)}" if rivals else ""
+        equal = [name for name in self.dims if self.fixed(name) and str(self.dims[name][0]) in numbers]
+        return f"a number here may be {' or '.join(equal)}" if equal else ""
 
 
 def _expressions(products: Products, target: Vector) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Names for what was found: the field's own words where a module bears a well-known name, else its own."""
+"""Names of derived roles and dimensions: the field's own words for well-known modules and keys, else their own."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _DIM_OF = {key: dim for dim, keys in _DIMS.items() for key in keys.split()}
 
 
 def role_names(patterns: Iterable[str]) -> dict[str, str]:
-    """A role name for every path pattern: the module's, with as much of its parents' as tells it from others."""
+    """A role name for every path pattern: the module's, with as many of its parents' as make it unique."""
     return _distinct(list(patterns), _role_name)
 
 
@@ -53,13 +53,13 @@ def dim_names(keys: Iterable[str]) -> dict[str, str]:
 
 
 def _distinct(things: list[str], name: Callable[[str, int], str]) -> dict[str, str]:
-    """The shortest names that are all different; where no parent tells two apart, each keeps its own."""
+    """The shortest names that are all different; where no parent distinguishes two, they are numbered."""
     named: dict[str, str] = {}
     open_, parents = things, 0
     while open_ and parents < 12:
         proposed = {thing: name(thing, parents) for thing in open_}
-        taken = [*named.values(), *proposed.values()]
-        named |= {thing: text for thing, text in proposed.items() if taken.count(text) == 1}
+        used = [*named.values(), *proposed.values()]
+        named |= {thing: text for thing, text in proposed.items() if used.count(text) == 1}
         open_, parents = [thing for thing in open_ if thing not in named], parents + 1
     for thing in open_:
         own = _word(thing)
@@ -70,7 +70,7 @@ def _distinct(things: list[str], name: Callable[[str, int], str]) -> dict[str, s
 def _role_name(pattern: str, parents: int) -> str:
     steps = [step for step in pattern.split(".") if step not in ("{layer}", "{expert}")]
     while len(steps) > 1 and steps[-1].isdigit():
-        steps[-2:] = ["_".join(steps[-2:])]  # a place in a list says nothing without the list
+        steps[-2:] = ["_".join(steps[-2:])]  # an index says nothing without the name of its list
     *above, leaf = steps or ["layer"]
     words = [*above[len(above) - parents :], _ROLE_OF.get(".".join(steps[-2:]), _ROLE_OF.get(leaf, leaf))]
     return _word("_".join(words))

@@ -1,4 +1,4 @@
-"""Turns one path pattern and what was observed of it into a role."""
+"""Roles, described from a path pattern and the sizes observed for it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,18 @@ _FUSED = re.compile(r"qkv|query_key_value|c_attn|gate_up", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Evidence:
-    """All that was observed. ``deep``: the model as given; ``models``: shallower ones, one number changed in
-    each; ``depths``: stack -> the dimension that counts its layers."""
+    """All that was observed of a family.
+
+    - ``deep``: the model as given.
+    - ``models``: shallower ones, with one number changed in each but the first.
+    - ``search``: finds the expression of a size in these models.
+    - ``stacks``: the stacks of layers; ``depths``: stack -> the dimension that counts its layers.
+    """
 
     family: Family
     deep: Model
     models: tuple[Model, ...]
-    fitter: ExpressionSearch
+    search: ExpressionSearch
     stacks: Stacks
     depths: Mapping[str, str]
 
@@ -54,7 +59,7 @@ def describe(evidence: Evidence, name: str, pattern: str, paths: Sequence[str]) 
 
 
 def _orientation(known: Orientation | None, axes: int) -> tuple[Orientation, list[str]]:
-    """How a weight is stored, where its module does not tell: as most are, and said to be unverified."""
+    """The orientation of a weight; where its module does not show it, the usual one, noted as unverified."""
     if known is not None:
         return known, []
     usual: Orientation = "linear" if axes == 2 else "experts"
@@ -76,14 +81,14 @@ def _size(evidence: Evidence, paths: Sequence[str], axis: int) -> tuple[str | No
     target = tuple(model.weights[sample].shape[axis] for model in evidence.models)
     if len(set(target)) == 1:
         return _constant(evidence, sample, target[0])
-    found = evidence.fitter.find(target)
-    return (found.expression, found.doubt) if found else (None, f"{here.pop()} here, no simple expression fits")
+    found = evidence.search.find(target)
+    return (found.expression, found.doubt) if found else (None, f"{here.pop()} here, no simple expression matches")
 
 
 def _constant(evidence: Evidence, path: str, size: int) -> tuple[str | None, str]:
-    """A size that nothing changes: a classifier's labels are free; else it may be a number that is stuck."""
+    """The expression of a size that never changed: free for a classifier's labels, else a number, with its doubt."""
     if evidence.stacks.stack(path) is None and path not in evidence.family.natural:
         return None, ""
-    stuck = [name for name, vector in evidence.fitter.dims.items() if set(vector) == {size}]
-    said = f"may be {' or '.join(stuck)}, which could not be varied" if stuck else "the same whatever the config says"
-    return str(size), said
+    fixed = [name for name, vector in evidence.search.dims.items() if set(vector) == {size}]
+    doubt = f"may be {' or '.join(fixed)}, which could not be varied" if fixed else "the same whatever the config says"
+    return str(size), doubt

@@ -1,4 +1,4 @@
-"""Finds the layers among the paths of a model: what repeats, and which number of the config counts it."""
+"""The stacks of layers among the paths of a model, and the config keys that count them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ _FEW = 3
 
 @dataclass(frozen=True)
 class Stacks:
-    """``keys``: what a stack of layers is called in paths -> the config key that counts its layers.
-    ``uncounted``: those that no key counts -> how many there are. ``counts``: how many of all."""
+    """The stacks of layers of a model, each by the path that its layers share (``model.layers``).
+
+    ``keys``: stack -> the config key that counts its layers; ``uncounted``: stack -> its layers, where no key counts
+    them; ``counts``: stack -> its layers, for all.
+    """
 
     keys: Mapping[str, str]
     uncounted: Mapping[str, int]
@@ -42,7 +45,7 @@ class Stacks:
         return stack if stack in self.keys or stack in self.uncounted else None
 
     def pattern(self, path: str) -> str:
-        """The path with ``{layer}`` and ``{expert}`` for its numbers; one that counts nothing stays."""
+        """The path with ``{layer}`` and ``{expert}`` for its numbers; other numbers stay."""
         stack = self.stack(path)
         if stack is None:
             return path
@@ -51,7 +54,7 @@ class Stacks:
 
 
 def _counts(paths: Iterable[str]) -> dict[str, int]:
-    """How many layers each stack has, going by the first number in every path."""
+    """The number of layers of each stack, from the first number in every path."""
     counts: dict[str, int] = {}
     for path in paths:
         if hit := _INDEX.search(path):
@@ -63,7 +66,7 @@ def _counts(paths: Iterable[str]) -> dict[str, int]:
 def _counted_by(
     family: Family, config: Mapping[str, Any], key: str, value: int, counts: Mapping[str, int]
 ) -> list[str]:
-    """The stacks that have as many layers as the key is made to say."""
+    """The stacks whose number of layers follows the key when it is changed."""
     other = _FEW if value > _FEW else value - 1 or 2
     try:
         model = family.build(changed(config, {key: other}, lists=True))
@@ -73,7 +76,7 @@ def _counted_by(
 
 
 def _alike(paths: Iterable[str], stack: str, count: int) -> bool:
-    """Whether all of several modules in a row hold the same weights, as layers do and a classifier's do not."""
+    """True where two or more modules in a row hold the same weights, as layers do and the parts of a head do not."""
     rests = [path.removeprefix(f"{stack}.").partition(".") for path in paths if path.startswith(f"{stack}.")]
     suffixes = {str(n): {rest for index, _, rest in rests if index == str(n)} for n in range(count)}
     return count > 1 and len({frozenset(found) for found in suffixes.values()}) == 1 and suffixes["0"] != {""}

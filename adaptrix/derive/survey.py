@@ -1,7 +1,7 @@
-"""Builds a family's models over and over, each time with one value of the config changed.
+"""Models of a family, built on the meta device, each with one value of the config changed.
 
-What moves with what tells which dimension a size is made of. All on the meta device; a config comes from
-a stranger, so its sizes are bounded and whatever transformers makes of it becomes one refusal.
+The sizes that change with a value are made of it. A config may come from anywhere, so its sizes are bounded and
+any error of transformers becomes one refusal.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, TypeVar
 
-from adaptrix.derive.models import Weight, build, config_of, model_classes, need, weights
+from adaptrix.base.meta_model import Weight, build, config_of, model_classes, need, weights
 from adaptrix.errors import AdaptrixError, refuse
 
 MAX_LAYERS = 10_000
@@ -38,10 +38,13 @@ class Model:
 
 @dataclass(frozen=True)
 class Family:
-    """What does not change from model to model: the model classes, and how their paths are made alike.
+    """The model classes of a family, and what brings their paths to one form.
 
-    ``home``: the prefix of today's paths; ``natural``: the paths of the model class that is the family's
-    first; ``aliases``: other spellings of a config key.
+    - ``model_type``: as in config.json.
+    - ``classes``: transformers' model classes for it, language models first.
+    - ``home``: the prefix of current paths, such as ``model.``; ``prefixes``: all that checkpoints may have, it first.
+    - ``natural``: the paths of the first class.
+    - ``aliases``: config key -> other spellings of it.
     """
 
     model_type: str
@@ -52,13 +55,13 @@ class Family:
     aliases: Mapping[str, tuple[str, ...]]
 
     def build(self, config: Mapping[str, Any]) -> Model:
-        """All weights of all the family's models, under the prefix of the natural one."""
-        made = guarded(lambda: config_of(config))
+        """All weights of all the family's models, under the prefix of the first."""
+        completed = guarded(lambda: config_of(config))
         found: dict[str, Weight] = {}
         for model_class in self.classes:
-            for path, weight in class_weights(model_class, made).items():
+            for path, weight in class_weights(model_class, completed).items():
                 found.setdefault(self.home_path(model_class, path), weight)
-        return Model(numbers_in(guarded(made.to_dict)), found)
+        return Model(numbers_in(guarded(completed.to_dict)), found)
 
     def home_path(self, model_class: Any, path: str) -> str:
         own = f"{model_class.base_model_prefix}."
@@ -75,15 +78,15 @@ def family_of(config: Mapping[str, Any]) -> tuple[Family, dict[str, Any]]:
     bounded(config)
     kind = config.get("model_type")
     if not isinstance(kind, str):
-        raise refuse("config", "config", "no model_type", "the config.json of a model")
+        raise refuse("base-config", "config", "no model_type", "the config.json of a model")
     if kind not in need("transformers").CONFIG_MAPPING:
-        raise refuse("derive", kind, "this transformers has no such model_type", remedy="Upgrade transformers.")
-    made = guarded(lambda: config_of(config))
-    completed: dict[str, Any] = guarded(made.to_dict)
+        raise refuse("derive-failed", kind, "this transformers has no such model_type", remedy="Upgrade transformers.")
+    parsed = guarded(lambda: config_of(config))
+    completed: dict[str, Any] = guarded(parsed.to_dict)
     bounded(completed)
-    built = {c: found for c in guarded(lambda: model_classes(made)) if (found := _weights_if_any(c, made))}
+    built = {c: found for c in guarded(lambda: model_classes(parsed)) if (found := _weights_if_any(c, parsed))}
     if not built:
-        raise refuse("derive", kind, "transformers builds no language model of this config")
+        raise refuse("derive-failed", kind, "transformers builds no language model of this config")
     classes = tuple(built)
     natural = built[classes[0]]
     home = f"{classes[0].base_model_prefix}."
@@ -92,14 +95,14 @@ def family_of(config: Mapping[str, Any]) -> tuple[Family, dict[str, Any]]:
     used = [prefix for prefix, paths in headed if any(path.startswith(prefix) for path in paths)]
     prefixes = tuple(dict.fromkeys([home, "", *used]))
     aliases: dict[str, tuple[str, ...]] = {}
-    for spelling, key in made.attribute_map.items():
+    for spelling, key in parsed.attribute_map.items():
         aliases[key] = (*aliases.get(key, ()), spelling)
-    family = Family(made.model_type, classes, home, prefixes, frozenset(natural), aliases)
+    family = Family(parsed.model_type, classes, home, prefixes, frozenset(natural), aliases)
     return family, completed
 
 
 def is_bare(model_class: Any) -> bool:
-    """Whether a class is a family's model without a head."""
+    """True for the model class of a family that has no head."""
     bare = need("transformers.models.auto.modeling_auto").MODEL_MAPPING.get(model_class.config_class, None)
     return model_class is bare or (isinstance(bare, tuple) and model_class in bare)
 
@@ -120,10 +123,12 @@ def guarded(action: Callable[[], _T]) -> _T:
         return action()
     except AdaptrixError:
         raise
-    except Exception as error:  # a stranger's config can make transformers raise nearly anything
+    except Exception as error:  # an arbitrary config can make transformers raise nearly anything
         text = " ".join(str(error).split())[:300]
         found = f"transformers cannot build it: {type(error).__name__}: {text}"
-        raise refuse("derive", "config", found, remedy="Check the config.json, or upgrade transformers.") from None
+        raise refuse(
+            "derive-failed", "config", found, remedy="Check the config.json, or upgrade transformers."
+        ) from None
 
 
 def _weights_if_any(model_class: Any, config: Any) -> dict[str, Weight]:
@@ -131,14 +136,14 @@ def _weights_if_any(model_class: Any, config: Any) -> dict[str, Weight]:
     try:
         return class_weights(model_class, config)
     except AdaptrixError as error:
-        if error.problems[0].code == "too-large":
+        if error.problems[0].code == "model-too-large":
             raise
         return {}
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps transformers' remarks on every trial config to itself."""
+    """Silences transformers, which has remarks on every trial config."""
     logging = need("transformers").logging
     before = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)
@@ -157,7 +162,7 @@ def _counted() -> Iterator[None]:
         nonlocal count
         count += 1
         if count > MAX_MODULES:
-            raise refuse("too-large", "config", f"a model of more than {MAX_MODULES} modules")
+            raise refuse("model-too-large", "config", f"a model of more than {MAX_MODULES} modules")
 
     handle = need("torch.nn.modules.module").register_module_module_registration_hook(counting)
     try:
@@ -175,7 +180,7 @@ def bounded(config: Mapping[str, Any], where: str = "") -> None:
             most = MAX_LAYERS if _COUNTS.search(str(key)) else MAX_NUMBER
             least = 0 if str(key).startswith(("n_", "num_")) else -most
             if not least <= value <= most:
-                raise refuse("number", f"config {where}{key}", str(value), f"{least} to {most}")
+                raise refuse("base-config", f"config {where}{key}", str(value), f"{least} to {most}")
 
 
 def numbers_in(config: Mapping[str, Any], prefix: str = "") -> dict[str, int]:
@@ -190,7 +195,7 @@ def numbers_in(config: Mapping[str, Any], prefix: str = "") -> dict[str, int]:
 
 
 def changed(config: Mapping[str, Any], numbers: Mapping[str, int], *, lists: bool = False) -> dict[str, Any]:
-    """A copy with other numbers; with ``lists``, those of a number's length (a type for each layer) follow it."""
+    """A copy with other numbers; with ``lists``, lists as long as a number (a type for each layer) follow it."""
     copied: dict[str, Any] = copy.deepcopy(dict(config))
     for key, value in numbers.items():
         *parents, last = key.split(".")
@@ -206,7 +211,7 @@ def changed(config: Mapping[str, Any], numbers: Mapping[str, int], *, lists: boo
 
 def variations(family: Family, config: Mapping[str, Any], base: Model) -> Iterator[Model]:
     """Models with one number changed; where that cannot be (heads that no longer divide the hidden size), with
-    two. All of them have the weights of the base; what else they may have is left out."""
+    two. All of them have the weights of the base; any others are left out."""
     stuck: list[str] = []
     for key in base.numbers:
         single = ({key: _scaled(base.numbers[key], by)} for by in ((2, 1), (3, 1), (1, 2)))
@@ -228,8 +233,8 @@ def _first(family: Family, config: Mapping[str, Any], base: Model, trials: Itera
             model = family.build(changed(config, numbers))
         except AdaptrixError:
             continue
-        took = all(model.numbers.get(key) != base.numbers[key] for key in numbers)
-        if took and model.weights.keys() >= base.weights.keys():
+        effective = all(model.numbers.get(key) != base.numbers[key] for key in numbers)
+        if effective and model.weights.keys() >= base.weights.keys():
             return Model(model.numbers, {path: model.weights[path] for path in base.weights})
     return None
 

@@ -1,4 +1,4 @@
-"""Prints an architecture as the TOML that ``adaptrix.architecture.registry`` reads."""
+"""Architectures printed as the TOML that ``adaptrix.architecture.registry`` reads."""
 
 from __future__ import annotations
 

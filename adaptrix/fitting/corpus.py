@@ -1,8 +1,8 @@
 """The text that a plan is fitted on, cut into stretches of tokens.
 
-The stretches lie one after the other, so that none has seen the others' sentences: most of the text to learn from, a
-tenth to say when to stop, and a tenth that decides nothing, on which the result is measured. Neither tenth is larger
-than a few windows: a long text is there to be learned from.
+The stretches follow one another, so that no sentence is in two of them: most of the text to train on, a tenth to
+decide when to stop, and a tenth that decides nothing, on which the result is measured. Both tenths are limited to a
+few windows, so that most of a long text is trained on.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _CHOOSING = 4  # windows that layers are chosen by
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """Windows to learn from ``[windows, length]``, and others to choose layers, to stop, and to measure by.
+    """Windows to train on ``[windows, length]``, and others to choose layers, to stop, and to measure by.
 
     ``digest`` is the SHA-256 of the text's bytes, ``tokens`` how many there are.
     """

@@ -1,14 +1,14 @@
-"""From an adapter and a text to a fitted plan.
+"""The fitting of a plan to an adapter and a text.
 
-K layers are chosen by what the others are missed, then their deltas are trained beside the whole adapter on the same
-model, which stands still. What comes out is a plan of these layers whose overrides are the trained deltas, in the
-dtype of the adapter's own, so that the file holds both.
+K layers are chosen such that the others are missed least, then their deltas are trained beside the whole adapter on
+the same model, whose own weights stay as they are. The result is a plan of these layers whose overrides are the
+trained deltas, in the dtype of the adapter's own; an injection file holds both.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -20,11 +20,11 @@ import torch
 from adaptrix.adapter import FitRecord
 from adaptrix.architecture import Site
 from adaptrix.attaching import attach
-from adaptrix.binding.bind import BoundAdapter, factors
-from adaptrix.delta import LowRank, require_low_rank
+from adaptrix.binding.bind import BoundAdapter
+from adaptrix.delta import Delta, LowRank, require_low_rank
 from adaptrix.errors import Problem, RefusedError, refuse
 from adaptrix.fitting.corpus import Corpus
-from adaptrix.fitting.layer_choice import choose, looks
+from adaptrix.fitting.layer_choice import choose, evaluations
 from adaptrix.fitting.refit import FULL, KEPT, Refit, State
 from adaptrix.fitting.resume import FitState
 from adaptrix.measuring.divergence import divergence
@@ -38,12 +38,12 @@ from adaptrix.runtime.session import Choice, Session
 
 _FITTED = "fitted"
 _STEPS, _SEED = 300, 0  # where the options say nothing
-_TOGETHER = 8  # sets of layers that are held to one reading of the whole adapter
+_TOGETHER = 8  # sets of layers that are compared with one pass of the whole adapter
 
 
 @dataclass(frozen=True)
 class Aim:
-    """How many layers of how many are to be kept, and those that have deltas."""
+    """The layers to keep: ``count`` of ``depth``. ``active``: those that have deltas."""
 
     count: int
     depth: int
@@ -51,17 +51,19 @@ class Aim:
 
 
 def aim(bound: BoundAdapter, options: Options) -> Aim:
-    """What an adapter is to be fitted to. Raises :class:`AdaptrixError` where it cannot be, whatever the base."""
+    """The aim of the options' policy. Raises :class:`AdaptrixError` where the adapter cannot be fitted on any base."""
     count = fitted_count(bound, options.layers or "")
     if len(bound.depths) != 1:
         stacks = ", ".join(bound.depths) or "none that is known"
-        raise refuse("stacks", bound.adapter.name, f"stacks of layers: {stacks}", "one, as a causal model has")
+        raise refuse(
+            "model-unsupported", bound.adapter.name, f"stacks of layers: {stacks}", "one, as a causal model has"
+        )
     return Aim(count, next(iter(bound.depths.values())), _active(bound))
 
 
 @dataclass(frozen=True, eq=False)
 class Fitter:
-    """Fits a plan of an adapter on a model: what the whole adapter says on a text is what the plan is to say."""
+    """Fits a plan of an adapter on a model, so that the plan answers as the whole adapter does on a text."""
 
     bound: BoundAdapter
     aim: Aim
@@ -77,12 +79,12 @@ class Fitter:
         before = {layer: planned(make_plan(self.bound, str(layer))) for layer in active}
         whole = planned(make_plan(self.bound, "all"))
         with attach(self.model, {FULL: whole, **{_name(layer): one for layer, one in before.items()}}) as session:
-            layers = saved.layers() or self._choice(session, saved)
+            layers = saved.layers() or self._chosen(session, saved)
             plan = make_plan(self.bound, ",".join(map(str, layers)))
             start = reshape_plan(plan, self.options.redistribute, self.options.rank)
-            overrides, taken = self._trained(session, replace(start, notes=()), layers, saved)
+            overrides, steps = self._trained(session, replace(start, notes=()), layers, saved)
             fitted = replace(plan, policy=str(self.options.layers), overrides=MappingProxyType(overrides))
-            return self._told(session, fitted, _sum(set(active) & set(layers)), taken)
+            return self._measured(session, fitted, _choice(set(active) & set(layers)), steps)
 
     @property
     def steps(self) -> int:
@@ -92,16 +94,16 @@ class Fitter:
     def seed(self) -> int:
         return self.options.seed or _SEED
 
-    def _choice(self, session: Session, saved: FitState) -> tuple[int, ...]:
-        """The layers to keep. What a stop leaves measured is not measured again."""
-        known, total = saved.losses(), looks(len(self.aim.active), self.aim.count)
+    def _chosen(self, session: Session, saved: FitState) -> tuple[int, ...]:
+        """The layers to keep. Sets that were measured before an interruption are not measured again."""
+        known, total = saved.losses(), evaluations(len(self.aim.active), self.aim.count)
 
         def losses(sets: Sequence[tuple[int, ...]]) -> list[float]:
             new = [layers for layers in sets if layers not in known]
             advance(len(sets) - len(new))
             for start in range(0, len(new), _TOGETHER):
                 group = new[start : start + _TOGETHER]
-                found = self._kl(session, list(map(_sum, group)), self.corpus.choosing)
+                found = self._kl(session, list(map(_choice, group)), self.corpus.choosing)
                 known.update(zip(group, found, strict=True))
                 saved.write_losses(known)
                 advance(len(group))
@@ -114,7 +116,7 @@ class Fitter:
     def _trained(
         self, session: Session, plan: Plan, layers: tuple[int, ...], saved: FitState
     ) -> tuple[dict[Site, LowRank], int]:
-        """The deltas of a plan once they are trained, in the dtype that they will be written in; and steps taken."""
+        """The trained deltas of a plan, in the dtype that they will be written in, and the number of steps taken."""
         session.load(KEPT, planned(plan))
         leaves = session.parameters(KEPT)
 
@@ -136,23 +138,23 @@ class Fitter:
         trained = {
             site: now.recorded.overrides.get(str(site)) or now.deltas[self.bound.targets[site]] for site in plan.sites
         }
-        wanted = self.options.dtype and dtype_name(self.options.dtype)
+        dtype = self.options.dtype and dtype_name(self.options.dtype)
         plain = require_low_rank(trained, self.bound.adapter.name, "a fit")
-        return {site: _as(delta, wanted or factors(self.bound.deltas[site])[0].dtype) for site, delta in plain.items()}
+        return {site: delta.cast(dtype or _dtype(self.bound.deltas[site])) for site, delta in plain.items()}
 
-    def _told(self, session: Session, plan: Plan, own: Choice, taken: int) -> Plan:
-        """The plan with what it has come to: measured on the numbers that will be written."""
+    def _measured(self, session: Session, plan: Plan, own: Choice, steps: int) -> Plan:
+        """The plan with a record of its fit, measured on the numbers that will be written; ``own``: before the fit."""
         session.load(_FITTED, planned(plan))
         before, after = self._kl(session, [own, _FITTED], self.corpus.held_out)
-        fit = FitRecord(self.corpus.digest, self.corpus.tokens, self.steps, taken, self.seed, before, after)
+        fit = FitRecord(self.corpus.digest, self.corpus.tokens, self.steps, steps, self.seed, before, after)
         layers = next(iter(plan.layers.values()))
         named = f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"
-        told = f"{named} fitted in {taken} of {fit.steps} steps on {fit.tokens:,} tokens"
-        told += f"; KL to the whole adapter {before:.4g} before, {after:.4g} after, a token of what was held out"
-        notes = [Problem("fitted", "plan", told, severity="note")]
+        found = f"{named} fitted in {steps} of {fit.steps} steps on {fit.tokens:,} tokens"
+        found += f"; KL to the whole adapter {before:.4g} before, {after:.4g} after, a token of what was held out"
+        notes = [Problem("summary", "plan", found, severity="note")]
         if not after < before:
             remedy = "More steps, more text, or text that is nearer to what the adapter is for."
-            notes.append(Problem("fit-in-vain", "plan", "fitting has made nothing better", "", remedy, "warning"))
+            notes.append(Problem("fit-no-gain", "plan", "fitting has made nothing better", "", remedy, "warning"))
         return replace(plan, notes=tuple(notes), fit=fit)
 
     def _kl(self, session: Session, choices: Sequence[Choice], windows: Sequence[Window]) -> list[float]:
@@ -161,7 +163,7 @@ class Fitter:
         return [float(one.kl.sum() / one.tokens.sum()) for one in found]
 
     def _key(self) -> dict[str, Any]:
-        """What two fits have to share for one to go on where the other was."""
+        """The settings and digests that a fit must share with an interrupted one to resume it."""
         asked = {name: getattr(self.options, name) for name in ("layers", "redistribute", "rank")}
         asked |= {"steps": self.steps, "seed": self.seed}
         return asked | {"text": self.corpus.digest, "adapter": _digest(self.bound), "base": _sums(self.model)}
@@ -170,13 +172,15 @@ class Fitter:
 def _active(bound: BoundAdapter) -> list[int]:
     """The layers that have deltas. Raises :class:`RefusedError` where there is nothing that could be fitted."""
     adapter = bound.adapter
-    if odd := [key for key, extra in adapter.extras.items() if extra.kind != "base_weight"]:
+    if others := [key for key, extra in adapter.extras.items() if extra.kind != "base_weight"]:
         found, remedy = "it is no delta, and a fit trains deltas only", "Choose layers by another policy."
-        raise RefusedError(Problem("extra", f"{adapter.name} {key}", found, "deltas", remedy) for key in odd)
+        raise RefusedError(
+            Problem("extra-unsupported", f"{adapter.name} {key}", found, "deltas", remedy) for key in others
+        )
     require_low_rank(bound.deltas, adapter.name, "a fit")
     active = sorted({site.layer for site in bound.deltas if site.layer is not None})
     if not active:
-        raise refuse("nothing-acts", adapter.name, "no layer of it has a delta", "at least one")
+        raise refuse("plan-empty", adapter.name, "no layer of it has a delta", "at least one")
     return active
 
 
@@ -184,22 +188,17 @@ def _name(layer: int) -> str:
     return f"layer {layer}"
 
 
-def _sum(layers: Sequence[int] | set[int]) -> Choice:
-    """What some layers of the adapter do, each with its own deltas; the base for none."""
+def _choice(layers: Sequence[int] | set[int]) -> Choice:
+    """The adapters of some layers, added up; None, the base alone, for no layer."""
     return {_name(layer): 1.0 for layer in sorted(layers)} or None
 
 
-def _as(delta: LowRank, dtype: str) -> LowRank:
-    """A delta in a dtype, of which only what it has been trained to is left."""
-    tensors: Mapping[str, Any] = {
-        name: tensor and tensor.cast(dtype)
-        for name, tensor in (("A", delta.A), ("B", delta.B), ("bias", delta.bias), ("magnitude", delta.magnitude))
-    }
-    return replace(delta, **tensors)
+def _dtype(delta: Delta) -> str:
+    return delta.energy_tensors()[0].dtype
 
 
 def _digest(bound: BoundAdapter) -> str:
-    """Of every number of the deltas."""
+    """A digest of every number of the deltas."""
     digest = sha256()
     for site, delta in bound.deltas.items():
         digest.update(f"{site} {delta.scale!r}".encode())

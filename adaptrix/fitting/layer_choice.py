@@ -1,21 +1,22 @@
-"""Which layers a fitted plan keeps: from all of them, the one that is missed least goes, again and again.
+"""The choice of the layers that a fitted plan keeps: backward elimination from all of them.
 
-How much a layer is missed is KL(full ‖ what is left) on some windows, measured anew each time, for what a layer does
-depends on what is left of the others: 57 looks for 6 of 12 layers, 392 for 16 of 32.
+Each round drops the layer without which KL(full ‖ the rest) is smallest on some windows, and measures the remaining
+layers again, since the effect of a layer depends on the others: 57 evaluations for 6 of 12 layers, 392 for 16 of 32.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-#: the losses of some sets of layers
+#: returns the loss of each of some sets of layers
 Losses = Callable[[Sequence[tuple[int, ...]]], Sequence[float]]
 
 
 def choose(active: Sequence[int], depth: int, count: int, losses: Losses) -> tuple[int, ...]:
-    """``count`` of ``depth`` layers, sorted. ``active``: those with deltas, ``losses``: what sets of them cost.
+    """The layers to keep, sorted: ``count`` of ``depth``.
 
-    Where fewer have deltas, the lowest others make up the number. The higher layer goes where two are equal.
+    ``active``: those with deltas; ``losses``: measures sets of layers. Where fewer than ``count`` have deltas, the
+    lowest others make up the number. Of two layers that are missed equally, the higher is dropped.
     """
     kept = sorted(active)
     while len(kept) > count:
@@ -26,6 +27,6 @@ def choose(active: Sequence[int], depth: int, count: int, losses: Losses) -> tup
     return tuple(sorted([*kept, *others[: count - len(kept)]]))
 
 
-def looks(active: int, count: int) -> int:
-    """How many sets of layers a choice measures."""
+def evaluations(active: int, count: int) -> int:
+    """The number of sets of layers that :func:`choose` measures."""
     return sum(range(count + 1, active + 1))

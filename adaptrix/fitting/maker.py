@@ -1,6 +1,6 @@
-"""Who makes fitted plans for a conversion: loads base and text, fits, and keeps what it takes to go on after a stop.
+"""Fitted plans for a conversion: loads base and text, fits, and keeps a state from which an interrupted fit resumes.
 
-Nothing here needs torch before a plan is made.
+torch is imported when a plan is made, not before.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 
 def maker_for(options: Options, pipeline: Pipeline, display: Counted = uncounted) -> Maker | None:
-    """Who makes the plan that is asked for; None where a policy says it all.
+    """The maker of the plan that the options ask for; None where no fit is needed.
 
-    Raises :class:`AdaptrixError` for a text that is none, and where what fitting needs is not installed.
+    Raises :class:`AdaptrixError` where the text cannot be read, and where torch or transformers is not installed.
     """
     require_options(options)
     if not options.wants_fit:
@@ -37,7 +37,7 @@ def maker_for(options: Options, pipeline: Pipeline, display: Counted = uncounted
         except ImportError:
             remedy = 'Run: pip install "adaptrix[torch]"'
             where = f"layers {options.layers}"
-            raise UsageError(Problem("missing-extra", where, f"{module} is not installed", remedy=remedy)) from None
+            raise UsageError(Problem("package-missing", where, f"{module} is not installed", remedy=remedy)) from None
     from adaptrix.measuring.text import read_text
 
     return PlanFitter(pipeline, display, read_text(Path(os.path.expanduser(options.text or ""))))

@@ -1,9 +1,9 @@
-"""Trains the deltas of some layers to make up for those of the others.
+"""Training of the deltas of some layers to make up for those of the others.
 
 The loss on a batch is KL(full ‖ plan) a token, plus the relative squared distance of the hidden states that leave the
-kept layers and the last norm. AdamW, whose steps are in proportion to the size of each factor, warms up and comes
-down along a cosine; the best numbers on windows that are not trained on are kept. Batch and rate depend on seed and
-step alone, so that a run that is taken up again takes the steps that it would have taken.
+kept layers and the last norm. AdamW, with a rate in proportion to the size of each factor, warms up and decays along
+a cosine; the best numbers on windows that are not trained on are kept. Batch and rate depend on seed and step alone,
+so that a resumed run takes the same steps as one that was not interrupted.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from torch import Tensor, nn
 from adaptrix.errors import refuse
 from adaptrix.runtime.session import Session
 
-FULL, KEPT = "full", "kept"  # the names that a session knows both by
+FULL, KEPT = "full", "kept"  # the names of the whole adapter and of the plan in a session
 
 _RATE = 0.03  # of the root mean square of a factor's numbers
-_LEAST = 0.1  # of the mean of all factors': what is zero has to move, too
+_LEAST = 0.1  # of the mean of all factors': those that are zero must move, too
 _WARM = 20  # steps
-_HIDDEN = 1.0  # what the hidden states weigh beside KL
+_HIDDEN = 1.0  # the weight of the hidden states' term beside KL
 _AT_ONCE = 2048  # tokens of a batch
-_LOOKS = 16  # how often in a run it is measured
-_PATIENCE = 5  # looks without a better one
+_EVALUATIONS = 16  # in a run
+_PATIENCE = 5  # evaluations without a better one
 
 Leaves = list[Tensor]
 LISTS = ("now", "first", "second", "best")  # those of a state
@@ -35,9 +35,11 @@ LISTS = ("now", "first", "second", "best")  # those of a state
 
 @dataclass(eq=False)
 class State:
-    """How far a fit has come: the leaves' numbers, the optimiser's moments, and the best numbers so far.
+    """The state of a fit at an evaluation.
 
-    ``waited``: looks since the best one, whose KL(full ‖ plan) on the windows to stop by is ``best_kl``.
+    ``now``: the leaves; ``first``, ``second``: the optimiser's moments of each; ``best``: the leaves at the best
+    evaluation, whose KL(full ‖ plan) on the windows to stop by is ``best_kl``; ``step``: steps taken; ``waited``:
+    evaluations since the best one.
     """
 
     now: Leaves
@@ -55,15 +57,21 @@ class State:
         return cls(now, [leaf * 0 for leaf in now], [leaf * 0 for leaf in now], now, kl)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor by a name of its own."""
+        """Every tensor by a unique name."""
         return {f"{name}.{at}": leaf for name in LISTS for at, leaf in enumerate(getattr(self, name))}
 
 
 @dataclass(frozen=True, eq=False)
 class Refit:
-    """What is trained on what: a session with the adapter under FULL and its plan, with leaves, under KEPT.
+    """The training of a plan's deltas.
 
-    ``layers`` are those of the plan; ``kl`` measures KL(full ‖ plan) on windows that are not trained on.
+    - ``model``: a causal language model; its own weights are not trained.
+    - ``session``: on the model, with the whole adapter as FULL and the plan as KEPT.
+    - ``leaves``: the plan's factors, which are trained.
+    - ``layers``: those of the plan.
+    - ``windows``: tokens to train on ``[windows, length]``.
+    - ``kl``: measures KL(full ‖ plan) on windows that are not trained on.
+    - ``steps``: at most; ``seed``: of the order of the windows.
     """
 
     model: nn.Module
@@ -75,23 +83,23 @@ class Refit:
     steps: int
     seed: int
 
-    def run(self, state: State, looked: Callable[[State], None], advance: Callable[[int], object]) -> None:
-        """Takes the steps that are left, and gives the leaves the best numbers; ``advance`` is told of steps.
+    def run(self, state: State, evaluated: Callable[[State], None], advance: Callable[[int], object]) -> None:
+        """Takes the remaining steps, then sets the leaves to the best numbers.
 
-        ``state`` is that of the last look, and ``looked`` is told of it at each. Raises :class:`RefusedError` for a
-        loss that is not finite.
+        ``state``: of the last evaluation, updated at each, when ``evaluated`` is called with it. ``advance``: called
+        with 1 after each step. Raises :class:`RefusedError` for a loss that is not finite.
         """
         optimiser = self._optimiser(state)
-        step, every = state.step, max(1, self.steps // _LOOKS)
+        step, every = state.step, max(1, self.steps // _EVALUATIONS)
         while step < self.steps and state.waited < _PATIENCE:
             for group in optimiser.param_groups:
-                group["lr"] = group["peak"] * _warmth(step, self.steps)
+                group["lr"] = group["peak"] * _schedule(step, self.steps)
             self._step(optimiser, step)
             step += 1
             advance(1)
             if step % every == 0 or step == self.steps:
-                self._look(state, optimiser, step)
-                looked(state)
+                self._evaluate(state, optimiser, step)
+                evaluated(state)
         _put(self.leaves, state.best)
 
     def _step(self, optimiser: torch.optim.Optimizer, step: int) -> None:
@@ -106,26 +114,26 @@ class Refit:
 
     def _loss(self, batch: Tensor) -> Tensor:
         with torch.no_grad():
-            wanted = self._answer(FULL, batch)
+            target = self._answer(FULL, batch)
         found = self._answer(KEPT, batch)
         last = len(found.hidden_states) - 1
-        places = sorted({layer + 1 for layer in self.layers} | {last})
-        apart = [_apart(found.hidden_states[place], wanted.hidden_states[place]) for place in places]
-        return _kl(wanted.logits, found.logits) + _HIDDEN * torch.stack(apart).mean()
+        depths = sorted({layer + 1 for layer in self.layers} | {last})
+        errors = [_relative_error(found.hidden_states[depth], target.hidden_states[depth]) for depth in depths]
+        return _kl(target.logits, found.logits) + _HIDDEN * torch.stack(errors).mean()
 
     def _answer(self, name: str, batch: Tensor) -> Any:
         with self.session.use(name):
             return self.model(input_ids=batch, use_cache=False, output_hidden_states=True)
 
     def _batch(self, step: int) -> Tensor:
-        """The windows ``[rows, length]`` of a step; every epoch has an order of its own."""
+        """The windows ``[rows, length]`` of a step; every epoch has its own order."""
         rows = min(len(self.windows), max(1, _AT_ONCE // self.windows.shape[1]))
-        epoch, place = divmod(step, len(self.windows) // rows)
+        epoch, position = divmod(step, len(self.windows) // rows)
         order = torch.randperm(len(self.windows), generator=torch.Generator().manual_seed(self.seed + epoch))
-        return self.windows[order[place * rows : (place + 1) * rows]].to(self.leaves[0].device)
+        return self.windows[order[position * rows : (position + 1) * rows]].to(self.leaves[0].device)
 
-    def _look(self, state: State, optimiser: torch.optim.Optimizer, step: int) -> None:
-        """Measures, and takes down where everything is."""
+    def _evaluate(self, state: State, optimiser: torch.optim.Optimizer, step: int) -> None:
+        """Measures KL, and records leaves and moments in the state."""
         kl = self.kl()
         state.step, state.waited = step, state.waited + 1
         state.now = [leaf.detach().clone() for leaf in self.leaves]
@@ -135,7 +143,7 @@ class Refit:
             state.best, state.best_kl, state.waited = state.now, kl, 0
 
     def _optimiser(self, state: State) -> torch.optim.AdamW:
-        """One that goes on from a state; the leaves are as the plan had them, and say how large steps may be."""
+        """An optimiser that resumes from a state; the leaves, still as in the plan, give the rates."""
         groups = [{"params": [leaf], "peak": peak} for leaf, peak in zip(self.leaves, _peaks(self.leaves), strict=True)]
         optimiser = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), weight_decay=0.0)
         _put(self.leaves, state.now)
@@ -152,21 +160,21 @@ def _peaks(leaves: Sequence[Tensor]) -> list[float]:
     return [_RATE * max(size, least) for size in sizes]
 
 
-def _warmth(step: int, steps: int) -> float:
-    """What the rate is multiplied by: up in a straight line, down along a cosine."""
+def _schedule(step: int, steps: int) -> float:
+    """The factor of the rate: a linear warm-up, then a cosine decay."""
     return min((step + 1) / min(_WARM, steps), 0.5 * (1 + cos(pi * step / steps)))
 
 
-def _kl(wanted: Tensor, found: Tensor) -> Tensor:
-    """KL(wanted ‖ found) a token, of logits ``[rows, tokens, vocabulary]``."""
-    p, q = wanted.float().log_softmax(-1), found.float().log_softmax(-1)
+def _kl(target: Tensor, found: Tensor) -> Tensor:
+    """KL(target ‖ found) a token, of logits ``[rows, tokens, vocabulary]``."""
+    p, q = target.float().log_softmax(-1), found.float().log_softmax(-1)
     return nn.functional.kl_div(q, p, reduction="sum", log_target=True) / p.shape[:-1].numel()
 
 
-def _apart(found: Tensor, wanted: Tensor) -> Tensor:
-    """‖found − wanted‖² / ‖wanted‖²."""
-    found, wanted = found.float(), wanted.float()
-    return (found - wanted).square().sum() / wanted.square().sum().clamp_min(1e-12)
+def _relative_error(found: Tensor, target: Tensor) -> Tensor:
+    """‖found − target‖² / ‖target‖²."""
+    found, target = found.float(), target.float()
+    return (found - target).square().sum() / target.square().sum().clamp_min(1e-12)
 
 
 @torch.no_grad()

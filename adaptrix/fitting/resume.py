@@ -1,7 +1,7 @@
-"""A fit that was interrupted: what it takes to go on, in a safetensors file beside the output.
+"""The state of an interrupted fit, in a safetensors file beside the output, from which the same command resumes.
 
-First it holds what sets of layers were found to cost, and once layers are chosen, these and the state of the training.
-``key`` says what was being fitted: a state of another text, adapter, base or number of steps is not gone on from.
+It holds the losses of sets of layers first, and once layers are chosen, these and the state of the training. ``key``
+identifies the fit: a state of another text, adapter, base or number of steps is refused.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from adaptrix.torch_tensor import as_torch
 
 @dataclass(frozen=True)
 class FitState:
-    """The file of a fit's state, and the key of the fit."""
+    """The file of a fit's state, and the key that identifies the fit."""
 
     path: Path
     key: str
 
     @classmethod
     def beside(cls, out: Path, key: Mapping[str, Any]) -> FitState:
-        """The one that belongs to an output."""
+        """The state that belongs to an output."""
         return cls(state_file(out), json.dumps(key, sort_keys=True))
 
     def layers(self) -> tuple[int, ...] | None:
@@ -42,7 +42,7 @@ class FitState:
         return None if stated is None else tuple(json.loads(stated))
 
     def losses(self) -> dict[tuple[int, ...], float]:
-        """What sets of layers were found to cost. Raises as :meth:`layers` does."""
+        """The measured losses of sets of layers. Raises as :meth:`layers` does."""
         return {tuple(layers): loss for layers, loss in json.loads(self._metadata().get("losses", "[]"))}
 
     def _metadata(self) -> dict[str, str]:
@@ -51,7 +51,7 @@ class FitState:
         metadata = safetensors_file.read(self.path)[1]
         if metadata.get("key") != self.key:
             found = "the state of another fit: of another text, adapter or base, or with other options"
-            raise UsageError(Problem("other-fit", str(self.path), found, remedy="Remove it to begin anew."))
+            raise UsageError(Problem("run-state", str(self.path), found, remedy="Remove it to start again."))
         return metadata
 
     def state(self, leaves: Sequence[torch.Tensor]) -> State | None:
@@ -68,11 +68,11 @@ class FitState:
         return State(now, first, second, best, **json.loads(metadata["state"]))
 
     def write_losses(self, losses: Mapping[tuple[int, ...], float]) -> None:
-        """Keeps what sets of layers cost, as :meth:`write` keeps a state."""
+        """Writes the losses of sets of layers, as :meth:`write` writes a state."""
         self._replace({}, {"losses": json.dumps(list(losses.items()))})
 
     def write(self, layers: tuple[int, ...], state: State) -> None:
-        """Replaces what was there, whole or not at all."""
+        """Replaces the file by the chosen layers and a state of their training, whole or not at all."""
         tensors = {name: Stored.of(leaf.cpu().numpy()) for name, leaf in state.tensors().items()}
         numbers = {"best_kl": state.best_kl, "step": state.step, "waited": state.waited}
         self._replace(tensors, {"layers": json.dumps(layers), "state": json.dumps(numbers)})
@@ -82,9 +82,12 @@ class FitState:
             safetensors_file.write(work, dict(tensors), {"key": self.key, **metadata})
 
     @contextmanager
-    def kept(self, told: Callable[[], str]) -> Iterator[None]:
-        """What is done here is gone on with after a stop, and the error that stops it says so: ``told`` says how much
-        is kept. What is refused would be refused again, and is not kept, unless it is the disk that refuses."""
+    def kept(self, done: Callable[[], str]) -> Iterator[None]:
+        """Keeps the file where the work in the block is interrupted, with a note on the error that says so.
+
+        ``done``: describes how much is kept. A refusal would come again, so it removes the file, unless it is about
+        the file itself (a full disk).
+        """
         try:
             yield
         except RefusedError as error:
@@ -93,9 +96,9 @@ class FitState:
             raise
         except BaseException as error:
             if self.path.exists():
-                error.add_note(f"{self.path} keeps {told()}: the same command goes on from there")
+                error.add_note(f"{self.path} keeps {done()}: the same command goes on from there")
             raise
 
     def remove(self) -> None:
-        """For when it is of no more use."""
+        """Removes the file, if there is one."""
         self.path.unlink(missing_ok=True)

@@ -9,14 +9,11 @@ input gives equal bytes.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path, PurePath
 from typing import Any
 
-from adaptrix.adapter import Target
-from adaptrix.delta import Delta, Spectral
-from adaptrix.formats import safetensors_file
+from adaptrix.formats import injection_kinds, safetensors_file
 from adaptrix.planning.plan import Plan
 from adaptrix.records import Bundle
 from adaptrix.tensor import Tensor
@@ -75,41 +72,7 @@ def _manifest(plan: Plan) -> dict[str, Any]:
             "notes": [note.found for note in plan.notes],
         }
         | ({"fit": asdict(plan.fit)} if plan.fit else {}),
-        "deltas": {str(s): _entry(d, bound.targets[s]) for s, d in bound.deltas.items()},
-        "overrides": {str(s): _entry(d, bound.targets[s]) for s, d in plan.overrides.items()},
+        "deltas": {str(s): injection_kinds.entry(d, bound.targets[s], s) for s, d in bound.deltas.items()},
+        "overrides": {str(s): injection_kinds.entry(d, bound.targets[s], s) for s, d in plan.overrides.items()},
         "extras": {key: extra.kind for key, extra in adapter.extras.items()},
-    }
-
-
-def _entry(delta: Delta, target: Target) -> dict[str, Any]:
-    """What the tensors do not say of a delta; only what differs from a plain LoRA is spelled out."""
-    if isinstance(delta, Spectral):
-        return _spectral_entry(delta, target)
-    entry: dict[str, Any] = {
-        "kind": delta.kind,
-        "module": target.path,
-        "rank": delta.rank,
-        "alpha": delta.alpha,
-        "scale": delta.scale,
-    }
-    special: Mapping[str, Any] = {
-        "rslora": delta.rslora,
-        "embedding": delta.embedding,
-        "experts": delta.experts,
-        "transposed": delta.transposed,
-        "slots": None if target.slot is None else [target.slot, target.slots],
-    }
-    return entry | {name: value for name, value in special.items() if value}
-
-
-def _spectral_entry(delta: Spectral, target: Target) -> dict[str, Any]:
-    """The same of a change of singular values: above all whose they are."""
-    return {
-        "kind": delta.kind,
-        "module": target.path,
-        "rank": delta.rank,
-        "scale": delta.scale,
-        "shape": list(delta.shape),
-        "basis": asdict(delta.basis),
-        "vectors": delta.resolved,
     }

@@ -42,13 +42,15 @@ def read(bundle: Bundle) -> Adapter:
     try:
         return _adapter(manifest, dict(tensors), path)
     except MalformedError as error:
-        raise refuse("manifest", path, str(error), f"an injection file of version {injection.VERSION}") from None
+        raise refuse(
+            "injection-invalid", path, str(error), f"an injection file of version {injection.VERSION}"
+        ) from None
 
 
 def _manifest(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     if "adaptrix" not in metadata:
         raise refuse(
-            "manifest",
+            "injection-invalid",
             path,
             "there is no manifest in its metadata",
             "an injection file, as `adaptrix convert` writes",
@@ -60,11 +62,15 @@ def _manifest(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
         json.dumps(manifest, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:
         found = f"the manifest is not JSON ({error})"
-        raise refuse("manifest", path, found, remedy="The file is damaged: fetch it again.") from None
+        raise refuse("injection-invalid", path, found, remedy="The file is damaged: fetch it again.") from None
     version = manifest.get("version") if isinstance(manifest, dict) else None
     if version != injection.VERSION:
         raise refuse(
-            "manifest", path, f"manifest version {version!r}"[:200], f"version {injection.VERSION}", "Update adaptrix."
+            "injection-invalid",
+            path,
+            f"manifest version {version!r}"[:200],
+            f"version {injection.VERSION}",
+            "Update adaptrix.",
         )
     return dict(manifest)
 
@@ -76,14 +82,19 @@ def _adapter(manifest: Mapping[str, Any], tensors: dict[str, Tensor], path: Path
     overrides = read_deltas(table(manifest, "overrides"), tensors, "plan.", problems)
     extras = _extras(manifest, tensors, problems)
     problems += [
-        Problem("unexpected", f"{path.name} {name}", "the manifest does not mention this tensor", "only those it does")
+        Problem(
+            "tensor-unexpected",
+            f"{path.name} {name}",
+            "the manifest does not mention this tensor",
+            "only those it does",
+        )
         for name in tensors
     ]
     deltas = dict(found.values())
     if len(deltas) != len(found):
         problems.append(Problem("duplicate", path.name, "two sites of one module", "one delta for one place"))
     if not found and not problems:
-        problems.append(Problem("empty", path.name, "the file has no deltas", "at least one"))
+        problems.append(Problem("adapter-empty", path.name, "the file has no deltas", "at least one"))
     if not problems:
         problems += _override_problems(found, overrides)
     base, source = an_object(manifest.get("base"), "base"), an_object(manifest.get("source"), "source")
@@ -116,7 +127,9 @@ def _override_problems(found: Mapping[str, tuple[Target, Delta]], overrides: Map
     """What the plan puts in a delta's place must fit there as well."""
     for site, (target, delta) in overrides.items():
         if site not in found or found[site][0] != target or found[site][1].shape != delta.shape:
-            yield Problem("override", f"plan.{site}", f"{target} {delta.shape}", "a delta of the file, and its shape")
+            yield Problem(
+                "injection-invalid", f"plan.{site}", f"{target} {delta.shape}", "a delta of the file, and its shape"
+            )
 
 
 def _extras(manifest: Mapping[str, Any], tensors: dict[str, Tensor], problems: list[Problem]) -> dict[str, Extra]:
@@ -125,7 +138,9 @@ def _extras(manifest: Mapping[str, Any], tensors: dict[str, Tensor], problems: l
         tensor = tensors.pop(f"extras.{key}", None)
         if tensor is None or kind not in get_args(ExtraKind) or peft_keys.parse(key) is None:
             problems.append(
-                Problem("extra", f"extras.{key}", f"kind {kind!r}, tensor {'there' if tensor else 'missing'}")
+                Problem(
+                    "injection-invalid", f"extras.{key}", f"kind {kind!r}, tensor {'there' if tensor else 'missing'}"
+                )
             )
         else:
             extras[key] = Extra(kind, tensor)

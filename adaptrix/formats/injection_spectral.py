@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from adaptrix.adapter import Target
 from adaptrix.delta import Basis, Spectral
 from adaptrix.errors import Problem
-from adaptrix.formats.manifest import MalformedError, a_list, a_size, a_text, an_object
+from adaptrix.formats.manifest import Entry, MalformedError, a_list, a_size, a_text, an_object
 from adaptrix.tensor import FLOATS, Tensor
 
 #: a tensor's name -> the field it is
@@ -19,22 +20,32 @@ NAMES = {"spectral_z": "z", "spectral_S": "S", "spectral_U": "U", "spectral_Vt":
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
-def read(
-    target: Target, entry: Mapping[str, Any], tensors: dict[str, Tensor], where: str, problems: list[Problem]
-) -> Spectral | None:
-    """The delta of an entry, its tensors taken out of ``tensors``; None where something is wrong, which is told.
+def entry(delta: Spectral, _target: Target) -> dict[str, Any]:
+    """The entry of the manifest: above all whose singular values they are."""
+    return {
+        "rank": delta.rank,
+        "scale": delta.scale,
+        "shape": list(delta.shape),
+        "basis": asdict(delta.basis),
+        "vectors": delta.resolved,
+    }
+
+
+def read(entry: Entry, tensors: dict[str, Tensor], problems: list[Problem]) -> Spectral | None:
+    """The delta of an entry, its tensors taken out of ``tensors``; None where something is wrong, which is added.
 
     Raises :class:`MalformedError` for an entry that is none.
     """
+    where = entry.where
     found = {field: tensors.pop(f"{where}.{name}", None) for name, field in NAMES.items()}
-    shape, basis = _shape(entry, where), _basis(entry, where)
+    shape, basis = _shape(entry.values, where), _basis(entry.values, where)
     z, S = found["z"], found["S"]
     if z is None or S is None:
-        problems.append(Problem("pair", where, "spectral_z or spectral_S is missing", "both"))
+        problems.append(Problem("adapter-incomplete", where, "spectral_z or spectral_S is missing", "both"))
         return None
     delta = Spectral(z, S, basis, shape, found["U"], found["Vt"])
     wrong = list(_tensor_problems(delta, where))
-    wrong = wrong or [*_entry_problems(delta, target, entry, where), *_value_problems(delta, where)]
+    wrong = wrong or [*_entry_problems(delta, entry.target, entry.values, where), *_value_problems(delta, where)]
     problems += wrong
     return None if wrong else delta
 
@@ -59,7 +70,7 @@ def _basis(entry: Mapping[str, Any], where: str) -> Basis:
 def _entry_problems(delta: Spectral, target: Target, entry: Mapping[str, Any], where: str) -> Iterator[Problem]:
     """Where the manifest and the tensors disagree."""
     if target.slot is not None:
-        yield Problem("spectral", where, f"a spectral delta on {target}", "one on the whole weight")
+        yield Problem("injection-invalid", where, f"a spectral delta on {target}", "one on the whole weight")
     if entry.get("rank") != delta.rank or entry.get("scale") != 1:
         told = f"rank {entry.get('rank')!r}, scale {entry.get('scale')!r}"[:160]
         yield Problem("rank", where, f"{told} in the manifest", f"rank {delta.rank} as z has, and scale 1")
@@ -67,7 +78,7 @@ def _entry_problems(delta: Spectral, target: Target, entry: Mapping[str, Any], w
     if entry.get("vectors") is not held[0] or held[0] is not held[1]:
         said = " and ".join(name for name, there in zip(("U", "Vᵀ"), held, strict=True) if there) or "neither U nor Vᵀ"
         expected = "both, as the manifest says" if entry.get("vectors") is True else "neither, as the manifest says"
-        yield Problem("pair", where, f"it has {said}", expected, "The file is damaged: convert again.")
+        yield Problem("adapter-incomplete", where, f"it has {said}", expected, "The file is damaged: convert again.")
 
 
 def _tensor_problems(delta: Spectral, where: str) -> Iterator[Problem]:
@@ -89,4 +100,6 @@ def _value_problems(delta: Spectral, where: str) -> Iterator[Problem]:
     S = delta.S.float32()
     with np.errstate(invalid="ignore"):  # Inf - Inf
         if (S < 0).any() or (np.diff(S) > 0).any():
-            yield Problem("values", f"{where}.spectral_S", "negative or unordered numbers", "from the largest on, to 0")
+            yield Problem(
+                "injection-invalid", f"{where}.spectral_S", "negative or unordered numbers", "from the largest on, to 0"
+            )

@@ -6,13 +6,29 @@ A manifest comes from a stranger: :class:`MalformedError` says which value is no
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
+
+from adaptrix.adapter import Target
 
 LARGEST = 1 << 40  # of a dimension
 
 
 class MalformedError(Exception):
     """A value of the manifest that is not what the format says; its text says which."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Entry:
+    """What a manifest says of one delta: its ``site`` as text, the weight that it changes, and the ``values``.
+
+    ``where`` begins the names of its tensors: the site, after ``plan.`` where the plan replaces one by it.
+    """
+
+    site: str
+    where: str
+    target: Target
+    values: Mapping[str, Any]
 
 
 def table(owner: Mapping[str, Any], key: str) -> dict[str, Any]:

@@ -225,12 +225,12 @@ def _unsupported(raw: Mapping[str, Any]) -> Iterator[Problem]:
             f"{start!r}: the factors belong to a residual of the base, not to the base itself",
             "factors of the delta",
             "save_pretrained(…, path_initial_model_for_weight_conversion=…) writes it as a plain LoRA.",
-            "residual-base",
+            "variant-unsupported",
         )
     for key in ("use_qalora", "use_bdlora", "velora_config", "monteclora_config", "kasa_config", "megatron_config"):
         if raw.get(key):
             yield _problem(
-                key, json.dumps(raw[key])[:80], "unset", "Merge it with peft instead.", "unsupported-variant"
+                key, json.dumps(raw[key])[:80], "unset", "Merge it with peft instead.", "variant-unsupported"
             )
     for key in ("alora_invocation_tokens", "arrow_config"):
         if raw.get(key):

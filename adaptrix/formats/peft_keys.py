@@ -79,7 +79,7 @@ def keyed(tensors: Mapping[str, Tensor]) -> tuple[dict[Key, Tensor], list[Proble
     keys = {name: parse(name) for name in tensors}
     problems = [
         Problem(
-            "bad-name",
+            "tensor-name",
             repr(name)[:200],
             "not a name of a tensor in a module",
             f"a name such as {PREFIX}layers.0.q.lora_A.weight",
@@ -126,9 +126,11 @@ def _copy_problems(copies: Mapping[str, str], tensors: Mapping[str, Tensor]) -> 
     read = f"read are those without modules_to_save, such as {first!r}, as peft does"
     if other:
         found = f"{len(other)} tensors are there under two names and differ: {read}"
-        yield Problem("copies", other[0], found, "one tensor for one place", severity="warning")
+        yield Problem("duplicate", other[0], found, "one tensor for one place", severity="warning")
     else:
-        yield Problem("copies", next(iter(copies)), f"{len(copies)} tensors are there twice: {read}", severity="note")
+        yield Problem(
+            "duplicate", next(iter(copies)), f"{len(copies)} tensors are there twice: {read}", severity="note"
+        )
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
@@ -138,11 +140,11 @@ def _same(one: Tensor, other: Tensor) -> bool:
 def _name_problems(keys: Sequence[Key]) -> Iterator[Problem]:
     for prefix, count in _odd_prefixes(keys).items():
         found = f"{count} names start with {prefix!r}" if prefix else f"{count} names lack the prefix of peft"
-        yield Problem("prefix", "tensor names", f"{found}: read as if with {PREFIX!r}", severity="note")
+        yield Problem("tensor-name", "tensor names", f"{found}: read as if with {PREFIX!r}", severity="note")
     adapters = sorted({key.adapter for key in keys if key.adapter})
     if len(adapters) > 1:
         yield Problem(
-            "two-adapters",
+            "several-adapters",
             "tensor names",
             f"several adapters in one file: {', '.join(adapters)}",
             "one",
@@ -150,11 +152,11 @@ def _name_problems(keys: Sequence[Key]) -> Iterator[Problem]:
         )
     if keys and not any(key.kind for key in keys):
         yield Problem(
-            "no-lora",
+            "adapter-empty",
             "tensor names",
             f"none of {len(keys)} tensors belongs to a LoRA",
             "lora_A and lora_B of modules",
             "This looks like a full model's weights under an adapter's name.",
         )
     elif not keys:
-        yield Problem("empty", "tensor names", "the file holds no tensors", "at least one lora_A and lora_B")
+        yield Problem("adapter-empty", "tensor names", "the file holds no tensors", "at least one lora_A and lora_B")

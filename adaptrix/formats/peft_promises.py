@@ -16,8 +16,8 @@ BASE_LAYER = ".base_layer"
 TOKENS = ".token_adapter.trainable_tokens_delta"
 #: what a key of the config promises of every module: the tensor, in words, and the code of a broken promise
 _PROMISES = (
-    ("use_dora", "lora_magnitude_vector", "a magnitude", "dora"),
-    ("lora_bias", "lora_B.bias", "a bias of B", "lora-bias"),
+    ("use_dora", "lora_magnitude_vector", "a magnitude", "config-mismatch"),
+    ("lora_bias", "lora_B.bias", "a bias of B", "config-mismatch"),
 )
 _FETCH = "The checkpoint is incomplete: fetch it again."
 
@@ -46,7 +46,7 @@ def target_problems(
         if target.path not in tied and not config.targets(target.path):
             remedy = "peft would ignore it in silence: add it to target_modules."
             found = f"{CONFIG_NAME} does not make this module a target"
-            yield Problem("untargeted", str(target), found, "a delta on a target", remedy)
+            yield Problem("config-mismatch", str(target), found, "a delta on a target", remedy)
     wanted = config.get("target_modules")
     seen = {tail for target in modules for tail in tails(target.path)}
     for name in sorted(wanted) if isinstance(wanted, list) and modules else ():
@@ -68,7 +68,7 @@ def _parameter_problems(config: PeftConfig, deltas: Mapping[Target, LowRank]) ->
     for name in wanted:
         if name not in held:
             found = f"{name!r} is a target and has no tensors"
-            yield Problem("incomplete", f"{CONFIG_NAME} target_parameters", found, "a delta on it", _FETCH)
+            yield Problem("adapter-incomplete", f"{CONFIG_NAME} target_parameters", found, "a delta on it", _FETCH)
 
 
 def extra_problems(config: PeftConfig, extras: Mapping[str, Extra], deltas: Collection[Target]) -> Iterator[Problem]:
@@ -95,7 +95,7 @@ def _head_problems(config: PeftConfig, extras: Mapping[str, Extra], deltas: Coll
         found = f"the task {config.get('task_type')} has a head of its own, and there is none"
         expected = f"the tensors of {' or '.join(heads)}"
         remedy = f"peft would leave it at its random start. {_FETCH}"
-        yield Problem("incomplete", f"{CONFIG_NAME} task_type", found, expected, remedy)
+        yield Problem("adapter-incomplete", f"{CONFIG_NAME} task_type", found, expected, remedy)
 
 
 def _token_problems(config: PeftConfig, extras: Mapping[str, Extra]) -> Iterator[Problem]:
@@ -106,18 +106,20 @@ def _token_problems(config: PeftConfig, extras: Mapping[str, Extra]) -> Iterator
     if rows and not wanted:
         found, expected = f"{next(iter(rows))} has rows of trained tokens", "none, as the key is not set"
         if "trainable_token_indices" not in config.unusable:
-            yield Problem("tokens", where, found, expected, "peft would ignore them in silence: say which they are.")
+            yield Problem(
+                "config-mismatch", where, found, expected, "peft would ignore them in silence: say which they are."
+            )
         return
     named = wanted if isinstance(wanted, dict) else {"": wanted} if wanted else {}
     for name, indices in named.items():
         held = {path: shape for path, shape in rows.items() if not name or suffix_match(name, path)}
         if not held and not _follows(name, indices, named, rows):
             found = f"{len(indices)} tokens {f'of {name} ' if name else ''}were trained and have no rows"
-            yield Problem("incomplete", where, found, "a row for each", _FETCH)
+            yield Problem("adapter-incomplete", where, found, "a row for each", _FETCH)
         for path, shape in held.items():
             if shape[:1] != (len(indices),):
                 found, expected = f"{(*shape, 0)[0]} rows of trained tokens", f"{len(indices)}: one for each index"
-                yield Problem("tokens", f"{path}{TOKENS}", found, expected, _FETCH)
+                yield Problem("config-mismatch", f"{path}{TOKENS}", found, expected, _FETCH)
 
 
 def _follows(name: str, indices: list[int], named: Mapping[str, list[int]], rows: Collection[str]) -> bool:
@@ -145,7 +147,9 @@ def _bias_problems(config: PeftConfig, extras: Mapping[str, Extra], deltas: Coll
         bare = [path for path in paths if path not in owners]
         if bare and len(bare) < len(paths):
             found = f"{len(bare)} of {len(paths)} modules of its kind lack a bias"
-            yield Problem("incomplete", bare[0], found, f"a bias in each, as bias is {config.get('bias')}", _FETCH)
+            yield Problem(
+                "adapter-incomplete", bare[0], found, f"a bias in each, as bias is {config.get('bias')}", _FETCH
+            )
 
 
 def _owner(key: str) -> str:
@@ -158,7 +162,7 @@ def _kind(path: str) -> str:
 
 
 def _no_tensors(key: str, found: str) -> Problem:
-    return Problem("no-tensors", f"{CONFIG_NAME} {key}", found, severity="warning")
+    return Problem("config-mismatch", f"{CONFIG_NAME} {key}", found, severity="warning")
 
 
 def ancestors(path: str) -> Iterator[str]:
@@ -176,7 +180,7 @@ def promise(config: PeftConfig, deltas: Mapping[Target, Delta]) -> Callable[[str
     A pattern that cannot be matched promises nothing; reading has said what is wrong with it.
     """
     listed = isinstance(config.get("target_modules"), list)
-    stacked = {target for target, delta in deltas.items() if isinstance(delta, LowRank) and delta.experts is not None}
+    stacked = {target for target, delta in deltas.items() if delta.experts is not None}
     names = {target.path.rpartition(".")[2] for target in deltas.keys() - stacked}
     wrapped = {_kind(target.path.rpartition(".")[0]) for target in stacked}
     broken = False

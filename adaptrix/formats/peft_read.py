@@ -75,7 +75,7 @@ def _tensors(bundle: Bundle) -> dict[str, Tensor]:
         if name in bundle.files:
             path = bundle.files[name]
             return safetensors_file.read(path)[0] if name.endswith(".safetensors") else torch_file.read(path)
-    raise refuse("no-weights", bundle.uri, "there are no weights", " or ".join(WEIGHTS))
+    raise refuse("adapter-weights-missing", bundle.uri, "there are no weights", " or ".join(WEIGHTS))
 
 
 @dataclass
@@ -140,7 +140,7 @@ class _Reading:
         """
         if delta.bias is not None or delta.magnitude is not None:
             found = f"a {'bias of B' if delta.magnitude is None else 'magnitude'} beside the parts of enable_lora"
-            self._add("merged-linear", path, found, "A and B alone", "No version of peft had both.")
+            self._add("tensor-unexpected", path, found, "A and B alone", "No version of peft had both.")
             return {}
         enabled = self.config.enabled
         slots = [slot for slot, on in enumerate(enabled) if on]
@@ -152,9 +152,7 @@ class _Reading:
             or B.shape[0] % len(slots)
             or B.shape[1:] not in ((rank, 1), (rank,))
         ):
-            self._add(
-                "merged-linear", path, f"A {A.shape}, B {B.shape}", f"A [{rank * len(slots)}, in], B [.., {rank}, 1]"
-            )
+            self._add("shape", path, f"A {A.shape}, B {B.shape}", f"A [{rank * len(slots)}, in], B [.., {rank}, 1]")
             return {}
         rows = B.shape[0] // len(slots)
         return {
@@ -192,7 +190,7 @@ class _Reading:
         order = [name for name in EXPERT_ORDER if name in names] if len(names) > 1 else names
         if len(order) != len(names) or len(order) <= depth:
             known = "the known pair gate_up_proj and down_proj, or a single parameter"
-            self._add("undecidable", path, f"which of the parameters {names} of its module this is", known)
+            self._add("ambiguous", path, f"which of the parameters {names} of its module this is", known)
             return {}
         parameter = f"{module}.{order[-1 - depth]}"
         rank = self.config.rank_of(parameter) or delta.A.shape[0]
@@ -218,13 +216,17 @@ class _Reading:
         for kind in (f"{stem}A", f"{stem}B"):
             if kind not in group:
                 self._add(
-                    "pair", f"{path} {kind}", "missing", "both factors", "peft would leave it at its random start."
+                    "adapter-incomplete",
+                    f"{path} {kind}",
+                    "missing",
+                    "both factors",
+                    "peft would leave it at its random start.",
                 )
         for kind, tensor in group.items():
             if kind in (f"{stem}A", f"{stem}B", *_VECTORS):
                 self._check_tensor(f"{path} {kind}", kind, tensor)
             else:
-                self._add("unexpected", f"{path} {kind}", f"beside {stem}A", f"{stem}A and {stem}B")
+                self._add("tensor-unexpected", f"{path} {kind}", f"beside {stem}A", f"{stem}A and {stem}B")
         return len(self.problems) == before
 
     def _check_tensor(self, where: str, kind: str, tensor: Tensor) -> None:
@@ -258,7 +260,7 @@ class _Reading:
             elif any_lora:  # else all of them are, and one problem says so
                 what = "neither part of a LoRA nor of a module saved whole"
                 remedy = "peft would ignore it in silence."
-                self._add("unexpected", key.plain, what, "a name that the config explains", remedy)
+                self._add("tensor-unexpected", key.plain, what, "a name that the config explains", remedy)
         if deltas:
             self.problems += peft_promises.extra_problems(self.config, found, deltas.keys())
         return found

@@ -40,7 +40,7 @@ def run(data: bytes, path: Path, limit: int = MAX_OPCODES) -> object:
         what = f": {error}" if isinstance(error, MalformedError) else ""
         found = f"the pickle is not what torch.save writes for tensors, at byte {machine.position}{what}"
         raise refuse(
-            "bad-pickle", path, found, remedy="Download it again, or ask its author for safetensors."
+            "torch-file-invalid", path, found, remedy="Download it again, or ask its author for safetensors."
         ) from None
 
 
@@ -128,7 +128,7 @@ class _Machine:
         full = f"{module}.{name}"
         if full in UNSUPPORTED:
             remedy = "Save it again as plain tensors, with safetensors.torch.save_file."
-            raise refuse("tensor-unsupported", self.path, f"it holds {UNSUPPORTED[full]}", "plain tensors", remedy)
+            raise refuse("file-unsupported", self.path, f"it holds {UNSUPPORTED[full]}", "plain tensors", remedy)
         if full not in GLOBALS:
             found = f"it would run {shown(full)[1:-1]}: loading this file the usual way runs code"
             raise refuse("pickle-code", self.path, found, "tensors and nothing else", _UNTRUSTED)

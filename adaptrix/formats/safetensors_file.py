@@ -89,22 +89,20 @@ def _header(file: BinaryIO, size: int, path: Path) -> bytes:
         raise stranger(head, path) or _no_header(head, size, length, path)
     text = read_exactly(file, 8, length, path)
     if sum(map(text.count, (b"{", b"[", b","))) > _MAX_MARKS:
-        raise refuse("header-too-large", path, "the header describes millions of things", remedy=_AGAIN)
+        raise refuse("file-too-large", path, "the header describes millions of things", remedy=_AGAIN)
     return text
 
 
 def _no_header(head: bytes, size: int, length: int, path: Path) -> Exception:
     if head[:1] == b"\x80" and head[1:2] in b"\2\3\4\5":
-        return refuse("other-format", path, "this is a pickle, not safetensors", remedy="Rename it to end in .bin.")
+        return refuse("file-format", path, "this is a pickle, not safetensors", remedy="Rename it to end in .bin.")
     if size >= 9 and head[8:9] == b"{" and size - 8 < length <= MAX_HEADER:
         found = f"the file ends after {size} bytes, within its own header of {length}"
-        return refuse("truncated", path, found, remedy=_AGAIN)
+        return refuse("file-truncated", path, found, remedy=_AGAIN)
     if size >= 9 and head[8:9] == b"{" and length > MAX_HEADER:
         found = f"the header claims {length} bytes"
-        return refuse("header-too-large", path, found, f"at most {MAX_HEADER}", _AGAIN)
-    return refuse(
-        "not-safetensors", path, f"this is not a safetensors file: it begins with {head[:16]!r}", remedy=_AGAIN
-    )
+        return refuse("file-too-large", path, found, f"at most {MAX_HEADER}", _AGAIN)
+    return refuse("file-format", path, f"this is not a safetensors file: it begins with {head[:16]!r}", remedy=_AGAIN)
 
 
 def _parse(text: bytes, path: Path) -> dict[str, Any]:
@@ -122,13 +120,15 @@ def _parse(text: bytes, path: Path) -> dict[str, Any]:
     try:
         header = decoder.decode(text.decode("utf-8"))
     except RecursionError:
-        raise refuse("bad-header", path, "the header is nested thousands deep", "a table of tensors", _AGAIN) from None
+        raise refuse(
+            "safetensors-invalid", path, "the header is nested thousands deep", "a table of tensors", _AGAIN
+        ) from None
     except ValueError as error:
-        raise refuse("bad-header", path, f"the header is not JSON: {error}", remedy=_AGAIN) from None
+        raise refuse("safetensors-invalid", path, f"the header is not JSON: {error}", remedy=_AGAIN) from None
     found = (f"the header says {shown(key)} twice" for key in twice)
-    refuse_if_any((Problem("duplicate-key", str(path), text, "each name once", _AGAIN) for text in found), path)
+    refuse_if_any((Problem("safetensors-invalid", str(path), text, "each name once", _AGAIN) for text in found), path)
     if not isinstance(header, dict):
-        raise refuse("bad-header", path, "the header is not a JSON object", "a table of tensors", _AGAIN)
+        raise refuse("safetensors-invalid", path, "the header is not a JSON object", "a table of tensors", _AGAIN)
     return header
 
 
@@ -138,9 +138,11 @@ def _integer(text: str) -> int | _Odd:
 
 def _metadata_faults(metadata: object, path: Path) -> Iterator[Problem]:
     if type(metadata) is not dict or not all(type(value) is str for value in metadata.values()):
-        yield Problem("bad-metadata", str(path), "__metadata__ holds other things", "an object of strings", _AGAIN)
+        yield Problem(
+            "safetensors-invalid", str(path), "__metadata__ holds other things", "an object of strings", _AGAIN
+        )
     elif any(_surrogates(text) for pair in metadata.items() for text in pair):
-        yield Problem("bad-metadata", str(path), "__metadata__ holds half a Unicode character", "text", _AGAIN)
+        yield Problem("safetensors-invalid", str(path), "__metadata__ holds half a Unicode character", "text", _AGAIN)
 
 
 def _surrogates(text: str) -> bool:
@@ -159,19 +161,19 @@ def _faults(header: dict[str, Any], path: Path) -> Iterator[Problem]:
 def _fault(name: str, info: Any) -> tuple[str, str, str] | None:
     """(code, found, expected) for the first thing wrong with a tensor."""
     if found := bad_name(name):
-        return "bad-name", found, GOOD_NAME
+        return "tensor-name", found, GOOD_NAME
     if type(info) is not dict or info.keys() != _KEYS:
-        return "bad-header", f"described by {shown(info)}", "dtype, shape and data_offsets"
+        return "safetensors-invalid", f"described by {shown(info)}", "dtype, shape and data_offsets"
     dtype, shape, offsets = info["dtype"], info["shape"], info["data_offsets"]
     if type(dtype) is not str or dtype not in DTYPES:
-        return "dtype-unknown", f"the dtype is {shown(dtype)}", f"one of {', '.join(DTYPES)}"
+        return "dtype", f"the dtype is {shown(dtype)}", f"one of {', '.join(DTYPES)}"
     if type(shape) is not list or not is_shape(shape):
-        return "bad-shape", f"the shape is {shown(shape)}", "a list of sizes"
+        return "safetensors-invalid", f"the shape is {shown(shape)}", "a list of sizes"
     if type(offsets) is not list or len(offsets) != 2 or not is_shape(offsets):
-        return "bad-offsets", f"data_offsets is {shown(offsets)}", "[begin, end]"
+        return "safetensors-invalid", f"data_offsets is {shown(offsets)}", "[begin, end]"
     nbytes = prod(shape) * DTYPES[dtype][0]
     if offsets[1] - offsets[0] != nbytes:
-        return "bad-offsets", f"{offsets[1] - offsets[0]} bytes for {dtype} {shape}", f"{nbytes}"
+        return "safetensors-invalid", f"{offsets[1] - offsets[0]} bytes for {dtype} {shape}", f"{nbytes}"
     return None
 
 
@@ -181,16 +183,16 @@ def _layout_faults(entries: list[Entry], length: int, path: Path) -> Iterator[Pr
     for begin, end, name, _ in entries:
         if begin != position:
             found = f"its bytes begin at {begin}, the ones before it end at {position}"
-            code = "overlap" if begin < position else "hole"
-            yield Problem(code, tensor_at(path, name), found, "one tensor right after another", _AGAIN)
+            expected = "one tensor right after another"
+            yield Problem("safetensors-invalid", tensor_at(path, name), found, expected, _AGAIN)
         position = max(position, end)
     if position > length:
         lost = sum(end > length for _, end, _, _ in entries)
         found = f"the file ends {position - length} bytes early; {lost} of {len(entries)} tensors are cut off"
-        yield Problem("truncated", str(path), found, remedy=_AGAIN)
+        yield Problem("file-truncated", str(path), found, remedy=_AGAIN)
     elif position < length:
         found = f"{length - position} bytes after the last tensor belong to none"
-        yield Problem("trailing-bytes", str(path), found, "no byte that the header does not describe", _AGAIN)
+        yield Problem("safetensors-invalid", str(path), found, "no byte that the header does not describe", _AGAIN)
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -213,7 +215,7 @@ def _write_faults(ordered: list[tuple[str, Tensor]], path: Path) -> Iterator[Pro
         nbytes = len(tensor.data) if isinstance(tensor.data, bytes) else tensor.data.nbytes
         info = {"dtype": tensor.dtype, "shape": [*tensor.shape], "data_offsets": [0, nbytes]}
         if (fault := _fault(name, info)) is not None or name == "__metadata__":
-            code, found, expected = fault or ("bad-name", "the format keeps this name for itself", "")
+            code, found, expected = fault or ("tensor-name", "the format keeps this name for itself", "")
             yield Problem(code, tensor_at(path, name), found, expected)
 
 

@@ -73,26 +73,28 @@ def _archive(file: BinaryIO, size: int, path: Path) -> _Archive:
     root = next(iter(found), "").partition("/")[0] + "/"
     archive = _Archive(path, size, {name.removeprefix(root): found[name] for name in found if name.startswith(root)})
     if "constants.pkl" in archive.records:
-        raise refuse("torchscript", path, "this is a TorchScript program, not weights", remedy=_RESAVE)
+        raise refuse("file-unsupported", path, "this is a TorchScript program, not weights", remedy=_RESAVE)
     if "data.pkl" not in archive.records:
         raise refuse(
-            "not-torch", path, f"this zip archive is not torch's: it holds {_few(found)}", "data.pkl in a folder"
+            "file-format", path, f"this zip archive is not torch's: it holds {_few(found)}", "data.pkl in a folder"
         )
     order = archive.records.get("byteorder")
     if order and read_exactly(file, order.offset, min(order.nbytes, 16), path) != b"little":
-        raise refuse("big-endian", path, "it was saved on a big-endian machine", "little-endian numbers", _RESAVE)
+        raise refuse("file-unsupported", path, "it was saved on a big-endian machine", "little-endian numbers", _RESAVE)
     return archive
 
 
 def _no_archive(head: bytes, path: Path) -> Exception:
     if _LEGACY in head:
-        return refuse("legacy-torch", path, "torch before 1.6 wrote this file, in a format of its own", remedy=_RESAVE)
+        return refuse(
+            "file-unsupported", path, "torch before 1.6 wrote this file, in a format of its own", remedy=_RESAVE
+        )
     if head[:1] == b"\x80" and head[1:2] in b"\2\3\4\5":
         found = "this is a bare pickle, not a file of torch.save; loading it would run whatever it says"
-        return refuse("bare-pickle", path, found, remedy="Ask its author for safetensors.")
+        return refuse("file-unsupported", path, found, remedy="Ask its author for safetensors.")
     if head[8:9] == b"{":
-        return refuse("other-format", path, "this looks like safetensors", remedy="Rename it to end in .safetensors.")
-    return refuse("not-torch", path, f"this is not a torch file: it begins with {head[:16]!r}", remedy=_AGAIN)
+        return refuse("file-format", path, "this looks like safetensors", remedy="Rename it to end in .safetensors.")
+    return refuse("file-format", path, f"this is not a torch file: it begins with {head[:16]!r}", remedy=_AGAIN)
 
 
 def _few(names: Mapping[str, object]) -> str:
@@ -113,13 +115,13 @@ def _views(value: object, path: Path) -> dict[str, View]:
     if type(value) is dict and value.keys() == {"state_dict"}:
         value = value["state_dict"]
     if type(value) is not dict:
-        raise refuse("not-a-state-dict", path, f"it holds a {_kind(value)}", "a dict of tensors", _RESAVE)
+        raise refuse("file-unsupported", path, f"it holds a {_kind(value)}", "a dict of tensors", _RESAVE)
     others = {
         f"{key} ({_kind(item)})": item for key, item in value.items() if type(key) is not str or type(item) is not View
     }
     if others:
         found = f"beside {len(value) - len(others)} tensors it holds {_few(others)}"
-        raise refuse("not-a-state-dict", path, found, "a dict of tensors", "Save the state dict alone.")
+        raise refuse("file-unsupported", path, found, "a dict of tensors", "Save the state dict alone.")
     return value
 
 
@@ -144,15 +146,20 @@ def _faults(views: Mapping[str, View], archive: _Archive) -> Iterator[Problem]:
 def _fault(name: str, view: View, archive: _Archive) -> tuple[str, str, str, str] | None:
     """(code, found, expected, remedy) for the first thing wrong with a tensor."""
     if found := bad_name(name):
-        return "bad-name", found, GOOD_NAME, ""
+        return "tensor-name", found, GOOD_NAME, ""
     if view.dtype not in DTYPES or view.storage.type.dtype not in DTYPES:
-        return "dtype-unknown", f"the dtype is torch.{view.dtype}", f"one of {', '.join(DTYPES)}", ""
+        return "dtype", f"the dtype is torch.{view.dtype}", f"one of {', '.join(DTYPES)}", ""
     if not is_shape(view.shape) or not is_shape(view.stride) or len(view.shape) != len(view.stride) or view.offset < 0:
-        return "bad-shape", f"shape {shown(view.shape)}, stride {shown(view.stride)}, offset {view.offset}", "sizes", ""
+        return (
+            "torch-file-invalid",
+            f"shape {shown(view.shape)}, stride {shown(view.stride)}, offset {view.offset}",
+            "sizes",
+            "",
+        )
     record, nbytes = archive.storage(view), view.storage.count * DTYPES[view.storage.type.dtype][0]
     if record is None or record.nbytes != nbytes:
         held = f"has {record.nbytes}" if record else "is not there"
-        return "truncated", f"its storage {held}", f"data/{view.storage.key} of {nbytes} bytes", _AGAIN
+        return "file-truncated", f"its storage {held}", f"data/{view.storage.key} of {nbytes} bytes", _AGAIN
     return _span_fault(view, nbytes // DTYPES[view.dtype][0])
 
 
@@ -161,10 +168,15 @@ def _span_fault(view: View, room: int) -> tuple[str, str, str, str] | None:
     size = prod(view.shape)
     last = view.offset + sum((count - 1) * step for count, step in zip(view.shape, view.stride, strict=True))
     if size and last >= room:
-        return "out-of-bounds", f"it reaches element {last} of its storage", f"fewer than {room}", ""
+        return "torch-file-invalid", f"it reaches element {last} of its storage", f"fewer than {room}", ""
     if size > room:
         remedy = "Save it again after .contiguous()."
-        return "expanded", f"it makes {size} elements of the {room} in its storage", "a tensor of its own", remedy
+        return (
+            "file-unsupported",
+            f"it makes {size} elements of the {room} in its storage",
+            "a tensor of its own",
+            remedy,
+        )
     return None
 
 

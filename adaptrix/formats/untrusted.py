@@ -38,19 +38,19 @@ _STRANGERS: tuple[tuple[bytes, str, str, str], ...] = (
     ),
     (
         b"<",
-        "web-page",
+        "file-format",
         "this is a web page or XML, not a checkpoint",
         "Download the file itself, not the page about it.",
     ),
     (
         b"PK\x03\x04",
-        "other-format",
+        "file-format",
         "this is a zip archive, as torch.save writes",
         "If it is one, rename it to end in .bin.",
     ),
-    (b"GGUF", "other-format", "this is a GGUF file", "Rename it to end in .gguf."),
-    (b"\x1f\x8b", "other-format", "this is gzip-compressed", "Decompress it first."),
-    (b"\x89HDF", "other-format", "this is an HDF5 file", "Save it as safetensors with the library that wrote it."),
+    (b"GGUF", "file-format", "this is a GGUF file", "Rename it to end in .gguf."),
+    (b"\x1f\x8b", "file-format", "this is gzip-compressed", "Decompress it first."),
+    (b"\x89HDF", "file-format", "this is an HDF5 file", "Save it as safetensors with the library that wrote it."),
 )
 
 
@@ -61,18 +61,18 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
         with open(path, "rb", buffering=0, opener=_opener) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise refuse("not-a-file", path, "this is not a regular file", "a file")
+                raise refuse("file-unreadable", path, "this is not a regular file", "a file")
             if not status.st_size:
-                raise refuse("empty-file", path, "the file is empty", remedy=_AGAIN)
+                raise refuse("file-truncated", path, "the file is empty", remedy=_AGAIN)
             yield file, status.st_size
     except IsADirectoryError:
-        raise refuse("not-a-file", path, "this is a folder", "a file") from None
+        raise refuse("file-unreadable", path, "this is a folder", "a file") from None
     except FileNotFoundError:
         raise refuse("file-missing", path, "there is no such file", "a file") from None
     except PermissionError:
-        raise refuse("no-permission", path, "the file may not be read", remedy="Change its permissions.") from None
+        raise refuse("permission-denied", path, "the file may not be read", remedy="Change its permissions.") from None
     except OSError as error:
-        raise refuse("unreadable", path, f"the file cannot be read: {error.strerror or error}") from None
+        raise refuse("file-unreadable", path, f"the file cannot be read: {error.strerror or error}") from None
     except ValueError as error:  # a NUL in the path
         if isinstance(error, AdaptrixError) or "\0" not in str(path):
             raise
@@ -90,7 +90,7 @@ def read_exactly(file: BinaryIO, offset: int, count: int, path: Path) -> bytes:
     while len(data) < count:
         piece = os.pread(file.fileno(), min(count - len(data), _PIECE), offset + len(data))
         if not piece:
-            raise refuse("truncated", path, f"the file ends {count - len(data)} bytes short", remedy=_AGAIN)
+            raise refuse("file-truncated", path, f"the file ends {count - len(data)} bytes short", remedy=_AGAIN)
         data += piece
     return data
 

@@ -64,7 +64,7 @@ def _end(file: BinaryIO, size: int, path: Path) -> tuple[int, int, int]:
     tail = read_exactly(file, max(0, size - _TAIL), min(size, _TAIL), path)
     if len(tail) < _END.size or tail[-_END.size :][:4] != b"PK\5\6":
         found = "the zip archive has no end: the file is cut off, or something was added to it"
-        raise refuse("truncated", path, found, remedy=_AGAIN)
+        raise refuse("file-truncated", path, found, remedy=_AGAIN)
     _, disk, disk_start, here, count, length, start, comment = _END.unpack(tail[-_END.size :])
     stop = size - _END.size
     if (disk, disk_start, comment) != (0, 0, 0) or here != count:
@@ -116,7 +116,7 @@ def _checked_name(name: bytes, path: Path) -> str:
     except UnicodeDecodeError:
         raise _corrupt(path, f"a record's name is not UTF-8: {name[:60]!r}") from None
     if fault := bad_name(text):
-        raise refuse("bad-name", f"{path}, record {shown(text)}", fault, GOOD_NAME)
+        raise refuse("tensor-name", f"{path}, record {shown(text)}", fault, GOOD_NAME)
     return text
 
 
@@ -127,9 +127,9 @@ def _entry(fields: tuple[Any, ...], name: bytes, extra: bytes, path: Path) -> _E
     if signature != b"PK\1\2" or fields[13] != 0:
         raise _corrupt(path, "the zip directory is not as torch.save writes it")
     if flags & _ENCRYPTED:
-        raise refuse("encrypted", where, "the record is encrypted", remedy="Save it again with torch.save.")
+        raise refuse("file-unsupported", where, "the record is encrypted", remedy="Save it again with torch.save.")
     if method != 0:
-        raise refuse("compressed", where, "the record is compressed", remedy="Unzip it and zip it with `zip -0`.")
+        raise refuse("file-unsupported", where, "the record is compressed", remedy="Unzip it and zip it with `zip -0`.")
     nbytes, packed, offset = _wide([nbytes, packed, offset], extra, path)
     if packed != nbytes:
         raise _corrupt(path, f"record {shown(name.decode())} has two sizes")
@@ -170,10 +170,12 @@ def _located(file: BinaryIO, entries: list[_Entry], limit: int, path: Path) -> d
         start = entry.header + _LOCAL.size + name_length + extra_length
         position = start + entry.nbytes
         if position > limit:
-            raise refuse("truncated", path, f"record {shown(entry.name.decode())} goes beyond the end", remedy=_AGAIN)
+            raise refuse(
+                "file-truncated", path, f"record {shown(entry.name.decode())} goes beyond the end", remedy=_AGAIN
+            )
         found[entry.header] = Record(entry.name.decode(), start, entry.nbytes)
     return found
 
 
 def _corrupt(path: Path, found: str) -> RefusedError:
-    return refuse("bad-zip", path, found, remedy=_AGAIN)
+    return refuse("torch-file-invalid", path, found, remedy=_AGAIN)

@@ -1,1 +1,1 @@
-"""What a plan of layers costs: the adapted model under it beside the fully adapted one, on a user's own text."""
+"""Measurements of what a plan costs: the model under it beside the fully adapted one, on a user's own text."""

@@ -1,4 +1,4 @@
-"""How sure a mean over a text is: the bootstrap over its windows."""
+"""Confidence intervals of means over a text: the bootstrap over its windows."""
 
 from __future__ import annotations
 
@@ -14,17 +14,14 @@ _LEVEL = 0.95
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A value, and the interval that holds 95 % of what other windows of the kind would have given.
-
-    None where one window is all there is.
-    """
+    """A value and its 95 % interval; None at both ends where there is only one window, or the value is not finite."""
 
     value: float
     low: float | None = None
     high: float | None = None
 
     def through(self, function: Callable[[float], float]) -> Estimate:
-        """A rising function of it."""
+        """The estimate of an increasing ``function`` of the value."""
         ends = [None if end is None else function(end) for end in (self.low, self.high)]
         return Estimate(function(self.value), *ends)
 
@@ -33,7 +30,7 @@ def estimate(sums: NDArray[np.float64], tokens: NDArray[np.float64], seed: int) 
     """The mean a token, from sums ``[windows]`` over so many ``tokens`` each.
 
     Windows are drawn again with replacement, by the percentile method (Efron & Tibshirani 1993, ch. 13); equal seeds
-    draw the same windows, so that what is estimated on one text is drawn alike.
+    draw the same windows, so that estimates on one text are comparable.
     """
     value = float(sums.sum() / tokens.sum())
     count = len(sums)

@@ -1,8 +1,7 @@
-"""How far a choice of adapters takes a model from a reference, window by window.
+"""The divergence of choices of adapters from a reference, window by window.
 
-The reference answers each window first, then every choice on the same tokens: what is compared is paired, and what
-disturbs the clock disturbs all. Of the answers no more than two windows are there at a time, and of probabilities
-a few rows.
+The reference answers each window first, then every choice on the same tokens: comparisons are paired, and whatever
+disturbs the clock disturbs all. The logits of two windows at most are in memory, and the probabilities of a few rows.
 """
 
 from __future__ import annotations
@@ -22,17 +21,19 @@ from adaptrix.measuring.text import Window
 from adaptrix.runtime.session import Choice, Session
 
 Numbers = NDArray[np.float64]
-#: numbers of a table of probabilities that are held at a time
+#: probabilities that are in memory at a time
 _HELD = 1 << 22
 
 
 @dataclass(frozen=True, eq=False)
 class Divergence:
-    """A choice beside the reference: for each window ``[windows]`` sums over the tokens that count in it.
+    """A choice beside the reference: for each window ``[windows]``, sums over the tokens that count in it.
 
-    ``tokens``: how many these are; ``kl``: KL(reference ‖ choice) in nats, over the whole vocabulary; ``agreed``: for
-    how many both have the same likeliest token; ``surprise``: -log p of the text's own token, in nats; ``seconds``:
-    what the choice took for its pass over the window, of ``read`` tokens.
+    - ``tokens``: the number of tokens that count.
+    - ``kl``: KL(reference ‖ choice) in nats, over the whole vocabulary.
+    - ``agreed``: the number of tokens for which both have the same likeliest one.
+    - ``surprise``: -log p of the text's own token, in nats.
+    - ``seconds``: the time of the choice's pass over the window, of ``read`` tokens.
     """
 
     tokens: Numbers
@@ -52,11 +53,16 @@ def divergence(
     windows: Sequence[Window],
     advance: Callable[[int], object] = lambda _passes: None,
 ) -> tuple[Divergence, ...]:
-    """What each choice does on every window beside the reference, in the order of ``choices``.
+    """The divergence of each choice from the reference, in the order of ``choices``.
 
-    The model is one of causal language, attached to by ``session``, and computes as it is: in training mode its
-    dropout counts. ``advance`` is told of each pass that is done, of ``len(windows) * (1 + len(choices))``. Raises
-    :class:`RefusedError` where a model answers NaN.
+    - ``model``: a causal language model, used as it is: in training mode its dropout counts.
+    - ``session``: the one attached to it.
+    - ``reference_choice``: what all others are compared with.
+    - ``choices``: as for :meth:`Session.use`.
+    - ``windows``: of at least one token that counts.
+    - ``advance``: called with 1 after each of the ``len(windows) * (1 + len(choices))`` passes.
+
+    Raises :class:`RefusedError` where a model answers NaN.
     """
     rows: list[list[tuple[float, ...]]] = [[] for _ in choices]
     for window in windows:
@@ -85,19 +91,19 @@ def compared(reference: Tensor, own: Tensor, targets: Tensor) -> tuple[float, fl
 def _part(reference: Tensor, own: Tensor, targets: Tensor) -> tuple[float, float, float]:
     """The sums of a few rows, in fp32.
 
-    KL is Σ p (log p - log q) + q - p. The last two add up to nothing, and take with them what rounding has done to
-    the sums of p and q, which would be more than a small divergence.
+    KL is Σ p (log p - log q) + q - p. The last two cancel in the sum, and with them the rounding errors of the
+    sums of p and q, which would exceed a small divergence.
     """
     p, q = reference.float().log_softmax(-1), own.float().log_softmax(-1)
-    apart = p.exp() * (p - q) + (q.exp() - p.exp())
-    kl = torch.where(p.isneginf(), q.exp(), apart)  # what the reference rules out costs no more than its share of q
+    terms = p.exp() * (p - q) + (q.exp() - p.exp())
+    kl = torch.where(p.isneginf(), q.exp(), terms)  # a token that the reference rules out: p log p is 0, not NaN
     agreed = reference.argmax(-1) == own.argmax(-1)
     surprise = -q.gather(-1, targets[:, None])
     return float(kl.sum(dtype=torch.float64)), float(agreed.sum()), float(surprise.sum(dtype=torch.float64))
 
 
 def _answer(model: nn.Module, session: Session, choice: Choice, window: Window) -> tuple[Tensor, float]:
-    """The logits ``[counted, vocabulary]`` for the tokens that count, and how long the pass took."""
+    """The logits ``[counted, vocabulary]`` for the tokens that count, and the seconds of the pass."""
     device: Any = model.device
     ids = window.tokens[None].to(device)
     with session.use(choice):
@@ -108,7 +114,7 @@ def _answer(model: nn.Module, session: Session, choice: Choice, window: Window) 
 
 
 def _now(device: torch.device) -> float:
-    """The time when all that was asked of the device is done."""
+    """The time once the device has finished its work."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
     return time.perf_counter()

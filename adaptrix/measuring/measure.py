@@ -1,4 +1,4 @@
-"""``adaptrix.fidelity``: what every plan of layers costs on a text, beside the whole adapter."""
+"""``adaptrix.fidelity``: plans of an adapter measured on a text, beside the whole adapter."""
 
 from __future__ import annotations
 
@@ -40,10 +40,13 @@ _WINDOW = 512
 
 @dataclass(frozen=True, slots=True)
 class FidelityOptions:
-    """What can be asked of a measurement; the command line's options by the same names.
+    """The options of a measurement; the command line's by the same names.
 
-    ``layers``: policies, by default a few of each; ``window`` and ``stride`` in tokens, by default 512 or what the base
-    has positions for, and half of it; ``seed`` draws the intervals. ``dtype``, ``device``: of a base that is loaded.
+    - ``layers``: policies, by default a few of each.
+    - ``window``: tokens; by default 512, or the positions of the base if these are fewer.
+    - ``stride``: tokens; by default half a window.
+    - ``seed``: draws the intervals.
+    - ``dtype``, ``device``: of a base that is loaded, by default fp32 and the accelerator if there is one.
     """
 
     layers: tuple[str, ...] = ()
@@ -67,13 +70,20 @@ def fidelity(
     dtype: str | None = None,
     device: str | None = None,
 ) -> FidelityReport:
-    """What plans of an adapter cost on a text: KL from the whole adapter, agreement, perplexity, speed, reuse.
+    """Measures plans of an adapter on a text: KL from the whole adapter, agreement, perplexity, speed, reuse.
 
-    ``base``: a folder or ``owner/name``, loaded in fp32 unless ``dtype`` says else, or a causal language model that is
-    there already, which is left as it is. ``text``: a file in UTF-8, or tokens ``[n]``; a model that is given needs its
-    ``tokenizer`` for a file. ``layers``: policies as for :func:`convert`, ``own`` for the plan of an injection file;
-    by default a few of each. The whole adapter and the base alone are always among the rows. Windows of ``window``
-    tokens, ``stride`` apart, count every token but the first once. Raises :class:`AdaptrixError` with every problem.
+    - ``source``: an adapter, or its path or uri.
+    - ``base``: a folder or ``owner/name`` to load, or a causal language model, which is left as it is.
+    - ``text``: a file in UTF-8, or tokens ``[n]``.
+    - ``layers``: policies as for :func:`convert`, ``own`` for the plan of an injection file; by default a few of each.
+      The whole adapter and the base alone are always measured.
+    - ``tokenizer``: needed where ``base`` is a model and ``text`` a file.
+    - ``window``, ``stride``: tokens of a window, and from one to the next; every token but the first counts once. By
+      default 512, or the positions of the base if these are fewer, and half of it.
+    - ``seed``: draws the intervals.
+    - ``dtype``, ``device``: of a base that is loaded, by default fp32 and the accelerator if there is one.
+
+    Raises :class:`AdaptrixError` with every problem.
     """
     if isinstance(layers, str):
         raise UsageError(Problem("option", "layers", repr(layers)[:60], "a list of policies", f"[{layers!r}] is one."))
@@ -90,23 +100,26 @@ def measure(
     tokenizer: Any = None,
     display: Display = quiet,
 ) -> FidelityReport:
-    """What :func:`fidelity` does; whatever can be found wrong is found before the weights of a base are loaded."""
+    """The work of :func:`fidelity`; all that can be checked is checked before the weights of a base are loaded.
+
+    ``display`` opens a bar over the passes; other arguments are those of :func:`fidelity`.
+    """
     _require_options(options)
     read = read_text(Path(os.path.expanduser(text))) if isinstance(text, (str, PathLike)) else None
-    ground = _ground(base, pipeline, options, tokenizer)
-    bound = _bound(source if isinstance(source, Adapter) else pipeline.read(fspath(source)), ground, pipeline)
+    base_model = _base_model(base, pipeline, options, tokenizer)
+    bound = _bound(source if isinstance(source, Adapter) else pipeline.read(fspath(source)), base_model, pipeline)
     chosen = plans(bound, options.layers)
-    tokens = _tokens(text) if read is None else tokens_of(read, ground.tokenizer())
+    tokens = _tokens(text) if read is None else tokens_of(read, base_model.tokenizer())
     require_enough(tokens.ids, read.name if read else "text")
-    with ground.model() as model:
-        bench = _bench(model, tokens, ground, options)
+    with base_model.model() as model:
+        bench = _bench(model, tokens, base_model, options)
         rows = bench.rows(chosen, display)
         said = [*_about(model, bench), *(p for policy in options.layers for p in powerless(chosen[policy]))]
         if read is not None:
             said += _fitted_on(read, chosen)
         return FidelityReport(
             source=str(bound.adapter.provenance.uri if isinstance(source, Adapter) else fspath(source)),
-            base=ground.name,
+            base=base_model.name,
             text={} if read is None else {"file": read.name, "sha256": read.sha256},
             tokens=sum(window.counted for window in bench.windows),
             windows=len(bench.windows),
@@ -122,22 +135,22 @@ def measure(
 
 
 def _require_options(options: FidelityOptions) -> None:
-    """Raises :class:`UsageError` with what makes no sense whatever the base and the text are."""
+    """Raises :class:`UsageError` with every option that makes no sense, whatever the base and the text."""
     if isinstance(options.seed, bool) or not isinstance(options.seed, int) or options.seed < 0:
         raise UsageError(Problem("option", "seed", repr(options.seed)[:60], "a whole number of at least 0"))
     if options.window is not None:
         require_steps(options.window, options.window // 2 if options.stride is None else options.stride)
 
 
-def _ground(base: object, pipeline: Pipeline, options: FidelityOptions, tokenizer: Any) -> BaseModel:
-    """The base to measure on. Raises :class:`UsageError` for what is none."""
+def _base_model(base: object, pipeline: Pipeline, options: FidelityOptions, tokenizer: Any) -> BaseModel:
+    """The base to measure on. Raises :class:`UsageError` where ``base`` cannot be one."""
     if isinstance(base, nn.Module):
         _require_unplaced(options)
         return base_model_of(base, tokenizer)
     if isinstance(base, (str, PathLike)):
         return base_model_at(os.fsdecode(base), pipeline, placement(options.device, options.dtype), tokenizer)
     expected = "a folder, owner/name, or a transformers model"
-    raise UsageError(Problem("base", "base", f"a {type(base).__name__}", expected))
+    raise UsageError(Problem("option", "base", f"a {type(base).__name__}", expected))
 
 
 def _require_unplaced(options: FidelityOptions) -> None:
@@ -151,9 +164,9 @@ def _require_unplaced(options: FidelityOptions) -> None:
         raise UsageError(problems)
 
 
-def _bound(adapter: Adapter, ground: BaseModel, pipeline: Pipeline) -> BoundAdapter:
-    """The adapter on the base's config. Raises :class:`RefusedError` with all that does not fit, and NaN and Inf."""
-    bound = bind(adapter, by_config(ground.config, pipeline.catalog.architectures, adapter, ground.name))
+def _bound(adapter: Adapter, base_model: BaseModel, pipeline: Pipeline) -> BoundAdapter:
+    """The adapter bound by the base's config. Raises :class:`RefusedError` where it does not fit or has NaN or Inf."""
+    bound = bind(adapter, by_config(base_model.config, pipeline.catalog.architectures, adapter, base_model.name))
     bad = (replace(problem, remedy="It is damaged: nothing can be measured.") for problem in nonfinite(bound))
     if errors := errors_in(dict.fromkeys((*bound.problems, *bad))):
         raise RefusedError(errors)
@@ -165,20 +178,20 @@ def _tokens(ids: Any) -> Tokens:
     found = torch.as_tensor(ids)
     if found.dim() != 1 or (len(found) and found.is_floating_point()):
         shown, remedy = f"{found.dtype} {list(found.shape)}", "tokenizer(text).input_ids"
-        raise UsageError(Problem("text", "text", shown, "a file's path, or tokens [n]", remedy))
+        raise UsageError(Problem("option", "text", shown, "a file's path, or tokens [n]", remedy))
     return Tokens(found.long().cpu())
 
 
-def _bench(model: Any, tokens: Tokens, ground: BaseModel, options: FidelityOptions) -> Measurement:
-    """The text cut into windows that the model has positions for, once it is known to be one to measure on."""
+def _bench(model: Any, tokens: Tokens, base_model: BaseModel, options: FidelityOptions) -> Measurement:
+    """The text cut into windows that the model has positions for, once model and text are known to be measurable."""
     limit = context_of(model)
     length = options.window or min(_WINDOW, limit or _WINDOW)
     if limit is not None and length > limit:
-        found = f"{length} tokens, and {ground.name} has positions for {limit}"
+        found = f"{length} tokens, and {base_model.name} has positions for {limit}"
         raise UsageError(Problem("option", "window", found, f"at most {limit}"))
     stride = length // 2 if options.stride is None else options.stride
-    require_in_vocabulary(model, tokens.ids, ground.name)
-    require_causal(model, tokens.ids, ground.name)
+    require_in_vocabulary(model, tokens.ids, base_model.name)
+    require_causal(model, tokens.ids, base_model.name)
     return Measurement(model, tokens, windows(tokens.ids, length, stride), length, stride, options.seed)
 
 
@@ -187,14 +200,14 @@ def _fitted_on(text: Text, chosen: Mapping[str, Plan]) -> Iterator[Problem]:
     for name, plan in chosen.items():
         if plan.fit is not None and plan.fit.text == text.sha256:
             found = f"it was fitted on {text.name}, where it does better than elsewhere"
-            yield Problem("fitted-here", name, found, "another text", severity="warning")
+            yield Problem("measurement-limit", name, found, "another text", severity="warning")
 
 
 def _about(model: Any, bench: Measurement) -> Iterator[Problem]:
-    """What the figures do not say of themselves."""
+    """Notes on what the figures leave out: a text of one short window, and caches that a swap cannot reuse."""
     read = len(bench.tokens.ids)
     if read < bench.length:
         found = f"{read} tokens, fewer than a window of {bench.length}: one shorter window, and no intervals"
-        yield Problem("short-text", "text", found, severity="note")
+        yield Problem("measurement-limit", "text", found, severity="note")
     if why := why_whole(model):
-        yield Problem("no-reuse", "reused", f"a swap reads the prompt again: {why}", severity="note")
+        yield Problem("measurement-limit", "reused", f"a swap reads the prompt again: {why}", severity="note")

@@ -1,4 +1,4 @@
-"""Which plans of an adapter are measured: those asked for, or a few of every policy."""
+"""The plans of an adapter that are measured: those asked for, or a few of every policy."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from adaptrix.errors import Problem, UsageError
 from adaptrix.planning.plan import Plan, make_plan, recorded_plan
 
 FULL = "all"
-#: a file's own plan, where it is none of a policy's
+#: the name of a file's own plan where no policy gives it
 OWN = "own"
 _COUNTED = ("spread", "energy")
 
 
 def plans(bound: BoundAdapter, policies: Sequence[str]) -> dict[str, Plan]:
-    """The plans to measure by what they are called: ``all`` first, then ``policies`` or a few of every kind.
+    """The plans to measure by name: ``all`` first, then ``policies``, or a few of every kind.
 
-    The plan that an injection file was written with is ``own``, or what it is called where it was fitted. Raises
+    The plan that an injection file was written with is called ``own``, or by its policy where it was fitted. Raises
     :class:`UsageError` with every policy that makes no sense.
     """
     found = {FULL: make_plan(bound, FULL)}
@@ -36,7 +36,7 @@ def plans(bound: BoundAdapter, policies: Sequence[str]) -> dict[str, Plan]:
 
 
 def planned(plan: Plan) -> Adapter:
-    """The adapter as an injection file with this plan would have it, for attaching to do as the plan says."""
+    """The adapter as read from an injection file with this plan, so that attaching follows the plan."""
     bound = plan.bound
     recorded = Recorded(
         family=bound.architecture.family,
@@ -52,14 +52,14 @@ def planned(plan: Plan) -> Adapter:
 
 
 def _usual(bound: BoundAdapter) -> list[str]:
-    """Middle, the file's own plan, and for what has a number a quarter, half and three quarters of the layers."""
+    """Middle, the file's own plan, and for policies with a number a quarter, half and three quarters of the layers."""
     depth = max(bound.depths.values(), default=0)
     counts = sorted({count for part in (1, 2, 3) if (count := round(part * depth / 4)) > 0})
     return ["middle", *_own_name(bound), *(f"{name}:{count}" for name in _COUNTED for count in counts)]
 
 
 def _own_name(bound: BoundAdapter) -> Iterable[str]:
-    """What the plan of an injection file is called; nothing where it is what a policy gives."""
+    """The name of an injection file's plan, if any: its policy, or ``own`` where the policy no longer gives it."""
     own = _recorded(bound)
     if own is None:
         return
@@ -93,12 +93,12 @@ def _fitted(policy: str) -> bool:
 
 
 def _plain(plan: Plan) -> bool:
-    """Whether a plan only chooses layers."""
+    """True where a plan only chooses layers."""
     return not plan.overrides and all(gain == 1.0 for gain in plan.gains.values())
 
 
 def _layers(bound: BoundAdapter, policy: str) -> Mapping[str, tuple[int, ...]] | None:
-    """The layers of a policy here; None for one that is not known any more."""
+    """The layers of a policy for this adapter; None for an unknown one."""
     try:
         return make_plan(bound, policy).layers
     except UsageError:

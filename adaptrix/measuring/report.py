@@ -1,4 +1,4 @@
-"""What a measurement found: one row a plan."""
+"""Reports of measurements: one row a plan."""
 
 from __future__ import annotations
 
@@ -14,12 +14,17 @@ BASE = "base"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A plan beside the whole adapter, on the text; ``base`` is the model without any.
+    """A plan beside the whole adapter, on the text; the row of policy ``base`` is the model without any.
 
-    ``layers`` act, ``kept`` of them; ``retained``: their share of Σ‖ΔW‖²_F, None where a share says nothing. ``kl``:
-    KL(full ‖ plan) a token in nats; ``agreement``: the share of tokens for which both have the same likeliest one.
-    ``tokens_per_second``: the median window's. ``reused``: the share of a prompt's prefill, in layers, that a swap to
-    it kept; None for the base, which nobody swaps to a plan. ``bits_per_byte``: None where only tokens were given.
+    - ``layers``: the active layers as ranges, ``kept`` of them.
+    - ``retained``: their share of Σ‖ΔW‖²_F, from 0 to 1; None where gains or overrides make it meaningless.
+    - ``kl``: KL(full ‖ plan) a token, in nats.
+    - ``agreement``: the share of tokens for which both have the same likeliest one.
+    - ``perplexity``: a token.
+    - ``bits_per_byte``: of UTF-8; None where only tokens were given.
+    - ``tokens_per_second``: of the median window.
+    - ``reused``: the share of the layers of a prompt's cache that a swap from the base to the plan keeps; None for the
+      base.
     """
 
     policy: str
@@ -36,10 +41,16 @@ class Row:
 
 @dataclass(frozen=True)
 class FidelityReport:
-    """What the plans of an adapter cost on a text, beside the whole adapter.
+    """The measurements of plans of an adapter on a text, beside the whole adapter.
 
-    ``tokens`` were predicted, in ``windows`` of ``window`` tokens, each ``stride`` after the one before; ``depth``: the
-    layers of the base. Intervals hold 95 % of what ``seed`` drew. ``rows``: the whole adapter first, the base last.
+    - ``source``, ``base``: as they were named.
+    - ``text``: its file and SHA-256; empty where tokens were given.
+    - ``tokens``: predicted, in ``windows`` windows of ``window`` tokens, each ``stride`` tokens after the one before.
+    - ``seed``: drew the intervals, which hold 95 %.
+    - ``dtype``, ``device``: of the model.
+    - ``depth``: the number of layers of the base.
+    - ``rows``: the whole adapter first, the base last.
+    - ``problems``: warnings and notes.
     """
 
     source: str

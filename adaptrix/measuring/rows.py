@@ -1,4 +1,4 @@
-"""The rows of a report: every plan on one session, and what was measured of it."""
+"""The rows of a report: every plan measured in one session."""
 
 from __future__ import annotations
 
@@ -25,8 +25,11 @@ from adaptrix.progress import Display
 
 @dataclass(frozen=True, eq=False)
 class Measurement:
-    """What all plans are measured on: a model at rest, a text in its tokens, and the windows of ``length`` tokens,
-    ``stride`` apart, that it is cut into."""
+    """The model and the text that all plans are measured on.
+
+    ``model``: in evaluation mode. ``tokens``: the text's. ``windows``: of ``length`` tokens, ``stride`` apart.
+    ``seed``: draws the intervals.
+    """
 
     model: nn.Module
     tokens: Tokens
@@ -82,8 +85,8 @@ _PROMPT = 64
 def reused(model: nn.Module, adapter: Adapter, ids: Tensor) -> float:
     """The share of the layers of a cache that a swap from the base to the adapter keeps.
 
-    The adapter is alone on the model, for a cache keeps what enters the lowest layer that any adapter changes.
-    ``ids``: a text ``[n]``, of which the beginning is the prompt.
+    The adapter is attached alone: a cache is kept up to the lowest layer that any attached adapter changes. ``ids``: a
+    text ``[n]``, whose first 64 tokens are the prompt.
     """
     device: Any = model.device
     with attach(model, {"plan": adapter}) as session:

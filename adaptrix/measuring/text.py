@@ -16,7 +16,7 @@ from adaptrix.errors import Problem, UsageError, refuse
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A text by its name, and the digest of its file."""
+    """A text: the path of its file, its content, and the SHA-256 of the file."""
 
     name: str
     content: str
@@ -25,8 +25,8 @@ class Text:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tokens:
-    """A text's tokens ``[n]``. ``predicted``: how many bytes of UTF-8 those but the first stand for; None where there
-    are tokens only."""
+    """A text's tokens ``[n]``. ``predicted``: the bytes of UTF-8 of all tokens but the first; None where only
+    tokens are known."""
 
     ids: Tensor
     predicted: int | None = None
@@ -36,15 +36,15 @@ def read_text(path: Path) -> Text:
     """The text of a file. Raises :class:`UsageError` where there is none, :class:`RefusedError` unless it is UTF-8."""
     if not path.is_file():
         found = "this is a folder" if path.is_dir() else "there is no such file"
-        raise UsageError(Problem("no-text", str(path), found, "a text file"))
+        raise UsageError(Problem("file-missing", str(path), found, "a text file"))
     content = path.read_bytes()
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         remedy = "Of another encoding: iconv -f … -t UTF-8."
-        raise refuse("not-text", path, f"byte {error.start} is no UTF-8", "a text in UTF-8", remedy) from None
+        raise refuse("text-invalid", path, f"byte {error.start} is no UTF-8", "a text in UTF-8", remedy) from None
     if "\0" in text:
-        raise refuse("not-text", path, f"a zero byte at {content.index(0)}: a binary file", "a text in UTF-8")
+        raise refuse("text-invalid", path, f"a zero byte at {content.index(0)}: a binary file", "a text in UTF-8")
     if not text:
         raise refuse("text-too-short", path, "it is empty", "a text of at least 2 tokens")
     return Text(str(path), text, sha256(content).hexdigest())
@@ -61,8 +61,8 @@ def tokens_of(text: Text, tokenizer: Any) -> Tokens:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Window:
-    """Consecutive tokens ``[n]``, to be read at once. The last ``counted`` of them are what is predicted; those
-    before have counted in an earlier window, and are here to be read."""
+    """Consecutive tokens ``[n]``, read in one pass. The last ``counted`` of them are predicted; those before count in
+    an earlier window, and are context here."""
 
     tokens: Tensor
     counted: int
@@ -103,7 +103,7 @@ def require_steps(length: int, stride: int) -> None:
         problems.append(Problem("option", "window", f"{length} tokens", "at least 2"))
     elif not 0 < stride < length:
         found = f"{stride} tokens with windows of {length}"
-        remedy = "A token that begins a window is predicted by none of it."
+        remedy = "The first token of a window is not predicted in it."
         problems.append(Problem("option", "stride", found, f"from 1 to {length - 1}", remedy))
     if problems:
         raise UsageError(problems)

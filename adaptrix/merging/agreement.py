@@ -1,4 +1,4 @@
-"""How close two models are, as numbers and in a line."""
+"""The agreement of a merged model with its base and adapter, as numbers and in a line."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from typing import Any
 class Agreement:
     """A merged model beside its base with the adapter attached.
 
-    ``largest``: the largest difference of a logit; ``spread``: the logits' standard deviation; ``top1``: the share of
-    ``tokens`` for which both would say the same one; ``kl``: KL(attached ‖ merged) a token, in nats; ``effect``: how
-    far the adapter itself moves a logit at most. ``kl_on``: for an adapter trained on NF4, that KL if it is merged
-    into each base; all else is about the one that was chosen.
+    - ``largest``: the largest difference of a logit.
+    - ``spread``: the standard deviation of the logits.
+    - ``top1``: the share of ``tokens`` for which both have the same likeliest one.
+    - ``kl``: KL(attached ‖ merged) a token, in nats.
+    - ``effect``: the largest change of a logit by the adapter itself.
+    - ``tokens``: compared.
+    - ``kl_on``: for an adapter trained on NF4, ``kl`` of the merge into each base; empty otherwise.
     """
 
     largest: float

@@ -1,19 +1,22 @@
-"""From a plan to what happens to each tensor of a base, or every reason why it cannot be done."""
+"""The changes of each tensor of a base by a plan, or every reason why there are none."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
 
 from adaptrix.adapter import Extra
 from adaptrix.architecture import Site
 from adaptrix.architecture.patterns import suffix_match
 from adaptrix.base.sites import BaseSites, Term
-from adaptrix.delta import LowRank
-from adaptrix.errors import Problem
+from adaptrix.delta import LowRank, Spectral
+from adaptrix.delta.kinds import row
+from adaptrix.errors import Problem, RefusedError
 from adaptrix.merging.spectral import spectral_changes
 from adaptrix.merging.tensor_change import TensorChange
-from adaptrix.merging.tied import HEAD, equal
+from adaptrix.merging.tied import HEAD, UNTIE, equal
 from adaptrix.planning.plan import Plan
 from adaptrix.progress import Counted, uncounted
 from adaptrix.tensor import FLOATS, Tensor
@@ -23,40 +26,67 @@ _OTHER_BASE = "The base is not the one that the adapter was trained on, or anoth
 
 
 class MergePlanner:
-    """The changes as they are gathered, and the problems."""
+    """Gathers the changes of tensors by name, and the problems.
 
-    def __init__(self, plan: Plan, places: BaseSites, *, tied: bool, display: Counted = uncounted) -> None:
-        self.plan, self.places, self.tied, self._display = plan, places, tied, display
+    ``sites``: of the base; ``tied``: its head and embedding are one tensor.
+    """
+
+    def __init__(self, plan: Plan, sites: BaseSites, *, tied: bool, display: Counted = uncounted) -> None:
+        self.plan, self.sites, self.tied, self._display = plan, sites, tied, display
         self.changes: dict[str, TensorChange] = {}
         self.problems: list[Problem] = []
 
     def run(self) -> None:
-        """Gathers everything: what replaces tensors first, for deltas are added to that."""
+        """Gathers everything: replaced tensors first, since deltas are added to these."""
         self.problems += _unmergeable(self.plan)
         for key, extra in self.plan.bound.adapter.extras.items():
             self._extra(key, extra)
+        for gather, deltas in self._by_kind().items():
+            gather(self, deltas)
+        for name, change in self.changes.items():
+            self.problems += _misfits(name, change, self.sites.tensors[name])
+
+    def _by_kind(self) -> dict[Gather, dict[Site, Any]]:
+        """The deltas that act by what gathers their changes, in the order of the kinds; a problem for unknown kinds."""
+        found: dict[Gather, dict[Site, Any]] = {gather: {} for gather in KINDS.values()}
         for site in self.plan.sites:
             delta = self.plan.delta(site)
-            if isinstance(delta, LowRank):
-                self._delta(site, delta)
-            elif not self.places.whole(site):
+            try:
+                found[row(KINDS, delta, site, "merging")][site] = delta
+            except RefusedError as error:
+                self.problems += error.problems
+        return {gather: deltas for gather, deltas in found.items() if deltas}
+
+    def low_rank(self, deltas: Mapping[Site, LowRank]) -> None:
+        """Gathers what LoRAs add to the tensors of their weights, each by itself."""
+        for site, delta in deltas.items():
+            self._delta(site, delta)
+
+    def spectral(self, deltas: Mapping[Site, Spectral]) -> None:
+        """Gathers the changes of spectral deltas, each of the whole weight that it is of."""
+        for site in deltas:
+            if not self.sites.whole(site):
                 self._nowhere(site)
-        self._spectral()
-        for name, change in self.changes.items():
-            self.problems += _misfits(name, change, self.places.tensors[name])
+        changes, problems = spectral_changes(self.plan, deltas, self.sites, self._display)
+        self.problems += problems
+        for name, change in changes.items():
+            self._change(name, spectral=change.spectral, turned=change.turned)
 
     def _extra(self, key: str, extra: Extra) -> None:
         path = key.removesuffix(_TOKENS) if key.endswith(_TOKENS) else key.rpartition(".")[0]
         site = self.plan.bound.architecture.locate(path.removesuffix(".base_layer"))
         plain = f"{path}.weight" if extra.kind == "token_delta" else key.replace(".base_layer.", ".")
-        names = self.places.named(plain)
-        if any(equal(extra.tensor, self.places.tensors[name]) for name in names):
+        names = self.sites.named(plain)
+        twins = [] if names or self.tied else self.sites.tied_files(plain)
+        if any(equal(extra.tensor, self.sites.tensors[name]) for name in (*names, *twins)):
             return  # the base's own, saved along
         if site is not None and not self.plan.active(site):
             found = f"it is outside the plan {self.plan.policy} and is left out"
             self._note("left-out", key, found, "Merge with --layers all to have it.", "warning")
             return
-        if extra.kind == "token_delta":
+        if twins:
+            self._note("tied", key, f"the base's files have it as {twins[0]}: merged, it would replace both", UNTIE)
+        elif extra.kind == "token_delta":
             self._tokens(plain, names, key, extra.tensor)
         else:
             self._replace(plain, names, key, extra.tensor)
@@ -66,7 +96,7 @@ class MergePlanner:
             remedy = (
                 "Load the base with the class the adapter was trained with, save_pretrained() it, and merge into that."
             )
-            self._note("no-tensor", key, "the base has no tensor for it to replace", remedy)
+            self._note("module-missing", key, "the base has no tensor for it to replace", remedy)
         for name in names:
             self._change(name, instead=tensor)
 
@@ -74,72 +104,73 @@ class MergePlanner:
         indices = _indices(self.plan.bound.adapter.provenance.config.get("trainable_token_indices"), plain)
         if indices is None or len(indices) != tensor.shape[0]:
             self._note(
-                "tokens", key, "which tokens these rows are for is not known", "Restore trainable_token_indices."
+                "config-mismatch",
+                key,
+                "which tokens these rows are for is not known",
+                "Restore trainable_token_indices.",
             )
         elif not names:
-            self._note("no-tensor", key, "the base has no such embedding", _OTHER_BASE)
+            self._note("module-missing", key, "the base has no such embedding", _OTHER_BASE)
         else:
             for name in names:
                 self._change(name, tokens=indices, rows=tensor)
 
     def _delta(self, site: Site, delta: LowRank) -> None:
         gain = 1.0 if site.layer is None else self.plan.gains.get(site.layer, 1.0)
-        found = list(self.places.terms(site, delta, gain))
+        found = list(self.sites.terms(site, self.plan.bound.targets[site].path, delta, gain))
         if not found:
             self._nowhere(site)
         for name, term in found:
             self._add(name, term, bias=False)
         if delta.bias is not None:
-            biases = list(self.places.biases(site, delta, gain))
+            biases = list(self.sites.biases(site, delta, gain))
             if not biases:
                 remedy = "peft merges no such adapter either: keep it attached, or save the base with biases of zero."
                 where = f"{site} ({self.plan.bound.targets[site]})"
-                self._note("no-bias", where, "it brings a bias and the base's module has none", remedy)
+                self._note("module-missing", where, "it brings a bias and the base's module has none", remedy)
             for name, term in biases:
                 self._add(name, term, bias=True)
 
-    def _spectral(self) -> None:
-        """The changes of spectral deltas, each of the whole weight that it is of."""
-        changes, problems = spectral_changes(self.plan, self.places, self._display)
-        self.problems += problems
-        for name, change in changes.items():
-            self._change(name, spectral=change.spectral, turned=change.turned)
-
     def _nowhere(self, site: Site) -> None:
         target = self.plan.bound.targets[site]
-        if not self._is_tied_head(f"{target}.weight"):
-            self._note("no-tensor", f"{site} ({target})", "the base's files have no weight for it", _OTHER_BASE)
+        if self._is_tied_head(f"{target}.weight"):
+            return
+        where, view = f"{site} ({target})", self.sites.view
+        if view is not None and target.path in view.unreadable:
+            found = f"transformers makes its weight from the base's files by {view.unreadable[target.path]}"
+            self._note(
+                "module-missing", where, found, "Keep the adapter attached: no tensor of the files is this weight."
+            )
+        elif view is None or len(view.tied_with(f"{target}.weight")) == 1:  # else a tie, which is told as such
+            self._note("module-missing", where, "the base's files have no weight for it", _OTHER_BASE)
 
     def _add(self, name: str, term: Term, *, bias: bool) -> None:
-        role = self.plan.bound.architecture.roles[term.site.role]
-        known = bool(self.plan.bound.architecture.dims)
-        turned = role.orientation in ("conv1d", "embedding", "experts_transposed") or (not known and self._fan_in(term))
+        turned = False if bias else self.sites.turned(name, term, self.plan.bound.targets[term.site].path)
+        if isinstance(turned, Problem):
+            self.problems.append(turned)
+            return
         before = self.changes.get(name, TensorChange())
         self._change(name, terms=(*before.terms, term), turned=turned, bias=bias)
-
-    def _fan_in(self, term: Term) -> bool:
-        """Whether a module of an unknown family is stored ``[in, out]``, as far as the adapter knows."""
-        return term.delta.embedding or bool(self.plan.bound.adapter.provenance.config.get("fan_in_fan_out"))
 
     def _change(self, name: str, **what: object) -> None:
         self.changes[name] = replace(self.changes.get(name, TensorChange()), **what)  # type: ignore[arg-type]  # its own fields
 
     def _is_tied_head(self, plain: str) -> bool:
-        """Whether a key is that of a head which the base's files leave out: :mod:`adaptrix.merging.tied` sees to it."""
+        """True for the key of a tied head that the base's files leave out; :mod:`adaptrix.merging.tied` handles it."""
         path, _, leaf = plain.rpartition(".")
         site = self.plan.bound.architecture.locate(path)
-        return leaf == "weight" and self.tied and site == HEAD and not self.places.weights("head")
+        return leaf == "weight" and self.tied and site == HEAD and not self.sites.weights("head")
 
     def _is_twin(self, plain: str, tensor: Tensor) -> bool:
-        """Whether a key is that of a bias which the adapter has under the name of the base's files as well.
+        """True for the key of a bias that the adapter also has under the name of the base's files.
 
-        BERT's head and RoBERTa's show theirs twice, as their own and as the decoder's. It is one parameter, and peft
-        saves it under both names.
+        The heads of BERT and RoBERTa name theirs twice, as their own and as the decoder's. It is one parameter, and
+        peft saves it under both names.
         """
         path, _, leaf = plain.rpartition(".")
         other = f"{path.rpartition('.')[0]}.{leaf}"
         twin = self.plan.bound.adapter.extras.get(other)
-        return leaf == "bias" and twin is not None and bool(self.places.named(other)) and equal(tensor, twin.tensor)
+        return leaf == "bias" and twin is not None and bool(self.sites.named(other)) and equal(tensor, twin.tensor)
 
     def _note(self, code: str, where: str, found: str, remedy: str, severity: str = "error") -> None:
         self.problems.append(
@@ -147,31 +178,40 @@ class MergePlanner:
         )
 
 
-def _indices(wanted: object, plain: str) -> tuple[int, ...] | None:
+#: gathers the changes of the deltas of one kind
+Gather = Callable[[MergePlanner, Any], None]
+
+#: a row for every kind of delta that can be merged
+KINDS: Mapping[str, Gather] = MappingProxyType(
+    {"lora": MergePlanner.low_rank, "dora": MergePlanner.low_rank, "spectral": MergePlanner.spectral}
+)
+
+
+def _indices(expected: object, plain: str) -> tuple[int, ...] | None:
     """The tokens that were trained of an embedding: a list for the model's only one, or a table by name."""
-    if isinstance(wanted, dict):
-        wanted = next((rows for name, rows in wanted.items() if suffix_match(name, plain.rpartition(".")[0])), None)
-    return tuple(wanted) if isinstance(wanted, list) else None
+    if isinstance(expected, dict):
+        expected = next((rows for name, rows in expected.items() if suffix_match(name, plain.rpartition(".")[0])), None)
+    return tuple(expected) if isinstance(expected, list) else None
 
 
 def _unmergeable(plan: Plan) -> Iterator[Problem]:
-    """What a config asks for that no weight can do."""
+    """A problem for everything in a config that cannot be merged into weights."""
     config: Mapping[str, object] = plan.bound.adapter.provenance.config
     name = plan.bound.adapter.name
     if config.get("alora_invocation_tokens"):
         found = "an aLoRA acts only after certain tokens, which no merged weight can do"
-        yield Problem("alora", name, found, remedy="Keep it attached.")
+        yield Problem("conditional", name, found, remedy="Run it with peft.")
     if config.get("arrow_config"):
-        yield Problem("arrow", name, "a router of adapters chooses token by token, which no merged weight can do")
+        yield Problem("conditional", name, "a router of adapters chooses token by token, which no merged weight can do")
     if config.get("layer_replication"):
         remedy = "Expand the base first: load it with peft and this adapter, unload(), and save it."
         yield Problem(
-            "replication", name, "its config repeats layers, and the base's files hold each once", remedy=remedy
+            "variant-unsupported", name, "its config repeats layers, and the base's files hold each once", remedy=remedy
         )
 
 
 def _misfits(name: str, change: TensorChange, own: Tensor) -> Iterator[Problem]:
-    """What speaks against a change: shapes, dtypes, and DoRA where its norm has no meaning."""
+    """The reasons against a change: shapes, dtypes, and DoRA where its norm has no meaning."""
     stored = change.instead or own
     if own.dtype not in FLOATS or stored.dtype not in FLOATS:
         remedy = "Merge into the base before it was quantised."
@@ -185,7 +225,7 @@ def _misfits(name: str, change: TensorChange, own: Tensor) -> Iterator[Problem]:
         )
     if change.tokens and not all(0 <= token < stored.shape[0] for token in change.tokens):
         found = f"token {max(change.tokens)} was trained and the base has {stored.shape[0]}"
-        yield Problem("tokens", name, found, remedy="Resize the base's embeddings first, as was done for training.")
+        yield Problem("vocabulary", name, found, remedy="Resize the base's embeddings first, as was done for training.")
     yield from (problem for term in change.terms for problem in _misfit(name, change, term, stored.shape))
     if change.spectral is not None and (change.instead is not None or change.terms or change.rows is not None):
         found = "a spectral delta and another change of the same weight"
@@ -199,18 +239,18 @@ def _misfits(name: str, change: TensorChange, own: Tensor) -> Iterator[Problem]:
 
 
 def _misfit(name: str, change: TensorChange, term: Term, shape: tuple[int, ...]) -> Iterator[Problem]:
-    """A problem where a term has not the shape of its weight."""
+    """A problem where a term does not have the shape of its weight."""
     if change.bias:
-        fits, wanted = len(shape) == 1 and (term.put is not None or shape[0] == term.out), f"[{term.out}]"
+        fits, expected = len(shape) == 1 and (term.put is not None or shape[0] == term.out), f"[{term.out}]"
     else:
         out, inp = (shape[-1:-3:-1] if change.turned else shape[-2:]) if len(shape) > 1 else (0, 0)
         stacked = term.delta.experts is not None and term.source is None
         depth = len(shape) == (3 if stacked or term.expert is not None else 2)
         depth = depth and (not stacked or shape[0] == term.delta.experts)
         fits = depth and inp == term.delta.shape[1] and (term.put is not None or out == term.out)
-        wanted = f"{term.out} × {term.delta.shape[1]}"
+        expected = f"{term.out} × {term.delta.shape[1]}"
     rows = shape[-1] if change.turned or change.bias else shape[-2] if len(shape) > 1 else 0
     if not fits or (term.put is not None and int(term.put.max()) >= rows):
         yield Problem(
-            "shape", name, f"shape {list(shape)} in the base", f"{wanted}, as ΔW of {term.site} has", _OTHER_BASE
+            "shape", name, f"shape {list(shape)} in the base", f"{expected}, as ΔW of {term.site} has", _OTHER_BASE
         )

@@ -1,6 +1,6 @@
 """The files of a merged model: weights in the base's own shards, their index, the config, and a record of the merge.
 
-To undo a merge is to take the base again: subtraction gives other numbers, for rounding has lost what it lost.
+A merge cannot be undone by subtraction, which gives other numbers because of rounding: use the base again.
 """
 
 from __future__ import annotations
@@ -23,32 +23,32 @@ from adaptrix.progress import Display, quiet
 from adaptrix.tensor import FLOATS
 
 
-def write_model(made: MergePlan, folder: Path, dtype: str | None, display: Display = quiet) -> int:
-    """The weights, their index and the config; how many bytes of tensors they are."""
+def write_model(merge: MergePlan, folder: Path, dtype: str | None, display: Display = quiet) -> int:
+    """Writes the weights, their index and the config into ``folder``; returns the bytes of all tensors."""
     from adaptrix.merging.shards import Entry, write_shard
 
-    wanted = None if dtype is None else dtype_name(dtype)
+    target = None if dtype is None else dtype_name(dtype)
     shards: dict[str, list[Entry]] = {}
-    for file, tensors in made.base.shards.items():
+    for file, tensors in merge.base.shards.items():
         shards[file] = []
         for name, tensor in tensors.items():
-            cast = wanted if wanted is not None and tensor.dtype in FLOATS else tensor.dtype
-            change = made.changes.get(name) or (TensorChange() if cast != tensor.dtype else None)
-            shards[file].append(Entry(name, tensor, cast, change))
+            cast = target if target is not None and tensor.dtype in FLOATS else tensor.dtype
+            change = merge.changes.get(name) or (TensorChange() if cast != tensor.dtype else None)
+            shards[file].append(Entry(name, tensor, cast, change, merge.allow_nonfinite))
     total = sum(entry.result.nbytes for entries in shards.values() for entry in entries)
     with display(total) as progress:
         for file, entries in shards.items():
-            write_shard(folder / file, entries, {**made.base.metadata[file], "format": "pt"}, progress)
-    if made.base.index is not None:
+            write_shard(folder / file, entries, {**merge.base.metadata[file], "format": "pt"}, progress)
+    if merge.base.index is not None:
         sizes = {entry.name: entry.result.size for entries in shards.values() for entry in entries}
-        (folder / INDEX).write_text(as_json(_index(made.base, total, sizes)))
-    _write_config(made, folder, wanted)
+        (folder / INDEX).write_text(as_json(_index(merge.base, total, sizes)))
+    _write_config(merge, folder, target)
     return total
 
 
 def _index(base: BaseCheckpoint, total: int, sizes: Mapping[str, int]) -> dict[str, Any]:
     """The base's index with the sizes of the result."""
-    assert base.index is not None  # its caller has looked
+    assert base.index is not None  # checked by the caller
     stated = base.index.get("metadata")
     metadata = {**(stated if isinstance(stated, dict) else {}), "total_size": total}
     grown = sum(sizes.values()) - sum(tensor.size for tensor in base.tensors().values())
@@ -57,11 +57,11 @@ def _index(base: BaseCheckpoint, total: int, sizes: Mapping[str, int]) -> dict[s
     return {**base.index, "metadata": metadata}
 
 
-def _write_config(made: MergePlan, folder: Path, dtype: str | None) -> None:
-    """The config: the base's own bytes where nothing in it changes."""
-    config = merged_config(made.base.config, made.plan.bound.architecture, made.vocabulary, dtype)
-    if config == made.base.config:
-        shutil.copyfile(made.base.folder / "config.json", folder / "config.json")
+def _write_config(merge: MergePlan, folder: Path, dtype: str | None) -> None:
+    """Writes the config: the base's own bytes where nothing in it changes."""
+    config = merged_config(merge.base.config, merge.plan.bound.architecture, merge.vocabulary, dtype)
+    if config == merge.base.config:
+        shutil.copyfile(merge.base.folder / "config.json", folder / "config.json")
     else:
         (folder / "config.json").write_text(as_json(config))
 
@@ -104,7 +104,7 @@ VERSION = 1
 
 
 def record(plan: Plan, base: BaseCheckpoint, dtype: str | None, qlora_base: str | None) -> dict[str, Any]:
-    """What was merged into what; paths on this disk are named by their last part alone."""
+    """The record of a merge: base, adapter and options; of paths on this disk, the last part alone."""
     source = plan.bound.adapter.provenance
     return {
         "version": VERSION,

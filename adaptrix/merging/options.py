@@ -1,4 +1,4 @@
-"""What can be asked of a merge, and what is known to be wrong with it before anything is fetched."""
+"""The options of a merge, and their checks before anything is fetched."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ _DTYPES = ("F64", "F32", "F16", "BF16")
 
 @dataclass(frozen=True)
 class MergeOptions:
-    """What can be asked of a merge; the command line's options by the same names.
+    """The options of a merge; the command line's by the same names.
 
-    ``layers``: a policy; None is all of a PEFT checkpoint, and an injection file's own plan, as attaching does it.
-    ``dtype``: that of the result, by default each tensor's own. ``verify``: the merged model is held to its base with
-    the adapter attached, and is not written where they are not one. ``qlora_base``: the adapter was trained on the
-    base in NF4, and is merged into what NF4 leaves of it (``nf4``) or into its full precision (``bf16``).
+    - ``layers``: a policy; None is all of a PEFT checkpoint and an injection file's own plan, as when attaching.
+    - ``dtype``: of the result; by default each tensor's own.
+    - ``force``: replace an earlier output.
+    - ``allow_nonfinite``: merge NaN and Inf.
+    - ``verify``: compare the merged model with the base with the adapter attached, and refuse it where they differ.
+    - ``qlora_base``: for an adapter that was trained on the base in NF4: merge it into the dequantised base (``nf4``)
+      or into its full precision (``bf16``).
     """
 
     layers: str | None = None
@@ -35,7 +38,7 @@ class MergeOptions:
 
 
 def prepare(out: str | None, options: MergeOptions) -> None:
-    """Raises :class:`UsageError` for what is known to be wrong before anything is fetched."""
+    """Raises :class:`UsageError` for options that can be refused before anything is fetched."""
     if options.dtype is not None and dtype_name(options.dtype) not in _DTYPES:
         raise UsageError(Problem("option", "dtype", f"{options.dtype!r}", f"one of {', '.join(_DTYPES)}"))
     if out is not None and out.endswith("/"):
@@ -57,4 +60,4 @@ def require(module: str, extra: str) -> None:
         import_module(module)
     except ImportError:
         remedy = f'Run: pip install "adaptrix[{extra}]"'
-        raise UsageError(Problem("missing-extra", "merge", f"{module} is not installed", remedy=remedy)) from None
+        raise UsageError(Problem("package-missing", "merge", f"{module} is not installed", remedy=remedy)) from None

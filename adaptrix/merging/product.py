@@ -1,9 +1,9 @@
 """The arithmetic of a merge, a piece of rows at a time.
 
-W' = round(W + scale · B·A), the sum in fp32 (fp64 for a base in fp64) and rounded once, which is what peft does
-wherever it does not round ΔW first; a spectral delta has B = U·diag(d), A = Vᵀ. DoRA: round(m / ‖W + ΔW‖ · (W + ΔW)),
-with norms by rows of ``[out, in]``. A piece's product is that of the whole weight: each number is a sum over the rank,
-and pieces split no such sum.
+W' = round(W + scale · B·A), the sum in fp32 (fp64 for a base in fp64) and rounded once, as peft computes it
+unless it rounds ΔW first; a spectral delta has B = U·diag(d), A = Vᵀ. DoRA: round(m / ‖W + ΔW‖ · (W + ΔW)),
+with norms by rows of ``[out, in]``. The product of a piece equals that part of the whole product: pieces do not
+split the sums over the rank.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ import torch
 from torch import Tensor
 
 from adaptrix.base.sites import Term
-from adaptrix.errors import refuse
+from adaptrix.errors import RefusedError, refuse
 from adaptrix.merging.reading import Reader, reading
 from adaptrix.merging.tensor_change import SpectralTerm, TensorChange
 from adaptrix.tensor import Tensor as Stored
 from adaptrix.torch_tensor import TORCH, as_torch
 
-#: numbers a piece: what is done to them is done in a core's own cache
+#: numbers a piece: they stay in a core's own cache
 PIECE = 1 << 17
-#: rows a piece at least: libraries multiply very few rows in another order, and the last bit tells
+#: rows a piece at least: libraries multiply very few rows in another order, which changes the last bit
 ROWS = 64
-_NARROW = (torch.float16, torch.float8_e4m3fn, torch.float8_e5m2)
+_WIDE = ("F64", "F32", "BF16")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,10 +40,12 @@ class _Factors:
     magnitude: Tensor | None = None
 
 
-def pieces(stored: Stored, change: TensorChange, dtype: str, where: str) -> Iterator[memoryview]:
+def pieces(
+    stored: Stored, change: TensorChange, dtype: str, where: str, *, allow_nonfinite: bool = False
+) -> Iterator[memoryview]:
     """The bytes of the new tensor, in order and in ``dtype``; each is void when the next is asked for.
 
-    Raises :class:`RefusedError` where rounding makes a number infinite.
+    Raises :class:`RefusedError` for a number that is not finite, unless ``allow_nonfinite``.
     """
     source = change.instead or stored
     if not source.size:
@@ -53,31 +55,51 @@ def pieces(stored: Stored, change: TensorChange, dtype: str, where: str) -> Iter
 
         source = dequantised(source, turned=change.turned)
     wide = torch.float64 if stored.dtype == "F64" else torch.float32
-    rounded = _Rounding(TORCH[dtype], where)
+    rounded = _Rounding(TORCH[dtype])
     for x in _vector(source, change, wide) if len(source.shape) < 2 else _matrices(source, change, wide):
         yield rounded(x)
+        if not (allow_nonfinite or rounded.finite):
+            raise _not_finite(source, change, dtype, where)
 
 
 class _Rounding:
-    """Rounds pieces, into one buffer."""
+    """Rounds pieces into one buffer."""
 
-    def __init__(self, dtype: torch.dtype, where: str) -> None:
-        self._dtype, self._where = dtype, where
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
         self._room, self._bytes = torch.empty(0, dtype=dtype), memoryview(b"")
 
     def __call__(self, x: Tensor) -> memoryview:
         if self._room.shape != x.shape:
             self._room = torch.empty(x.shape, dtype=self._dtype)
             self._bytes = self._room.view(-1).view(torch.uint8).numpy().data
-        room = self._room.copy_(x)
-        if room.dtype in _NARROW and not bool(torch.isfinite(room.float()).all()):
-            found, remedy = f"a merged number is beyond what {room.dtype} holds", "Merge with --dtype bf16 or fp32."
-            raise refuse("overflow", self._where, found, remedy=remedy)
+        self._room.copy_(x)
         return self._bytes
+
+    @property
+    def finite(self) -> bool:
+        """True where every number of the last piece is finite: both extremes are NaN where any number is."""
+        room = self._room.float() if self._dtype.itemsize == 1 else self._room
+        return not room.numel() or all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(room))
+
+
+def _not_finite(source: Stored, change: TensorChange, dtype: str, where: str) -> RefusedError:
+    """The refusal of a tensor with Inf or NaN, with what they come from: the base, rounding, or ΔW."""
+    expected = "finite numbers"
+    if not bool(torch.isfinite(as_torch(source).float()).all()):
+        remedy = "Fetch the base again, or let such numbers through with --allow-nonfinite."
+        return refuse("nonfinite", where, "the base's own tensor has Inf or NaN", expected, remedy)
+    if dtype not in _WIDE:
+        found, remedy = f"a merged number is beyond what {dtype} holds", "Merge with --dtype bf16 or fp32."
+        return refuse("overflow", where, found, expected, remedy)
+    scales = ", ".join(sorted({f"{term.scale:g}" for term in change.terms})) or "1"
+    found = f"a merged number is beyond what {dtype} holds: the adapter's scale is {scales}"
+    remedy = "Its alpha or its factors are damaged: fetch the adapter again, or train it anew."
+    return refuse("overflow", where, found, expected, remedy)
 
 
 def _vector(source: Stored, change: TensorChange, wide: torch.dtype) -> Iterator[Tensor]:
-    """A bias, or whatever has no rows: b + scale · B.bias."""
+    """A bias, or any tensor without rows: b + scale · B.bias."""
     x = as_torch(source).to(wide)
     for term in change.terms:
         assert term.delta.bias is not None  # these are the terms of a bias
@@ -139,7 +161,7 @@ def _product(factors: _Factors, start: int, stop: int, *, turned: bool, out: Ten
 
 
 def _add(x: Tensor, read: Reader, start: int, part: int) -> None:
-    """W to ΔW, in parts where x is the whole weight: no second copy of it is made."""
+    """Adds W to ΔW in ``x``, in parts where x is the whole weight, so that no second copy of W is made."""
     if len(x) <= part:
         x.add_(read(start, start + len(x)))
         return
@@ -149,7 +171,7 @@ def _add(x: Tensor, read: Reader, start: int, part: int) -> None:
 
 
 def _norm(x: Tensor, magnitude: Tensor, start: int, stop: int, *, turned: bool) -> None:
-    """DoRA's magnitudes in place of the norms of the rows of ``[out, in]``."""
+    """Scales the rows of ``[out, in]`` to DoRA's magnitudes."""
     if turned:
         x.mul_(magnitude / torch.linalg.norm(x.T, dim=1))
     else:
@@ -157,7 +179,7 @@ def _norm(x: Tensor, magnitude: Tensor, start: int, stop: int, *, turned: bool) 
 
 
 def _put_tokens(x: Tensor, change: TensorChange, rows: Stored, start: int) -> None:
-    """Rows that were trained on their own, in the place of those that are there."""
+    """Replaces the rows of trained tokens."""
     here = [(number, token - start) for number, token in enumerate(change.tokens) if 0 <= token - start < len(x)]
     trained = as_torch(rows).to(x.dtype) if here else x
     for number, row in here:
@@ -172,7 +194,7 @@ def _spectral_factors(term: SpectralTerm, wide: torch.dtype) -> _Factors:
 
 
 def _factors(terms: Sequence[Term], out: int, expert: int | None, wide: torch.dtype) -> _Factors:
-    """The factors of what all terms add: side by side where there are several, scales in B where these differ."""
+    """The factors of the sum of all terms: side by side where there are several, scales in B where these differ."""
     pairs = [_pair(term, out, expert, wide) for term in terms]
     if len(terms) == 1:
         delta, (A, B) = terms[0].delta, pairs[0]
@@ -187,7 +209,7 @@ def _factors(terms: Sequence[Term], out: int, expert: int | None, wide: torch.dt
 
 
 def _scaled(factors: _Factors) -> _Factors:
-    """A scale that is a power of two in B: it rounds nothing there, and the product needs no pass of its own."""
+    """The factors with a scale that is a power of two in B: nothing is rounded, and the product needs no scaling."""
     if frexp(factors.scale)[0] != 0.5:
         return factors
     return replace(factors, B=factors.B * factors.scale, scale=1.0)

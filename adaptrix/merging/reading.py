@@ -1,4 +1,4 @@
-"""Reads the rows of a stored matrix through a mapping of its file: a tensor of any size takes a piece's memory."""
+"""Readers of the rows of a stored matrix through a mapping of its file, in the memory of a few rows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from adaptrix.torch_tensor import TORCH
 class Reader:
     """Rows of a matrix ``[rows, columns]``, ``most`` at a time, in the dtype ``wide``.
 
-    What one reading returned is void at the next.
+    Each call overwrites the rows that the last one returned.
     """
 
     def __init__(self, stored: Stored, raw: Tensor, most: int, wide: torch.dtype, file: int | None) -> None:

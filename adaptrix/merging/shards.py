@@ -1,6 +1,6 @@
-"""Writes a shard: what is untouched is copied by the system, what is changed is computed on the way.
+"""The writer of a shard: unchanged tensors are copied by the system, changed ones are computed.
 
-Where each tensor goes is known from the header, so several threads write at once, each into its own place.
+The header gives the position of each tensor, so several threads write at once, each into its own range.
 """
 
 from __future__ import annotations
@@ -23,34 +23,35 @@ from adaptrix.merging.reading import shrunk
 from adaptrix.merging.tensor_change import TensorChange
 from adaptrix.tensor import FileRange, Tensor
 
-#: bytes that one thread copies before it looks whether it is still wanted
+#: bytes that a thread copies before it checks for an interruption
 _RUN = 1 << 24
 #: where the system cannot copy: another kind of disk, or an old kernel
 _NO_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}
-#: what says how many bytes more are written
+#: called with the number of bytes that have just been written
 Progress = Callable[[int], object]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Entry:
-    """A tensor of the output: its name, dtype and shape, where its bytes come from, and what happens to them."""
+    """A tensor of the output: its name, the stored tensor, the dtype to write, and the change, if any."""
 
     name: str
     stored: Tensor
     dtype: str
     change: TensorChange | None = None
+    allow_nonfinite: bool = False
 
     @property
     def result(self) -> Tensor:
-        """The tensor that the header describes; its bytes are none."""
+        """The tensor that the header describes, without bytes."""
         shape = (self.change.instead or self.stored).shape if self.change else self.stored.shape
         return Tensor(self.dtype, shape, b"")
 
 
 class _Job(Protocol):
-    """A part of the file: writes itself, and stops early where it is no longer wanted."""
+    """A part of the file that writes itself; ``check`` raises where the work was interrupted."""
 
-    def __call__(self, out: int, wanted: Callable[[], None], progress: Progress) -> None: ...
+    def __call__(self, out: int, check: Callable[[], None], progress: Progress) -> None: ...
 
 
 def write_shard(path: Path, entries: Iterable[Entry], metadata: Mapping[str, str], progress: Progress) -> None:
@@ -69,7 +70,7 @@ def write_shard(path: Path, entries: Iterable[Entry], metadata: Mapping[str, str
 
 
 def _jobs(entries: list[Entry], position: int) -> Iterator[_Job]:
-    """What is to be done: the changed tensors one by one, neighbours that are untouched together."""
+    """The jobs of a file: the changed tensors one by one, adjacent unchanged ones together."""
     run: FileRange | None = None
     begin = position
     for entry in entries:
@@ -99,10 +100,11 @@ class _Computed:
     entry: Entry
     position: int
 
-    def __call__(self, out: int, wanted: Callable[[], None], progress: Progress) -> None:
-        position = self.position
-        for piece in pieces(self.entry.stored, self.entry.change or TensorChange(), self.entry.dtype, self.entry.name):
-            wanted()
+    def __call__(self, out: int, check: Callable[[], None], progress: Progress) -> None:
+        position, entry = self.position, self.entry
+        change, allowed = entry.change or TensorChange(), entry.allow_nonfinite
+        for piece in pieces(entry.stored, change, entry.dtype, entry.name, allow_nonfinite=allowed):
+            check()
             _put(out, piece, position)
             position += len(piece)
             progress(len(piece))
@@ -113,11 +115,11 @@ class _Copied:
     source: FileRange
     position: int
 
-    def __call__(self, out: int, wanted: Callable[[], None], progress: Progress) -> None:
+    def __call__(self, out: int, check: Callable[[], None], progress: Progress) -> None:
         with open(self.source.path, "rb", buffering=0) as file:
             done = 0
             while done < self.source.nbytes:
-                wanted()
+                check()
                 offset, count = self.source.offset + done, min(_RUN, self.source.nbytes - done)
                 copied = _copy(file.fileno(), out, count, offset, self.position + done)
                 if not copied:
@@ -127,7 +129,7 @@ class _Copied:
 
 
 def _copy(source: int, out: int, count: int, offset: int, position: int) -> int:
-    """Copies bytes within the system where it can, which is faster, and shares them on disks that can do that."""
+    """Copies bytes in the kernel where possible, which is faster and shares the blocks on disks that support it."""
     if hasattr(os, "copy_file_range"):
         try:
             return os.copy_file_range(source, out, count, offset, position)
@@ -145,7 +147,7 @@ def _put(out: int, piece: memoryview, position: int) -> None:
         piece, position = piece[written:], position + written
 
 
-class _UnwantedError(Exception):
+class _StoppedError(Exception):
     """Another thread failed, or the user has interrupted."""
 
 
@@ -153,12 +155,12 @@ def _run(jobs: Iterable[_Job], out: int, progress: Progress) -> None:
     """Does the jobs, as many at once as there are cores. Raises what the first of them raises."""
     stop = Event()
 
-    def wanted() -> None:
+    def check() -> None:
         if stop.is_set():
-            raise _UnwantedError
+            raise _StoppedError
 
     with _single_threaded(), ThreadPoolExecutor(_cores()) as pool:
-        futures = [pool.submit(job, out, wanted, progress) for job in jobs]
+        futures = [pool.submit(job, out, check, progress) for job in jobs]
         try:
             done, _ = wait(futures, return_when=FIRST_EXCEPTION)
             for future in done:
@@ -174,7 +176,7 @@ def _cores() -> int:
 
 @contextmanager
 def _single_threaded() -> Iterator[None]:
-    """One thread a product: there is one product a core already."""
+    """Limits torch to one thread a product: there is one product a core already."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

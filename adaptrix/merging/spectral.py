@@ -1,13 +1,16 @@
-"""What spectral deltas do to a base: each changes the very weight whose decomposition it is of.
+"""The changes of a base by spectral deltas: each changes the weight whose decomposition it belongs to.
 
-All weights are held to the hashes that the deltas name before the first is decomposed, which may take long.
+All weights are checked against the hashes that the deltas record before the first is decomposed, which may take long.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from adaptrix.architecture import Site
 from adaptrix.base.sites import BaseSites
 from adaptrix.base.svd import SvdCache, resolve
-from adaptrix.base.vectors import SpectralWeight, held_weights
+from adaptrix.base.vectors import SpectralWeight, checked_weights
 from adaptrix.delta import Spectral
 from adaptrix.errors import Problem, RefusedError
 from adaptrix.merging.tensor_change import SpectralTerm, TensorChange
@@ -15,10 +18,11 @@ from adaptrix.planning.plan import Plan
 from adaptrix.progress import Counted
 
 
-def spectral_changes(plan: Plan, places: BaseSites, display: Counted) -> tuple[dict[str, TensorChange], list[Problem]]:
+def spectral_changes(
+    plan: Plan, deltas: Mapping[Site, Spectral], sites: BaseSites, display: Counted
+) -> tuple[dict[str, TensorChange], list[Problem]]:
     """The change of each weight by its name, or every reason why there is none."""
-    deltas = [(site, delta) for site in plan.sites if isinstance(delta := plan.delta(site), Spectral)]
-    found, problems = held_weights(plan, places, deltas)
+    found, problems = checked_weights(plan, sites, deltas.items())
     if problems or not found:
         return {}, problems
     changes: dict[str, TensorChange] = {}

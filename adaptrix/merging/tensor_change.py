@@ -1,4 +1,4 @@
-"""What is to happen to one tensor of a base. Values only; :mod:`adaptrix.merging.product` does the arithmetic."""
+"""Changes of one tensor of a base. Values only; :mod:`adaptrix.merging.product` does the arithmetic."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from adaptrix.tensor import Tensor
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SpectralTerm:
-    """What a spectral delta, with its U and V, adds to the weight that it is of; ``gain`` multiplies it."""
+    """The term that a spectral delta, with its U and V, adds to its weight; ``gain`` multiplies it."""
 
     site: Site
     delta: Spectral
@@ -21,11 +21,14 @@ class SpectralTerm:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TensorChange:
-    """A tensor's new numbers: ``instead`` of its own, plus the ``terms``, then ``tokens`` replaced by ``rows``.
+    """The change of a tensor, in this order.
 
-    ``spectral``: what is added where there is none of these.
-    ``turned``: the weight is stored ``[in, out]`` (Conv1D, embeddings). ``bias``: the terms are biases of B. ``nf4``:
-    the terms are added to what NF4 leaves of the tensor.
+    - ``nf4``: the tensor is quantised to NF4 and dequantised first.
+    - ``instead``: a tensor that replaces it.
+    - ``terms``: added to it. ``bias``: they are biases of B.
+    - ``spectral``: added to it; excludes ``instead``, ``terms`` and ``rows``.
+    - ``tokens``, ``rows``: the rows of these tokens are replaced.
+    - ``turned``: the weight is stored ``[in, out]`` (Conv1D, embeddings).
     """
 
     instead: Tensor | None = None
@@ -43,5 +46,5 @@ class TensorChange:
 
     @property
     def empty(self) -> bool:
-        """Whether it leaves the tensor as it is, but for NF4."""
+        """True where the tensor stays as it is, but for NF4."""
         return self.instead is None and not self.terms and self.spectral is None and self.rows is None

@@ -13,8 +13,9 @@ import numpy as np
 
 from adaptrix.adapter import Extra
 from adaptrix.architecture import Site
+from adaptrix.base.model_view import ModelView
 from adaptrix.base.sites import BaseSites
-from adaptrix.delta import Delta, LowRank
+from adaptrix.delta import Delta
 from adaptrix.errors import Problem
 from adaptrix.merging.tensor_change import TensorChange
 from adaptrix.planning.plan import Plan
@@ -22,20 +23,20 @@ from adaptrix.tensor import FLOATS, Tensor
 
 EMBED, HEAD = Site(None, "embed"), Site(None, "head")
 _NO_HEAD = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice")
-_UNTIE = (
+UNTIE = (
     "Untie the base first: load it with tie_word_embeddings=False, copy the embedding's weight into the head's,"
     " save_pretrained() it, and merge into that; or leave the embedding out with --layers."
 )
 
 
-def is_tied(config: Mapping[str, Any], places: BaseSites) -> bool:
-    """Whether the head reads the embedding's tensor.
+def is_tied(config: Mapping[str, Any], sites: BaseSites) -> bool:
+    """True where the head reads the embedding's tensor.
 
-    Where the config does not say, its default is the model's own affair: files without a head say it, and so do
-    two tensors of equal bytes.
+    Where the config does not say, the default is the model class's: the two are tied if the files have no head, or
+    one that equals the embedding.
     """
     names = config.get("architectures") or [""]
-    if "head" not in places.roles or any(part in str(names[0]) for part in _NO_HEAD):
+    if "head" not in sites.roles or any(part in str(names[0]) for part in _NO_HEAD):
         return False
     text = config.get("text_config")
     stated = [
@@ -43,49 +44,64 @@ def is_tied(config: Mapping[str, Any], places: BaseSites) -> bool:
         for part in (config, text)
         if isinstance(part, dict) and "tie_word_embeddings" in part
     ]
-    embeds, heads = places.weights("embed"), places.weights("head")
+    embeds, heads = sites.weights("embed"), sites.weights("head")
     if stated:
         return bool(stated[0])
-    return not heads or any(equal(places.tensors[a], places.tensors[b]) for a in embeds for b in heads)
+    return not heads or any(equal(sites.tensors[a], sites.tensors[b]) for a in embeds for b in heads)
 
 
-def tied_changes(places: BaseSites, changes: Mapping[str, TensorChange]) -> dict[str, TensorChange]:
+def tied_changes(sites: BaseSites, changes: Mapping[str, TensorChange]) -> dict[str, TensorChange]:
     """The changes, where embedding and head are one: what is done to one tensor is done to its copy."""
     found = dict(changes)
-    names = [*places.weights("embed"), *places.weights("head")]
+    names = [*sites.weights("embed"), *sites.weights("head")]
     changed = next((changes[name] for name in names if name in changes), None)
     if changed is not None:
         found |= dict.fromkeys(names, changed)
     return found
 
 
-def tied_problems(plan: Plan, places: BaseSites) -> Iterator[Problem]:
-    """A problem where an adapter changes one of the two and not the other, or each in its own way."""
-    own = next((places.tensors[name] for name in places.weights("embed")), None)
+def tied_problems(plan: Plan, sites: BaseSites) -> Iterator[Problem]:
+    """A problem where an adapter changes one of the two and not the other, or both differently."""
+    own = next((sites.tensors[name] for name in sites.weights("embed")), None)
     embed, head = (plan.delta(site) if site in plan.sites else None for site in (EMBED, HEAD))
     name = plan.bound.adapter.name
     if not _same_delta(embed, head):
-        one = "the embedding" if head is None else "the head" if embed is None else "both, each in its own way,"
+        one = "the embedding" if head is None else "the head" if embed is None else "both, differently,"
         found = f"it changes {one} and the base ties them: merged, the change would be to both"
-        yield Problem("tied", f"{name} {EMBED if embed else HEAD}", found, remedy=_UNTIE)
+        yield Problem("tied", f"{name} {EMBED if embed else HEAD}", found, remedy=UNTIE)
     saved = {site: _saved(plan, site, own) for site in (EMBED, HEAD)}
     one_saved, other_saved = saved[EMBED], saved[HEAD]
     if (one_saved is None) != (other_saved is None) or (
         one_saved and other_saved and not equal(one_saved, other_saved)
     ):
-        only = "the embedding" if other_saved is None else "the head" if one_saved is None else "both, each anew,"
+        only = (
+            "the embedding"
+            if other_saved is None
+            else "the head"
+            if one_saved is None
+            else "both, with different numbers,"
+        )
         found = f"it has {only} saved whole and the base ties them: merged, it would replace both"
-        yield Problem("tied", f"{name} {EMBED if one_saved else HEAD}", found, remedy=_UNTIE)
+        yield Problem("tied", f"{name} {EMBED if one_saved else HEAD}", found, remedy=UNTIE)
+
+
+def tied_parameters(plan: Plan, view: ModelView, changes: Mapping[str, TensorChange]) -> Iterator[Problem]:
+    """A problem for each site and extra whose weight is another module's as well, in a family without a known head.
+
+    Attached, it would act on one of the modules; merged, on all that share the tensor.
+    """
+    wanted = {f"{plan.bound.targets[site].path}.weight": str(site) for site in plan.sites}
+    wanted |= {view.parameters.get(name, name): name for name, change in changes.items() if not change.empty}
+    for name, where in wanted.items():
+        others = view.tied_with(name) - {name}
+        if others and not others <= wanted.keys():
+            found = f"its weight {name} is also {', '.join(sorted(others))}: merged, the change would be to all of them"
+            yield Problem("tied", f"{plan.bound.adapter.name} {where}", found, remedy=UNTIE)
 
 
 def _same_delta(embed: Delta | None, head: Delta | None) -> bool:
-    """Whether ΔW of the head is the transpose of that of the embedding, factor by factor."""
-    if not isinstance(embed, LowRank) or not isinstance(head, LowRank):
-        return embed is head
-    if embed.magnitude or head.magnitude or embed.bias or head.bias or embed.scale != head.scale:
-        return False
-    crossed = ((embed.A, head.B), (embed.B, head.A))
-    return all(np.array_equal(one.float32().T, other.float32()) for one, other in crossed)
+    """Whether ΔW of the head is the transpose of that of the embedding; also where neither has one."""
+    return embed is head if embed is None or head is None else embed.is_transpose_of(head)
 
 
 def _saved(plan: Plan, site: Site, own: Tensor | None) -> Tensor | None:
@@ -107,7 +123,7 @@ def _is_weight_of(key: str, extra: Extra, plan: Plan, site: Site) -> bool:
 
 
 def equal(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors hold the same numbers once the finer is rounded as the other is; a piece at a time."""
+    """True where two tensors hold the same numbers, in the coarser of their dtypes; compared a piece at a time."""
     if one.shape != other.shape or one.dtype not in FLOATS or other.dtype not in FLOATS:
         return False
     dtype = min((one.dtype, other.dtype), key=lambda name: {"F64": 3, "F32": 2}.get(name, 1))
@@ -117,14 +133,14 @@ def equal(one: Tensor, other: Tensor) -> bool:
     return all(np.array_equal(a.cast(dtype).float32(), b.cast(dtype).float32()) for a, b in pieces)
 
 
-def vocabulary(plan: Plan, places: BaseSites, changes: Mapping[str, TensorChange]) -> tuple[int | None, list[Problem]]:
-    """The rows that embedding and head have in the merged model if they are others than before.
+def vocabulary(plan: Plan, sites: BaseSites, changes: Mapping[str, TensorChange]) -> tuple[int | None, list[Problem]]:
+    """The number of tokens of embedding and head in the merged model where it changes, and the problems.
 
-    Every tensor that counts tokens has to come along, else the model could not be loaded.
+    Every tensor with a row for each token must have the new size, else the model could not be loaded.
     """
-    names = [*places.weights("embed"), *places.weights("head"), *places.biases_of("head")]
-    after = {name: _rows(name, changes, places) for name in names}
-    before = {name: places.tensors[name].shape[0] for name in names}
+    names = [*sites.weights("embed"), *sites.weights("head"), *sites.biases_of("head")]
+    after = {name: _rows(name, changes, sites) for name in names}
+    before = {name: sites.tensors[name].shape[0] for name in names}
     grown = {name for name in names if after[name] != before[name]}
     if not grown:
         return None, []
@@ -134,9 +150,9 @@ def vocabulary(plan: Plan, places: BaseSites, changes: Mapping[str, TensorChange
     kept = next(name for name in names if after[name] != after[min(grown)])
     found = f"the adapter resized {min(grown)} to {after[min(grown)]} tokens, and {kept} has {after[kept]}"
     remedy = "Save the adapter with its embedding and its head (save_embedding_layers=True), or resize the base first."
-    return None, [Problem("vocab", plan.bound.adapter.name, found, "one size for both", remedy)]
+    return None, [Problem("vocabulary", plan.bound.adapter.name, found, "one size for both", remedy)]
 
 
-def _rows(name: str, changes: Mapping[str, TensorChange], places: BaseSites) -> int:
+def _rows(name: str, changes: Mapping[str, TensorChange], sites: BaseSites) -> int:
     change = changes.get(name)
-    return (change.instead if change and change.instead else places.tensors[name]).shape[0]
+    return (change.instead if change and change.instead else sites.tensors[name]).shape[0]

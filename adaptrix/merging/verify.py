@@ -1,7 +1,7 @@
-"""Holds a merged model to its base with the adapter attached: the logits of both on the same tokens.
+"""The comparison of a merged model with its base with the adapter attached: logits of both on the same tokens.
 
-Both are run in fp32, one after the other, so that what is seen is what rounding the merged weights has cost, and
-nothing else. The tokens are random and seeded: they say whether two models are one, not how good either is.
+Both are run in fp32, one after the other, so that the rounding of the merged weights is all that differs. The tokens
+are random and seeded: they show whether the two models are the same, not how good they are.
 """
 
 from __future__ import annotations
@@ -14,36 +14,36 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from adaptrix.attaching import attach
+from adaptrix.base.loading import in_fp32
 from adaptrix.errors import Problem, RefusedError, refuse
 from adaptrix.merging.agreement import Agreement
 from adaptrix.merging.draft import MergePlan
+from adaptrix.merging.inputs import answer, seeded_inputs
 from adaptrix.merging.model_files import write_model
 from adaptrix.merging.options import MergeOptions, QloraBase
 from adaptrix.options import dtype_name
 
 #: largest difference of a logit that rounding explains, in standard deviations of the logits, by dtype of the weights
 TOLERANCE = {"F64": 1e-3, "F32": 1e-3, "F16": 5e-2, "BF16": 0.3}
-#: looks at what was written before it is there for all to see; raises where it is no good
-Check = Callable[[Path], Agreement]
-_ROWS, _TOKENS, _SEED = 2, 48, 0
+#: compares a merged model in a folder before it is moved to the output; raises where it differs
+Verifier = Callable[[Path], Agreement]
 
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """What a base answers with an adapter attached, and without it."""
+    """The logits of a base with an adapter attached and without it, on ``inputs``."""
 
     attached: Tensor
     plain: Tensor
     inputs: Mapping[str, Tensor]
 
     def agreement(self, folder: Path) -> Agreement:
-        """How the model in a folder compares."""
+        """The agreement of the model in a folder."""
         with _model(folder) as model:
-            merged = _logits(model, self.inputs)
+            merged = answer(model, self.inputs)
         probabilities, own = self.attached.double().log_softmax(-1), merged.double().log_softmax(-1)
         return Agreement(
             largest=float((merged - self.attached).abs().max()),
@@ -55,80 +55,80 @@ class Reference:
         )
 
 
-def reference(made: MergePlan, folder: Path, layers: str | None) -> Reference:
-    """What the base in ``folder`` answers. Raises :class:`RefusedError` for an adapter that cannot be attached."""
+def reference(merge: MergePlan, folder: Path, layers: str | None) -> Reference:
+    """The answers of the base in ``folder``. Raises :class:`RefusedError` for an adapter that cannot be attached."""
     with _model(folder) as model:
-        inputs = _inputs(model)
-        plain = _logits(model, inputs)
+        inputs = seeded_inputs(model)
+        plain = answer(model, inputs)
         try:
-            session = attach(model, {"merged": made.plan.bound.adapter}, layers=layers)
+            session = attach(model, {"merged": merge.plan.bound.adapter}, layers=layers)
         except RefusedError as error:
             found, remedy = "it cannot be attached to its base to be compared with", "Merge without --verify."
-            why = Problem("not-verifiable", made.plan.bound.adapter.name, found, remedy=remedy)
+            why = Problem("verification-impossible", merge.plan.bound.adapter.name, found, remedy=remedy)
             raise RefusedError((why, *error.problems)) from None
         with session:
             session.activate("merged")
-            return Reference(_logits(model, inputs), plain, inputs)
+            return Reference(answer(model, inputs), plain, inputs)
 
 
-def verifier(made: MergePlan, options: MergeOptions, room: Path) -> Check:
-    """What judges a merged model; the base answers now, so that one that cannot be compared is not written.
+def verifier(merge: MergePlan, options: MergeOptions, room: Path) -> Verifier:
+    """The verifier of a merged model. The base answers now, so that an adapter that cannot be attached stops it here.
 
-    ``room``: a folder to put models in that nobody keeps.
+    ``room``: a folder for temporary models.
     """
     if options.qlora_base is not None:
-        return _on_nf4(made, options, room)
-    answers = _answers(made, options, room)
-    return lambda folder: _held(answers.agreement(folder), made, options)
+        return _on_nf4(merge, options, room)
+    answers = _answers(merge, options, room)
+    return lambda folder: _accepted(answers.agreement(folder), merge, options)
 
 
-def _answers(made: MergePlan, options: MergeOptions, room: Path) -> Reference:
-    """What the base answers; as safetensors where its files are pickles, which transformers would open as such."""
-    if not made.base.pickled:
-        return reference(made, made.base.folder, options.layers)
-    alone = replace(made, changes={}, vocabulary=None)
+def _answers(merge: MergePlan, options: MergeOptions, room: Path) -> Reference:
+    """The answers of the base; its pickles are converted to safetensors first, so that transformers opens none."""
+    if not merge.base.pickled:
+        return reference(merge, merge.base.folder, options.layers)
+    alone = replace(merge, changes={}, vocabulary=None)
     with _written(alone, replace(options, dtype=None), room) as folder:
-        return reference(made, folder, options.layers)
+        return reference(merge, folder, options.layers)
 
 
-def _on_nf4(made: MergePlan, options: MergeOptions, room: Path) -> Check:
-    """Judges by the base in NF4, and tells of the merge into the other base as well."""
-    with _written(made.base_alone(), options, room) as alone:
-        answers = reference(made, alone, options.layers)
+def _on_nf4(merge: MergePlan, options: MergeOptions, room: Path) -> Verifier:
+    """A verifier against the base in NF4, which also measures the merge into the other base."""
+    with _written(merge.base_alone(), options, room) as alone:
+        answers = reference(merge, alone, options.layers)
     other: QloraBase = "bf16" if options.qlora_base == "nf4" else "nf4"
-    with _written(made.on(other), options, room) as folder:
+    with _written(merge.on(other), options, room) as folder:
         beside = answers.agreement(folder).kl
 
     def check(folder: Path) -> Agreement:
         found = answers.agreement(folder)
         kl = {str(options.qlora_base): found.kl, other: beside}
         found = replace(found, kl_on={base: kl[base] for base in sorted(kl)})
-        return _held(found, made, options) if options.qlora_base == "nf4" else found
+        return _accepted(found, merge, options) if options.qlora_base == "nf4" else found
 
     return check
 
 
 @contextmanager
-def _written(made: MergePlan, options: MergeOptions, room: Path) -> Iterator[Path]:
-    """A model on the disk for a while."""
+def _written(merge: MergePlan, options: MergeOptions, room: Path) -> Iterator[Path]:
+    """The folder of a temporary merged model."""
     with TemporaryDirectory(prefix=".adaptrix-", dir=room) as folder:
-        write_model(made, Path(folder), options.dtype)
+        write_model(merge, Path(folder), options.dtype)
         yield Path(folder)
 
 
-def _held(found: Agreement, made: MergePlan, options: MergeOptions) -> Agreement:
+def _accepted(found: Agreement, merge: MergePlan, options: MergeOptions) -> Agreement:
     """The agreement itself. Raises :class:`RefusedError` where rounding does not explain the difference."""
-    tolerance = _tolerance(made, options.dtype)
+    tolerance = _tolerance(merge, options.dtype)
     if not found.relative <= tolerance:  # nor NaN
-        text, wanted = f"merged, the model is another one: {found}", f"at most {tolerance:g} of their spread"
-        raise refuse("not-verified", made.plan.bound.adapter.name, text, wanted, _REMEDY)
+        text, expected = f"merged, the model is another one: {found}", f"at most {tolerance:g} of their spread"
+        raise refuse("verification-failed", merge.plan.bound.adapter.name, text, expected, _REMEDY)
     return found
 
 
-def _tolerance(made: MergePlan, dtype: str | None) -> float:
+def _tolerance(merge: MergePlan, dtype: str | None) -> float:
     """The largest of those of the dtypes that the merged weights are rounded to."""
-    tensors = made.base.tensors()
-    rounded = {dtype_name(dtype)} if dtype else {tensors[name].dtype for name in made.changes}
+    tensors = merge.base.tensors()
+    rounded = {dtype_name(dtype)} if dtype else {tensors[name].dtype for name in merge.changes}
     return max((TOLERANCE.get(name, TOLERANCE["BF16"]) for name in rounded), default=TOLERANCE["F32"])
 
 
@@ -138,38 +138,7 @@ _REMEDY = "Nothing was written. Does the config name the class of the model that
 @contextmanager
 def _model(folder: Path) -> Iterator[Any]:
     """The model of a folder, in fp32, by the class that its config names; gone at the end."""
-    import transformers
-    from transformers.utils import logging
-
-    config = transformers.AutoConfig.from_pretrained(folder)
-    named = (config.architectures or [""])[0]
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers has no types there
     try:
-        yield getattr(transformers, named, transformers.AutoModel).from_pretrained(folder, dtype=torch.float32).eval()
+        yield in_fp32(folder, str(folder))
     finally:
         gc.collect()
-        if shown:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]  # likewise
-
-
-def _inputs(model: Any) -> dict[str, Tensor]:
-    """Seeded tokens, as many as the model has positions for."""
-    config = model.config.get_text_config()
-    limit = getattr(config, "max_position_embeddings", None) or _TOKENS
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    generator = torch.Generator().manual_seed(_SEED)
-    shape = (_ROWS, max(1, min(_TOKENS, limit - 4)))  # some families count positions from their padding on
-    inputs = {"input_ids": torch.randint(vocabulary, shape, generator=generator)}
-    if model.config.is_encoder_decoder:
-        inputs["decoder_input_ids"] = torch.randint(vocabulary, shape, generator=generator)
-    return inputs
-
-
-@torch.no_grad()
-def _logits(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
-    """The answer ``[…, classes]``; hidden states of a model without a head."""
-    answer = model(**inputs)
-    found = next(answer[key] for key in ("logits", "start_logits", "last_hidden_state") if key in answer)
-    logits: Tensor = found.float()
-    return logits

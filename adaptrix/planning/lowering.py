@@ -1,4 +1,4 @@
-"""Spectral deltas as LoRA, for what holds nothing else: exactly, or at a rank that loses little enough."""
+"""Deltas of other kinds as LoRA, for what holds nothing else: exactly, or at a rank that loses little enough."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import MappingProxyType
 import numpy as np
 
 from adaptrix.architecture import Site
-from adaptrix.delta import Delta, LowRank, Spectral, Truncation
+from adaptrix.delta import Delta, LowRank, Truncation, not_low_rank
 from adaptrix.errors import Problem, RefusedError, refuse
 from adaptrix.planning.plan import Plan
 
@@ -18,41 +18,33 @@ TOLERANCE = 0.05  # ‖ΔW − ΔW_k‖ / ‖ΔW‖ of a site, where nobody says
 _ROUNDED = 1e-3  # of ‖ΔW‖: how far what is measured may be from what the singular values tell
 
 
-def spectral_deltas(plan: Plan) -> dict[str, Spectral]:
-    """Every spectral delta of a plan and of its adapter, by where it is."""
+def others(plan: Plan) -> dict[str, Delta]:
+    """Every delta of a plan and of its adapter that is no LoRA, by where it is."""
     held = {str(site): delta for site, delta in plan.bound.deltas.items()}
     held |= {f"plan.{site}": delta for site, delta in plan.overrides.items()}
-    return {where: delta for where, delta in held.items() if isinstance(delta, Spectral)}
+    return not_low_rank(held)
 
 
 def require_small_loss(plan: Plan, rank: int | None, tolerance: float | None) -> None:
     """Raises :class:`RefusedError` where a rank leaves out more of a ΔW than the tolerance; U and V are not needed."""
     allowed = TOLERANCE if tolerance is None else tolerance
-    deltas = spectral_deltas(plan)
+    deltas = others(plan)
     losses = {where: delta.lost(rank).relative for where, delta in deltas.items()}
     over = [where for where, loss in losses.items() if loss > allowed]
     if over:
         worst = max(over, key=lambda where: losses[where])
-        enough = max(_rank_for(deltas[where], allowed) for where in over)
+        enough = max(deltas[where].smallest_rank(allowed) for where in over)
         found = f"rank {rank} leaves out {losses[worst]:.1%} of ‖ΔW‖, and more than allowed at {len(over)}"
         remedy = f"--rank {enough} is enough; without --rank it is exact; --max-error allows more."
         expected = f"at most {allowed:.1%} (--max-error)"
         raise refuse("rank-error", worst, f"{found} of {len(deltas)} sites", expected, remedy)
 
 
-def _rank_for(delta: Spectral, allowed: float) -> int:
-    """The smallest rank whose relative error is allowed."""
-    sizes = np.sort(np.abs(delta.d))
-    squares = (sizes / sizes[-1]) ** 2
-    lost = np.cumsum(squares)  # of the smallest, the next to smallest …
-    return len(squares) - int(np.searchsorted(lost, allowed**2 * lost[-1], side="right"))
-
-
 def without_vectors(plan: Plan) -> Plan:
-    """The plan with nothing of the base in its spectral deltas but the singular values."""
+    """The plan with nothing in its deltas that can be computed from the base again: no singular vectors."""
 
     def bare(deltas: Mapping[Site, Delta]) -> dict[Site, Delta]:
-        return {s: delta.without_vectors() if isinstance(delta, Spectral) else delta for s, delta in deltas.items()}
+        return {site: delta.without_vectors() for site, delta in deltas.items()}
 
     return exchanged(plan, bare(plan.bound.deltas), bare(plan.overrides))
 
@@ -66,12 +58,12 @@ def exchanged(plan: Plan, deltas: Mapping[Site, Delta], overrides: Mapping[Site,
 
 
 def lowered(plan: Plan, rank: int | None) -> Plan:
-    """The plan with a LoRA for every spectral delta; itself where there is none.
+    """The plan with a LoRA for every delta of another kind; itself where there is none.
 
     A note says what is lost, as measured on the factors that will be written. Raises :class:`RefusedError` where U
     and V are not at hand, or are such that the measured error is another than the singular values tell.
     """
-    if not spectral_deltas(plan):
+    if not others(plan):
         return plan
     losses: dict[Site, Truncation] = {}
     problems: list[Problem] = []
@@ -81,7 +73,7 @@ def lowered(plan: Plan, rank: int | None) -> Plan:
         raise RefusedError(problems)
     made = exchanged(plan, deltas, overrides)
     adapter = replace(made.bound.adapter, altered=True)
-    notes = (*plan.notes, _note(losses, {**deltas, **overrides}))
+    notes = (*plan.notes, _note(losses, {**deltas, **overrides}, {delta.kind for delta in others(plan).values()}))
     reduced = any(loss.relative > _ROUNDED for loss in losses.values())
     return replace(made, bound=replace(made.bound, adapter=adapter), notes=notes, reduced=reduced)
 
@@ -90,28 +82,34 @@ def _low_rank(
     deltas: Mapping[Site, Delta], rank: int | None, losses: dict[Site, Truncation], problems: list[Problem]
 ) -> dict[Site, Delta]:
     found = dict(deltas)
-    for site, delta in deltas.items():
-        if isinstance(delta, Spectral):
-            try:
-                found[site], losses[site] = _one(delta, rank)
-            except RefusedError as error:
-                problems += (replace(problem, where=str(site)) for problem in error.problems)
+    for site, delta in not_low_rank(deltas).items():
+        try:
+            found[site], losses[site] = _one(delta, rank)
+        except RefusedError as error:
+            problems += (replace(problem, where=str(site)) for problem in error.problems)
     return found
 
 
-def _one(delta: Spectral, rank: int | None) -> tuple[LowRank, Truncation]:
+def _one(delta: Delta, rank: int | None) -> tuple[LowRank, Truncation]:
     """A LoRA and what it lacks. Raises :class:`RefusedError` where it would not be what the delta is."""
     if not isfinite(delta.energy()):
         remedy = "--allow-nonfinite lets them into an injection file, and a LoRA of it would hold nothing else."
-        raise refuse("nonfinite", "", "NaN or Inf in z or S", "finite numbers", remedy)
+        raise refuse("nonfinite", "", f"NaN or Inf in {_energetic(delta)}", "finite numbers", remedy)
     with np.errstate(over="ignore", invalid="ignore"):  # what it came to is measured
         made, loss = delta.low_rank(rank)
     if not isfinite(loss.absolute):
         raise refuse("overflow", "", "numbers too large for factors in F32", "numbers that F32 has room for")
     if not _agree(loss, delta.lost(rank)):
         found = "‖ΔW‖, or what the rank leaves out of it, is another than the singular values tell"
-        raise refuse("other-svd", "", found, "U and V that are orthonormal", "The file is damaged: fetch it again.")
+        raise refuse("svd-mismatch", "", found, "U and V that are orthonormal", "The file is damaged: fetch it again.")
     return made, loss
+
+
+def _energetic(delta: Delta) -> str:
+    """The tensors that its energy is of, as messages name them: ``z or S``."""
+    held = delta.energy_tensors()
+    named = (name for name, tensor in delta.tensors().items() if any(tensor is one for one in held))
+    return " or ".join(name.rpartition("_")[2] for name in named)
 
 
 def _agree(measured: Truncation, told: Truncation) -> bool:
@@ -120,10 +118,10 @@ def _agree(measured: Truncation, told: Truncation) -> bool:
     return gap <= _ROUNDED * told.size
 
 
-def _note(losses: Mapping[Site, Truncation], deltas: Mapping[Site, Delta]) -> Problem:
+def _note(losses: Mapping[Site, Truncation], deltas: Mapping[Site, Delta], kinds: set[str]) -> Problem:
     ranks = sorted({deltas[site].rank for site in losses})
     span = f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
     worst = max(losses, key=lambda site: losses[site].relative)
     error = f"relative error of ΔW at most {losses[worst].relative:.2e} ({worst})"
-    found = f"{len(losses)} spectral deltas made LoRA of rank {span}; {error}"
-    return Problem("lowered", "plan", found, severity="note")
+    found = f"{len(losses)} {' and '.join(sorted(kinds))} deltas made LoRA of rank {span}; {error}"
+    return Problem("approximation", "plan", found, severity="note")

@@ -114,7 +114,7 @@ def powerless(plan: Plan) -> Iterator[Problem]:
         found, remedy = "ΔW is zero at every site", "The adapter is as it was before training: B is still zero."
     else:
         return
-    yield Problem("nothing-acts", "plan", found, remedy=remedy, severity="warning")
+    yield Problem("plan-empty", "plan", found, remedy=remedy, severity="warning")
 
 
 def make_plan(bound: BoundAdapter, policy: str) -> Plan:
@@ -220,7 +220,7 @@ def recorded_plan(bound: BoundAdapter, recorded: Recorded) -> Plan:
     if moved:
         raise UsageError(
             Problem(
-                "plan",
+                "plan-mismatch",
                 ", ".join(moved[:5]),
                 f"the file's plan is for {recorded.family!r} as its writer knew it, which has no such thing here",
                 "the architecture it was written with",
@@ -228,6 +228,6 @@ def recorded_plan(bound: BoundAdapter, recorded: Recorded) -> Plan:
             )
         )
     overrides = {named[name]: delta for name, delta in recorded.overrides.items()}
-    notes = tuple(Problem("recorded", "plan", note, severity="note") for note in recorded.notes)
+    notes = tuple(Problem("summary", "plan", note, severity="note") for note in recorded.notes)
     deltas = MappingProxyType(overrides)
     return Plan(bound, recorded.policy, recorded.layers, recorded.gains, deltas, notes, recorded.fit)

@@ -9,7 +9,7 @@ from types import MappingProxyType
 import numpy as np
 
 from adaptrix.architecture import Site
-from adaptrix.delta import Delta, Matrix, Spectral
+from adaptrix.delta import Delta, Matrix
 from adaptrix.errors import Problem, UsageError, refuse
 from adaptrix.planning.plan import Plan
 
@@ -19,15 +19,15 @@ def pruned(plan: Plan) -> Plan:
     gains multiplied into their alphas. Raises :class:`UsageError` where nothing would be left."""
     if plan.complete:
         return plan
-    kept = {site: _gained(plan.delta(site), plan.gains.get(_layer(site), 1.0)) for site in plan.sites}
+    kept = {site: plan.delta(site).multiplied(plan.gains.get(_layer(site), 1.0)) for site in plan.sites}
     if not kept:
         found = f"no delta is in {plan.describe()}"
-        raise UsageError(Problem("nothing-left", "prune", found, "layers that the adapter changes"))
+        raise UsageError(Problem("plan-empty", "prune", found, "layers that the adapter changes"))
     dropped = [site for site in plan.bound.deltas if site not in kept]
     says = f"dropped {len(dropped)} of {len(plan.bound.deltas)} deltas"
     if plan.overrides:
         says += f", replaced {len(plan.overrides)} by those of the plan"
-    note = Problem("pruned", "plan", f"{says}; {plan.share} had been in force", severity="note")
+    note = Problem("left-out", "plan", f"{says}; {plan.share} had been in force", severity="note")
     targets = {site: plan.bound.targets[site] for site in kept}
     deltas = {targets[site]: delta for site, delta in kept.items()}
     adapter = replace(plan.bound.adapter, deltas=MappingProxyType(deltas), altered=True, recorded=None)
@@ -38,10 +38,6 @@ def pruned(plan: Plan) -> Plan:
 
 def _layer(site: Site) -> int:
     return -1 if site.layer is None else site.layer
-
-
-def _gained(delta: Delta, gain: float) -> Delta:
-    return delta.multiplied(gain) if isinstance(delta, Spectral) else replace(delta, alpha=delta.alpha * gain)
 
 
 def cast(plan: Plan, dtype: str) -> Plan:
@@ -58,7 +54,10 @@ def cast(plan: Plan, dtype: str) -> Plan:
         raise refuse("overflow", lost[0], found, "another dtype", "BF16 has the range of F32.")
     worst = max((error for error, _ in errors), default=0.0)
     note = Problem(
-        "cast", "plan", f"deltas rounded to {dtype}; largest relative error of a tensor {worst:.2e}", severity="note"
+        "approximation",
+        "plan",
+        f"deltas rounded to {dtype}; largest relative error of a tensor {worst:.2e}",
+        severity="note",
     )
     adapter = replace(
         plan.bound.adapter, deltas=MappingProxyType({plan.bound.targets[s]: d for s, d in deltas.items()})
@@ -76,23 +75,12 @@ def cast(plan: Plan, dtype: str) -> Plan:
 
 def _cast(delta: Delta, dtype: str) -> Delta:
     with np.errstate(over="ignore", invalid="ignore"):  # the errors are measured, and refused if they are infinite
-        if isinstance(delta, Spectral):
-            return replace(delta, z=delta.z.cast(dtype))
-        return replace(
-            delta,
-            A=delta.A.cast(dtype),
-            B=delta.B.cast(dtype),
-            bias=delta.bias and delta.bias.cast(dtype),
-            magnitude=delta.magnitude and delta.magnitude.cast(dtype),
-        )
+        return delta.cast(dtype)
 
 
 def _pairs(before: Delta, after: Delta) -> list[tuple[Matrix, Matrix]]:
-    """What was rounded, before and after; of a spectral delta d, for z is near 1 whatever it does."""
-    if isinstance(before, Spectral) and isinstance(after, Spectral):
-        return [(before.d, after.d)]
-    pairs = zip(before.tensors().values(), after.tensors().values(), strict=True)
-    return [(one.float64(), other.float64()) for one, other in pairs]
+    """The numbers that were rounded, before and after."""
+    return list(zip(before.compared(), after.compared(), strict=True))
 
 
 def _error(original: Matrix, rounded: Matrix) -> float:

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 
 from adaptrix.architecture import Site
-from adaptrix.delta import LowRank, Matrix, distance, from_factors, require_low_rank, stack, truncate
+from adaptrix.delta import LowRank, Matrix, distance, from_factors, of_class, require_low_rank, stack, truncate
 from adaptrix.errors import Problem, RefusedError
 from adaptrix.planning.plan import Plan
 from adaptrix.tensor import Tensor
@@ -40,7 +40,7 @@ def reshape_plan(plan: Plan, redistribute: Redistribution, rank: int | None) -> 
     groups, lost = _grouped(plan) if redistribute == "nearest" else ({site: [site] for site in plan.sites}, [])
     earlier = plan.overrides if redistribute == "none" else {}
     deltas = {**plan.bound.deltas, **earlier}
-    above = {s for s, delta in deltas.items() if rank and isinstance(delta, LowRank) and delta.rank > rank}
+    above = {s for s, delta in of_class(deltas, LowRank).items() if rank and delta.rank > rank}
     changed = {s: members for s, members in groups.items() if len(members) > 1 or s in above}
     name, touched = plan.bound.adapter.name, [member for members in changed.values() for member in members]
     plain = require_low_rank({site: deltas[site] for site in touched}, name, "--redistribute or --rank")
@@ -83,7 +83,7 @@ def _require_sums(deltas: Mapping[Site, LowRank], groups: Iterable[list[Site]]) 
     if odd:
         raise RefusedError(
             Problem(
-                "no-sum",
+                "kind-unsupported",
                 str(site),
                 "DoRA or stacked experts: no sum of low-rank terms",
                 "plain LoRA",
@@ -136,7 +136,7 @@ def _notes(
     done = f"{folded} deltas folded into {len(changed)}" if folded else f"{len(changed)} deltas recompressed"
     limit = f" (--rank {rank})" if rank is not None else ""
     found = f"{done}, rank {_span(ranks)}{limit}; relative error of ΔW at most {results[worst][1]:.2e} ({worst})"
-    yield Problem("redistributed", "plan", found, severity="note")
+    yield Problem("approximation", "plan", found, severity="note")
 
 
 def _span(ranks: list[int]) -> str:
@@ -147,5 +147,5 @@ def _homeless(lost: list[Site]) -> Iterator[Problem]:
     if lost:
         names = ", ".join(map(str, lost[:5])) + (", …" if len(lost) > 5 else "")
         yield Problem(
-            "not-folded", "plan", f"{len(lost)} deltas have no kept layer of their role: {names}", severity="warning"
+            "left-out", "plan", f"{len(lost)} deltas have no kept layer of their role: {names}", severity="warning"
         )

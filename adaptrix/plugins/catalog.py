@@ -30,7 +30,7 @@ Claim = tuple[str, str]  # kind and name
 #: the command line is above this module and has its own commands in its own table; a test compares
 OWN_COMMANDS = (
     *("convert", "merge", "fidelity", "inspect", "check", "combine", "resize", "diff", "extract"),
-    *("architectures", "plugins", "completion"),
+    *("architectures", "explain", "plugins", "completion"),
 )
 
 

@@ -15,6 +15,9 @@
 
 ``adaptrix plugins`` shows what became of it. ``plugins/`` in Adaptrix's repository has whole examples.
 
+A package may have a ``problems.toml``, in the form of Adaptrix's own: ``adaptrix explain`` reads it for the codes of
+the plugin's problems.
+
 A record with a field that is not what its type says fails the plugin. What a record's function raises is
 told in the plugin's name; an :class:`~adaptrix.errors.AdaptrixError` is told as it is.
 """

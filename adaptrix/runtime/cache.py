@@ -61,10 +61,10 @@ class AdapterCache(DynamicCache):
         remedy = "Make a new cache and give the model the whole prompt."
         if len(lengths) > 1:
             found = "its layers hold unlike numbers of tokens: a forward pass broke off"
-            raise UsageError(Problem("cache", "swap", found, "as many in each", remedy))
+            raise UsageError(Problem("cache-mismatch", "swap", found, "as many in each", remedy))
         if sum(chunk.size for chunk in self.chunks) != length:
             found = "it was filled by passes that the session did not see"
-            raise UsageError(Problem("cache", "swap", found, "calls of the session's model alone", remedy))
+            raise UsageError(Problem("cache-mismatch", "swap", found, "calls of the session's model alone", remedy))
         return joined(self.chunks)
 
     def become(self, **state: Any) -> None:
@@ -116,8 +116,8 @@ class AdapterCache(DynamicCache):
         if owner != self.owner:
             remedy = "Make one with this session's new_cache()."
             found = "a cache of another session, whose adapters this one does not know"
-            raise UsageError(Problem("foreign-cache", "past_key_values", found, "a cache of this session", remedy))
+            raise UsageError(Problem("cache-mismatch", "past_key_values", found, "a cache of this session", remedy))
         if past and self.made_under not in (None, selection.key):
             found = "the cache was filled under other adapters than those in force"
             remedy = "session.swap(choice, cache) makes it fit."
-            raise UsageError(Problem("stale-cache", "past_key_values", found, "the same adapters", remedy))
+            raise UsageError(Problem("cache-mismatch", "past_key_values", found, "the same adapters", remedy))

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from adaptrix.architecture import Site
-from adaptrix.delta import Spectral
+from adaptrix.delta import Spectral, of_class
 from adaptrix.errors import Problem, RefusedError, refuse
 from adaptrix.planning.plan import Plan
-from adaptrix.runtime.factors import device_of, gain_of, present
+from adaptrix.runtime.factors import beside_others, device_of, gain_of, home, present
 from adaptrix.runtime.modules import Reached, whole_site
 from adaptrix.runtime.spectral import Axes, SpectralKernel, axes_of
 from adaptrix.tensor import Tensor as Stored
@@ -55,15 +55,14 @@ class Decompositions:
 
     def problems(self, plan: Plan, modules: Mapping[Site, Reached]) -> Iterator[Problem]:
         """Why weights are not those of the plan's spectral deltas; asked before the first is decomposed."""
-        for site in plan.sites:
-            delta, where = plan.delta(site), f"{plan.bound.adapter.name} {site}"
-            if isinstance(delta, Spectral):
-                try:
-                    _require_matrix(modules[whole_site(site)], where)
-                    _require_finite(delta, where)
-                    self._resolver.hold(delta, **_asked(modules[whole_site(site)], where))
-                except RefusedError as error:
-                    yield from error.problems
+        for site, delta in of_class({site: plan.delta(site) for site in plan.sites}, Spectral).items():
+            where = f"{plan.bound.adapter.name} {site}"
+            try:
+                _require_matrix(modules[whole_site(site)], where)
+                _require_finite(delta, where)
+                self._resolver.hold(delta, **_asked(modules[whole_site(site)], where))
+            except RefusedError as error:
+                yield from error.problems
 
     def kernel(self, plan: Plan, site: Site, delta: Spectral, reached: Reached, dtype: torch.dtype) -> SpectralKernel:
         """The kernel of a plan's spectral delta. Raises :class:`RefusedError` where the weight is not the delta's."""
@@ -86,6 +85,15 @@ class Decompositions:
             axes = axes_of(as_torch(found.U, device), as_torch(found.Vt, device), dtype)
             self._axes[key] = axes
         return axes
+
+
+def spectral_kernel(plan: Plan, sites: list[Site], reached: Reached, decompositions: Decompositions) -> SpectralKernel:
+    """The kernel of the spectral delta on a module. Raises :class:`RefusedError` where there are others beside it."""
+    delta = plan.delta(sites[0])
+    if len(sites) != 1 or not isinstance(delta, Spectral):
+        raise beside_others(sites[0], delta)
+    _, dtype = home(reached.module)
+    return decompositions.kernel(plan, sites[0], delta, reached, dtype)
 
 
 def changes(plan: Plan, site: Site, delta: Spectral, device: torch.device) -> Tensor:
@@ -128,7 +136,7 @@ def _weight(reached: Reached, where: str) -> Stored:
         weight = reached.module.weight
         plain = isinstance(weight, Tensor) and type(weight) in (Tensor, nn.Parameter) and weight.dtype in NAMES
         if not isinstance(weight, Tensor) or not plain:
-            found = "the weight is quantised, and whose decomposition the delta is of cannot be told"
+            found = "the weight is quantised, so that it cannot be checked that the delta belongs to it"
             raise refuse("quantised", where, found, "a weight in floats", _UNQUANTISED)
         return as_stored(weight)
 
@@ -136,7 +144,7 @@ def _weight(reached: Reached, where: str) -> Stored:
 def _require_matrix(reached: Reached, where: str) -> None:
     """Raises :class:`RefusedError` for rows that are looked up, of a family that nobody knows as such."""
     if isinstance(reached.module, nn.Embedding):
-        raise refuse("embedding", where, "a spectral delta on an embedding", "one on a linear module")
+        raise refuse("kind-unsupported", where, "a spectral delta on an embedding", "one on a linear module")
 
 
 def _hash(tensor: Stored) -> bytes:

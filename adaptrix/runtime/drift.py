@@ -11,7 +11,7 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-from adaptrix.runtime.selection import ActiveKernel
+from adaptrix.runtime.kernel import ActiveKernel
 
 
 class Drift:

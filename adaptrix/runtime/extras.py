@@ -20,14 +20,13 @@ from torch import Tensor, nn
 from adaptrix.adapter import Extra
 from adaptrix.architecture import Site
 from adaptrix.binding.identify import kept_paths
-from adaptrix.delta import Spectral
 from adaptrix.errors import Problem, RefusedError, refuse
 from adaptrix.planning.plan import Plan
 from adaptrix.runtime.factors import offloaded, present
-from adaptrix.runtime.kernel import Kernel
+from adaptrix.runtime.kernel import Adding, Kernel
+from adaptrix.runtime.kinds import kind_at
 from adaptrix.runtime.modules import Reached, whole_site
 from adaptrix.runtime.replaced import SiteKernel, twin
-from adaptrix.runtime.spectral import Adding
 from adaptrix.torch_tensor import as_torch
 
 #: what stands in the names under which peft saves a tensor of a module saved whole once more
@@ -89,7 +88,9 @@ def _place(
     """Where an extra goes; None where it does not act, or the model has it. Raises :class:`RefusedError`."""
     where = f"{plan.bound.adapter.name} {key}"
     if extra.kind == "token_delta":
-        raise refuse("extra", where, "trained rows of an embedding, which attaching does not do", "deltas", _MERGE)
+        raise refuse(
+            "extra-unsupported", where, "trained rows of an embedding, which attaching does not do", "deltas", _MERGE
+        )
     if _is_echo(key, plan):
         return None
     path, _, leaf = key.rpartition(".")
@@ -97,7 +98,7 @@ def _place(
     own = None if reached is None else reached.module._parameters.get(leaf)
     if reached is None or own is None:
         remedy = "Attach to a model of the class that it was trained on, such as one with the same head."
-        raise refuse("no-module", where, "the model has no such parameter", "one for every tensor saved", remedy)
+        raise refuse("module-missing", where, "the model has no such parameter", "one for every tensor saved", remedy)
     if not _acts(plan, reached):
         return None
     with present(reached.module):
@@ -108,7 +109,9 @@ def _place(
             return None
     if offloaded(reached.module):
         remedy = "Attach to a model whose device_map offloads other modules."
-        raise refuse("offloaded", where, "it replaces a tensor of an offloaded module", "a module in memory", remedy)
+        raise refuse(
+            "weights-not-loaded", where, "it replaces a tensor of an offloaded module", "a module in memory", remedy
+        )
     return ExtraTarget(
         reached, leaf, own, tensor, leaf == "bias" and extra.kind == "bias" and _adds_last(reached.module)
     )
@@ -155,7 +158,9 @@ def _stack(plan: Plan, reached: Reached) -> str | None:
 def _require_like(own: nn.Parameter, extra: Extra, where: str) -> None:
     """Raises :class:`RefusedError` unless the model's parameter is loaded, of floats, and of the extra's shape."""
     if own.is_meta:
-        raise refuse("meta", where, "the module has no weights (meta device)", "a loaded model", "Load them first.")
+        raise refuse(
+            "weights-not-loaded", where, "the module has no weights (meta device)", "a loaded model", "Load them first."
+        )
     if tuple(own.shape) != extra.tensor.shape:
         remedy = "Where the vocabulary grew: model.resize_token_embeddings. Else it belongs to another model."
         raise refuse("shape", where, f"shape {list(extra.tensor.shape)}", f"{list(own.shape)}", remedy)
@@ -170,7 +175,7 @@ def _require_own(place: ExtraTarget, key: str, plan: Plan, names: Mapping[str, n
     saved = adapter.provenance.config.get("modules_to_save") or ()
     named = any(f".{place.reached.name}".endswith(f".{name}") for name in saved)
     if len(holders) > 1 and not named and not all(holder in adapter.extras for holder in holders):
-        found = f"it replaces one weight of {' and '.join(holders)}, and does not say whose"
+        found = f"it replaces one weight of {' and '.join(holders)}, and does not say of which"
         raise refuse("tied", f"{adapter.name} {key}", found, "modules_to_save that name the module", _MERGE)
 
 
@@ -179,19 +184,24 @@ def _require_servable(place: ExtraTarget, key: str, extra: Extra, plan: Plan) ->
     where = f"{plan.bound.adapter.name} {key}"
     if extra.kind == "base_weight":
         remedy = "Attach to the base that it was trained on, with the same changes to its vocabulary."
-        raise refuse("extra", where, "the base's own weight, and the model has another", "the same base", remedy)
+        raise refuse(
+            "extra-unsupported", where, "the base's own weight, and the model has another", "the same base", remedy
+        )
     beside = plan.delta(place.reached.site) if place.reached.site in plan.sites else None
-    if place.constant and isinstance(beside, Spectral):
-        raise refuse("extra", where, "a bias that is replaced beside a spectral delta", "one or the other", _MERGE)
+    if place.constant and beside is not None and not kind_at(plan, place.reached.site, "attaching").takes_bias:
+        found = f"a bias that is replaced beside a {beside.kind} delta"
+        raise refuse("extra-unsupported", where, found, "one or the other", _MERGE)
     if place.constant:
         return
     if place.reached.site in map(whole_site, plan.sites):
-        raise refuse("extra", where, "a module that is replaced and has a delta too", "one or the other", _MERGE)
+        raise refuse(
+            "extra-unsupported", where, "a module that is replaced and has a delta too", "one or the other", _MERGE
+        )
     module = place.reached.module
     inputs = [p for p in inspect.signature(type(module).forward).parameters.values() if p.name != "self"]
     if len(inputs) != 1 or inputs[0].kind is not inputs[0].POSITIONAL_OR_KEYWORD or any(module.children()):
         found = f"it replaces a tensor of a {type(module).__name__}, which is no module of one input and one output"
-        raise refuse("extra", where, found, "a linear layer, an embedding or a norm", _MERGE)
+        raise refuse("extra-unsupported", where, found, "a linear layer, an embedding or a norm", _MERGE)
 
 
 def _adds_last(module: nn.Module) -> bool:
@@ -204,7 +214,7 @@ def _shifted(kernel: Adding | None, place: ExtraTarget) -> Kernel:
     own = place.own.detach().float()
     difference = place.tensor.float() - own
     if kernel is not None:
-        assert isinstance(kernel, Kernel)  # beside a spectral one it was refused
+        assert isinstance(kernel, Kernel)  # beside one that takes no bias it was refused
         c = difference if kernel.c is None else kernel.c.float() + difference
         return replace(kernel, c=c.to(kernel.At.dtype))
     module = place.reached.module

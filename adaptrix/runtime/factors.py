@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from adaptrix.architecture import Site
 from adaptrix.architecture.layout import role_rows
 from adaptrix.delta import Delta, LowRank
-from adaptrix.errors import refuse
+from adaptrix.errors import RefusedError, refuse
 from adaptrix.planning.plan import Plan
 from adaptrix.runtime.kernel import Kernel
 from adaptrix.runtime.modules import Reached
@@ -43,11 +43,11 @@ class Factors:
         return B if self.rows is None else B.new_zeros(self.height, B.shape[1]).index_copy(0, self.rows, B)
 
 
-def factors(plan: Plan, site: Site, device: torch.device, dtype: torch.dtype = torch.float32) -> Factors:
+def factors(plan: Plan, site: Site, device: torch.device, dtype: torch.dtype) -> Factors:
     """The numbers of the delta that a plan has at a site. Raises :class:`RefusedError` for a part of unknown rows."""
     delta = plan.delta(site)
     if not isinstance(delta, LowRank):
-        raise refuse("part", str(site), "a spectral delta beside others on one weight", "one delta on a weight")
+        raise beside_others(site, delta)
     A, B, bias, magnitude = (
         None if tensor is None else as_torch(tensor, device, dtype)
         for tensor in (delta.A, delta.B, delta.bias, delta.magnitude)
@@ -55,6 +55,12 @@ def factors(plan: Plan, site: Site, device: torch.device, dtype: torch.dtype = t
     assert A is not None and B is not None  # noqa: PT018  # a delta has both
     rows, height = _rows(plan, site, device)
     return Factors(A, B, bias, magnitude, delta.scale * gain_of(plan, site), rows, height)
+
+
+def beside_others(site: Site, delta: Delta) -> RefusedError:
+    """A refusal of a delta of another kind that does not go together with the others on its weight."""
+    found = f"a {delta.kind} delta beside others on one weight"
+    return refuse("part", str(site), found, "one delta on a weight")
 
 
 def gain_of(plan: Plan, site: Site) -> float:
@@ -83,20 +89,30 @@ def kernel_of(parts: Sequence[Factors], reached: Reached, dtype: torch.dtype, *,
 
 
 def weight_of(reached: Reached) -> Tensor:
-    """The module's weight as ``[out, in]`` in fp32. Raises :class:`RefusedError` for one that cannot be read."""
+    """The module's weight as ``[out, in]`` in fp32, or in double if it is.
+
+    Raises :class:`RefusedError` for one that cannot be read."""
     weight = reached.module.weight
     plain = isinstance(weight, Tensor) and weight.is_floating_point() and type(weight) in (Tensor, nn.Parameter)
     if not isinstance(weight, Tensor) or not plain:
         remedy = "Load the base without quantisation, or merge the adapter into it."
         raise refuse("quantised", reached.name, "DoRA on a quantised weight", "a weight in floats", remedy)
     turned = isinstance(reached.module, nn.Embedding) or type(reached.module).__name__ == "Conv1D"
-    whole: Tensor = (weight.T if turned else weight).detach().float()
+    whole: Tensor = (weight.T if turned else weight).detach().to(torch.promote_types(weight.dtype, torch.float32))
     return whole
 
 
 def is_embedding(delta: Delta) -> bool:
     """Whether a delta changes the rows of an embedding."""
     return isinstance(delta, LowRank) and delta.embedding
+
+
+def home(module: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Where a module computes, and the float dtype of its weight; fp32 where it is quantised."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    floats = weight.is_floating_point() and weight.itemsize > 1
+    return device_of(module), weight.dtype if floats else torch.float32
 
 
 def output_scale(module: nn.Module) -> float:

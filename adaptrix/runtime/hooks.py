@@ -64,7 +64,9 @@ class Hooks:
         self._keep(model.register_forward_hook(self._pass_ends, always_call=True))
 
     def __deepcopy__(self, memo: object) -> NoReturn:
-        raise refuse("attached", "model", "it has a session attached, which cannot be copied", remedy="Detach first.")
+        raise refuse(
+            "session-state", "model", "it has a session attached, which cannot be copied", remedy="Detach first."
+        )
 
     def cover(self, sites: Iterable[Site]) -> None:
         """Hooks the modules of these sites that have none yet."""
@@ -81,7 +83,9 @@ class Hooks:
         config: Any = self.model.config
         if getattr(config, "is_encoder_decoder", False) or getattr(config, "add_cross_attention", False):
             found = "a model with cross-attention, whose keys and values come from elsewhere"
-            raise refuse("cache", type(self.model).__name__, found, "a decoder alone", "Use transformers' own caches.")
+            raise refuse(
+                "cache-mismatch", type(self.model).__name__, found, "a decoder alone", "Use transformers' own caches."
+            )
         depth = depth_of(self.model, first_layer)
         self._watch(depth)
         return AdapterCache(config, depth, self._session)

@@ -11,15 +11,59 @@ c = (1 − g) ⊙ bias. On an embedding x·Aᵀ is a look-up.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor, is_grad_enabled
 from torch.nn import functional
 
-#: a selection's terms at a module: (weight, kernel)
-Terms = Sequence[tuple[float, "Kernel"]]
+from adaptrix.runtime.rows import RowKernels, side_by_side
+
+
+class ActiveKernel(Protocol):
+    """What a hook applies at one module: the kernel of one adapter, a mixture of several, a replacement."""
+
+    @property
+    def embedding(self) -> bool:
+        """Whether it acts on an embedding, and so changes what enters every layer."""
+
+    def delta(self, x: Tensor, y: Tensor) -> Tensor:
+        """What is added to the module's output ``y`` ``[batch, …, out]`` for its input ``x``; ``y`` stays as it is."""
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        """``y`` with the delta added, in its dtype; in place where that is safe and pays."""
+
+
+class Adding(ActiveKernel, Protocol):
+    """What one adapter adds to a module's output, its numbers fixed: what every kind of delta comes to on a live model.
+
+    Several at one module become one where they are of one ``family``; of different families each acts in its turn.
+    """
+
+    #: what messages say of it where it cannot be used: "a spectral delta, of full rank"
+    described: ClassVar[str]
+    #: whether the delta may depend on the module's output, as DoRA's does: then it acts before the others
+    reads_output: ClassVar[bool]
+
+    @property
+    def family(self) -> Hashable:
+        """Equal for kernels that can be added up, and divided among rows, as one."""
+
+    def numbers(self) -> Iterator[Tensor]:
+        """The tensors that come from the adapter, or are made with it."""
+
+    def agrees(self, loaded: object) -> bool:
+        """Whether it has the numbers of one that was loaded before, as far as that one's dtype goes."""
+
+    @classmethod
+    def combined(cls, terms: Sequence[tuple[float, Self]]) -> ActiveKernel:
+        """One for the weighted sum of several of a family, exact."""
+
+    @classmethod
+    def by_row(cls, kernels: Sequence[Self | None]) -> ActiveKernel:
+        """One for a batch with a kernel of a family, or none, for each of its rows."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,6 +75,8 @@ class Kernel:
     g: Tensor | None = None
     c: Tensor | None = None
     embedding: bool = False
+    described: ClassVar[str] = "a low-rank delta"
+    reads_output: ClassVar[bool] = True
     #: the dtype of a kernel that is x·Aᵀ·Bᵀ and nothing else; None for any other
     plain: torch.dtype | None = field(init=False)
     inp: int = field(init=False)
@@ -70,18 +116,39 @@ class Kernel:
         y.view(-1, self.out).addmm_(inner, self.Bt)
         return y
 
+    @property
+    def family(self) -> Hashable:
+        """One for all: their ranks lie side by side."""
+        return Kernel
 
-def combined(terms: Terms) -> Kernel:
-    """One kernel for the weighted sum of what several do, exact: ranks side by side, weights folded into B."""
-    if len(terms) == 1 and terms[0][0] == 1.0:
-        return terms[0][1]
-    first = terms[0][1]
-    gains = [weight * (kernel.g - 1) for weight, kernel in terms if kernel.g is not None]
-    constants = [weight * kernel.c for weight, kernel in terms if kernel.c is not None]
-    return replace(
-        first,
-        At=torch.cat([kernel.At for _, kernel in terms], dim=1),
-        Bt=torch.cat([weight * kernel.Bt for weight, kernel in terms]),
-        g=torch.stack(gains).sum(0) + 1 if gains else None,
-        c=torch.stack(constants).sum(0) if constants else None,
-    )
+    def numbers(self) -> Iterator[Tensor]:
+        """Both factors, and the vectors that there are."""
+        return (tensor for tensor in (self.At, self.Bt, self.g, self.c) if tensor is not None)
+
+    def agrees(self, loaded: object) -> bool:
+        """Whether the factors are those of the one loaded; under DoRA's g, which is the base's too, only the first."""
+        if not isinstance(loaded, Kernel):
+            return False
+        pairs = [(self.At, loaded.At)] + ([(self.Bt, loaded.Bt)] if self.g is None else [])
+        return all(one.shape == other.shape and torch.allclose(one.to(other), other, rtol=1e-3) for one, other in pairs)
+
+    @classmethod
+    def combined(cls, terms: Sequence[tuple[float, Kernel]]) -> Kernel:
+        """One kernel for a weighted sum, exact: ranks side by side, weights folded into B."""
+        if len(terms) == 1 and terms[0][0] == 1.0:
+            return terms[0][1]
+        first = terms[0][1]
+        gains = [weight * (kernel.g - 1) for weight, kernel in terms if kernel.g is not None]
+        constants = [weight * kernel.c for weight, kernel in terms if kernel.c is not None]
+        return replace(
+            first,
+            At=torch.cat([kernel.At for _, kernel in terms], dim=1),
+            Bt=torch.cat([weight * kernel.Bt for weight, kernel in terms]),
+            g=torch.stack(gains).sum(0) + 1 if gains else None,
+            c=torch.stack(constants).sum(0) if constants else None,
+        )
+
+    @classmethod
+    def by_row(cls, kernels: Sequence[Kernel | None]) -> RowKernels:
+        """One kernel for a batch's rows: the factors of all of them side by side."""
+        return side_by_side(kernels)

@@ -93,7 +93,7 @@ class LoadedAdapters:
             there = ", ".join(self._loaded) or "none"
             remedy = "session.load(name, uri) loads it."
             raise UsageError(
-                Problem("unknown-adapter", name, "no adapter of this name is loaded", f"one of {there}", remedy)
+                Problem("adapter-unknown", name, "no adapter of this name is loaded", f"one of {there}", remedy)
                 for name in unknown
             )
         return [self._loaded[name] for name in names]
@@ -165,9 +165,9 @@ def weights_of(choice: object) -> dict[str, float]:
     if not isinstance(choice, Mapping):
         remedy = "session.load(name, adapter) gives an adapter a name; session.route takes a list, a name a row."
         expected = "a name, weights by name, or None for the base"
-        raise UsageError(Problem("choice", "choice", _shown(choice), expected, remedy))
+        raise UsageError(Problem("option", "choice", _shown(choice), expected, remedy))
     if not choice:
-        raise UsageError(Problem("weights", "choice", "no weights", "at least one adapter's", "None is the base."))
+        raise UsageError(Problem("option", "choice", "no weights", "at least one adapter's", "None is the base."))
     problems = [problem for name, weight in choice.items() for problem in _term_problems(name, weight)]
     if problems:
         raise UsageError(problems)
@@ -198,18 +198,18 @@ def require_name(name: object) -> str:
     if isinstance(name, str) and name:
         return name
     found = "an empty name" if name == "" else _shown(name)
-    raise UsageError(Problem("name", "name", found, "a string of at least one character", "Name the adapter."))
+    raise UsageError(Problem("option", "name", found, "a string of at least one character", "Name the adapter."))
 
 
 def _term_problems(name: object, weight: object) -> Iterable[Problem]:
     if not isinstance(name, str):
-        yield Problem("weights", f"weights[{name!r}]", _shown(name), "the name of an adapter", "None is the base.")
+        yield Problem("option", f"weights[{name!r}]", _shown(name), "the name of an adapter", "None is the base.")
     elif not isinstance(weight, Real):
         remedy = "float(weight) makes one of a text or a tensor, without a gradient."
-        yield Problem("weights", f"weights[{name!r}]", _shown(weight), "a finite number", remedy)
+        yield Problem("option", f"weights[{name!r}]", _shown(weight), "a finite number", remedy)
     elif not isfinite(_float(weight)):
         yield Problem(
-            "weights",
+            "option",
             f"weights[{name!r}]",
             f"{_float(weight)}",
             "a finite number",

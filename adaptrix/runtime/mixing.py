@@ -1,39 +1,27 @@
 """Several adapters at one module: a weighted sum of them, or one for each row of a batch.
 
-Low-rank kernels become one, and so do spectral ones over the same axes; where there are both, each acts in
-its turn.
+The kernels of one family become one: low-rank ones, and spectral ones over the same axes. Where there are several
+families, each acts in its turn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from adaptrix.architecture import Site
-from adaptrix.runtime.kernel import Kernel, combined
-from adaptrix.runtime.replaced import Mixed, SiteKernel, adding_only
-from adaptrix.runtime.rows import RowKernels, side_by_side
-from adaptrix.runtime.spectral import (
-    Adding,
-    SpectralKernel,
-    SpectralRowKernels,
-    combined_spectral,
-    distinct_axes,
-    spectral_rows,
-)
+from adaptrix.runtime.kernel import ActiveKernel, Adding
+from adaptrix.runtime.replaced import Mixed, Replaced, SiteKernel, adding_only
 from adaptrix.runtime.trainable import Sum, Trainable
-
-#: what acts without leaves to be learned, and on what a module says alone
-Part = Kernel | RowKernels | SpectralKernel | SpectralRowKernels
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Together:
     """Changes that act one after another. Only the first may look at what the module says, as DoRA does."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[ActiveKernel, ...]
 
     @property
     def embedding(self) -> bool:
@@ -52,36 +40,40 @@ class Together:
         return y
 
 
-#: what several adapters come to at a module
-Mixture = SiteKernel | Trainable | Sum | Part | Mixed | Together
-
-
-def summed(site: Site, terms: Sequence[tuple[float, SiteKernel | Trainable]]) -> Mixture:
+def summed(site: Site, terms: Sequence[tuple[float, SiteKernel | Trainable]]) -> ActiveKernel:
     """One change for a weighted sum; a module that is replaced whole has none, unless it is alone."""
     if len(terms) == 1 and terms[0][0] == 1.0:
         return terms[0][1]
-    adding = adding_only(site, terms)
-    if any(isinstance(change, Trainable) for _, change in adding):
-        return Sum(tuple(adding))
-    low = [(weight, change) for weight, change in adding if isinstance(change, Kernel)]
-    spectral = [(weight, change) for weight, change in adding if isinstance(change, SpectralKernel)]
-    by_axes = [
-        combined_spectral([term for term in spectral if term[1].axes is axes])
-        for axes in distinct_axes(change for _, change in spectral)
-    ]
-    return _one([*([combined(low)] if low else []), *by_axes])
+    adding = [(weight, change) for weight, change in terms if not isinstance(change, Trainable | Replaced)]
+    if len(adding) != len(terms):
+        return Sum(tuple(adding_only(site, terms)))
+    families = _families([kernel for _, kernel in adding])
+    made = [one.combined([term for term in adding if term[1].family == one.family]) for one in families]
+    return _together(families, made)
 
 
-def by_row(changes: Sequence[SiteKernel | Trainable | None]) -> Mixture:
+def by_row(changes: Sequence[SiteKernel | Trainable | None]) -> ActiveKernel:
     """One change for a batch with a change, or the base, for each row."""
-    if any(not isinstance(change, Adding | None) for change in changes):
+    adding = [change for change in changes if not isinstance(change, Trainable | Replaced)]
+    if len(adding) != len(changes):
         return Mixed(tuple(changes))
-    low = [change if isinstance(change, Kernel) else None for change in changes]
-    spectral = [change if isinstance(change, SpectralKernel) else None for change in changes]
-    by_axes = [spectral_rows(spectral, axes) for axes in distinct_axes(spectral)]
-    return _one([*([side_by_side(low)] if any(low) else []), *by_axes])
+    families = _families([kernel for kernel in adding if kernel is not None])
+    made = [one.by_row([k if k is not None and k.family == one.family else None for k in adding]) for one in families]
+    return _together(families, made)
 
 
-def _one(parts: Sequence[Part]) -> Mixture:
-    """Several parts as one."""
-    return parts[0] if len(parts) == 1 else Together(tuple(parts))
+def _families(kernels: Iterable[Adding]) -> list[Adding]:
+    """One of each family, those that read the module's output before the others."""
+    distinct: dict[Hashable, Adding] = {}
+    for kernel in kernels:
+        distinct.setdefault(kernel.family, kernel)
+    return sorted(distinct.values(), key=lambda kernel: not kernel.reads_output)
+
+
+def _together(families: Sequence[Adding], made: Sequence[ActiveKernel]) -> ActiveKernel:
+    """What each family comes to, as one."""
+    if len(made) == 1:
+        return made[0]
+    if sum(kernel.reads_output for kernel in families) > 1:  # each of the module's own output
+        return Sum(tuple((1.0, kernel) for kernel in made))
+    return Together(tuple(made))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from itertools import count
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -20,11 +19,13 @@ from torch.utils.hooks import RemovableHandle
 
 from adaptrix.architecture import Site
 from adaptrix.errors import Problem, RefusedError, refuse
+from adaptrix.runtime.calls import Calls
 from adaptrix.runtime.compiling import SlotIndex, apart
 from adaptrix.runtime.drift import Drift
 from adaptrix.runtime.factors import device_of
+from adaptrix.runtime.kernel import ActiveKernel
 from adaptrix.runtime.modules import Links, Reached, links
-from adaptrix.runtime.selection import ActiveKernel, Selection
+from adaptrix.runtime.selection import Selection
 from adaptrix.runtime.slots import Slots
 
 #: what acts on a module, and a count of how often it did
@@ -92,7 +93,7 @@ class ModuleHooks:
         self.lanes: SlotIndex | None = None
         self._pass, self._current = running, current
         self._hooked: dict[Site, Reached] = {}
-        self._calls: dict[Site, Iterator[int]] = {}
+        self._calls: dict[Site, Calls] = {}
         self._homes: dict[nn.Module, torch.device] = {}
         self._tables: WeakKeyDictionary[Selection, Table] = WeakKeyDictionary()
         self._links: WeakKeyDictionary[Selection, Links] = WeakKeyDictionary()
@@ -103,7 +104,7 @@ class ModuleHooks:
         self._homes[reached.module] = device_of(reached.module)
         if reached.site in self._hooked:
             return None
-        self._hooked[reached.site], self._calls[reached.site] = reached, count()
+        self._hooked[reached.site], self._calls[reached.site] = reached, Calls()
         hook = self._shared if self._slots is None else self._in_slots(reached.site)
         if "_hf_hook" in vars(reached.module):
             hook = _aligned(hook)
@@ -114,7 +115,7 @@ class ModuleHooks:
         found = self._tables.get(selection)
         if found is None:
             sites = selection.kernels.items()
-            found = {self._hooked[site].module: (kernel, self._calls[site]) for site, kernel in sites}
+            found = {self._hooked[site].module: (kernel, self._calls[site].numbers) for site, kernel in sites}
             self._tables[selection] = found
         return found
 
@@ -132,7 +133,7 @@ class ModuleHooks:
     @property
     def injections(self) -> dict[Site, int]:
         """How often each hooked module was injected so far."""
-        return {site: _next_value(counter) for site, counter in self._calls.items()}
+        return {site: calls.taken for site, calls in self._calls.items()}
 
     def _inject(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         if is_dynamo_compiling():
@@ -171,7 +172,7 @@ class ModuleHooks:
         if output.device != (home := self._homes[module]):
             name = next(reached.name for reached in self._hooked.values() if reached.module is module)
             found = f"the module is on {output.device} now, and its adapters are on {home}"
-            raise refuse("moved", name, found, "one device", "Attach anew after the model was moved.")
+            raise refuse("model-changed", name, found, "one device", "Attach again after the model was moved.")
 
 
 def _aligned(hook: Hook) -> Hook:
@@ -185,9 +186,6 @@ def _aligned(hook: Hook) -> Hook:
 
 def _replaced(name: str) -> Problem:
     found = "the model has another module here than when it was attached, as after resize_token_embeddings"
-    return Problem("replaced", name, found, "the module that has the hook", "Attach anew after the model was changed.")
-
-
-def _next_value(counter: Iterator[int]) -> int:
-    """What a count would yield next, without taking it: its repr is ``count(7)``."""
-    return int(repr(counter)[6:-1])
+    return Problem(
+        "model-changed", name, found, "the module that has the hook", "Attach again after the model was changed."
+    )

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from operator import is_
 
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from transformers.pytorch_utils import Conv1D
 
 from adaptrix.architecture import Architecture, Site
 from adaptrix.errors import Problem, RefusedError, UsageError
@@ -69,7 +71,9 @@ def require_plain(model: object) -> None:
     :class:`UsageError` for what is no model."""
     if not isinstance(model, nn.Module):
         remedy = "adaptrix.attach(model, {name: adapter}); of a pipeline, its .model."
-        raise UsageError(Problem("model", "model", f"a {type(model).__name__}", "a transformers model", remedy))
+        raise UsageError(
+            Problem("model-unsupported", "model", f"a {type(model).__name__}", "a transformers model", remedy)
+        )
     problems = [*_compiled(model), *_wrapped(model)]
     if problems:
         raise RefusedError(problems)
@@ -78,7 +82,7 @@ def require_plain(model: object) -> None:
 def _compiled(model: nn.Module) -> Iterator[Problem]:
     if any(hasattr(m, "_orig_mod") or m._compiled_call_impl or _compiled_forward(m) for m in model.modules()):
         yield Problem(
-            "compiled",
+            "model-wrapped",
             type(model).__name__,
             "compiled, whole or in part: its graph does not see hooks that come later",
             "the model as it was before",
@@ -98,11 +102,11 @@ def _wrapped(model: nn.Module) -> Iterator[Problem]:
         type(module).__module__.startswith("peft.") for module in model.modules()
     ):
         yield Problem(
-            "wrapped",
+            "model-wrapped",
             type(model).__name__,
             "a model that peft has wrapped: its modules add deltas of their own",
             "a plain transformers model",
-            "Attach to peft_model.unload(), or load the base anew.",
+            "Attach to peft_model.unload(), or load the base again.",
         )
 
 
@@ -118,17 +122,43 @@ def _obstacles(plan: Plan, site: Site, found: Reached | None) -> Iterator[tuple[
     weight = None if found is None else getattr(found.module, "weight", None)
     if not plan.delta(site).rank:
         yield "rank", "a delta of rank 0", "a rank of at least 1", "Leave the module out."
-    if plan.bound.architecture.roles[site.role].orientation.startswith("experts"):
-        remedy = "Merge the adapter into its base instead."
-        yield "no-hook", "stacked experts have no module of their own", "a module to hook", remedy
+    if plan.bound.architecture.roles[site.role].orientation.startswith("experts") or _is_stacked(plan, site):
+        yield "module-unsupported", "stacked experts have no module of their own", "a module to hook", _MERGE
     elif found is None or not isinstance(weight, Tensor):
         remedy = "Attach with layers=… that leave it out, or to the model it was made for."
-        yield "no-module", "the model has no such module", "one for every site", remedy
-    elif site.role == "router" and not isinstance(found.module, nn.Linear):
-        remedy = "Merge the adapter into its base instead, or attach with layers=… that leave it out."
-        yield "no-hook", "the model's router answers with more than its product", "a linear layer", remedy
+        yield "module-missing", "the model has no such module", "one for every site", remedy
+    elif not isinstance(found.module, _PRODUCTS):
+        said = f"its module is a {type(found.module).__name__}, which may answer with other than its product"
+        yield "module-unsupported", said, "a linear layer or an embedding", _MERGE
     elif weight.is_meta and not hasattr(found.module, "_hf_hook"):
-        yield "meta", "the module has no weights (meta device)", "a loaded model", "Load the model's weights first."
+        yield (
+            "weights-not-loaded",
+            "the module has no weights (meta device)",
+            "a loaded model",
+            "Load the model's weights first.",
+        )
+
+
+def inert(plan: Plan, modules: Mapping[Site, Reached]) -> Iterator[Problem]:
+    """A warning for every active site whose module the model never calls: its delta has no effect while attached."""
+    for site in plan.sites:
+        found = modules.get(whole_site(site))
+        if found is not None and isinstance(found.module, NonDynamicallyQuantizableLinear):
+            said = (
+                "nn.MultiheadAttention reads this module's weight and never calls it: attached, the delta does nothing"
+            )
+            where = f"{plan.bound.adapter.name} {site}"
+            yield Problem("module-unsupported", where, said, "a module that is called", _MERGE, "warning")
+
+
+_MERGE = "Merge the adapter into its base instead, or attach with layers=… that leave it out."
+#: modules whose answer is the product of their input and their weight, so that what a hook adds is what ΔW does
+_PRODUCTS = (nn.Linear, nn.Embedding, Conv1D)
+
+
+def _is_stacked(plan: Plan, site: Site) -> bool:
+    """Whether a delta is one on a stack of experts, whatever the family is."""
+    return getattr(plan.delta(site), "experts", None) is not None
 
 
 def whole_site(site: Site) -> Site:

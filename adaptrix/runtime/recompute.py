@@ -64,7 +64,7 @@ class _Noting:
     def unpack(self, packed: Any) -> Tensor:
         if not self.attached():
             found = "the session was detached before the backward pass, which runs layers again"
-            raise refuse("detached", "gradient checkpointing", found, remedy="Detach after loss.backward().")
+            raise refuse("session-state", "gradient checkpointing", found, remedy="Detach after loss.backward().")
         tensor = self.unpack_first(packed)
         _UNPACKED.task, _UNPACKED.chosen = torch._C._current_graph_task_id(), self.chosen
         return tensor
@@ -78,7 +78,7 @@ def recomputed() -> Mapping[int, Any]:
     if getattr(_UNPACKED, "task", None) != torch._C._current_graph_task_id():
         found = "the model, or a part of it, runs again in a backward pass, and under which adapters is not known"
         remedy = "Call the model itself, with model.gradient_checkpointing_enable()."
-        raise refuse("recomputed", "checkpoint", found, "gradient checkpointing of the model's own", remedy)
+        raise refuse("checkpointing", "checkpoint", found, "gradient checkpointing of the model's own", remedy)
     chosen: Mapping[int, Any] = _UNPACKED.chosen
     return chosen
 

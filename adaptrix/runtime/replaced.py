@@ -9,14 +9,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from adaptrix.architecture import Site
 from adaptrix.errors import Problem, UsageError
+from adaptrix.runtime.kernel import Adding
 from adaptrix.runtime.rows import rows_of
-from adaptrix.runtime.spectral import Adding, SpectralKernel
 from adaptrix.runtime.trainable import Trainable
 
 
@@ -25,6 +26,7 @@ class Replaced:
     """``module``: a twin of the model's, with the adapter's tensors and no hooks; nothing else refers to it."""
 
     module: nn.Module
+    described: ClassVar[str] = "the module is replaced whole"
 
     @property
     def embedding(self) -> bool:
@@ -41,6 +43,10 @@ class Replaced:
         x = x.to(own) if x.is_floating_point() and own.is_floating_point else x
         answer: Tensor = type(self.module).forward(self.module, x)  # an instance's own forward is the original's
         return answer.to(y.dtype)
+
+    def numbers(self) -> Iterator[Tensor]:
+        """The module's tensors, the adapter's among them."""
+        return (tensor for tensor in self.module._parameters.values() if tensor is not None)
 
 
 #: what an adapter does at one module
@@ -67,7 +73,7 @@ class Mixed:
         """``y`` with each row changed. Raises :class:`UsageError` for a batch of another length."""
         count = rows_of(x, len(self.changes))
         pairs = zip(x.chunk(count), y.chunk(count), strict=True)
-        rows = [b if c is None else (b + c.delta(a, b)).to(y.dtype) if isinstance(c, Adding) else c.add(a, b)
+        rows = [b if c is None else c.add(a, b) if isinstance(c, Replaced) else (b + c.delta(a, b)).to(y.dtype)
                 for c, (a, b) in zip(self.changes, pairs, strict=True)]  # fmt: skip
         return torch.cat(rows)
 
@@ -87,15 +93,5 @@ def adding_only(
     if any(isinstance(change, Replaced) for _, change in terms):
         found = "an adapter replaces this module whole, which has no weighted sum"
         remedy = "Use that adapter alone with weight 1, or give it rows of its own with session.route."
-        raise UsageError(Problem("replaced", str(site), found, "adapters that only add to the module", remedy))
+        raise UsageError(Problem("extra-unsupported", str(site), found, "adapters that only add to the module", remedy))
     return [(weight, change) for weight, change in terms if not isinstance(change, Replaced)]
-
-
-def numbers(change: SiteKernel) -> Iterator[Tensor]:
-    """The tensors of a change that come from its adapter, or are made with it."""
-    if isinstance(change, Replaced):
-        yield from (tensor for tensor in change.module._parameters.values() if tensor is not None)
-    elif isinstance(change, SpectralKernel):
-        yield change.d
-    else:
-        yield from (tensor for tensor in (change.At, change.Bt, change.g, change.c) if tensor is not None)

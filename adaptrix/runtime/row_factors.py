@@ -73,7 +73,7 @@ class GivenFactors:
         roles, paths = bound.architecture.roles, {site: bound.targets[site].path for site in sites}
         embeddings = [path for site, path in paths.items() if roles[site.role].orientation == "embedding"]
         if embeddings:
-            raise refuse("embedding", embeddings[0], "it is an embedding", "modules that multiply by a matrix")
+            raise refuse("kind-unsupported", embeddings[0], "it is an embedding", "modules that multiply by a matrix")
         return {site: (path, gain_of(plan, site)) for site, path in paths.items()}
 
 
@@ -84,11 +84,11 @@ def _live(A: Tensor, B: Tensor, scale: float) -> RowFactorKernel:
 def _faults(factors: RowFactors) -> Iterator[Problem]:
     rows = {len(factor) for pair in factors.values() for factor in pair if factor.dim() == 3}
     if len(rows) != 1:
-        yield Problem("factors", "factors", f"they are for {sorted(rows)} rows", "a pair of them for every row")
+        yield Problem("option", "factors", f"they are for {sorted(rows)} rows", "a pair of them for every row")
     for path, (A, B) in factors.items():
         if A.dim() != 3 or B.dim() != 3 or A.shape[1] != B.shape[2]:
             found, expected = f"A {list(A.shape)} and B {list(B.shape)}", "A [rows, r, in] and B [rows, out, r]"
-            yield Problem("factors", path, found, expected)
+            yield Problem("option", path, found, expected)
         elif not A.is_floating_point() or A.dtype is not B.dtype:
             yield Problem("dtype", path, f"A is {A.dtype} and B {B.dtype}", "floats, both of one dtype")
 

@@ -14,13 +14,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from adaptrix.errors import Problem, UsageError
-from adaptrix.runtime.kernel import Kernel
+
+if TYPE_CHECKING:
+    from adaptrix.runtime.kernel import Kernel
 
 #: tokens a row from which on runs of rows are faster (benchmarks/routing.py)
 LONG = 16

@@ -8,14 +8,10 @@ from typing import Any
 
 from adaptrix.architecture import Site
 from adaptrix.planning.plan import Plan
-from adaptrix.runtime.kernel import Kernel
-from adaptrix.runtime.mixing import Mixture, by_row, summed
+from adaptrix.runtime.kernel import ActiveKernel, Kernel
+from adaptrix.runtime.mixing import by_row, summed
 from adaptrix.runtime.replaced import SiteKernel
-from adaptrix.runtime.row_factors import RowFactorKernel
 from adaptrix.runtime.trainable import Trainable
-
-#: what a hook applies at one module
-ActiveKernel = Mixture | RowFactorKernel
 
 
 @dataclass(frozen=True, eq=False)

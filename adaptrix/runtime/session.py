@@ -137,7 +137,7 @@ class Session:
         if isinstance(choices, str) or not choices:
             found = f"one name, {choices!r}" if choices else "no choices"
             expected = "a list of at least one choice"
-            raise UsageError(Problem("choices", "prefill_shared", found, expected, "None is the base."))
+            raise UsageError(Problem("option", "prefill_shared", found, expected, "None is the base."))
         with ExitStack() as held:
             using = [self._users.using(partial(self._open.chosen, choice)) for choice in choices]
             done = prefill(self._hooks, inputs, [held.enter_context(one) for one in using])
@@ -182,7 +182,7 @@ class Session:
             loaded = self._in_training(loaded)
         trained = (change for change in loaded.kernels.values() if isinstance(change, Trainable))
         targets = self._planned(loaded).bound.targets
-        return {f"{targets[site]}.{key}": leaf for change in trained for site, key, leaf in change.leaves()}
+        return {f"{targets[site]}.{key}": leaf for change in trained for site, key, leaf in change.leaves.named()}
 
     def adapter(self, name: str) -> Adapter:
         """An adapter as it is now, its leaves' numbers in it: for ``adaptrix.convert``, or to be loaded again."""
@@ -216,7 +216,7 @@ class Session:
         if self._slots is None or self._hooks.drift is not None:
             found = "a session without slots" if self._slots is None else "a session that measures drift"
             remedy = "adaptrix.attach(model, …, slots=8), without max_drift and measure"
-            raise UsageError(Problem("compile", "session.compile", found, "adapters in slots, and no drift", remedy))
+            raise UsageError(Problem("slots", "session.compile", found, "adapters in slots, and no drift", remedy))
         self._hooks.compile(**options)
 
     def unload(self, name: str) -> None:
@@ -279,7 +279,7 @@ class Session:
         self._require_not_default(loaded)
         if self._users.busy(loaded):
             remedy = "Ask for its parameters before session.use."
-            raise UsageError(Problem("in-use", loaded.name, "somebody uses it", "an adapter at rest", remedy))
+            raise UsageError(Problem("in-use", loaded.name, "it is in use", "an adapter that is not in use", remedy))
         plan = self._planned(loaded)
         training = replace(loaded, kernels=learned(plan, self._hooks.modules, loaded.kernels))
         self._hooks.freeze()
@@ -288,7 +288,7 @@ class Session:
 
     def _require_no_slots(self, name: str) -> None:
         if self._slots is not None:
-            found, remedy = "what lies in a slot has no leaves", "Train it in a session without slots."
+            found, remedy = "an adapter in a slot has no parameters of its own", "Train it in a session without slots."
             raise UsageError(Problem("slots", name, found, "a session without slots", remedy))
 
     def _require_not_default(self, loaded: Loaded) -> None:
@@ -304,9 +304,9 @@ class Session:
     def _planned(self, loaded: Loaded) -> Plan:
         if loaded.plan is None:
             found = "its kernels were given as they are"
-            raise UsageError(Problem("no-plan", loaded.name, found, "an adapter that was loaded"))
+            raise UsageError(Problem("option", loaded.name, found, "an adapter that was loaded"))
         return loaded.plan
 
     def _require_open(self) -> None:
         if not self._hooks.attached:
-            raise UsageError(Problem("detached", "session", "it is detached", "", "Attach anew."))
+            raise UsageError(Problem("session-state", "session", "it is detached", "", "Attach again."))

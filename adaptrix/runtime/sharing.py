@@ -88,13 +88,13 @@ def _placed(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]
     ids = given.get("input_ids")
     if not isinstance(ids, Tensor) or ids.dim() != 2 or not ids.numel():
         remedy = 'tokenizer(text, return_tensors="pt") makes them.'
-        raise UsageError(Problem("inputs", "prefill_shared", "no input_ids", "a tensor of rows and tokens", remedy))
+        raise UsageError(Problem("input", "prefill_shared", "no input_ids", "a tensor of rows and tokens", remedy))
     mask = given.get("attention_mask")
     if mask is None:
         return given
     if not bool((mask[:, -1] != 0).all()):
         remedy = 'tokenizer.padding_side = "left" puts the padding before the text.'
-        raise UsageError(Problem("inputs", "attention_mask", "padding at the end of a row", "text there", remedy))
+        raise UsageError(Problem("input", "attention_mask", "padding at the end of a row", "text there", remedy))
     if "position_ids" in signature(model.forward).parameters:
         given.setdefault("position_ids", (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0))
     return given
@@ -104,4 +104,4 @@ def _require_causal(model: nn.Module) -> None:
     can: Any = getattr(model, "can_generate", None)
     if can is None or not can():
         found = "a model that does not generate, so no token follows a prompt"
-        raise UsageError(Problem("model", type(model).__name__, found, "a causal language model"))
+        raise UsageError(Problem("model-unsupported", type(model).__name__, found, "a causal language model"))

@@ -22,7 +22,6 @@ from adaptrix.runtime.refcounts import DEFAULT, Users
 from adaptrix.runtime.replaced import SiteKernel
 from adaptrix.runtime.rows import rows_of
 from adaptrix.runtime.selection import Resident
-from adaptrix.runtime.spectral import SpectralKernel
 
 #: ranks that banks come in; a smaller one is filled up with zeros
 BUCKETS = (4, 8, 16, 32, 64, 128, 256)
@@ -105,12 +104,10 @@ class Slots:
         for site, change in changes.items():
             where = f"{name} {site}"
             if not isinstance(change, Kernel):
-                spectral = isinstance(change, SpectralKernel)
-                found = "a spectral delta, of full rank" if spectral else "the module is replaced whole"
-                yield Problem("slots", where, found, "low-rank changes in slots", "Attach it without slots.")
+                yield Problem("slots", where, change.described, "low-rank changes in slots", "Attach it without slots.")
             elif site in self.banks and change.At.dtype is not self.banks[site].At.dtype:
                 found, own = f"{change.At.dtype}: the model was cast", f"{self.banks[site].At.dtype}, as the slots are"
-                yield Problem("dtype", where, found, own, "Attach anew after the model was cast.")
+                yield Problem("model-changed", where, found, own, "Attach again after the model was cast.")
             elif change.rank > self._rank:
                 expected = f"at most {self._rank}, as the slots have it"
                 yield Problem("rank", where, f"rank {change.rank}", expected, f"attach(…, max_rank={change.rank})")

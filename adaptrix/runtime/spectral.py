@@ -11,14 +11,13 @@ each row by its own d between the same two products.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from adaptrix.runtime.kernel import Kernel
 from adaptrix.runtime.rows import rows_of
 
 
@@ -48,6 +47,8 @@ class SpectralKernel:
     axes: Axes
     d: Tensor
     embedding: ClassVar[bool] = False
+    described: ClassVar[str] = "a spectral delta, of full rank"
+    reads_output: ClassVar[bool] = False
 
     def delta(self, x: Tensor, y: Tensor) -> Tensor:
         """What is added to the module's output for its input ``x``, in the dtype of the axes."""
@@ -65,9 +66,33 @@ class SpectralKernel:
         y.flatten(0, -2).addmm_(inner.mul_(self.d), Ut)
         return y
 
+    @property
+    def family(self) -> Hashable:
+        """The axes: vectors over the same ones add up."""
+        return self.axes
 
-#: what adds to what a module says
-Adding = Kernel | SpectralKernel
+    def numbers(self) -> Iterator[Tensor]:
+        """The vector d; the axes are the base's."""
+        yield self.d
+
+    def agrees(self, loaded: object) -> bool:
+        """Whether d is that of the one loaded."""
+        return isinstance(loaded, SpectralKernel) and torch.allclose(self.d.to(loaded.d), loaded.d, rtol=1e-2)
+
+    @classmethod
+    def combined(cls, terms: Sequence[tuple[float, SpectralKernel]]) -> SpectralKernel:
+        """One kernel for a weighted sum over the same axes, exact."""
+        (weight, first), *others = terms
+        return SpectralKernel(first.axes, sum((w * kernel.d for w, kernel in others), start=weight * first.d))
+
+    @classmethod
+    def by_row(cls, kernels: Sequence[SpectralKernel | None]) -> SpectralRowKernels:
+        """One kernel for a batch's rows over the same axes."""
+        first = next(kernel for kernel in kernels if kernel is not None)
+        rows = [torch.zeros_like(first.d) if kernel is None else kernel.d for kernel in kernels]
+        without = [kernel is None for kernel in kernels]
+        idle = torch.tensor(without, device=first.d.device)[:, None, None] if any(without) else None
+        return SpectralRowKernels(first.axes, torch.stack(rows)[:, None], idle)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,23 +129,3 @@ class SpectralRowKernels:
             by_row.masked_fill_(self.idle, 0)
         y.flatten(0, -2).addmm_(inner, self.axes.Ut)
         return y
-
-
-def combined_spectral(terms: Sequence[tuple[float, SpectralKernel]]) -> SpectralKernel:
-    """One kernel for the weighted sum of several over the same axes, exact."""
-    (weight, first), *others = terms
-    return SpectralKernel(first.axes, sum((w * kernel.d for w, kernel in others), start=weight * first.d))
-
-
-def spectral_rows(kernels: Sequence[SpectralKernel | None], axes: Axes) -> SpectralRowKernels:
-    """The kernels of a batch's rows, of which those over these axes act."""
-    mine = [kernel is not None and kernel.axes is axes for kernel in kernels]
-    model = next(kernel.d for kernel in kernels if kernel is not None and kernel.axes is axes)
-    rows = [kernel.d if own and kernel else torch.zeros_like(model) for own, kernel in zip(mine, kernels, strict=True)]
-    idle = None if all(mine) else torch.tensor([not own for own in mine], device=model.device)[:, None, None]
-    return SpectralRowKernels(axes, torch.stack(rows)[:, None], idle)
-
-
-def distinct_axes(kernels: Iterable[SpectralKernel | None]) -> list[Axes]:
-    """The axes of these, each once."""
-    return list({id(kernel.axes): kernel.axes for kernel in kernels if kernel is not None}.values())

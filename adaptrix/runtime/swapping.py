@@ -137,7 +137,7 @@ def require_own(cache: object, owner: int) -> AdapterCache:
     if isinstance(cache, AdapterCache):
         found = "a cache of another session, whose adapters this one does not know"
     remedy = "Make it with session.new_cache() and pass it as past_key_values."
-    raise UsageError(Problem("cache", "swap", found, "a cache of this session", remedy))
+    raise UsageError(Problem("cache-mismatch", "swap", found, "a cache of this session", remedy))
 
 
 def _why_reread(cache: AdapterCache, selection: Selection, filled: Chunk) -> str:
@@ -196,7 +196,7 @@ def _require_plain(filled: Chunk, harmless: frozenset[str]) -> None:
 
 def _unrepeatable(found: str, expected: str) -> UsageError:
     remedy = "Make a new cache and give the model the whole prompt."
-    return UsageError(Problem("cache", "swap", found, expected, remedy))
+    return UsageError(Problem("cache-mismatch", "swap", found, expected, remedy))
 
 
 def _model_type(model: nn.Module) -> str:

@@ -7,26 +7,21 @@ delta is z ``[k]``. Extras (trained heads, biases) have no leaves, so adapters w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
 import torch
-from torch import Tensor, nn
 
 from adaptrix.adapter import Adapter
 from adaptrix.architecture import Site
-from adaptrix.delta import Delta, LowRank, Spectral
-from adaptrix.errors import Problem, RefusedError, UsageError, refuse
+from adaptrix.errors import Problem, RefusedError, UsageError
 from adaptrix.planning.plan import Plan
-from adaptrix.runtime.build import by_module, home
-from adaptrix.runtime.factors import Factors, factors, gain_of, is_embedding
-from adaptrix.runtime.kernel import Kernel
+from adaptrix.runtime.build import by_module
+from adaptrix.runtime.kinds import kind_at
+from adaptrix.runtime.leaves import file_changed
 from adaptrix.runtime.modules import Reached
-from adaptrix.runtime.spectral import Adding, SpectralKernel
-from adaptrix.runtime.trainable import Trainable, TrainableKernel, TrainableSpectral
-from adaptrix.tensor import Tensor as Stored
-from adaptrix.torch_tensor import as_torch
+from adaptrix.runtime.trainable import Trainable
 
 
 @torch.inference_mode(False)
@@ -38,24 +33,22 @@ def learned(plan: Plan, modules: Mapping[Site, Reached], loaded: Mapping[Site, o
     """
     _require_deltas_only(plan)
     dropout = _dropout(plan)
-    found = {
-        whole: _learned(plan, sites, modules[whole], dropout, loaded[whole]) for whole, sites in by_module(plan).items()
-    }
-    changed = [site for site, one in found.items() if not _agree(one.kernel, loaded[site])]
+    found = {}
+    for whole, sites in by_module(plan).items():
+        kind = kind_at(plan, sites[0], "training")
+        found[whole] = Trainable(kind.learn(plan, sites, modules[whole], dropout, loaded[whole]))
+    with torch.no_grad():
+        changed = [site for site, one in found.items() if not one.leaves.kernel.agrees(loaded[site])]
     if changed:
-        where = f"{plan.bound.adapter.name} {changed[0]}"
-        remedy = "session.load(name, uri) loads them as they are now."
-        raise refuse("file-changed", where, "its files have changed since it was loaded", "the same files", remedy)
+        raise file_changed(plan, changed[0])
     return found
 
 
 def adapter_now(plan: Plan, changes: Mapping[Site, object]) -> Adapter:
     """The adapter of a plan with the numbers that its leaves have now; what has no leaves is as it was."""
     adapter, targets = plan.bound.adapter, plan.bound.targets
-    parts = {
-        site: part for change in changes.values() if isinstance(change, Trainable) for site, part in _parts(change)
-    }
-    now = {site: _stored(plan.delta(site), part) for site, part in parts.items()}
+    trained = (change.leaves for change in changes.values() if isinstance(change, Trainable))
+    now = {site: delta for leaves in trained for site, delta in leaves.stored(plan).items()}
     own = {targets[site]: delta for site, delta in now.items() if site not in plan.overrides}
     adapter = replace(adapter, deltas=MappingProxyType({**adapter.deltas, **own}))
     if adapter.recorded is None:
@@ -65,62 +58,11 @@ def adapter_now(plan: Plan, changes: Mapping[Site, object]) -> Adapter:
     return replace(adapter, recorded=replace(adapter.recorded, overrides=overrides))
 
 
-def _learned(plan: Plan, sites: list[Site], reached: Reached, dropout: float, loaded: object) -> Trainable:
-    device, own = home(reached.module)
-    dtype = torch.float64 if own is torch.float64 else torch.float32
-    delta = plan.delta(sites[0])
-    if isinstance(delta, Spectral) and isinstance(loaded, SpectralKernel):
-        z, s = (as_torch(tensor, device, dtype) for tensor in (delta.z, delta.S))
-        return TrainableSpectral(sites[0], loaded.axes, nn.Parameter(z), s, gain_of(plan, sites[0]))
-    parts = {site: _leaves(factors(plan, site, device, dtype)) for site in sites}
-    return TrainableKernel(parts, reached, dtype, dropout, is_embedding(delta))
-
-
-@torch.no_grad()
-def _agree(kernel: Adding, loaded: object) -> bool:
-    """Whether a kernel has the numbers of the one loaded, as far as its dtype goes; DoRA's g is the base's too."""
-    if isinstance(kernel, SpectralKernel):
-        return isinstance(loaded, SpectralKernel) and torch.allclose(kernel.d.to(loaded.d), loaded.d, rtol=1e-2)
-    if not isinstance(loaded, Kernel):
-        return False
-    pairs = [(kernel.At, loaded.At)] + ([(kernel.Bt, loaded.Bt)] if kernel.g is None else [])
-    return all(one.shape == other.shape and torch.allclose(one.to(other), other, rtol=1e-3) for one, other in pairs)
-
-
-def _leaves(part: Factors) -> Factors:
-    bias = None if part.bias is None else nn.Parameter(part.bias)
-    magnitude = None if part.magnitude is None else nn.Parameter(part.magnitude)
-    return replace(part, A=nn.Parameter(part.A), B=nn.Parameter(part.B), bias=bias, magnitude=magnitude)
-
-
-def _parts(change: Trainable) -> Iterable[tuple[Site, Factors | nn.Parameter]]:
-    """The leaves of a module by site: factors, or z."""
-    return [(change.site, change.z)] if isinstance(change, TrainableSpectral) else change.parts.items()
-
-
-def _stored(delta: Delta, part: Factors | nn.Parameter) -> Delta:
-    """A delta with the numbers of its leaves."""
-    if isinstance(delta, Spectral) and isinstance(part, nn.Parameter):
-        return replace(delta, z=_array(part))
-    assert isinstance(delta, LowRank) and isinstance(part, Factors)  # noqa: PT018  # they were made of one another
-    return replace(
-        delta,
-        A=_array(part.A),
-        B=_array(part.B),
-        bias=None if part.bias is None else _array(part.bias),
-        magnitude=None if part.magnitude is None else _array(part.magnitude),
-    )
-
-
-def _array(leaf: Tensor) -> Stored:
-    return Stored.of(leaf.detach().cpu().numpy())
-
-
 def _dropout(plan: Plan) -> float:
     adapter = plan.bound.adapter
     found = adapter.provenance.config.get("lora_dropout") or 0.0
     if not isinstance(found, (int, float)) or not 0 <= found <= 1:
-        raise UsageError(Problem("dropout", adapter.name, f"its lora_dropout is {found!r}", "a share from 0 to 1"))
+        raise UsageError(Problem("config-value", adapter.name, f"its lora_dropout is {found!r}", "a share from 0 to 1"))
     return float(found)
 
 
@@ -128,7 +70,13 @@ def _require_deltas_only(plan: Plan) -> None:
     adapter = plan.bound.adapter
     remedy = "Train it with peft, or attach one without it."
     problems = [
-        Problem("extra", f"{adapter.name} {key}", "it is no delta, and only deltas are trained here", "deltas", remedy)
+        Problem(
+            "extra-unsupported",
+            f"{adapter.name} {key}",
+            "it is no delta, and only deltas are trained here",
+            "deltas",
+            remedy,
+        )
         for key, extra in adapter.extras.items()
         if extra.kind != "base_weight"
     ]

@@ -35,7 +35,7 @@ def model_weights(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def count_tensors(folder: Path, weights: Sequence[str]) -> int | None:
-    """How many tensors the files have, from their index or headers; ``None`` where that is not cheap.
+    """The number of tensors in the files, from their index or headers; ``None`` where that is not cheap.
 
     Only a message depends on it, so a damaged header makes it ``None`` as well.
     """

@@ -2,7 +2,7 @@
 
 One request lists the repository at a commit; the choice is made from names and sizes, and only the
 adapter's files are fetched. A commit whose files are in the cache costs no further request. Where the
-Hub is out of reach, the cache is asked for what the branch stood for when it was last seen.
+Hub is out of reach, the commit that the branch last pointed to is looked for in the cache.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 #: the Hub answered, or it is this disk that is at fault: an older copy from the cache would be no answer
-_FINAL = ("hub-revision-missing", "hub-file-missing", "disk-full", "cache-unwritable")
+_FINAL = ("hub-revision-missing", "hub-file-missing", "disk-full", "permission-denied")
 
 _PLAIN = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
 
@@ -46,21 +46,21 @@ class _Repo:
 
 
 def claims(uri: str) -> bool:
-    """Whether ``uri`` may name a repository: ``owner/name…``, ``hf://…``, a page's address, ``gpt2``."""
+    """True where ``uri`` may name a repository: ``owner/name…``, ``hf://…``, a page's address, ``gpt2``."""
     return is_address(uri)
 
 
 def fetch(uri: str, formats: Sequence[Format]) -> Bundle:
     """The adapter's files in the client's cache, fetched if they are not there yet, at one commit.
 
-    Raises ``UsageError`` (``hub-address``, ``hub-client``), ``UnreachableError`` (see
+    Raises ``UsageError`` (``address``, ``hub-client``), ``UnreachableError`` (see
     :mod:`adaptrix.sources.hub_errors`) or ``RefusedError`` (see :mod:`adaptrix.sources.select`), the
     latter before anything is fetched.
     """
     address = _address(uri)
     if "/" not in address.repo:
         found = "an adapter on the Hub is owner/name, and there is no such folder here"
-        raise UsageError(Problem("hub-address", uri, found, "", "Check the spelling, or pass the path of its folder."))
+        raise UsageError(Problem("address", uri, found, "", "Check the spelling, or pass the path of its folder."))
     try:
         return _fetched(_look_up(address), formats)
     except UnreachableError as error:
@@ -68,7 +68,7 @@ def fetch(uri: str, formats: Sequence[Format]) -> Bundle:
 
 
 def config(uri: str) -> Mapping[str, Any]:
-    """A base model's config.json and nothing else. Raises as :func:`fetch` does, and ``json-…`` refusals."""
+    """A base model's config.json and nothing else. Raises as :func:`fetch` does, and those of :func:`read_object`."""
     address = _address(uri)
     path = f"{address.inner}/config.json" if address.inner else "config.json"
     try:
@@ -97,7 +97,7 @@ def folder(uri: str, patterns: Sequence[str]) -> tuple[Path, str]:
         return cached.folder / address.inner, cached.commit
     paths = _matching(repo, patterns)
     if not paths:
-        raise saying("hub-file-missing", address, " or ".join(patterns[:2]))
+        raise saying("file-missing", address, " or ".join(patterns[:2]))
     files, commit = _download(repo, paths)
     return next(iter(files.values())).parent, commit
 
@@ -121,19 +121,19 @@ def quiet() -> None:
 
 
 def _address(uri: str) -> Address:
-    """The parsed uri. Offline, a repository that the cache has never seen is refused here already: to
-    start the whole client takes longer than most conversions."""
+    """The parsed uri. Offline, a repository that is not in the cache is refused here already: starting the
+    whole client takes longer than most conversions."""
     _require_client(uri)
     from huggingface_hub import constants
 
     folder = Path(constants.HF_HUB_CACHE) / f"models--{uri.replace('/', '--')}"
     if constants.HF_HUB_OFFLINE and _PLAIN.fullmatch(uri) and not folder.exists():
-        raise saying("hub-offline", Address(uri))
+        raise saying("offline", Address(uri))
     return parse(uri)
 
 
 def _require_client(uri: str) -> None:
-    """The client reads its settings when it is imported, and a malformed HF_ENDPOINT ends that."""
+    """Raises ``UsageError`` where the client cannot be imported: it reads HF_ENDPOINT then, which may be malformed."""
     try:
         import huggingface_hub.constants  # noqa: F401
     except (ImportError, ValueError) as error:
@@ -151,27 +151,27 @@ def _api() -> HfApi:
 
 @contextmanager
 def _asking(address: Address) -> Iterator[None]:
-    """Turns whatever the client raises into an ``UnreachableError``."""
+    """Turns any error of the client into an ``UnreachableError``."""
     try:
         yield
     except AdaptrixError:
         raise
-    except Exception as error:  # raised on, reworded: the client and its HTTP library share no base class
+    except Exception as error:  # raised again, reworded: the client and its HTTP library share no base class
         raise unreachable(error, address) from error
 
 
 def _look_up(address: Address) -> _Repo:
-    """What is in the repository, and which commit that is: one request."""
+    """The repository's files at its current commit: one request."""
     with _asking(address):
         from huggingface_hub import constants
 
-        # the client's default is to wait for ever
+        # the client's default is to wait forever
         info = _api().model_info(
             address.repo, revision=address.revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
         )
         files = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or ()}
         if info.sha is None:
-            raise saying("hub-bad-answer", address, "no commit is named")
+            raise saying("bad-answer", address, "no commit is named")
     return _Repo(address, info.sha, files)
 
 
@@ -182,7 +182,7 @@ def _fetched(repo: _Repo, formats: Sequence[Format]) -> Bundle:
 
 
 def _choice(repo: _Repo, formats: Sequence[Format]) -> tuple[Address, tuple[str, ...], str]:
-    """Where the adapter is, its files' paths and its name."""
+    """The adapter's address, the paths of its files and its name."""
     address = repo.address
     single = address.inner in repo.files
     folder = address.inner.rpartition("/")[0] if single else address.inner
@@ -190,7 +190,7 @@ def _choice(repo: _Repo, formats: Sequence[Format]) -> tuple[Address, tuple[str,
     files = {path.removeprefix(base): size for path, size in repo.files.items() if path.startswith(base)}
     if not files and address.inner:
         top = sorted({path.partition("/")[0] for path in repo.files})
-        raise saying("hub-file-missing", address, f"{address.inner}; there is {some(top)}")
+        raise saying("file-missing", address, f"{address.inner}; there is {some(top)}")
     listing = Listing(str(address), files, lambda path: str(address.at(base + path)))
     name = address.inner.rpartition("/")[2]
     choice = choose_file(listing, name, formats) if single else choose(listing, formats)
@@ -199,8 +199,8 @@ def _choice(repo: _Repo, formats: Sequence[Format]) -> tuple[Address, tuple[str,
 
 
 def _download(repo: _Repo, paths: Sequence[str]) -> tuple[dict[str, Path], str]:
-    """The files at one commit, and which. The first is asked for by the revision's name: so the client
-    notes in its cache which commit that was, and finds it again offline."""
+    """The files at one commit, and that commit. The first is requested by the revision's name, so that the
+    client notes in its cache which commit that is and finds it again offline."""
     with _asking(repo.address):
         first = _by_name(repo, paths[0])
         commit = _commit(first, paths[0])  # not the listing's, if somebody pushed in between
@@ -227,14 +227,14 @@ def _commit(file: Path, path: str) -> str:
 
 def _fetched_config(repo: _Repo, path: str) -> Path:
     if path not in repo.files:
-        raise saying("hub-file-missing", repo.address, path)
+        raise saying("file-missing", repo.address, path)
     if repo.files[path] > MAX_BYTES:
         raise too_large(str(repo.address.at(path)), repo.files[path])
     return _download(repo, [path])[0]["config.json"]
 
 
 def _from_cache(address: Address, formats: Sequence[Format], error: UnreachableError) -> Bundle:
-    """What an earlier run left in the cache, with a word on why; ``error`` itself where that is not enough."""
+    """An earlier run's files, from the cache, with a problem that says why. Raises ``error`` where some are missing."""
     problem = error.problems[0]
     cached = _cached(address)
     if cached is None or problem.code in _FINAL:
@@ -257,7 +257,7 @@ def _stale(problem: Problem, commit: str) -> Problem:
 
 
 def _cached(address: Address) -> _Repo | None:
-    """What the cache holds of the repository at the commit its revision last stood for."""
+    """The repository's files in the cache, at the commit that its revision last pointed to."""
     with _asking(address):
         folder = _snapshot(address)
         if folder is None:
@@ -274,7 +274,7 @@ def _snapshot(address: Address) -> Path | None:
     try:
         return Path(_api().snapshot_download(address.repo, revision=address.revision, local_files_only=True))
     except LocalEntryNotFoundError as error:
-        partial = getattr(error, "snapshot_path", None)  # somebody else fetched a part of it
+        partial = getattr(error, "snapshot_path", None)  # another program fetched some of its files
         return Path(partial) if partial else None
 
 

@@ -1,4 +1,4 @@
-"""What people type to mean something on the Hub."""
+"""Addresses of repositories on the Hub, and of folders and files in them, as people type them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from adaptrix.errors import Problem, UsageError
 
 _PROTOCOL = "hf://"
-#: what the Hub keeps beside models: ``datasets/owner/name`` is no folder of a model
+#: the Hub's other kinds of repository: ``datasets/owner/name`` is no folder of a model
 _OTHER_KINDS = ("datasets", "spaces", "kernels", "buckets")
 _CLAIM = re.compile(r"(?:hf://|https?://|[A-Za-z0-9_][\w.\-]*(?:/[^/@\s\\]+)*/?(?:@\S*)?$)", re.ASCII)
 _REVISION = re.compile(r"(?![/-])(?!.*(?:\.\.|//|/$|@\{))[^\s~^:?*\[\\]+")
@@ -32,19 +32,19 @@ class Address:
 
     @property
     def name(self) -> str:
-        """The last part, which is what people call it."""
+        """The last part of the path."""
         return (self.inner or self.repo).rpartition("/")[2]
 
 
 def is_address(uri: str) -> bool:
-    """Whether ``uri`` may be meant for the Hub; :func:`parse` says what is wrong with it, if anything is."""
+    """True where ``uri`` may be an address on the Hub; :func:`parse` then says what is wrong with it, if anything."""
     return uri.isprintable() and _CLAIM.match(uri) is not None
 
 
 def parse(uri: str) -> Address:
     """``[hf://]owner/name[/folder or file][@revision]``, or the address of a page of the Hub.
 
-    Raises ``UsageError`` with code ``hub-address``.
+    Raises ``UsageError`` with code ``address``.
     """
     if uri.startswith(("http://", "https://")):
         return _from_page(uri)
@@ -95,4 +95,4 @@ def _from_page(uri: str) -> Address:
 
 def _off(uri: str, found: str, expected: str = "") -> UsageError:
     remedy = "An adapter on the Hub is owner/name, owner/name/folder or owner/name@revision."
-    return UsageError(Problem("hub-address", uri, found, expected, remedy))
+    return UsageError(Problem("address", uri, found, expected, remedy))

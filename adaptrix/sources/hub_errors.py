@@ -18,50 +18,73 @@ _LOGIN = "log in with `hf auth login` or set HF_TOKEN"
 _NETWORK = "Check the network, the proxy, and HF_ENDPOINT if it is set.{here}"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
-#: code -> (what was found, what to do); {repo} {revision} {hub} {page} {cache} {detail} {status} are filled in
+#: cause -> (code, what was found, what to do); {repo} {revision} {hub} {page} {cache} {detail} {status} are filled in
 _SAYINGS = {
-    "hub-gated": (
+    "gated": (
+        "hub-access",
         "access to this repository has to be granted by its owner",
         f"Accept its terms at {{page}}, then {_LOGIN}.",
     ),
-    "hub-not-found": (
+    "not-found": (
+        "hub-not-found",
         "there is no model {repo} at {hub}, or it is private",
         f"Check the name; for a private one, {_LOGIN}.{{hint}}",
     ),
-    "hub-revision-missing": (
+    "revision-missing": (
+        "hub-revision-missing",
         "{repo} has no revision {revision}",
         "Branches and tags are listed at {page}/tree/main; the revision goes last: owner/name/folder@revision.",
     ),
-    "hub-file-missing": ("{repo} has no such file: {detail}", "See {page}/tree/main."),
-    "hub-disabled": ("the Hub has disabled this repository", "Its page may say why: {page}."),
-    "hub-offline": (
+    "file-missing": ("hub-file-missing", "{repo} has no such file: {detail}", "See {page}/tree/main."),
+    "disabled": ("hub-access", "the Hub has disabled this repository", "Its page may say why: {page}."),
+    "offline": (
+        "hub-offline",
         "it is not in the cache ({cache}), and HF_HUB_OFFLINE forbids to fetch it",
         "Unset HF_HUB_OFFLINE (and TRANSFORMERS_OFFLINE), or pass a folder.",
     ),
-    "hub-bad-token": (
+    "bad-token": (
+        "hub-access",
         "the Hub does not accept the token in use",
-        "Log in anew with `hf auth login`, or correct HF_TOKEN.",
+        "Log in again with `hf auth login`, or correct HF_TOKEN.",
     ),
-    "hub-forbidden": ("the token in use may not read this repository", f"See {{page}}, or {_LOGIN} anew."),
-    "hub-rate-limit": ("the Hub asks for fewer requests", f"Wait some minutes; the limit is higher if you {_LOGIN}."),
-    "hub-server-error": ("the Hub answered with an error of its own (HTTP {status})", "Try again later."),
-    "hub-refusal": ("the Hub refused the request (HTTP {status}): {detail}", "See {page}."),
-    "hub-dns": ("the name of {hub} cannot be resolved", _NETWORK),
-    "hub-refused": ("{hub} does not accept connections", _NETWORK),
-    "hub-tls": ("no secure connection to {hub}: {detail}", "Check the clock, the proxy and SSL_CERT_FILE."),
-    "hub-timeout": (
+    "forbidden": ("hub-access", "the token in use may not read this repository", f"See {{page}}, or {_LOGIN} again."),
+    "rate-limit": (
+        "hub-rate-limit",
+        "the Hub asks for fewer requests",
+        f"Wait some minutes; the limit is higher if you {_LOGIN}.",
+    ),
+    "server-error": (
+        "hub-server-error",
+        "the Hub answered with an error of its own (HTTP {status})",
+        "Try again later.",
+    ),
+    "refusal": ("hub-failed", "the Hub refused the request (HTTP {status}): {detail}", "See {page}."),
+    "dns": ("hub-unreachable", "the name of {hub} cannot be resolved", _NETWORK),
+    "refused": ("hub-unreachable", "{hub} does not accept connections", _NETWORK),
+    "tls": (
+        "hub-unreachable",
+        "no secure connection to {hub}: {detail}",
+        "Check the clock, the proxy and SSL_CERT_FILE.",
+    ),
+    "timeout": (
+        "hub-unreachable",
         "{hub} does not answer in time",
         "Try again; HF_HUB_DOWNLOAD_TIMEOUT and HF_HUB_ETAG_TIMEOUT set the limits.",
     ),
-    "hub-unreachable": ("{hub} cannot be reached: {detail}", _NETWORK),
-    "disk-full": ("the disk is full: {detail}", "Free some room, or set HF_HOME to a larger disk (now {cache})."),
+    "unreachable": ("hub-unreachable", "{hub} cannot be reached: {detail}", _NETWORK),
+    "disk-full": (
+        "disk-full",
+        "the disk is full: {detail}",
+        "Free some room, or set HF_HOME to a larger disk (now {cache}).",
+    ),
     "cache-unwritable": (
+        "permission-denied",
         "the cache cannot be written: {detail}",
         "Set HF_HOME to a folder of your own (now {cache}).",
     ),
-    "hub-bad-answer": ("{hub} does not answer as a Hub does: {detail}", _NETWORK),
-    "hub-incomplete": ("a file did not arrive whole: {detail}", "Try again."),
-    "hub-failed": ("it could not be fetched: {detail}", "Try again, or download it and pass the folder."),
+    "bad-answer": ("hub-unreachable", "{hub} does not answer as a Hub does: {detail}", _NETWORK),
+    "incomplete": ("hub-unreachable", "a file did not arrive whole: {detail}", "Try again."),
+    "failed": ("hub-failed", "it could not be fetched: {detail}", "Try again, or download it and pass the folder."),
 }
 
 _Test = Callable[[BaseException], bool]
@@ -81,42 +104,42 @@ def _errno(*numbers: int) -> _Test:
 
 #: in order: what says more comes first
 _TESTS: tuple[tuple[str, _Test], ...] = (
-    ("hub-gated", _named("GatedRepoError")),
-    ("hub-not-found", _named("RepositoryNotFoundError")),
-    ("hub-revision-missing", _named("RevisionNotFoundError")),
-    ("hub-file-missing", _named("RemoteEntryNotFoundError")),
-    ("hub-disabled", _named("DisabledRepoError")),
-    ("hub-offline", _named("OfflineModeIsEnabled")),
-    ("hub-bad-token", _status(401, 401)),
-    ("hub-forbidden", _status(403, 403)),
-    ("hub-rate-limit", _status(429, 429)),
-    ("hub-server-error", _status(500, 599)),
-    ("hub-refusal", _status(400, 499)),
-    ("hub-dns", _named("gaierror")),
-    ("hub-refused", lambda error: isinstance(error, ConnectionRefusedError)),
-    ("hub-tls", _named("SSLError")),
-    ("hub-timeout", _named("TimeoutException", "TimeoutError", "Timeout")),
-    ("hub-unreachable", _named("TransportError", "ConnectionError", "InvalidURL")),
+    ("gated", _named("GatedRepoError")),
+    ("not-found", _named("RepositoryNotFoundError")),
+    ("revision-missing", _named("RevisionNotFoundError")),
+    ("file-missing", _named("RemoteEntryNotFoundError")),
+    ("disabled", _named("DisabledRepoError")),
+    ("offline", _named("OfflineModeIsEnabled")),
+    ("bad-token", _status(401, 401)),
+    ("forbidden", _status(403, 403)),
+    ("rate-limit", _status(429, 429)),
+    ("server-error", _status(500, 599)),
+    ("refusal", _status(400, 499)),
+    ("dns", _named("gaierror")),
+    ("refused", lambda error: isinstance(error, ConnectionRefusedError)),
+    ("tls", _named("SSLError")),
+    ("timeout", _named("TimeoutException", "TimeoutError", "Timeout")),
+    ("unreachable", _named("TransportError", "ConnectionError", "InvalidURL")),
     ("disk-full", _errno(*_FULL)),
     ("cache-unwritable", _errno(*_UNWRITABLE)),
-    ("hub-bad-answer", _named("FileMetadataError", "JSONDecodeError", "KeyError", "TooManyRedirects")),
-    ("hub-incomplete", lambda error: "Consistency check failed" in str(error)),
-    ("hub-failed", _named("BaseException")),
+    ("bad-answer", _named("FileMetadataError", "JSONDecodeError", "KeyError", "TooManyRedirects")),
+    ("incomplete", lambda error: "Consistency check failed" in str(error)),
+    ("failed", _named("BaseException")),
 )
 
 
 def unreachable(error: BaseException, address: Address) -> UnreachableError:
     """What the client's ``error`` means for someone who wanted ``address``."""
     chain = list(_chain(error))
-    code, cause = next((code, link) for code, test in _TESTS for link in chain if test(link))
-    return saying(code, address, _detail(cause), getattr(getattr(cause, "response", None), "status_code", 0))
+    cause, link = next((cause, link) for cause, test in _TESTS for link in chain if test(link))
+    return saying(cause, address, _detail(link), getattr(getattr(link, "response", None), "status_code", 0))
 
 
-def saying(code: str, address: Address, detail: str = "", status: int = 0) -> UnreachableError:
-    """The error ``code`` about ``address``, worded."""
+def saying(cause: str, address: Address, detail: str = "", status: int = 0) -> UnreachableError:
+    """The error about ``address`` that one of the causes above makes, worded."""
     from huggingface_hub import constants
 
-    found, remedy = _SAYINGS[code]
+    code, found, remedy = _SAYINGS[cause]
     values = {
         "repo": address.repo,
         "revision": address.revision or constants.DEFAULT_REVISION,

@@ -19,10 +19,10 @@ from adaptrix.sources.full_model import count_tensors
 from adaptrix.sources.select import Choice, Listing, at_top, choose, choose_file
 from adaptrix.wording import shown, some
 
-#: a name that ends so is a file that somebody expected here; below a folder that is not here, it may be on the Hub
+#: a name with such an ending is a file on this disk, unless its first folder is not here: then it may be on the Hub
 _SUFFIXES = (".safetensors", ".bin", ".json", ".gguf", ".pt", ".pth", ".ckpt")
 _MAX_FOLDERS = 1000
-_ODD = {
+_SPECIAL = {
     stat.S_IFIFO: "a named pipe",
     stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a device",
@@ -31,10 +31,10 @@ _ODD = {
 
 
 def claims(uri: str) -> bool:
-    """Whether ``uri`` is a path: it exists, or it can be nothing else (``./x``, ``/x``, ``~/x``, ``x.bin``,
+    """True where ``uri`` is a path: it exists, or it can be nothing else (``./x``, ``/x``, ``~/x``, ``x.bin``,
     ``folder/x.bin`` where there is such a folder).
 
-    Names that nobody can mean (empty, with control characters) are claimed as well, to be refused here.
+    Names that no source can have (empty, with control characters) are claimed as well, to be refused here.
     """
     return not uri or not uri.isprintable() or os.path.lexists(_path(uri)) or _looks_like_path(uri)
 
@@ -61,7 +61,7 @@ def fetch(uri: str, formats: Sequence[Format]) -> Bundle:
 def config(uri: str) -> Mapping[str, Any]:
     """The base model's config: ``config.json`` in the folder ``uri``, or the file itself.
 
-    Raises as :func:`fetch` does; ``config-missing`` where the folder has none, and ``json-…`` where it
+    Raises as :func:`fetch` does; ``base-config`` where the folder has none, and as :func:`read_object` where it
     is no JSON object of a config's size.
     """
     with _reading(uri):
@@ -71,19 +71,19 @@ def config(uri: str) -> Mapping[str, Any]:
         if not os.path.lexists(path / "config.json"):
             there = some(name for name, _ in _entries(path))
             found = f"there is no config.json in it, only {there}" if there else "the folder is empty"
-            raise refuse("config-missing", uri, found, "the config.json of a model")
+            raise refuse("base-config", uri, found, "the config.json of a model")
         return read_object(path / "config.json", os.path.join(uri, "config.json"))
 
 
 @contextmanager
 def _reading(uri: str) -> Iterator[None]:
-    """Turns what the disk says no with into a refusal."""
+    """Turns an error of the disk into a refusal."""
     try:
         yield
     except PermissionError as error:
-        raise refuse("no-permission", uri, "it may not be read", remedy="Ask for read access.") from error
+        raise refuse("permission-denied", uri, "it may not be read", remedy="Ask for read access.") from error
     except OSError as error:
-        raise refuse("disk-error", uri, f"it cannot be read: {error.strerror or error}") from error
+        raise refuse("file-unreadable", uri, f"it cannot be read: {error.strerror or error}") from error
 
 
 def _path(uri: str) -> Path:
@@ -99,7 +99,7 @@ def _looks_like_path(uri: str) -> bool:
 
 
 def _starts_here(uri: str) -> bool:
-    """Whether ``uri`` is a bare name, or its first folder exists: ``owner/name/x.safetensors`` is the Hub's."""
+    """True where ``uri`` is a bare name, or its first folder exists: ``owner/name/x.safetensors`` is the Hub's."""
     first, below, _ = uri.partition("/")
     return not below or os.path.isdir(first)
 
@@ -107,15 +107,15 @@ def _starts_here(uri: str) -> bool:
 def _existing(uri: str) -> Path:
     """The absolute path of what ``uri`` names, which is a folder or a regular file."""
     if not uri:
-        raise UsageError(Problem("path-empty", "", "the name of an adapter is empty"))
+        raise UsageError(Problem("address", "", "the name of an adapter is empty"))
     if not uri.isprintable():
         found = "the name has control characters or bytes that are no text"
-        raise UsageError(Problem("path-unprintable", ascii(uri), found, remedy="Rename it."))
+        raise UsageError(Problem("address", ascii(uri), found, remedy="Rename it."))
     path = _path(uri)
     if not os.path.lexists(path):
         raise _missing(uri, path)
-    if kind := _odd(path):
-        code = "link-broken" if path.is_symlink() else "file-odd"
+    if kind := _special(path):
+        code = "file-missing" if path.is_symlink() else "file-unreadable"
         raise refuse(code, uri, f"it is {kind}", "a folder or a file")
     return path.absolute()
 
@@ -129,7 +129,7 @@ def _missing(uri: str, path: Path) -> AdaptrixError:
     if not os.path.isdir(parent):
         return _no_path(uri, f"{parent} is no folder")
     if not os.access(parent, os.X_OK):
-        return refuse("no-permission", uri, f"the folder {parent} may not be entered")
+        return refuse("permission-denied", uri, f"the folder {parent} may not be entered")
     there = [name for name, _ in _entries(parent)] if os.access(parent, os.R_OK) else []
     close = get_close_matches(path.name, there, n=3)
     remedy = f"Is it {some(close)}?" if close else f"There is {some(there, 5)} {where}." if there else ""
@@ -137,18 +137,18 @@ def _missing(uri: str, path: Path) -> AdaptrixError:
 
 
 def _no_path(uri: str, found: str, remedy: str = "") -> UsageError:
-    return UsageError(Problem("path-missing", uri, found, "a folder or a file", remedy))
+    return UsageError(Problem("file-missing", uri, found, "a folder or a file", remedy))
 
 
-def _odd(path: Path) -> str | None:
-    """What ``path`` is, if it is neither a folder nor a regular file."""
+def _special(path: Path) -> str | None:
+    """A description of ``path`` ("a socket") if it is neither a folder nor a regular file; else None."""
     try:
         mode = path.stat().st_mode
     except PermissionError:
         return "in a folder that may not be entered"
     except OSError:  # the target is missing, or a loop
         return f"a link to {shown(os.readlink(path))}, which is not there" if path.is_symlink() else "gone"
-    return None if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else _ODD.get(stat.S_IFMT(mode), "no file")
+    return None if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else _SPECIAL.get(stat.S_IFMT(mode), "no file")
 
 
 def _in_folder(uri: str, folder: Path, formats: Sequence[Format]) -> Choice:
@@ -173,24 +173,24 @@ def _by_file(uri: str, path: Path, formats: Sequence[Format]) -> Choice:
 
 
 def _unread(home: Path, files: Mapping[str, Path], formats: Sequence[Format]) -> Iterator[Problem]:
-    """A note on every file that would have been read, were not a better one there."""
+    """A note on every file that is not read because an alternative that the format prefers is there."""
     for patterns in (patterns for form in formats for patterns in form.patterns):
         for name in patterns:
             if not files.keys().isdisjoint(patterns) and name not in files and (home / name).is_file():
                 found = f"it is not read: {', '.join(files.keys() & set(patterns))} is there and comes first"
-                yield Problem("not-read", str(home / name), found, severity="note")
+                yield Problem("file-ignored", str(home / name), found, severity="note")
 
 
 def _is_whole(uri: str, path: Path, formats: Sequence[Format]) -> bool:
-    """Whether a format whose checkpoints are one file knows this one, whatever its name."""
+    """True where a format of single-file checkpoints recognises the file by its content, whatever its name."""
     bundle = Bundle(uri, path.stem, {path.name: path})
     return any(fmt.detect(bundle) for fmt in formats if len(fmt.patterns) == 1)
 
 
 def _listing(uri: str, folder: Path, entries: Sequence[tuple[str, Path]]) -> Listing:
-    odd = {name: kind for name, path in entries if (kind := _odd(path))}
-    files = {name: path.stat().st_size for name, path in entries if name not in odd and path.is_file()}
-    return Listing(uri, files, partial(os.path.join, uri), odd, partial(count_tensors, folder))
+    unreadable = {name: kind for name, path in entries if (kind := _special(path))}
+    files = {name: path.stat().st_size for name, path in entries if name not in unreadable and path.is_file()}
+    return Listing(uri, files, partial(os.path.join, uri), unreadable, partial(count_tensors, folder))
 
 
 def _entries(folder: Path) -> list[tuple[str, Path]]:
@@ -199,10 +199,10 @@ def _entries(folder: Path) -> list[tuple[str, Path]]:
 
 
 def _below(uri: str, entries: Sequence[tuple[str, Path]]) -> Iterator[tuple[str, Path]]:
-    """What is in the folders among ``entries``; one that may not be read has nothing to offer."""
-    folders = [(name, path) for name, path in entries if not _odd(path) and path.is_dir()]
+    """The entries of the folders among ``entries``; a folder that may not be read is left out."""
+    folders = [(name, path) for name, path in entries if not _special(path) and path.is_dir()]
     if len(folders) > _MAX_FOLDERS:
-        raise refuse("too-many-folders", uri, f"there are {len(folders)} folders in it", "an adapter's own folder")
+        raise refuse("several-adapters", uri, f"there are {len(folders)} folders in it", "an adapter's own folder")
     for name, path in folders:
         if os.access(path, os.R_OK | os.X_OK):
             yield from ((f"{name}/{inner}", file) for inner, file in _entries(path))
@@ -210,11 +210,11 @@ def _below(uri: str, entries: Sequence[tuple[str, Path]]) -> Iterator[tuple[str,
 
 def _require_readable(path: Path) -> None:
     if not os.access(path, os.R_OK):
-        raise refuse("no-permission", path, "this file may not be read", remedy="Ask for read access.")
+        raise refuse("permission-denied", path, "this file may not be read", remedy="Ask for read access.")
 
 
 def _name(folder: Path) -> str:
-    """A folder's name as it was typed; ``.`` and ``..`` have none of their own."""
+    """A folder's name as it was typed; for ``.`` and ``..``, that of the folder they stand for."""
     return folder.name if folder.name not in ("", "..") else folder.resolve().name or "adapter"
 
 

@@ -1,7 +1,7 @@
-"""Which of the files in a place are the adapter: the same for a folder here and for a repository.
+"""The choice of an adapter's files among all that a folder or a repository holds.
 
 Only names and sizes are looked at, so nothing has to be fetched before the choice is made.
-Formats that share a file describe one checkpoint; what shares none with it is another adapter.
+Formats that share a file describe one checkpoint; files of a format that shares none are another adapter.
 """
 
 from __future__ import annotations
@@ -18,23 +18,25 @@ from adaptrix.records import Format
 from adaptrix.sources.full_model import model_weights
 from adaptrix.wording import amount, commands, shown, some
 
-#: PEFT's own name of it; its absence has an explanation of its own
+#: PEFT's name of its config; where it is missing, the message explains why it is needed
 _CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What is in one place. ``files``: path inside it, with ``/`` -> bytes.
+    """The contents of one folder or repository.
 
-    ``odd``: path -> what it is, for what is there and is no readable file ("a broken link").
-    ``address`` makes of a path inside what one types to mean it. ``count`` gives the number of tensors
-    in files at the top, where that is cheap.
+    - ``uri``: the folder or repository as it was typed.
+    - ``files``: path inside it, with ``/`` -> bytes.
+    - ``address``: turns a path inside it into an address that can be typed.
+    - ``unreadable``: path -> a description, for what is there and is no readable file ("a broken link").
+    - ``count``: the number of tensors in files at the top, None where that is not cheap.
     """
 
     uri: str
     files: Mapping[str, int]
     address: Callable[[str], str]
-    odd: Mapping[str, str] = field(default_factory=dict)
+    unreadable: Mapping[str, str] = field(default_factory=dict)
     count: Callable[[Sequence[str]], int | None] | None = None
 
     @cached_property
@@ -53,15 +55,15 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The files of one adapter: ``names`` in ``folder``; ``label``, if the file itself has a name.
+    """The files of one adapter: ``names`` in ``folder``; ``label``: the adapter's name, where its file gives one.
 
-    ``rivals``: names that fit equally well where only one can be taken.
+    ``candidates``: names that fit equally well where a format takes only one file.
     """
 
     folder: str
     names: tuple[str, ...]
     label: str | None = None
-    rivals: tuple[str, ...] = ()
+    candidates: tuple[str, ...] = ()
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -69,10 +71,10 @@ class Choice:
 
 
 def choose(listing: Listing, formats: Sequence[Format]) -> Choice:
-    """The adapter in a place: the one at the top, else that of the only subfolder that has one.
+    """The adapter in a folder or repository: the one at the top, else that of the only subfolder that has one.
 
     Raises ``RefusedError``: ``several-adapters`` lists each with the command to type, ``full-model``,
-    ``adapter-config-missing``, ``adapter-weights-missing``, ``folder-empty``, ``no-adapter``.
+    ``adapter-config-missing``, ``adapter-weights-missing``, ``adapter-missing``.
     """
     folders = [""] if at_top(listing, formats) else listing.folders
     found = [adapters for folder in folders if (adapters := _adapters_in(listing, folder, formats))]
@@ -80,11 +82,11 @@ def choose(listing: Listing, formats: Sequence[Format]) -> Choice:
         raise _nothing(listing, formats)
     if [len(adapters) for adapters in found] == [1]:
         return _settled(listing, found[0][0])
-    raise _several(listing, [path for adapters in found for path in _to_type(adapters)])
+    raise _several(listing, [path for adapters in found for path in _addresses(adapters)])
 
 
 def at_top(listing: Listing, formats: Sequence[Format]) -> bool:
-    """Whether the top holds an adapter, so that nobody need look further down."""
+    """True where the top holds an adapter, so that no subfolder need be searched."""
     return bool(_adapters_in(listing, "", formats))
 
 
@@ -112,32 +114,32 @@ def _adapters_in(listing: Listing, folder: str, formats: Sequence[Format]) -> li
 def _adapters(folder: str, whole: Sequence[list[list[str]]], formats: Sequence[Format]) -> list[Choice]:
     """The adapters that the files found for each format make up."""
     found: list[Choice] = []
-    # what needs no choice comes first, then what says more: a pattern may also fit a part of something else
+    # formats that need no choice come first, then those of more files: a pattern may fit a file of another format
     for group in sorted(whole, key=lambda group: (max(map(len, group)) > 1, -len(group))):
         choice = _choice(folder, group, _label(formats, group[0][0]) if len(group) == 1 else None)
-        kin = next((at for at, other in enumerate(found) if not set(other.names).isdisjoint(chain(*group))), None)
-        if kin is None:
+        shares = (at for at, other in enumerate(found) if not set(other.names).isdisjoint(chain(*group)))
+        if (same := next(shares, None)) is None:
             found.append(choice)
-        else:  # who reads it decides which of the formats it is
-            found[kin] = replace(found[kin], names=tuple(dict.fromkeys((*found[kin].names, *choice.names))))
+        else:  # one checkpoint in two formats' terms: the format is detected when it is read
+            found[same] = replace(found[same], names=tuple(dict.fromkeys((*found[same].names, *choice.names))))
     return found
 
 
-def _to_type(adapters: Sequence[Choice]) -> list[str]:
-    """What means each of the adapters in a folder: the folder if there is but one, else a file of each."""
+def _addresses(adapters: Sequence[Choice]) -> list[str]:
+    """A path for each adapter in a folder, as it can be typed: the folder if it has only one, else a file of each."""
     if len(adapters) == 1:
         return [adapters[0].folder]
-    return [_join(it.folder, name) for it in adapters for name in it.rivals or it.names[:1]]
+    return [_join(one.folder, name) for one in adapters for name in one.candidates or one.names[:1]]
 
 
-def _groups(fmt: Format, names: Sequence[str], wanted: str | None = None) -> list[list[str]]:
-    """For each file that a checkpoint of the format has: the names that would do, best first."""
-    return [_alternatives(patterns, names, wanted) for patterns in fmt.patterns]
+def _groups(fmt: Format, names: Sequence[str], given: str | None = None) -> list[list[str]]:
+    """For each file of a checkpoint in the format, the names that fit, best first. ``given``: a name to prefer."""
+    return [_alternatives(patterns, names, given) for patterns in fmt.patterns]
 
 
-def _alternatives(patterns: tuple[str, ...], names: Sequence[str], wanted: str | None) -> list[str]:
-    if wanted is not None and any(fnmatchcase(wanted, pattern) for pattern in patterns):
-        return [wanted]
+def _alternatives(patterns: tuple[str, ...], names: Sequence[str], given: str | None) -> list[str]:
+    if given is not None and any(fnmatchcase(given, pattern) for pattern in patterns):
+        return [given]
     for pattern in patterns:
         if found := [name for name in sorted(names) if _matches(name, pattern)]:
             return found
@@ -145,26 +147,26 @@ def _alternatives(patterns: tuple[str, ...], names: Sequence[str], wanted: str |
 
 
 def _matches(name: str, pattern: str) -> bool:
-    """As in a shell, ``*`` leaves out hidden files: macOS puts ``._name`` beside what it copies."""
+    """Matches a name as a shell does: ``*`` leaves out hidden files, such as the ``._name`` that macOS adds."""
     return fnmatchcase(name, pattern) and not (name.startswith(".") and not pattern.startswith("."))
 
 
 def _choice(folder: str, groups: Sequence[Sequence[str]], label: str | None) -> Choice:
     names = tuple(dict.fromkeys(group[0] for group in groups))
-    rivals = next((tuple(group) for group in groups if len(group) > 1), ())
-    return Choice(folder, names, label, rivals)
+    candidates = next((tuple(group) for group in groups if len(group) > 1), ())
+    return Choice(folder, names, label, candidates)
 
 
 def _label(formats: Sequence[Format], name: str) -> str | None:
-    """What ``*`` stands for in the longest pattern that ``name`` fits: the adapter's name, given by its file."""
-    stars = [it for fmt in formats for patterns in fmt.patterns for it in patterns if it.startswith("*")]
+    """The part of ``name`` that ``*`` stands for, in the longest pattern that fits: the adapter's name."""
+    stars = [one for fmt in formats for patterns in fmt.patterns for one in patterns if one.startswith("*")]
     longest = max((pattern for pattern in stars if fnmatchcase(name, pattern)), key=len, default="")
     return name[: len(name) - len(longest) + 1] or None if longest else None
 
 
 def _settled(listing: Listing, choice: Choice) -> Choice:
-    if choice.rivals:
-        raise _several(listing, [_join(choice.folder, name) for name in choice.rivals])
+    if choice.candidates:
+        raise _several(listing, [_join(choice.folder, name) for name in choice.candidates])
     for path in choice.paths:
         if path.endswith(".json") and listing.files.get(path, 0) > MAX_BYTES:
             raise too_large(listing.address(path), listing.files[path])
@@ -187,24 +189,26 @@ def _nothing(listing: Listing, formats: Sequence[Format]) -> RefusedError:
         return _incomplete(listing, names, formats)
     if weights := model_weights(names):
         return _full_model(listing, weights)
-    if not listing.files and not listing.odd:
-        return refuse("folder-empty", shown(listing.uri), "there are no files in it", _wanted(formats))
-    there = [*sorted(listing.files), *(f"{path} ({what})" for path, what in listing.odd.items())]
-    return refuse("no-adapter", shown(listing.uri), f"there is no adapter in it, only {some(there)}", _wanted(formats))
+    if not listing.files and not listing.unreadable:
+        return refuse("adapter-missing", shown(listing.uri), "there are no files in it", _file_names(formats))
+    there = [*sorted(listing.files), *(f"{path} ({what})" for path, what in listing.unreadable.items())]
+    return refuse(
+        "adapter-missing", shown(listing.uri), f"there is no adapter in it, only {some(there)}", _file_names(formats)
+    )
 
 
 def _incomplete(listing: Listing, names: Sequence[str], formats: Sequence[Format]) -> RefusedError:
-    """One half of an adapter: its config without weights, or weights without their config."""
-    fmt = max(formats, key=lambda it: sum(map(bool, _groups(it, names))))
+    """The refusal of half an adapter: a config without weights, or weights without their config."""
+    fmt = max(formats, key=lambda one: sum(map(bool, _groups(one, names))))
     groups = _groups(fmt, names)
     have = " and ".join(group[0] for group in groups if group)
     missing = next(patterns for patterns, group in zip(fmt.patterns, groups, strict=True) if not group)
-    odd = "".join(f" ({name} is {listing.odd[name]})" for name in missing if name in listing.odd)
+    unreadable = "".join(f" ({name} is {listing.unreadable[name]})" for name in missing if name in listing.unreadable)
     config = missing[0] == _CONFIG
     return refuse(
         "adapter-config-missing" if config else "adapter-weights-missing",
         shown(listing.uri),
-        f"there is {have}, but no {' or '.join(missing)}{odd}",
+        f"there is {have}, but no {' or '.join(missing)}{unreadable}",
         remedy=_without_config() if config else _without_weights(names),
     )
 
@@ -212,14 +216,15 @@ def _incomplete(listing: Listing, names: Sequence[str], formats: Sequence[Format
 def _without_config() -> str:
     return (
         "The weights alone do not say how strongly they apply (rank, alpha, variant). PEFT saves "
-        f"{_CONFIG} beside them: copy or download it from where they came."
+        f"{_CONFIG} beside them: copy or download it from where the weights are."
     )
 
 
 def _without_weights(names: Sequence[str]) -> str:
     if weights := model_weights(names):
         return (
-            f"{some(weights)} bears the name of a whole model's weights, not of an adapter's: merged, or saved amiss?"
+            f"{some(weights)} bears the name of a whole model's weights, not of an adapter's. "
+            "Was the adapter merged, or the whole model saved?"
         )
     return (
         "Only half of the adapter was copied, or its training did not finish: get the weights from where it was saved."
@@ -239,18 +244,18 @@ def _full_model(listing: Listing, weights: Sequence[str]) -> RefusedError:
 
 
 def _unknown_file(listing: Listing, name: str, formats: Sequence[Format]) -> RefusedError:
-    if kind := listing.odd.get(name):
-        return refuse("file-odd", shown(listing.uri), f"it is {kind}", "a file that can be read")
+    if kind := listing.unreadable.get(name):
+        return refuse("file-unreadable", shown(listing.uri), f"it is {kind}", "a file that can be read")
     return refuse(
-        "file-unknown",
+        "format-unknown",
         shown(listing.uri),
         "no format has files of this name",
-        _wanted(formats),
+        _file_names(formats),
         "Give the file the name it was saved under, beside its config, or pass the folder.",
     )
 
 
-def _wanted(formats: Sequence[Format]) -> str:
+def _file_names(formats: Sequence[Format]) -> str:
     """``adapter_config.json with adapter_model.safetensors (or adapter_model.bin), or *.adaptrix.safetensors``."""
     return ", or ".join(dict.fromkeys(" with ".join(map(_either, fmt.patterns)) for fmt in formats))
 

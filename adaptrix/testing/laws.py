@@ -23,8 +23,8 @@ from adaptrix.architecture import Architecture, Role, Site
 from adaptrix.architecture.dims import Dims, read_dims
 from adaptrix.architecture.layout import role_rows
 from adaptrix.architecture.registry import read_architecture
+from adaptrix.base.meta_model import Weight, build, config_of, model_classes, need, weights
 from adaptrix.delta import LowRank, fuse, split
-from adaptrix.derive.models import Weight, build, config_of, model_classes, need, weights
 from adaptrix.tensor import Tensor
 from adaptrix.testing.lossless import lossy
 from adaptrix.testing.oracle import Oracle

@@ -15,7 +15,7 @@ from typing import Any
 from adaptrix.architecture import Architecture, Role, Site
 from adaptrix.architecture.dims import read_dims
 from adaptrix.architecture.layout import RowIndex, role_rows
-from adaptrix.derive.models import model_classes, need
+from adaptrix.base.meta_model import model_classes, need
 
 _TOKENS = 5
 

@@ -62,7 +62,7 @@ def one(seed: int, plan: Plan, out: Path = OUT) -> dict[str, dict[str, float]]:
         "unseen parameters": Measured(tasks.parameters, UNSEEN, parameters),
         "unseen compositions": Measured(tasks.compositions, UNSEEN, compositions),
     }
-    found = {name: measured(model, learned, on, test, seed) for name, on in sets.items()}
+    found = {name: measured(model, learned, on, test[: plan.measured], seed) for name, on in sets.items()}
     clock.append(time.process_time())
     steps = ("base", "library and oracles", "generators", "measuring")
     return found | {"seconds": {step: round(b - a, 1) for step, a, b in zip(steps, clock, clock[1:], strict=False)}}

@@ -34,7 +34,7 @@ class Plan:
     measured: int = 32
 
 
-def _plan(base: Pretraining, told: int, steps: int, rewarded: int, generations: int, **sizes: int) -> Plan:
+def _plan(base: Pretraining, told: int, steps: int, rewarded: int, search: Search, **sizes: int) -> Plan:
     return Plan(
         base=base,
         told=told,
@@ -44,10 +44,10 @@ def _plan(base: Pretraining, told: int, steps: int, rewarded: int, generations: 
         lora_rewards=TrainingSettings(steps=rewarded, batch=16, rate=1e-2, every=max(1, rewarded // 4)),
         classes=TrainingSettings(steps=steps, rate=0.1, every=max(1, steps // 6), kind="paper"),
         policy=Policy(samples=4, longest=LENGTH),
-        search=Search(generations=generations),
+        search=search,
         **sizes,
     )
 
 
-FULL = _plan(Pretraining(), 600, 300, 80, 8)
-QUICK = _plan(Pretraining(steps=60), 20, 8, 4, 1, examples=32, held=8, measured=8)
+FULL = _plan(Pretraining(), 600, 300, 80, Search())
+QUICK = _plan(Pretraining(steps=60), 20, 8, 4, Search(generations=1, population=8), examples=32, held=8, measured=8)

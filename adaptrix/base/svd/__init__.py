@@ -1,4 +1,5 @@
-"""Singular value decompositions of a base's weights: computed once, kept, and held to what a spectral delta names."""
+"""Singular value decompositions of a base's weights: computed once, kept, and checked against what a spectral delta
+records."""
 
 from adaptrix.base.svd.cache import Decomposition as Decomposition
 from adaptrix.base.svd.cache import SvdCache as SvdCache

@@ -1,4 +1,4 @@
-"""Decompositions on disk, by what was decomposed: each is computed once, and an interrupted run goes on where it was.
+"""Decompositions on disk, by the hash of the weight: each is computed once, also by an interrupted run.
 
 An entry is a safetensors file of U, S (fp64) and Vᵀ whose metadata holds the digest of all three. One that is damaged
 is computed again.
@@ -32,10 +32,10 @@ class Decomposition:
         return sha256("".join(map(tensor_hash, (self.U, self.S, self.Vt))).encode()).hexdigest()
 
     def of_shape(self, out: int, inp: int) -> bool:
-        """Whether these are tensors as a weight ``[out, in]`` has them."""
+        """True where dtypes and shapes are those of the decomposition of a weight ``[out, in]``."""
         k = min(out, inp)
-        wanted = [("F32", (out, k)), ("F64", (k,)), ("F32", (k, inp))]
-        return [(tensor.dtype, tensor.shape) for tensor in (self.U, self.S, self.Vt)] == wanted
+        expected = [("F32", (out, k)), ("F64", (k,)), ("F32", (k, inp))]
+        return [(tensor.dtype, tensor.shape) for tensor in (self.U, self.S, self.Vt)] == expected
 
 
 def default_folder() -> Path:
@@ -54,7 +54,7 @@ class SvdCache:
     def svd(self, weight: Tensor, *, turned: bool = False, where: str = "weight") -> Decomposition:
         """The decomposition of a weight as ``[out, in]``; ``turned``: it is stored ``[in, out]`` (Conv1D).
 
-        Raises :class:`RefusedError` for what has none, and where the folder cannot be written.
+        Raises :class:`RefusedError` for a tensor that is no matrix, and where the folder cannot be written.
         """
         require_matrix(weight.shape, where)
         path = self.path(weight, turned=turned)
@@ -66,23 +66,25 @@ class SvdCache:
             self._write(path, Decomposition(Tensor.of(U), Tensor.of(S), Tensor.of(Vt)))
             found = _read(path)
         if found is None:
-            raise refuse("cache", path, "what was written a moment ago is damaged", remedy="Check the disk.")
+            raise refuse(
+                "system", path, "the entry is damaged although it has just been written", remedy="Check the disk."
+            )
         return found
 
     def path(self, weight: Tensor, *, turned: bool = False) -> Path:
-        """Where the decomposition of a weight is kept."""
+        """The path of a weight's entry."""
         shape = "x".join(map(str, weight.shape))
         return self.folder / f"{tensor_hash(weight)}-{weight.dtype}-{shape}{'t' * turned}-{BACKEND}.safetensors"
 
-    def _write(self, path: Path, made: Decomposition) -> None:
+    def _write(self, path: Path, entry: Decomposition) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             found, remedy = f"it cannot be made ({error.strerror})", "Name another with ADAPTRIX_CACHE."
-            raise refuse("cache", self.folder, found, "a folder for decompositions", remedy) from None
-        tensors = {"U": made.U, "S": made.S, "Vt": made.Vt}
+            raise refuse("system", self.folder, found, "a folder for decompositions", remedy) from None
+        tensors = {"U": entry.U, "S": entry.S, "Vt": entry.Vt}
         with atomic.output(path, force=True) as work:
-            safetensors_file.write(work, tensors, {"sha256": made.digest})
+            safetensors_file.write(work, tensors, {"sha256": entry.digest})
 
 
 def _read(path: Path) -> Decomposition | None:
@@ -91,7 +93,7 @@ def _read(path: Path) -> Decomposition | None:
         return None
     try:
         tensors, metadata = safetensors_file.read(path)
-    except RefusedError:  # a damaged one is no reason to stop: it can be computed again
+    except RefusedError:  # it can be computed again
         return None
     if tensors.keys() != {"U", "S", "Vt"}:
         return None

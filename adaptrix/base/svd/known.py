@@ -1,4 +1,4 @@
-"""Deltas of a live model's weights, each of which is looked at for its first expert alone: more come while it runs."""
+"""Resolution of the spectral deltas of a live model, which reads each weight once, for the first delta on it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from adaptrix.tensor import FileRange, Tensor
 
 
 class Known:
-    """:func:`resolve`, but for the weights that it has seen. What it keeps of these is S, and where U and V lie."""
+    """:func:`resolve` with a memory of the weights that it has seen: it keeps their S, and the paths of U and V."""
 
     def __init__(self, cache: SvdCache) -> None:
         self._cache = cache
         self._seen: dict[tuple[Hashable, Basis, bool], Decomposition] = {}
 
     def hold(self, delta: Spectral, weight: Callable[[], Tensor], *, of: Hashable, turned: bool, where: str) -> None:
-        """Raises :class:`RefusedError` unless the weight is the one that the delta names; decomposes nothing."""
+        """Raises :class:`RefusedError` unless the weight has the hash that the delta records; decomposes nothing."""
         if (of, delta.basis, turned) not in self._seen:
             require_weight(delta, weight(), turned=turned, where=where)
 
@@ -28,8 +28,12 @@ class Known:
     ) -> Spectral:
         """The delta with its U and V; raises as :func:`resolve` does.
 
-        ``of`` is the same for the same weight only, and another when its numbers have changed. A delta that brings
-        U and V is held to the weight whenever it comes.
+        - ``weight``: reads the base's tensor, which is called only for a weight not seen before.
+        - ``of``: identifies the weight and the state of its numbers.
+        - ``turned``: the weight is stored ``[in, out]``.
+        - ``where``: names it in messages.
+
+        A delta that has its U and V is checked against the weight every time.
         """
         if delta.resolved:
             return resolve(delta, weight(), self._cache, turned=turned, where=where)
@@ -42,5 +46,5 @@ class Known:
 
 
 def _is_there(own: Decomposition) -> bool:
-    """Whether U and V are still in the cache's folder."""
+    """True while U and V are in the cache's folder."""
     return all(not isinstance(one.data, FileRange) or one.data.path.exists() for one in (own.U, own.Vt))

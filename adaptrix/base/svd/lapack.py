@@ -1,4 +1,4 @@
-"""The decomposition itself, and how much of ΔW depends on who computed it."""
+"""The decomposition by LAPACK, and an estimate of how much of ΔW depends on its rounding."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ BACKENDS: Mapping[str, float] = MappingProxyType({BACKEND: 2.0**-50, "lapack-f32
 def decompose(weight: Single, where: str = "weight") -> tuple[Single, Double, Single]:
     """(U ``[out, k]``, S ``[k]`` from the largest on, Vᵀ ``[k, in]``) of a weight ``[out, in]``.
 
-    The entry of the largest magnitude of each column of U is positive, so that the signs are no accident. Raises
-    :class:`RefusedError` for what is no matrix of finite numbers; ``where`` is what messages call it.
+    The entry of the largest magnitude of each column of U is positive, so that the signs are reproducible. Raises
+    :class:`RefusedError` for anything but a matrix of finite numbers; ``where`` names it in messages.
     """
     require_matrix(weight.shape, where)
     if not np.isfinite(weight).all():
@@ -33,14 +33,14 @@ def decompose(weight: Single, where: str = "weight") -> tuple[Single, Double, Si
     try:
         U, S, Vt = np.linalg.svd(weight.astype(np.float64), full_matrices=False)
     except np.linalg.LinAlgError as error:
-        raise refuse("no-svd", where, f"LAPACK finds no decomposition ({error})", "a weight that has one") from None
+        raise refuse("svd-failed", where, f"LAPACK finds no decomposition ({error})", "a weight that has one") from None
     largest = U[np.abs(U).argmax(axis=0), np.arange(len(S))]
     signs = np.where(largest < 0, -1.0, 1.0)
     return (U * signs).astype(np.float32), S, (signs[:, None] * Vt).astype(np.float32)
 
 
 def require_matrix(shape: tuple[int, ...], where: str) -> None:
-    """Raises :class:`RefusedError` for a shape that is no matrix's, or an empty one's."""
+    """Raises :class:`RefusedError` for a shape that is no matrix's, or an empty matrix's."""
     if len(shape) != 2 or 0 in shape:
         raise refuse("shape", where, f"shape {list(shape)}", "a matrix")
 
@@ -54,17 +54,18 @@ def tensor_hash(tensor: Tensor) -> str:
 
 
 def sensitivity(d: Double, S: Double, backend: str) -> float:
-    """How far ΔW = U·diag(d)·Vᵀ of two decompositions of one weight may lie apart, over ‖ΔW‖; an estimate.
+    """An estimate of ‖ΔW₁ − ΔW₂‖ / ‖ΔW‖ for ΔW = U·diag(d)·Vᵀ by two decompositions of one weight.
 
     Rounding turns the vectors of two neighbouring singular values into one another by about ε·s₁/(√k·gap) (first
-    order; Stewart and Sun, *Matrix Perturbation Theory*, theorem V.2.8, with an error that favours no direction),
-    and wholly where the values are equal. That moves ΔW by the difference of their d.
+    order; Stewart and Sun, *Matrix Perturbation Theory*, theorem V.2.8, with an error in no particular direction),
+    and fully where the values are equal. That changes ΔW by the difference of their d. ``d``, ``S``: ``[k]``;
+    ``backend``: a key of BACKENDS.
     """
     largest = np.abs(d).max(initial=0.0)
     if len(S) < 2 or not largest:
         return 0.0
     with np.errstate(invalid="ignore"):  # Inf
-        d = d / largest  # a square of d itself may be too large, or too small, to be told
+        d = d / largest  # the square of d itself may overflow or underflow
     gaps, moved = np.maximum(S[:-1] - S[1:], 0.0), np.diff(d)
     turns = np.ones_like(gaps)
     noise = BACKENDS[backend] * S[0] / np.sqrt(len(S))

@@ -1,4 +1,4 @@
-"""Brings a spectral delta and the weight it belongs to together, and refuses every other weight."""
+"""Resolution of spectral deltas: the U and V of the weight that each belongs to; every other weight is refused."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from adaptrix.delta import Basis, Spectral
 from adaptrix.errors import RefusedError, refuse
 from adaptrix.tensor import FLOATS, Tensor
 
-#: how far singular values of one weight may lie apart, over the largest
+#: the largest difference of singular values of one weight, over the largest value
 _AGREE = 1e-5
-#: of ‖ΔW‖: what may depend on who computed the decomposition
+#: the share of ‖ΔW‖ that may depend on the rounding of the decomposition
 _SHAKY = 1e-3
-#: how far given U, S and V may be from being a decomposition of the weight
+#: the largest relative error of given U, S and V as a decomposition of the weight
 _WHOLE = 1e-3
 _PROBES = 4
 _OTHER_BASE = "It belongs to another base, or to another version of it: name the one that it was trained on."
 
 
 def resolve(delta: Spectral, weight: Tensor, cache: SvdCache, *, turned: bool = False, where: str = "site") -> Spectral:
-    """The delta with U and V, once it is sure that they are those of ``weight``.
+    """The delta with its U and V, once ``weight`` is checked to be the one that it belongs to.
 
     ``weight``: the base's tensor as the module stores it, ``[in, out]`` where ``turned`` (Conv1D); one that was loaded
-    in a wider dtype than it was stored in still counts as itself. U and V that the delta brings are held to the
-    weight, others are taken from ``cache``. Raises :class:`RefusedError` for another weight, for a decomposition that
-    is not this one, and where singular values are so close that z does not say what ΔW is.
+    in a wider dtype than it was stored in still counts as itself. The delta's own U and V are checked
+    against the weight; a delta without them gets those of ``cache``. ``where`` names the delta in messages. Raises
+    :class:`RefusedError` for another weight, for another decomposition, and where singular values are so close that z
+    does not determine ΔW.
     """
     if delta.resolved:
         _require_vectors(delta, require_weight(delta, weight, turned=turned, where=where), turned, where)
@@ -41,9 +42,9 @@ def decomposed(delta: Spectral, weight: Tensor, cache: SvdCache, *, turned: bool
     """The decomposition of the weight that a delta belongs to. Raises :class:`RefusedError` for another weight."""
     stored = require_weight(delta, weight, turned=turned, where=where)
     if delta.basis.backend not in BACKENDS:
-        remedy = "Write it with its U and V, as whoever made it has them."
+        remedy = "Write it with its U and V where it was trained."
         found = f"z for a decomposition by {delta.basis.backend!r}"
-        raise refuse("backend", where, found, " or ".join(BACKENDS), remedy)
+        raise refuse("option", where, found, " or ".join(BACKENDS), remedy)
     return cache.svd(stored, turned=turned, where=where)
 
 
@@ -56,7 +57,7 @@ def within(delta: Spectral, own: Decomposition, where: str) -> Spectral:
 def spectral_delta(
     z: NDArray[np.floating], weight: Tensor, cache: SvdCache, *, turned: bool = False, where: str = "weight"
 ) -> Spectral:
-    """The delta that ``z`` ``[k]`` is on a weight as its module stores it, with its U and V."""
+    """The spectral delta of ``z`` ``[k]`` on a weight as its module stores it, with its U and V."""
     own = cache.svd(weight, turned=turned, where=where)
     out, inp = weight.shape[::-1] if turned else weight.shape
     basis = Basis(tensor_hash(weight), weight.dtype, BACKEND)
@@ -66,9 +67,9 @@ def spectral_delta(
 def _as_stored(delta: Spectral, weight: Tensor, where: str) -> Tensor:
     """The weight in the dtype that the base's file has it in."""
     if weight.dtype not in FLOATS or delta.basis.dtype not in FLOATS:
-        odd = weight.dtype if weight.dtype not in FLOATS else delta.basis.dtype
+        dtype = weight.dtype if weight.dtype not in FLOATS else delta.basis.dtype
         remedy = "Load the base without quantisation."
-        raise refuse("quantised", where, f"a weight in {odd}", "a weight in floats", remedy)
+        raise refuse("quantised", where, f"a weight in {dtype}", "a weight in floats", remedy)
     return weight.cast(delta.basis.dtype)
 
 
@@ -80,32 +81,32 @@ def require_weight(delta: Spectral, weight: Tensor, *, turned: bool = False, whe
         raise refuse("shape", where, f"a weight of shape {list(stored.shape)}", f"{list(shape)}", _OTHER_BASE)
     if (found := tensor_hash(stored)) != delta.basis.weight:
         said = f"the weight's SHA-256 is {found[:16]}… as {stored.dtype}"
-        raise refuse("other-base", where, said, f"{delta.basis.weight[:16]}…", _OTHER_BASE)
+        raise refuse("base-mismatch", where, said, f"{delta.basis.weight[:16]}…", _OTHER_BASE)
     return stored
 
 
 def _require_values(delta: Spectral, own: Decomposition, where: str) -> None:
-    """Raises where z does not belong to these singular values, or where they leave open what it means."""
-    mine, theirs = own.S.float64(), delta.S.float64()
-    if mine.shape != theirs.shape or not np.abs(mine - theirs).max() <= _AGREE * mine[0]:
+    """Raises where z belongs to other singular values, or where these are so close that it does not determine ΔW."""
+    real, recorded = own.S.float64(), delta.S.float64()
+    if real.shape != recorded.shape or not np.abs(real - recorded).max() <= _AGREE * real[0]:
         raise _other_values(where)
-    spread = sensitivity(delta.d, mine, delta.basis.backend)
+    spread = sensitivity(delta.d, real, delta.basis.backend)
     if not spread <= _SHAKY:
-        found = f"singular values so close together that {spread:.1%} of ΔW depend on who decomposed the weight"
-        raise refuse(
-            "degenerate", where, found, "distinct ones", "Write it with its U and V, as whoever made it has them."
-        )
+        found = f"singular values so close together that {spread:.1%} of ΔW depend on the rounding of the decomposition"
+        raise refuse("svd-failed", where, found, "distinct ones", "Write it with its U and V where it was trained.")
 
 
 def _other_values(where: str) -> RefusedError:
     found = "its singular values are not those of the weight"
-    return refuse("other-svd", where, found, "S of the weight's decomposition", "The file is damaged: fetch it again.")
+    return refuse(
+        "svd-mismatch", where, found, "S of the weight's decomposition", "The file is damaged: fetch it again."
+    )
 
 
 def _require_vectors(delta: Spectral, stored: Tensor, turned: bool, where: str) -> None:
-    """Raises unless U·diag(S)·Vᵀ is the weight and both are orthonormal, as far as a few random vectors tell.
+    """Raises unless U·diag(S)·Vᵀ is the weight and both are orthonormal, by the products with a few random vectors.
 
-    A decomposition in fp32 is off by about 1e-6 of the largest singular value; bf16 vectors are by 1e-2.
+    The error of a decomposition in fp32 is about 1e-6 of the largest singular value; that of bf16 vectors 1e-2.
     """
     U, Vt = delta.vectors()
     S = delta.S.float32()
@@ -121,4 +122,4 @@ def _require_vectors(delta: Spectral, stored: Tensor, turned: bool, where: str) 
     )
     if not max(gaps) <= _WHOLE:
         found = f"its U, S and V are off by {max(gaps):.1e} as a decomposition of the weight"
-        raise refuse("other-svd", where, found, f"at most {_WHOLE:g}", "The file is damaged: fetch it again.")
+        raise refuse("svd-mismatch", where, found, f"at most {_WHOLE:g}", "The file is damaged: fetch it again.")

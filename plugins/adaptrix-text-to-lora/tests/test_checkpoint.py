@@ -121,7 +121,7 @@ def test_code_in_a_pickle_is_not_run(trained: Trained, written: Written, tmp_pat
     (folder / "hypermod.pt").write_bytes(pickle.dumps(_Evil(tmp_path / "ran")))
     assert len(_codes(folder)) == 1
     (folder / "args.yaml").write_text(f'!!python/object/apply:pathlib.Path.touch ["{tmp_path / "ran"}"]')
-    assert _codes(folder)[0][0] == "args"
+    assert _codes(folder)[0][0] == "config-value"
     assert not (tmp_path / "ran").exists()
 
 

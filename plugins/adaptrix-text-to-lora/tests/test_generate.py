@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import adaptrix
 from adaptrix import Catalog
-from tests.families import FAMILIES, tiny_model
+from tests.helpers.families import FAMILIES, tiny_model
 
 BASE = Path(__file__).parents[3] / "examples" / "tiny" / "base"
 TEXT = "Solve grade-school maths step by step"
@@ -199,7 +199,7 @@ def test_no_adapter_takes_the_place_of_what_it_is_made_with(
 def test_prompts_that_the_encoder_cannot_read_are_told_at_once(checkpoint: Path) -> None:
     with pytest.raises(adaptrix.RefusedError) as error:
         TextToLoRA(checkpoint, BASE).generate_many(["word " * 600, "fine", "more " * 600])
-    assert [problem.code for problem in error.value.problems] == ["prompt-long"] * 2
+    assert [problem.code for problem in error.value.problems] == ["prompt"] * 2
     assert "'more more" in str(error.value)
 
 
@@ -208,13 +208,13 @@ def test_what_is_wrong_with_a_command_line_is_told(
 ) -> None:
     options = ["--base", str(BASE), "--checkpoint", str(checkpoint)]
     codes = {
-        ("generate", *options): (2, "prompt-missing"),
-        ("generate", "", "ok", "\x1b[0m", *options): (1, "prompt-empty"),
+        ("generate", *options): (2, "prompt"),
+        ("generate", "", "ok", "\x1b[0m", *options): (1, "prompt"),
         ("generate", "one", "two", "--name", "x", *options): (2, "option"),
-        ("generate", "one", "--to", "gguf", *options): (2, "format"),
+        ("generate", "one", "--to", "gguf", *options): (2, "option"),
         ("generate", "one", "--encoder", str(tmp_path / "none"), *options): (2, "encoder"),
-        ("generate", "one", *options[:2], "--checkpoint", str(tmp_path / "none.pt")): (2, "checkpoint"),
-        ("generate", "word " * 600, *options): (1, "prompt-long"),
+        ("generate", "one", *options[:2], "--checkpoint", str(tmp_path / "none.pt")): (2, "hypernetwork-invalid"),
+        ("generate", "word " * 600, *options): (1, "prompt"),
     }
     for line, expected in codes.items():
         code, said = run(*line)

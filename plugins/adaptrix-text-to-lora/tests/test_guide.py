@@ -16,7 +16,7 @@ from adaptrix_text_to_lora.training.published import CheckpointRecord, write_che
 from transformers import AutoModelForCausalLM
 
 import adaptrix
-from tests.families import tiny_model
+from tests.helpers.families import tiny_model
 
 BASE = Path(__file__).parents[3] / "examples" / "tiny" / "base"
 PROMPT = "Make this model excel at code generation and debugging"
@@ -91,7 +91,7 @@ def test_from_the_guides_config_through_training_to_an_adapter_that_acts(tmp_pat
 def test_a_model_without_a_trained_hypernetwork_gets_none_made_up() -> None:
     with pytest.raises(adaptrix.UsageError, match="adaptrix text-to-lora train") as error:
         SakanaAIIntegration().generate_adapter_from_text(PROMPT, "microsoft/DialoGPT-small")
-    assert error.value.problems[0].code == "no-checkpoint"
+    assert error.value.problems[0].code == "hypernetwork-missing"
     assert "there is no folder microsoft/DialoGPT-small here" in error.value.problems[0].found
 
 

@@ -32,7 +32,8 @@ from hypothesis import strategies as st
 from torch.func import functional_call
 
 import adaptrix
-from tests.families import FAMILIES, tiny_model
+from tests.helpers.double import EXACT, double
+from tests.helpers.families import FAMILIES, tiny_model
 
 EMBEDDING, SCALE, SEED = 6, 1.7, 5
 SMALL = {"rank": 3, "embedding": EMBEDDING, "latent": 8, "head_in": 10}
@@ -101,6 +102,7 @@ def _wanted_gradients(
     return loss.item(), dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize(
     ("family", "variant", "roles"),
     [
@@ -111,18 +113,20 @@ def _wanted_gradients(
     ],
 )
 def test_gradients_are_those_of_dense_weights(family: str, variant: Variant, roles: tuple[str, ...]) -> None:
-    model = tiny_model(family, 0)
-    network = _network(_shape(model, variant, roles)).eval()
+    model = tiny_model(family, 0).double()
+    network = _network(_shape(model, variant, roles)).double().eval()
     tasks = [_task(seed, length=length) for seed, length in ((1, 7), (2, 5), (3, 9))]
+    tasks = [replace(task, embeddings=task.embeddings.double()) for task in tasks]
     objective = Objective(SCALE, smoothing=0.2, penalty=0.3)
-    loss, wanted = _wanted_gradients(model, network, tasks, objective)
     states = list[State]()
     recipe = Recipe(steps=1, rate=1e-9, tasks=3, clip=1e9, dropout=False, seed=SEED)
-    curve = fine_tune(network, model, tasks, objective, recipe, watch=Watch(on_state=states.append))
-    assert curve[0, 0].item() == pytest.approx(loss, rel=1e-5)
+    with double():
+        loss, wanted = _wanted_gradients(model, network, tasks, objective)
+        curve = fine_tune(network, model, tasks, objective, recipe, watch=Watch(on_state=states.append))
+    assert curve[0, 0].item() == pytest.approx(loss, rel=EXACT)
     for name, gradient in wanted.items():
         found = states[0].first[name] / 0.1  # AdamW's first moment after one step is (1 − β₁) of the gradient
-        torch.testing.assert_close(found, gradient, rtol=2e-3, atol=1e-5 * float(gradient.abs().max()) + 1e-8)
+        assert (found - gradient).abs().max() <= EXACT * gradient.abs().max(), name
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -29,7 +29,7 @@ from adaptrix_text_to_lora.training.files import read_tasks
 import adaptrix
 from adaptrix import Adapter, LowRank, Provenance, Target, Tensor
 from adaptrix.extend import Pipeline, safetensors_file
-from tests.families import tiny_model
+from tests.helpers.families import tiny_model
 
 BASE = Path(__file__).parents[3] / "examples" / "tiny" / "base"
 SETTINGS = {"base": str(BASE), "encoder": "hashed", "width": 16, "latent": 8, "head": 8, "rank": 2, "batch": 2}
@@ -67,7 +67,7 @@ def test_from_a_file_to_adapters(run: Run, tmp_path: Path) -> None:
     assert scores["by_task"].keys() == {"shout", "echo"}
     adapter = TextToLoRA(folder, BASE).generate("Shout")
     assert {delta.scale for delta in adapter.deltas.values()} == {16 / 2**0.5}
-    assert run("text-to-lora", "train", "run.yaml", "-o", "t2l")[1]["problems"][0]["code"] == "exists"
+    assert run("text-to-lora", "train", "run.yaml", "-o", "t2l")[1]["problems"][0]["code"] == "output-exists"
     code, again = run("text-to-lora", "train", str(_config(tmp_path, start="./t2l")), "-o", "more")
     assert code == 0, again
     assert again["first"] < said["first"] - 1, "it goes on from the checkpoint"
@@ -89,7 +89,7 @@ def test_a_run_that_ctrl_c_stops_comes_to_the_same_bytes(plugin: object, run: Ru
     assert "Traceback" not in said
     assert [file.name for file in (tmp_path / "torn").iterdir()] == [STATE], "no checkpoint, nothing half-written"
     code, other = run("text-to-lora", "train", str(_config(tmp_path, "other.yaml", seed=1)), "-o", "torn")
-    assert (code, other["problems"][0]["code"]) == (2, "other-run")
+    assert (code, other["problems"][0]["code"]) == (2, "run-state")
     for out in ("torn", "whole"):
         code, said = run("text-to-lora", "train", str(config), "-o", out)
         assert code == 0, said
@@ -110,7 +110,7 @@ def test_a_run_that_diverges_keeps_its_last_good_checkpoint(
 
     monkeypatch.setattr(finetuning, "_cross_entropy", poisoned)
     code, said = run("text-to-lora", "train", str(_config(tmp_path, save_every=2)), "-o", "t2l")
-    assert (code, [problem["code"] for problem in said["problems"]]) == (1, ["diverged", "kept"])
+    assert (code, [problem["code"] for problem in said["problems"]]) == (1, ["diverged", "run-kept"])
     assert "after step 5" in said["problems"][0]["where"]
     assert "step 4" in said["problems"][1]["found"]
     assert not (tmp_path / "t2l" / STATE).exists()
@@ -201,7 +201,7 @@ def test_every_line_that_is_wrong_is_told(tmp_path: Path) -> None:
 def test_examples_that_are_too_long_are_refused_and_never_cut(run: Run, tmp_path: Path) -> None:
     code, said = run("text-to-lora", "train", str(_config(tmp_path, length=4)), "-o", "t2l")
     assert code == 1
-    assert {problem["code"] for problem in said["problems"]} == {"example"}
+    assert {problem["code"] for problem in said["problems"]} == {"training-data"}
     assert len(said["problems"]) == 6
     assert not (tmp_path / "t2l").exists()
 
@@ -283,7 +283,7 @@ def test_no_run_takes_the_place_of_what_it_starts_from(
     folder = written(tmp_path / "t2l", trained(shape_for(str(BASE), "L", 16, rank=2)))
     before = (folder / WEIGHTS).read_bytes()
     code, said = run("text-to-lora", "train", str(_config(tmp_path, start="./t2l")), "-o", "t2l", "--force")
-    assert (code, said["problems"][0]["code"]) == (2, "output-is-source"), said
+    assert (code, said["problems"][0]["code"]) == (2, "output-taken"), said
     assert (folder / WEIGHTS).read_bytes() == before
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from adaptrix_transformer2 import Decomposition, decomposed
 
-from tests.families import tiny_model
+from tests.helpers.families import tiny_model
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from adaptrix_transformer2.dispatch.searching import normalised
 from adaptrix_transformer2.train import Example
 
 import adaptrix
-from tests.families import tiny_model
+from tests.helpers.families import tiny_model
 
 IDS = torch.tensor([[5, 9, 2, 11, 7], [3, 4, 8, 1, 6]])
 
@@ -64,7 +64,7 @@ def test_experts_of_another_base_are_refused(parts: Decomposition) -> None:
     other = untrained(decomposed(tiny_model("llama", seed=1)), "other")
     with pytest.raises(adaptrix.RefusedError) as error:
         mixture(parts, {"other": other}, np.ones((1, 1)))
-    assert {problem.code for problem in error.value.problems} == {"other-base"}
+    assert {problem.code for problem in error.value.problems} == {"base-mismatch"}
     assert len(error.value.problems) == len(parts.spectra)
 
 

@@ -20,7 +20,7 @@ from adaptrix_transformer2 import (
 from adaptrix_transformer2.dispatch import OTHER
 
 import adaptrix
-from tests.families import tiny_model
+from tests.helpers.families import tiny_model
 
 TOKENS = torch.tensor([[5, 9, 2, 11, 7], [3, 4, 8, 1, 6], [2, 2, 9, 13, 4]])
 OPTIONS: dict[str, Any] = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None}
@@ -135,7 +135,7 @@ def test_what_makes_no_sense_is_refused_and_the_base_left_alone(llama: Any, file
     with pytest.raises(adaptrix.UsageError) as error:
         created(llama, files, Transformer2Config(0, 0, float("nan"), []))
     assert len(error.value.problems) == 4
-    with pytest.raises(adaptrix.UsageError, match="nothing chooses the expert"):
+    with pytest.raises(adaptrix.UsageError, match="nothing decides which"):
         create_transformer2_model(llama, experts={"maths": files["maths"]})
     with pytest.raises(adaptrix.RefusedError, match="'code'"):
         create_transformer2_model(llama, experts={"maths": files["maths"]}, classifier=files["sorter"])

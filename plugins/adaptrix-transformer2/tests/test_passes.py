@@ -15,7 +15,7 @@ from adaptrix_transformer2.dispatch import OTHER, Question, TwoPasses, question_
 from adaptrix_transformer2.train import TrainingSettings
 
 import adaptrix
-from tests.families import tiny_model
+from tests.helpers.families import tiny_model
 
 from .world import END, base
 
@@ -99,7 +99,7 @@ def test_a_question_about_unknown_experts_is_refused(session: Any, model: Any) -
     odd = Question((9,), {"one": (5,), "three": (6,), "four": (7,), OTHER: (8,)})
     with pytest.raises(adaptrix.RefusedError) as error:
         TwoPasses(model, session, odd, "sorter")
-    assert [problem.code for problem in error.value.problems] == ["unknown-expert"] * 2
+    assert [problem.code for problem in error.value.problems] == ["adapter-unknown"] * 2
     assert "'three'" in str(error.value)
     with pytest.raises(adaptrix.UsageError, match="no such adapter"):
         TwoPasses(model, session, ASKED, "nobody")
@@ -109,7 +109,7 @@ def test_a_question_in_tokens_of_another_model_is_refused(session: Any, model: A
     odd = Question((9, -1), {"one": (5,), "two": (10**9,), OTHER: (8,)})
     with pytest.raises(adaptrix.RefusedError) as error:
         TwoPasses(model, session, odd, "sorter")
-    assert [problem.code for problem in error.value.problems] == ["tokens"] * 2
+    assert [problem.code for problem in error.value.problems] == ["vocabulary"] * 2
 
 
 @pytest.mark.parametrize("names", [{}, {"one": ()}, {"one": (5,), "two": (5,)}, {"one": (5,), "two": (5, 6)}])

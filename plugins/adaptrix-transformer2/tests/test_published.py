@@ -16,7 +16,7 @@ from torch.func import functional_call
 import adaptrix
 from adaptrix.cli import run
 from adaptrix.extend import Pipeline
-from tests.families import tiny_model
+from tests.helpers.families import tiny_model
 
 
 class Policy(nn.Module):
@@ -101,7 +101,7 @@ def test_the_published_decomposition_is_held_to_the_base(llama: Any, parts: Deco
     torch.save(decomposed_params(tiny_model("llama", seed=5)), tmp_path / "other.pt")
     with pytest.raises(adaptrix.RefusedError) as error:
         read_published(tmp_path / "p.pt", parts, tmp_path / "other.pt")
-    assert [problem.code for problem in error.value.problems] == ["other-base"] * 9
+    assert [problem.code for problem in error.value.problems] == ["base-mismatch"] * 9
 
 
 def _changed(state: dict[str, Any], change: str) -> dict[str, Any]:
@@ -126,13 +126,13 @@ def _changed(state: dict[str, Any], change: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "codes"),
     [
-        ("lacks two", ["missing", "missing"]),
-        ("strange", ["strange"]),
+        ("lacks two", ["tensor-missing"] * 2),
+        ("strange", ["tensor-unexpected"]),
         ("sizes", ["shape", "shape"]),
         ("nan", ["nonfinite"]),
         ("integers", ["dtype"]),
-        ("decomposition", ["no-expert"]),
-        ("empty", ["missing"] * 9),
+        ("decomposition", ["kind-unsupported"]),
+        ("empty", ["tensor-missing"] * 9),
     ],
 )
 def test_every_problem_of_a_file_is_told(
@@ -159,7 +159,7 @@ def test_every_problem_of_a_decomposition_is_told(llama: Any, parts: Decompositi
     torch.save(state, tmp_path / "d.pt")
     with pytest.raises(adaptrix.RefusedError) as error:
         read_published(tmp_path / "p.pt", parts, tmp_path / "d.pt")
-    assert sorted(problem.code for problem in error.value.problems) == ["missing", "nonfinite", "shape"]
+    assert sorted(problem.code for problem in error.value.problems) == ["nonfinite", "shape", "tensor-missing"]
 
 
 class _Evil:

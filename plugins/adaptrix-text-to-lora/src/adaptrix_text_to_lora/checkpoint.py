@@ -78,8 +78,10 @@ def own_checkpoint(base: str | None) -> str:
         found = f"no checkpoint was named, and it has no {OWN}/{NAME}"
     else:
         found = f"no checkpoint was named, and there is no folder {base} here that could have one"
-    remedy = "Name one with --checkpoint, or train one: `adaptrix text-to-lora train CONFIG.yaml`; none is made up."
-    raise UsageError(Problem("no-checkpoint", base or "generate", found, "a hypernetwork trained for the base", remedy))
+    remedy = "Name one with --checkpoint, or train one: `adaptrix text-to-lora train CONFIG.yaml`."
+    raise UsageError(
+        Problem("hypernetwork-missing", base or "generate", found, "a hypernetwork trained for the base", remedy)
+    )
 
 
 def _files(uri: str) -> Bundle:
@@ -87,7 +89,7 @@ def _files(uri: str) -> Bundle:
     weights = path / NAME if path.is_dir() else path
     if not weights.is_file():
         found = f"there is no {NAME} in it" if path.is_dir() else "there is no such file or folder"
-        raise UsageError(Problem("checkpoint", uri, found, f"a {NAME}, or the folder that it is in"))
+        raise UsageError(Problem("hypernetwork-invalid", uri, found, f"a {NAME}, or the folder that it is in"))
     homes = [weights.parent]
     if weights.parent.parent.name == "checkpoints":  # <run>/checkpoints/it_<step>/hypermod.pt
         homes.append(weights.parents[2])
@@ -119,7 +121,7 @@ def _require_same(hypernetwork: Hypernetwork, tensors: Mapping[str, Tensor], whe
         problems.append(Problem("tensor-missing", where, f"it lacks {some(sorted(missing), 6)}", kind, _AGAIN))
     if strange := tensors.keys() - wanted.keys():
         problems.append(
-            Problem("tensor-unknown", where, f"it has {some(sorted(strange), 6)}", f"the tensors of {kind}")
+            Problem("tensor-unexpected", where, f"it has {some(sorted(strange), 6)}", f"the tensors of {kind}")
         )
     for name in sorted(wanted.keys() & tensors.keys()):
         if tensors[name].shape != tuple(wanted[name].shape):

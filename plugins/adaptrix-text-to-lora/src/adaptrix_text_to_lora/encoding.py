@@ -19,7 +19,7 @@ def named_encoder(name: str, width: int, base: str | None, pooling: Pooling | No
         return HashedNgrams(width)
     if name == "base" and base is None:
         found, remedy = "the checkpoint reads the states of its base, and none is named", "Name it with --base MODEL."
-        raise UsageError(Problem("no-base", where, found, remedy=remedy))
+        raise UsageError(Problem("base-needed", where, found, remedy=remedy))
     from adaptrix_text_to_lora.states import ModelStates  # transformers takes seconds, and only this needs it
 
     return ModelStates(base, pooling or "last") if name == "base" and base else ModelStates(name, pooling)

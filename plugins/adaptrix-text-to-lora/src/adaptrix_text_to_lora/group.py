@@ -28,7 +28,7 @@ def command() -> None:
 @command.command("train")
 @click.argument("config", type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, metavar="FOLDER", help="Where it goes.")
-@click.option("--force", is_flag=True, help="Start again, and replace what is there.")
+@click.option("--force", is_flag=True, help="Start over, and replace what is there.")
 @verbosity_options
 def train_command(config: Path, out: Path, force: bool, verbosity: Verbosity) -> int:
     """Train a hypernetwork as the YAML file CONFIG says.

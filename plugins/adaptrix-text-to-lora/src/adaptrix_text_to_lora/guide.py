@@ -123,15 +123,15 @@ def _faults(config: TextToLoRAConfig) -> Iterator[Problem]:
         value, step = getattr(config, field), 4 if field == "skill_embeddings_dim" else 1
         if type(value) is not int or value < 1 or value % step:
             yield Problem(
-                "config", field, f"{value!a:.80}", "a multiple of 4" if step > 1 else "a whole number from 1 on"
+                "config-value", field, f"{value!a:.80}", "a multiple of 4" if step > 1 else "a whole number from 1 on"
             )
     if type(config.adapter_alpha) not in (int, float) or not 0 < config.adapter_alpha < float("inf"):
-        yield Problem("config", "adapter_alpha", f"{config.adapter_alpha!a:.80}", "a positive number")
+        yield Problem("config-value", "adapter_alpha", f"{config.adapter_alpha!a:.80}", "a positive number")
     if type(config.dropout) not in (int, float) or not 0 <= config.dropout < 1:
-        yield Problem("config", "dropout", f"{config.dropout!a:.80}", "a number from 0 to below 1")
+        yield Problem("config-value", "dropout", f"{config.dropout!a:.80}", "a number from 0 to below 1")
     targets = config.target_modules
     if not isinstance(targets, (tuple, list)) or not targets or not all(isinstance(name, str) for name in targets):
-        yield Problem("config", "target_modules", f"{targets!a:.80}", "names of modules")
+        yield Problem("config-value", "target_modules", f"{targets!a:.80}", "names of modules")
 
 
 def _require_same(config: TextToLoRAConfig, generator: TextToLoRA, model_path: str) -> None:
@@ -151,7 +151,7 @@ def _require_same(config: TextToLoRAConfig, generator: TextToLoRA, model_path: s
     }
     remedy = "Leave the config out, or train a hypernetwork with it."
     if problems := [
-        Problem("other-config", field, f"{configured}", f"{made}, as the hypernetwork has", remedy)
+        Problem("config-mismatch", field, f"{configured}", f"{made}, as the hypernetwork has", remedy)
         for field, (configured, made) in fields.items()
         if configured != made
     ]:

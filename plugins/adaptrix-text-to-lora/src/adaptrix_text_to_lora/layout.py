@@ -50,10 +50,10 @@ def _absent(tensors: Mapping[str, Tensor], names: list[str], where: str) -> Iter
         wanted |= {f"AB_offset.{side}.{name}": 3 for side in "AB"} | {f"heads.{name}.weight": 2}
         if not _NAME.fullmatch(name) or hasattr(nn.ModuleDict(), name):
             yield Problem(
-                "checkpoint", f"{where} heads", f"{ascii(name)[:80]} is no name of a module", "such as q_proj"
+                "hypernetwork-invalid", f"{where} heads", f"{ascii(name)[:80]} is no name of a module", "such as q_proj"
             )
     if not names:
-        yield Problem("checkpoint", where, "it has no heads.<module>.weight", "a Text-to-LoRA hypernetwork")
+        yield Problem("hypernetwork-invalid", where, "it has no heads.<module>.weight", "a Text-to-LoRA hypernetwork")
     for key, axes in wanted.items():
         if key not in tensors or len(tensors[key].shape) != axes or 0 in tensors[key].shape:
             found = f"its shape is {list(tensors[key].shape)}" if key in tensors else "it is not there"
@@ -66,12 +66,12 @@ def _disagreements(
     """Problems of modules and ranks in which the adapter's config and the state dict differ."""
     if settings.targets is not None and settings.targets != set(names):
         found = f"heads for {some(sorted(names))}"
-        yield Problem("checkpoint", where, found, f"{some(sorted(settings.targets))}, as target_modules say")
+        yield Problem("hypernetwork-invalid", where, found, f"{some(sorted(settings.targets))}, as target_modules say")
     for name in names:
         offset = tensors.get(f"AB_offset.A.{name}")
         if offset is not None and len(offset.shape) == 3 and offset.shape[1] != settings.rank:
             found, expected = f"rank {offset.shape[1]}", f"{settings.rank}, the r of adapter_config.json"
-            yield Problem("checkpoint", f"{where} AB_offset.A.{name}", found, expected)
+            yield Problem("hypernetwork-invalid", f"{where} AB_offset.A.{name}", found, expected)
 
 
 def _module(name: str, tensors: Mapping[str, Tensor]) -> Module:
@@ -93,7 +93,7 @@ def _variant(modules: tuple[Module, ...], tensors: Mapping[str, Tensor], setting
     found = f"a head of {width} for {first.name}, {'' if shared else 'not '}shared by A and B"
     ranks = ", with learned ranks" if ranked else ", without learned ranks"
     remedy = "Rotary rank positions and one rank at a time without sharing are not read."
-    raise RefusedError(Problem("variant", where, found + ranks, "the published L, M or S", remedy))
+    raise RefusedError(Problem("hypernetwork-unsupported", where, found + ranks, "the published L, M or S", remedy))
 
 
 def _output(settings: Settings) -> Output:
@@ -113,7 +113,7 @@ def _contradictions(shape: Shape, settings: Settings, where: str) -> Iterator[Pr
     for key, value in found.items():
         if key in settings.stated and settings.stated[key] != value:
             yield Problem(
-                "checkpoint", f"{where} {key}", f"{value}", f"{settings.stated[key]!r:.80}, as args.yaml says"
+                "hypernetwork-invalid", f"{where} {key}", f"{value}", f"{settings.stated[key]!r:.80}, as args.yaml says"
             )
     if shape.latent % 4:
-        yield Problem("checkpoint", where, f"a latent size of {shape.latent}", "a multiple of 4")
+        yield Problem("hypernetwork-invalid", where, f"a latent size of {shape.latent}", "a multiple of 4")

@@ -20,7 +20,7 @@ def require_prompts(texts: Iterable[str]) -> list[str]:
     """The prompts as they are embedded, in their order, each once. Raises with what is wrong with any of them."""
     given = list(texts)
     if not given:
-        raise UsageError(Problem("prompt-missing", "prompts", "there is none", "a sentence that describes a task"))
+        raise UsageError(Problem("prompt", "prompts", "there is none", "a sentence that describes a task"))
     problems = [problem for text in given if (problem := problem_of(text)) is not None]
     if problems:
         raise RefusedError(problems)
@@ -50,13 +50,13 @@ def read_prompts(path: Path) -> list[str]:
         size = path.stat().st_size
         if not path.is_file() or size > _MAX_FILE:
             found = f"it has {size} bytes" if path.is_file() else "it is no regular file"
-            raise UsageError(Problem("prompts", str(path), found, f"a text file of at most {_MAX_FILE} bytes"))
+            raise UsageError(Problem("prompt", str(path), found, f"a text file of at most {_MAX_FILE} bytes"))
         text = path.read_text("utf-8-sig")
     except OSError as error:
-        raise UsageError(Problem("prompts", str(path), f"it cannot be read: {error.strerror or error}")) from None
+        raise UsageError(Problem("prompt", str(path), f"it cannot be read: {error.strerror or error}")) from None
     except UnicodeDecodeError as error:
         raise RefusedError(
-            Problem("prompts", str(path), f"it is not UTF-8: {error.reason}", "a prompt a line")
+            Problem("prompt", str(path), f"it is not UTF-8: {error.reason}", "a prompt a line")
         ) from None
     return [line for line in text.split("\n") if line.strip()]
 
@@ -64,14 +64,14 @@ def read_prompts(path: Path) -> list[str]:
 def problem_of(text: object) -> Problem | None:
     """The problem of a value that is no prompt; None for a prompt."""
     if not isinstance(text, str):
-        return Problem("prompt-type", "prompt", f"a {type(text).__name__}", "a sentence, as text")
+        return Problem("prompt", "prompt", f"a {type(text).__name__}", "a sentence, as text")
     where = named(text)
     if not text.strip():
-        return Problem("prompt-empty", where, "there is nothing in it", "a sentence that describes a task")
+        return Problem("prompt", where, "there is nothing in it", "a sentence that describes a task")
     if len(text) > MAX_CHARACTERS:
-        return Problem("prompt-long", where, f"it has {len(text)} characters", f"at most {MAX_CHARACTERS}")
+        return Problem("prompt", where, f"it has {len(text)} characters", f"at most {MAX_CHARACTERS}")
     odd = sorted({char for char in text if unicodedata.category(char) in ("Cc", "Cs") and char not in "\t\n\r"})
     if odd:
         names = ", ".join(f"U+{ord(char):04X}" for char in odd[:4])
-        return Problem("prompt-control", where, f"it has control characters ({names})", "text as a person writes it")
+        return Problem("prompt", where, f"it has control characters ({names})", "text as a person writes it")
     return None

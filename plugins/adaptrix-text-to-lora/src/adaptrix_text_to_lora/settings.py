@@ -38,7 +38,7 @@ class Settings:
 
 def read_settings(args_file: Path, config_file: Path) -> Settings:
     """The settings in two files. Raises :class:`RefusedError` with every problem in both."""
-    args = yaml_file.read_mapping(args_file, _EXPECTED, "args")
+    args = yaml_file.read_mapping(args_file, _EXPECTED, "config-value")
     config = json_file.read_object(config_file, str(config_file))
     if problems := [*_args_problems(args, str(args_file)), *_config_problems(config, str(config_file))]:
         raise RefusedError(problems)
@@ -65,25 +65,25 @@ def _args_problems(args: Mapping[str, Any], where: str) -> Iterator[Problem]:
     for key, values in allowed.items():
         if args.get(key, values[0]) not in values:
             expected = " or ".join(str(value) for value in values if value is not None)
-            yield Problem("args", f"{where} {key}", repr(args[key])[:80], expected, "No other kind is read.")
+            yield Problem("config-value", f"{where} {key}", repr(args[key])[:80], expected, "No other kind is read.")
     encoder = args.get("emb_model")
     if encoder is not None and not isinstance(encoder, str):
-        yield Problem("args", f"{where} emb_model", repr(encoder)[:80], "the name of a model, or nothing")
+        yield Problem("config-value", f"{where} emb_model", repr(encoder)[:80], "the name of a model, or nothing")
 
 
 def _config_problems(config: Mapping[str, Any], where: str) -> Iterator[Problem]:
     if str(config.get("peft_type", "LORA")).upper() != "LORA":
-        yield Problem("adapter-config", f"{where} peft_type", repr(config["peft_type"])[:80], "LORA")
+        yield Problem("config-value", f"{where} peft_type", repr(config["peft_type"])[:80], "LORA")
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if type(rank) is not int or not 0 < rank <= 1 << 16:
-        yield Problem("adapter-config", f"{where} r", repr(rank)[:80], "a rank")
+        yield Problem("config-value", f"{where} r", repr(rank)[:80], "a rank")
     if type(alpha) not in (int, float) or not 0 < alpha < 1e9:
-        yield Problem("adapter-config", f"{where} lora_alpha", repr(alpha)[:80], "a positive number")
+        yield Problem("config-value", f"{where} lora_alpha", repr(alpha)[:80], "a positive number")
     targets = config.get("target_modules")
     if isinstance(targets, list) and not all(isinstance(name, str) for name in targets):
-        yield Problem("adapter-config", f"{where} target_modules", "a list of more than names", "module names")
+        yield Problem("config-value", f"{where} target_modules", "a list of more than names", "module names")
     for key in _PLAIN:
         if config.get(key):
             yield Problem(
-                "adapter-config", f"{where} {key}", repr(config[key])[:80], "nothing: the published LoRA is plain"
+                "config-value", f"{where} {key}", repr(config[key])[:80], "nothing: the published LoRA is plain"
             )

@@ -8,10 +8,10 @@ from typing import Any, get_args
 
 import torch
 from torch import Tensor
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel
 
 from adaptrix import Problem, UsageError
-from adaptrix.extend import json_file, model_folder, refuse
+from adaptrix.extend import json_file, load_tokenizer, load_whole, model_folder, refuse
 from adaptrix_text_to_lora.encoders import Pooling
 from adaptrix_text_to_lora.prompts import named
 
@@ -21,8 +21,6 @@ _MODES: Mapping[str, Pooling] = {
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_lasttoken": "last",
 }
-#: what transformers raises for files that it cannot make a model or a tokenizer of
-_UNLOADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError)
 
 
 class ModelStates:
@@ -35,20 +33,11 @@ class ModelStates:
         folder, self.name = model_folder(uri, "encoder"), uri
         self._pooling = pooling or _stated(folder, uri)
         if self._pooling not in get_args(Pooling):
-            raise UsageError(Problem("pooling", uri, repr(self._pooling)[:80], " or ".join(get_args(Pooling))))
-        options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-            model, info = AutoModel.from_pretrained(
-                folder, dtype="auto", use_safetensors=True, output_loading_info=True, **options
-            )
-        except _UNLOADABLE as error:
-            said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise refuse("encoder", uri, f"transformers cannot load it as it is: {said}") from None
-        if lacking := sorted(name for name in info["missing_keys"] if "pooler" not in name):
-            raise refuse("encoder", uri, f"its weights lack {lacking[0]}, and more would be random: {len(lacking)}")
+            raise UsageError(Problem("encoder", uri, repr(self._pooling)[:80], " or ".join(get_args(Pooling))))
+        self._tokenizer = load_tokenizer(folder, uri)
+        model = load_whole(AutoModel, folder, uri, "encoder", unused="pooler")
         inner = model.get_encoder() if model.config.is_encoder_decoder else model
-        self._model = inner.eval().requires_grad_(False)
+        self._model = inner.requires_grad_(False)
         self._limit = _limit(self._tokenizer, model.config)
 
     @property
@@ -63,7 +52,7 @@ class ModelStates:
         count, rows = ids.shape[1], self._model.get_input_embeddings().weight.shape[0]
         if not 0 < count <= self._limit:
             found, expected = f"it has {count} tokens", f"1 to {self._limit}, which is what {self.name} reads"
-            raise refuse("prompt-long" if count else "prompt-empty", named(text), found, expected)
+            raise refuse("prompt", named(text), found, expected)
         if int(ids.max()) >= rows:
             raise refuse("vocabulary", self.name, f"its tokenizer gives token {int(ids.max())}", f"at most {rows - 1}")
         mask = torch.ones_like(ids)
@@ -81,7 +70,7 @@ def _stated(folder: Path, uri: str) -> Pooling:
     )
     if len(modes) != 1:
         found, remedy = f"no {_POOLING} says which states stand for a text", "Say --pooling cls, mean or last."
-        raise UsageError(Problem("pooling", uri, found, remedy=remedy))
+        raise UsageError(Problem("encoder", uri, found, remedy=remedy))
     return modes[0]
 
 

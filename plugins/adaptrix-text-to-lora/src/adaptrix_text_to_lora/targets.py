@@ -107,7 +107,7 @@ class Base:
         return None if expression is None else self.dims.get(expression)
 
     def _unsized(self, name: str) -> Problem:
-        return Problem("dims-unstated", f"{self.name} config.json", f"it does not say how large {name} is")
+        return Problem("base-config", f"{self.name} config.json", f"it does not say how large {name} is")
 
     def _with_rows(self, target: TargetModule) -> TargetModule:
         if target.part is None:
@@ -139,7 +139,7 @@ def require_fit(shape: Shape, base: Base, target_modules: Sequence[TargetModule]
         pairs += [(f"{module.name} out", module.out, here[module.name].out)]
     remedy = "The checkpoint was made for another base."
     if problems := [
-        Problem("other-base", f"checkpoint {what}", f"{ours}", f"{theirs}, as {base.name} has", remedy)
+        Problem("base-mismatch", f"checkpoint {what}", f"{ours}", f"{theirs}, as {base.name} has", remedy)
         for what, ours, theirs in pairs
         if ours != theirs
     ]:
@@ -155,9 +155,9 @@ def without_base(names: Sequence[str], architectures: Iterable[Architecture]) ->
     target_modules = [target for name in names if (target := _by_path(name, plainest)) is not None]
     if len(target_modules) == len(names):
         return tuple(target_modules)
-    found = f"{_PLAINEST} has no modules called {', '.join(names)}, and nothing says whose they are"
+    found = f"{_PLAINEST} has no modules called {', '.join(names)}, and no base is named that has them"
     remedy = "Name the base with --base MODEL: only its config.json is read."
-    raise RefusedError(Problem("no-base", "base", found, remedy=remedy))
+    raise RefusedError(Problem("base-needed", "base", found, remedy=remedy))
 
 
 def _plainest(architectures: Iterable[Architecture]) -> Architecture:

@@ -85,10 +85,10 @@ def _mapping(path: Path) -> dict[str, Any]:
     expected = "a YAML file of keys and values"
     if not path.is_file():
         found = "this is a folder" if path.is_dir() else "there is no such file"
-        raise UsageError(Problem("config", str(path), found, expected))
-    value = yaml_file.read_mapping(path, expected, "config")
+        raise UsageError(Problem("config-value", str(path), found, expected))
+    value = yaml_file.read_mapping(path, expected, "config-value")
     if not all(isinstance(key, str) for key in value):
-        raise refuse("config", path, "it has keys that are no text", expected)
+        raise refuse("config-value", path, "it has keys that are no text", expected)
     return {str(key): one for key, one in value.items() if one is not None}
 
 
@@ -97,30 +97,30 @@ def _problems(given: Mapping[str, Any], where: str) -> Iterator[Problem]:
     for key in sorted(given.keys() - set(known)):
         near = get_close_matches(key, known, 1)
         yield Problem(
-            "config", f"{where} {key}", "no such key", f"{near[0]}?" if near else f"one of {', '.join(known)}"
+            "config-value", f"{where} {key}", "no such key", f"{near[0]}?" if near else f"one of {', '.join(known)}"
         )
     for key in _NEEDED:
         if key not in given:
-            yield Problem("config", where, f"it does not say {key}", "at least base and examples")
+            yield Problem("config-value", where, f"it does not say {key}", "at least base and examples")
     for key in _TEXTS:
         if key in given and key != "layers" and (not isinstance(given[key], str) or not given[key]):
-            yield Problem("config", f"{where} {key}", repr(given[key])[:80], "a text")
+            yield Problem("config-value", f"{where} {key}", repr(given[key])[:80], "a text")
     yield from _choices(given, where)
     if "layers" in given and not _are_layers(given["layers"]):
-        yield Problem("config", f"{where} layers", repr(given["layers"])[:80], "all, or layers such as 4-7,9")
+        yield Problem("config-value", f"{where} layers", repr(given["layers"])[:80], "all, or layers such as 4-7,9")
 
 
 def _choices(given: Mapping[str, Any], where: str) -> Iterator[Problem]:
     method = given.get("method", "sft")
     if method not in METHODS:
-        yield Problem("config", f"{where} method", repr(method)[:80], ", ".join(METHODS))
+        yield Problem("config-value", f"{where} method", repr(method)[:80], ", ".join(METHODS))
     if given.get("reward", "exact") not in tuple(REWARDS):  # it may be a list, which no mapping looks up
-        yield Problem("config", f"{where} reward", repr(given["reward"])[:80], ", ".join(REWARDS))
+        yield Problem("config-value", f"{where} reward", repr(given["reward"])[:80], ", ".join(REWARDS))
     if not isinstance(given.get("chat", False), bool):
-        yield Problem("config", f"{where} chat", repr(given["chat"])[:80], "true or false")
+        yield Problem("config-value", f"{where} chat", repr(given["chat"])[:80], "true or false")
     for key in ("reward", *_POLICY):
         if method == "sft" and key in given:
-            yield Problem("config", f"{where} {key}", "it is for training on rewards", remedy="Leave it out.")
+            yield Problem("config-value", f"{where} {key}", "it is for training on rewards", remedy="Leave it out.")
 
 
 def _number(key: str, value: Any) -> Any:

@@ -70,5 +70,5 @@ def _spectral(matrix: Matrix, cache: SvdCache) -> Spectral:
     ones = np.ones(min(weight.shape, default=0), dtype=np.float32)
     found = spectral_delta(ones, weight, cache, turned=matrix.transposed, where=matrix.path)
     if not found.S.float32().any():
-        raise refuse("degenerate", matrix.path, "a weight of zeros, which no z changes", "a trained weight")
+        raise refuse("svd-failed", matrix.path, "a weight of zeros, which no z changes", "a trained weight")
     return found

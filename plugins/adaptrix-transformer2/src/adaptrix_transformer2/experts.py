@@ -52,7 +52,7 @@ def z_of_expert(adapter: Adapter) -> dict[str, NDArray[np.float64]]:
     odd = [target for target, delta in adapter.deltas.items() if not isinstance(delta, Spectral)]
     if odd:
         raise RefusedError(
-            Problem("no-expert", f"{adapter.name} {target}", "this is no spectral delta", "an expert's z")
+            Problem("kind-unsupported", f"{adapter.name} {target}", "this is no spectral delta", "an expert's z")
             for target in odd
         )
     return {str(target): delta.z.float64() for target, delta in adapter.deltas.items() if isinstance(delta, Spectral)}
@@ -66,10 +66,7 @@ def save(
     ``out`` as for :func:`adaptrix.convert`. U and V are computed from the base's weights wherever the expert is put
     to use, once a weight. Raises :class:`AdaptrixError`, and then leaves nothing behind.
     """
-    slim = {
-        target: delta.without_vectors() if isinstance(delta, Spectral) else delta
-        for target, delta in adapter.deltas.items()
-    }
+    slim = {target: delta.without_vectors() for target, delta in adapter.deltas.items()}
     bound = bind(replace(adapter, deltas=MappingProxyType(slim)), decomposition.identity)
     if errors := errors_in(bound.problems):
         raise RefusedError(errors)
@@ -88,11 +85,13 @@ def _array(numbers: Numbers) -> NDArray[np.float32]:
 def _faults(decomposition: Decomposition, z: Mapping[str, NDArray[np.float32]]) -> list[Problem]:
     known = decomposition.spectra
     problems = [
-        Problem("missing", path, "the expert has no z for it", "one for every matrix")
+        Problem("tensor-missing", path, "the expert has no z for it", "one for every matrix")
         for path in known
         if path not in z
     ]
-    problems += [Problem("strange", path, "the base has no such MLP matrix") for path in z if path not in known]
+    problems += [
+        Problem("tensor-unexpected", path, "the base has no such MLP matrix") for path in z if path not in known
+    ]
     for path in known.keys() & z.keys():
         if z[path].shape != (known[path].rank,):
             found, expected = f"z of shape {list(z[path].shape)}", f"{[known[path].rank]}, its singular values"

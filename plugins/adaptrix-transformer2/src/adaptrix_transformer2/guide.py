@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
-from os import PathLike
+from os import PathLike, fspath
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import adaptrix
 from adaptrix import Adapter, Problem, UsageError
-from adaptrix.extend import require_in_vocabulary
+from adaptrix.extend import load_whole, model_folder, require_in_vocabulary
 from adaptrix_transformer2.decomposition import Decomposition, decomposed
 from adaptrix_transformer2.dispatch import OTHER, Question, TwoPasses, mixture, question, question_of
 from adaptrix_transformer2.experts import expert, untrained, z_of_expert
@@ -167,8 +167,8 @@ def _idle(parts: Decomposition, config: Transformer2Config) -> dict[str, Adapter
 def _loaded(base: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
-    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
-    return model.eval()
+    uri = fspath(base)
+    return load_whole(AutoModelForCausalLM, model_folder(uri), uri)
 
 
 def _adapter(one: Expert) -> Adapter:
@@ -205,7 +205,7 @@ def _inputs(tokens: Any, mask: Tensor | None, model: Any) -> dict[str, Tensor]:
     ids = given.get("input_ids")
     ids = torch.tensor(ids) if isinstance(ids, list) else ids
     if not isinstance(ids, Tensor) or ids.dim() not in (1, 2) or not ids.numel() or ids.is_floating_point():
-        raise UsageError(Problem("inputs", "tokens", "no tokens", "ids [rows, tokens], or what a tokenizer gives"))
+        raise UsageError(Problem("input", "tokens", "no tokens", "ids [rows, tokens], or what a tokenizer gives"))
     require_in_vocabulary(model, ids, "tokens")
     ids = ids.view(-1, ids.shape[-1]).to(model.device)
     mask = given.get("attention_mask") if mask is None else mask
@@ -216,9 +216,9 @@ def _require_dispatch(experts: Mapping[str, Expert], classifier: Expert | None, 
     problems = []
     if classifier is None and tokenizer is None:
         remedy = "classifier=… of train_classifier, or tokenizer=… to ask the base itself"
-        problems.append(Problem("no-classifier", "experts", "nothing chooses the expert for an input", remedy))
+        problems.append(Problem("classifier", "experts", "nothing decides which expert an input is for", remedy))
     problems += [
-        Problem("name", name, "the name is taken", "another name for the expert")
+        Problem("option", name, "the name is taken", "another name for the expert")
         for name in (OTHER, _CLASSIFIER)
         if name in experts
     ]

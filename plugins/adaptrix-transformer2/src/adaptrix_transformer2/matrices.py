@@ -94,7 +94,7 @@ def _matrices(
     found = tuple(_found(path, stored[path], identity.architecture) for path in _paths(stored, identity, layers))
     if layers is not None and (absent := set(layers) - {matrix.site.layer for matrix in found}):
         said = f"it has no MLP in layers {some(map(str, sorted(absent)))}"
-        raise UsageError(Problem("layers", where, said, "layers of the model"))
+        raise UsageError(Problem("option", where, said, "layers of the model"))
     if not found:
         raise _without(where, identity.architecture)
     return Matrices(base, identity, found)
@@ -133,7 +133,7 @@ def _without(where: str, architecture: Architecture) -> RefusedError:
     found = f"{architecture.family} has no MLP whose matrices are modules of their own"
     if stacked:
         found += f", only stacked experts ({some(stacked)})"
-    return refuse("no-mlp", where, found, f"modules of the roles {', '.join(ROLES)}")
+    return refuse("module-missing", where, found, f"modules of the roles {', '.join(ROLES)}")
 
 
 def _faults(name: str, module: nn.Module) -> Iterator[Problem]:
@@ -141,9 +141,11 @@ def _faults(name: str, module: nn.Module) -> Iterator[Problem]:
     weight = getattr(module, "weight", None)
     if not isinstance(weight, torch.Tensor) or weight.dim() != 2 or not storable(weight.dtype):
         kind = f"a {type(module).__name__}" + ("" if weight is None else f" in {weight.dtype}")
-        yield Problem("weight", name, kind, "a matrix of floating-point numbers", "Load the model unquantised.")
+        yield Problem("quantised", name, kind, "a matrix of floating-point numbers", "Load the model unquantised.")
     elif weight.is_meta:
-        yield Problem("meta", name, "it has no weights (meta device)", "a loaded model", "Load its weights first.")
+        yield Problem(
+            "weights-not-loaded", name, "it has no weights (meta device)", "a loaded model", "Load its weights first."
+        )
 
 
 def _reader(module: nn.Module) -> Callable[[], Stored]:

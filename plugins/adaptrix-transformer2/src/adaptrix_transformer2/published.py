@@ -74,7 +74,7 @@ def _file(path: str | PathLike[str]) -> Path:
     found = Path(os.path.expanduser(path))
     if not found.is_file():
         said = "this is a folder" if found.is_dir() else "there is no such file"
-        raise UsageError(Problem("file", str(path), said, "a file of torch.save"))
+        raise UsageError(Problem("file-unsupported", str(path), said, "a file of torch.save"))
     return found
 
 
@@ -82,7 +82,7 @@ def _by_path(tensors: Mapping[str, Tensor], decomposition: Decomposition, file: 
     """The p by module path. Raises with everything that is missing, strange, of another size or not finite."""
     if any(name.endswith(tuple(f".{side}" for side in _SIDES)) for name in tensors):
         remedy = "Give it beside a policy_params.pt or a learnable_params.pt, as the decomposition."
-        raise refuse("no-expert", file, "this is a decomposition, not an expert", "p of an expert", remedy)
+        raise refuse("kind-unsupported", file, "this is a decomposition, not an expert", "p of an expert", remedy)
     if tensors and all(_NAMELESS.fullmatch(name) for name in tensors):
         given = _listed(tensors, decomposition, file)
     else:
@@ -99,7 +99,7 @@ def _listed(tensors: Mapping[str, Tensor], decomposition: Decomposition, file: P
     if sorted(by_number) != list(range(len(paths))):
         found = f"a list of {len(tensors)} without names" + ("" if len(by_number) == len(tensors) else ", some twice")
         expected = f"{len(paths)}, one for each MLP matrix of the base, numbered from 0 on"
-        raise refuse("count", file, found, expected, "It was trained on another base.")
+        raise refuse("base-mismatch", file, found, expected, "It was trained on another base.")
     return {path: by_number[number] for number, path in enumerate(paths)}
 
 
@@ -108,13 +108,13 @@ def _named(tensors: Mapping[str, Tensor], decomposition: Decomposition, file: Pa
     found = {own(name): tensor for name, tensor in tensors.items()}
     problems = [*_repeated(map(own, tensors), file)]
     problems += [
-        Problem("missing", f"{file} {path}", "there is no p for it", "one for every MLP matrix of the base")
+        Problem("tensor-missing", f"{file} {path}", "there is no p for it", "one for every MLP matrix of the base")
         for path in decomposition.spectra
         if path not in found
     ]
     if strange := [path for path in found if path not in decomposition.spectra]:
         said = f"p for {some(strange, 5)}, which are no MLP matrices of the base"
-        problems.append(Problem("strange", str(file), said, "gate, up and down of its layers"))
+        problems.append(Problem("tensor-unexpected", str(file), said, "gate, up and down of its layers"))
     if problems:
         raise RefusedError(problems)
     return found
@@ -136,7 +136,7 @@ def _repeated(places: Iterable[str], file: Path) -> Iterator[Problem]:
     """A problem for every place that several tensors of a file are for, under one prefix and another."""
     for place, count in Counter(places).items():
         if count > 1:
-            yield Problem("twice", f"{file} {place}", f"{count} tensors are for it", "one")
+            yield Problem("duplicate", f"{file} {place}", f"{count} tensors are for it", "one")
 
 
 def _faults(where: str, p: Tensor, decomposition: Decomposition, file: Path) -> Iterator[Problem]:
@@ -181,7 +181,7 @@ def _part_faults(path: str, delta: Spectral, named: Mapping[tuple[str, str], Ten
     for side, shape in zip(_SIDES, ((out, k), (k,), (inp, k)), strict=True):
         where, tensor = f"{file} {path}.{side}", named.get((path, side))
         if tensor is None:
-            yield Problem("missing", where, "it is not there", "U, S and V of every MLP matrix")
+            yield Problem("tensor-missing", where, "it is not there", "U, S and V of every MLP matrix")
         elif tensor.dtype not in FLOATS or tensor.shape != shape:
             yield Problem("shape", where, f"{tensor.dtype} of shape {list(tensor.shape)}", f"floats of {list(shape)}")
         elif bad := tensor.nonfinite():
@@ -196,7 +196,7 @@ def _other_base(
     gap = _gap(delta, delta.S.float64() * ones, part, part[1].astype(np.float64))
     if not gap <= _SAME:
         found = f"its U, S and V make another weight than the base's: {gap:.0%} of it differ"
-        yield Problem("other-base", f"{file} {path}", found, "the decomposition of this base")
+        yield Problem("base-mismatch", f"{file} {path}", found, "the decomposition of this base")
 
 
 def _apart(made: Adapter, parts: Parts) -> Iterator[Problem]:
@@ -209,7 +209,7 @@ def _apart(made: Adapter, parts: Parts) -> Iterator[Problem]:
     if gaps and max(gaps.values()) > _APART:
         worst = max(gaps, key=lambda path: gaps[path])
         found = f"ΔW differs from that of the published U, S and V, by {gaps[worst]:.1%} in {worst}"
-        yield Problem("apart", made.name, found, f"at most {_APART:.0%}", severity="warning")
+        yield Problem("approximation", made.name, found, f"at most {_APART:.0%}", severity="warning")
 
 
 def _gap(

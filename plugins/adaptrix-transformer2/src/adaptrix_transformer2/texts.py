@@ -26,7 +26,7 @@ def read_examples(path: Path, tokenizer: Any, *, chat: bool = False) -> list[Exa
     response just as it stands: a blank before it is its own. Raises :class:`AdaptrixError` with every bad line.
     """
     if chat and not getattr(tokenizer, "chat_template", None):
-        raise refuse("no-template", "tokenizer", "it has no chat template", remedy="Leave chat out.")
+        raise refuse("chat-template", "tokenizer", "it has no chat template", remedy="Leave chat out.")
     return [Example(_prompt(prompt, tokenizer, chat), _plain(response, tokenizer)) for prompt, response in _pairs(path)]
 
 
@@ -59,7 +59,7 @@ def _text(path: Path) -> str:
             raise refuse("examples", path, f"it has more than {_MAX_BYTES:,} bytes")
         return data.decode("utf-8-sig")
     except OSError as error:
-        raise refuse("unreadable", path, f"it cannot be read: {error.strerror or error}") from None
+        raise refuse("file-unreadable", path, f"it cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise refuse("examples", path, f"it is not UTF-8, at byte {error.start}") from None
 

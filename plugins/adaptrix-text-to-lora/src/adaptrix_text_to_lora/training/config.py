@@ -83,7 +83,7 @@ class Config:
 
 def read_config(path: Path) -> Config:
     """The config in a file. Raises :class:`AdaptrixError` with everything that is wrong with it."""
-    given = yaml_file.read_mapping(path, "the settings of a training run", "config")
+    given = yaml_file.read_mapping(path, "the settings of a training run", "config-value")
     problems = [*_unknown_keys(given, path), *_invalid(given, path), *_inconsistent(given, path)]
     if problems:
         raise UsageError(problems)
@@ -162,14 +162,14 @@ def _unknown_keys(given: Mapping[Any, Any], path: Path) -> Iterator[Problem]:
         if key not in known:
             near = get_close_matches(str(key), known, 1)
             expected = f"such as {near[0]}" if near else f"one of {', '.join(known)}"
-            yield Problem("config", f"{path} {ascii(key)[:60]}", "there is no such key", expected)
+            yield Problem("config-value", f"{path} {ascii(key)[:60]}", "there is no such key", expected)
 
 
 def _invalid(given: Mapping[Any, Any], path: Path) -> Iterator[Problem]:
     for key, (check, expected) in _CHECKS.items():
         if key in given and not check(given[key]):
             remedy = "Write it as 1.0e-3: YAML takes 1e-3 for text." if _exponent(given[key]) else ""
-            yield Problem("config", f"{path} {key}", repr(given[key])[:80], expected, remedy)
+            yield Problem("config-value", f"{path} {key}", repr(given[key])[:80], expected, remedy)
 
 
 def _exponent(value: object) -> bool:
@@ -186,17 +186,21 @@ def _exponent(value: object) -> bool:
 def _inconsistent(given: Mapping[Any, Any], path: Path) -> Iterator[Problem]:
     """Keys that are missing, or that others leave no room for."""
     if "base" not in given:
-        yield Problem("config", f"{path} base", "it is not there", "the model that the LoRAs are for")
+        yield Problem("config-value", f"{path} base", "it is not there", "the model that the LoRAs are for")
     kinds = [key for key in ("tasks", "library") if key in given]
     if len(kinds) != 1:
         found = "both are there" if kinds else "neither is there"
-        yield Problem("config", f"{path} tasks, library", found, "tasks to fine-tune on, or a library to reconstruct")
+        yield Problem(
+            "config-value", f"{path} tasks, library", found, "tasks to fine-tune on, or a library to reconstruct"
+        )
     idle = {"tasks": ("loss",), "library": ("rows", "smoothing", "penalty", "length", "dtype")}
     for kind in kinds if len(kinds) == 1 else ():
         for key in idle[kind]:
             if key in given:
-                yield Problem("config", f"{path} {key}", f"it has no meaning where {kind} are given", "no such key")
+                yield Problem(
+                    "config-value", f"{path} {key}", f"it has no meaning where {kind} are given", "no such key"
+                )
     if "start" in given:
         for key in ("variant", "targets", "rank", "latent", "head", "alpha", "rslora", "encoder", "width"):
             if key in given:
-                yield Problem("config", f"{path} {key}", "the checkpoint of start says it", "no such key")
+                yield Problem("config-value", f"{path} {key}", "the checkpoint of start says it", "no such key")

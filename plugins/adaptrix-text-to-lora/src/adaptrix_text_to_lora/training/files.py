@@ -69,12 +69,14 @@ def _lines(path: Path) -> Iterator[tuple[int, Any]]:
     try:
         if not path.is_file() or path.stat().st_size > _MAX_FILE:
             found = "it is too large" if path.is_file() else "there is no such file"
-            raise UsageError(Problem("data", str(path), found, f"a JSONL file of at most {_MAX_FILE} bytes"))
+            raise UsageError(Problem("training-data", str(path), found, f"a JSONL file of at most {_MAX_FILE} bytes"))
         text = path.read_text("utf-8-sig")
     except OSError as error:
-        raise UsageError(Problem("data", str(path), f"it cannot be read: {error.strerror or error}")) from None
+        raise UsageError(Problem("training-data", str(path), f"it cannot be read: {error.strerror or error}")) from None
     except UnicodeDecodeError as error:
-        raise RefusedError(Problem("data", str(path), f"it is not UTF-8: {error.reason}", "JSON by line")) from None
+        raise RefusedError(
+            Problem("training-data", str(path), f"it is not UTF-8: {error.reason}", "JSON by line")
+        ) from None
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             yield number, _value(line)
@@ -95,13 +97,15 @@ def _faults(path: Path, number: int, line: Any, wanted: Mapping[str, bool]) -> I
     where = f"{path}:{number}"
     if not isinstance(line, dict):
         found = f"it is no JSON: {line}" if isinstance(line, Exception) else f"it holds a {type(line).__name__}"
-        yield Problem("data", where, found, "a JSON object")
+        yield Problem("training-data", where, found, "a JSON object")
         return
     for key, needed in wanted.items():
         if (needed or key in line) and not (isinstance(line.get(key), str) and line[key]):
-            yield Problem("data", f"{where} {key}", repr(line.get(key))[:_SHOWN], "a text")
+            yield Problem("training-data", f"{where} {key}", repr(line.get(key))[:_SHOWN], "a text")
     if strange := sorted(set(map(str, line)) - {*wanted, "description"}):
-        yield Problem("data", where, f"it has {', '.join(strange)}"[:_SHOWN], f"description, {', '.join(wanted)}")
+        yield Problem(
+            "training-data", where, f"it has {', '.join(strange)}"[:_SHOWN], f"description, {', '.join(wanted)}"
+        )
     given = line.get("description")
     texts = given if isinstance(given, list) and given else [given]
     for text in texts:
@@ -111,7 +115,7 @@ def _faults(path: Path, number: int, line: Any, wanted: Mapping[str, bool]) -> I
 
 def _require(path: Path, problems: list[Problem], lines: list[tuple[int, Any]]) -> None:
     if not lines:
-        problems.append(Problem("data", str(path), "there is no line in it", "a JSON object a line"))
+        problems.append(Problem("training-data", str(path), "there is no line in it", "a JSON object a line"))
     if problems:
         raise RefusedError(problems)
 

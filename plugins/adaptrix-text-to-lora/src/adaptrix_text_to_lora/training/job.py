@@ -99,8 +99,8 @@ def _watched(
         _publish(job, saved.folder, dict(last[0].network), last[0].curve)
         saved.remove()
         found = f"the checkpoint of step {last[0].step} was kept"
-        remedy = "Train on from it with `start`, or start again with --force."
-        note = Problem("kept", str(saved.folder), found, remedy=remedy, severity="note")
+        remedy = "Train on from it with `start`, or start over with --force."
+        note = Problem("run-kept", str(saved.folder), found, remedy=remedy, severity="note")
         raise RefusedError([*error.problems, note]) from None
 
 
@@ -128,10 +128,10 @@ def _require_output(out: Path, force: bool) -> None:
     """Raises :class:`UsageError` for a folder that a run may not write to."""
     atomic.require_free(out, force=True, holds=_HOLDS)
     if out.exists() and not out.is_dir():
-        raise UsageError(Problem("exists", str(out), "this is a file", "a folder"))
+        raise UsageError(Problem("output-exists", str(out), "this is a file", "a folder"))
     if not force and (out / NAME).exists() and not (out / run_state.NAME).exists():
-        remedy = "Choose another folder, or pass --force to train again."
-        raise UsageError(Problem("exists", str(out), "a trained hypernetwork is there already", remedy=remedy))
+        remedy = "Choose another folder, or pass --force to start over."
+        raise UsageError(Problem("output-exists", str(out), "a trained hypernetwork is there already", remedy=remedy))
 
 
 def _job(config: Config) -> AbstractContextManager[Job]:

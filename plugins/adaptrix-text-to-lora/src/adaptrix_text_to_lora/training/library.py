@@ -30,7 +30,9 @@ class Library:
         """One of LoRAs in memory, whatever their factors. Raises :class:`RefusedError`."""
         counts = {len(factor) for pair in factors.values() for factor in pair}
         if counts != {len(embeddings)} or not len(embeddings):
-            raise refuse("library", "library", f"{sorted(counts)} LoRAs", f"{len(embeddings)}, as there are embeddings")
+            raise refuse(
+                "training-data", "library", f"{sorted(counts)} LoRAs", f"{len(embeddings)}, as there are embeddings"
+            )
         targets = {name: canonical(A, B, rank) for name, (A, B) in factors.items()}
         return cls(tuple(embeddings), MappingProxyType(targets))
 
@@ -66,11 +68,13 @@ def _unservable(bound: BoundAdapter, target_modules: Sequence[TargetModule]) -> 
         if not (whole and site.part is None) and not (parts and site.part in {None, *parts}):
             yield Problem("targets", where, "the hypernetwork makes no delta there", "its own modules alone")
         elif not isinstance(delta, LowRank) or delta.tensors().keys() != {"lora_A", "lora_B"} or delta.experts:
-            yield Problem("kind", where, "it is no plain LoRA", "A and B alone")
+            yield Problem("kind-unsupported", where, "it is no plain LoRA", "A and B alone")
         elif site.part is None and not whole:
             yield from _outside(where, delta, [target for target in target_modules if target.role.name == site.role])
     if bound.adapter.extras:
-        yield Problem("extra", name, f"it has {next(iter(bound.adapter.extras))}, which is no delta", "deltas alone")
+        yield Problem(
+            "extra-unsupported", name, f"it has {next(iter(bound.adapter.extras))}, which is no delta", "deltas alone"
+        )
 
 
 def _outside(where: str, delta: LowRank, target_modules: Sequence[TargetModule]) -> Iterator[Problem]:

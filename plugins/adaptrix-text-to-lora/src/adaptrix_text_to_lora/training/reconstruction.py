@@ -63,9 +63,9 @@ def _require_fit(hypernetwork: Hypernetwork, library: Library) -> None:
         found = None if pair is None else tuple(tuple(factor.shape[1:]) for factor in pair)
         wanted = (shape.layers, shape.rank, module.inp), (shape.layers, module.out, shape.rank)
         if found != wanted:
-            raise refuse("library", module.name, f"factors of {found}", f"A {wanted[0]} and B {wanted[1]} a LoRA")
+            raise refuse("training-data", module.name, f"factors of {found}", f"A {wanted[0]} and B {wanted[1]} a LoRA")
     if strange := library.targets.keys() - {module.name for module in shape.modules}:
-        raise refuse("library", sorted(strange)[0], "the hypernetwork makes no delta there")
+        raise refuse("training-data", sorted(strange)[0], "the hypernetwork makes no delta there")
 
 
 @torch.no_grad()

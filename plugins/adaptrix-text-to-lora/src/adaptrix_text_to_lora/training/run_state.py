@@ -37,11 +37,11 @@ class RunState:
         tensors, metadata = safetensors_file.read(self.path)
         if metadata.get("key") != self.key:
             found = "the state of another run: with other settings, on other data, or for another base"
-            remedy = "Write elsewhere, or start again with --force."
-            raise UsageError(Problem("other-run", str(self.path), found, "this run's", remedy))
+            remedy = "Write elsewhere, or start over with --force."
+            raise UsageError(Problem("run-state", str(self.path), found, "this run's", remedy))
         groups = {group: _group(tensors, group) for group in _GROUPS}
         if "curve" not in tensors or not all(groups.values()):
-            raise refuse("state", self.path, "it is no state of a run", remedy="Start again with --force.")
+            raise refuse("run-state", self.path, "it is no state of a run", remedy="Start over with --force.")
         curve = as_torch(tensors["curve"])
         return State(len(curve), curve=curve, **groups)
 

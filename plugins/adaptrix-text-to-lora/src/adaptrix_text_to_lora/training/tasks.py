@@ -41,7 +41,7 @@ class Described:
 
     def __init__(self, embeddings: Sequence[Tensor], device: torch.device) -> None:
         if not embeddings or any(rows.dim() != 2 or not len(rows) for rows in embeddings):
-            raise refuse("tasks", "embeddings", "no tasks, or one without a description", "[descriptions, E] for each")
+            raise refuse("option", "embeddings", "no tasks, or one without a description", "[descriptions, E] for each")
         self._all = torch.cat([rows.float() for rows in embeddings]).to(device)
         self._counts, self._starts = _offsets([len(rows) for rows in embeddings])
 
@@ -80,9 +80,9 @@ def _require_examples(tasks: Sequence[Task]) -> None:
     for index, task in enumerate(tasks):
         if task.ids.dim() != 2 or task.ids.shape != task.labels.shape or not len(task.ids):
             found = f"ids {list(task.ids.shape)} and labels {list(task.labels.shape)}"
-            raise refuse("tasks", f"task {index}", found, "both [examples, tokens]")
+            raise refuse("option", f"task {index}", found, "both [examples, tokens]")
         if not bool((task.labels[:, 1:] != IGNORED).any(1).all()):
-            raise refuse("tasks", f"task {index}", "an example without an answer", "a label after the first token")
+            raise refuse("option", f"task {index}", "an example without an answer", "a label after the first token")
 
 
 def _offsets(counts: Sequence[int]) -> tuple[Tensor, Tensor]:

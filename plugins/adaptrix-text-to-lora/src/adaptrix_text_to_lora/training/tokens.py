@@ -59,11 +59,11 @@ def _faults(task: Texts, pairs: Sequence[Pair], length: int) -> list[Problem]:
     for (prompt, _), (before, after) in zip(task.examples, pairs, strict=True):
         where = f"{task.name[:60]}: {prompt[:40]!a}"
         if not before or not after:
-            problems.append(Problem("example", where, "its prompt or response has no tokens", "tokens in both"))
+            problems.append(Problem("training-data", where, "its prompt or response has no tokens", "tokens in both"))
         elif len(before) + len(after) > length:
             remedy = "Make it shorter, or `length` larger."
             found = f"it has {len(before) + len(after)} tokens"
-            problems.append(Problem("example", where, found, f"at most {length}", remedy))
+            problems.append(Problem("training-data", where, found, f"at most {length}", remedy))
     return problems
 
 

@@ -35,14 +35,16 @@ class Question:
 
     def __post_init__(self) -> None:
         said = list(self.names.values())
-        problems = [Problem("classes", name, "no tokens say it") for name, tokens in self.names.items() if not tokens]
+        problems = [
+            Problem("classifier", name, "no tokens say it") for name, tokens in self.names.items() if not tokens
+        ]
         problems += [
-            Problem("classes", name, "another class begins with the same tokens", "names that end, or differ before")
+            Problem("classifier", name, "another class begins with the same tokens", "names that end, or differ before")
             for name, tokens in self.names.items()
             if sum(other[: len(tokens)] == tokens for other in said) > 1
         ]
         if not self.names:
-            problems.append(Problem("classes", "question", "it has no classes", "the names of experts"))
+            problems.append(Problem("classifier", "question", "it has no classes", "the names of experts"))
         if problems:
             raise UsageError(problems)
 
@@ -87,7 +89,7 @@ def question_of(classifier: Adapter) -> Question:
         return Question(tuple(map(int, stored["ask"])), MappingProxyType(names))
     except (KeyError, TypeError, ValueError, AttributeError):
         found = "it says of no question that it answers it"
-        raise refuse("no-classifier", classifier.name, found, "an expert that train_classifier made") from None
+        raise refuse("classifier", classifier.name, found, "an expert that train_classifier made") from None
 
 
 def require_known(question: Question, experts: Sequence[str], where: str) -> None:
@@ -96,7 +98,7 @@ def require_known(question: Question, experts: Sequence[str], where: str) -> Non
     if unknown:
         expected = ", ".join([*experts, OTHER])
         raise RefusedError(
-            Problem("unknown-expert", where, f"it names {name!r}, and there is no such expert", expected)
+            Problem("adapter-unknown", where, f"it names {name!r}, and there is no such expert", expected)
             for name in unknown
         )
 
@@ -104,7 +106,7 @@ def require_known(question: Question, experts: Sequence[str], where: str) -> Non
 def _examples(prompts: Mapping[str, Sequence[Tokens]], question: Question) -> list[Example]:
     """Prompts with the question, and their class as the answer. Raises :class:`UsageError` for unknown classes."""
     if strange := [name for name in prompts if name not in question.names]:
-        raise UsageError(Problem("classes", name, "the question has no such answer") for name in strange)
+        raise UsageError(Problem("classifier", name, "the question has no such answer") for name in strange)
     return [
         Example((*prompt, *question.ask), question.names[name])
         for name, several in prompts.items()

@@ -66,9 +66,9 @@ def _fitting(parts: Decomposition, experts: Experts, weights: Weights) -> Weight
     count, matrices = len(experts), len(parts.spectra)
     if not count or weights.shape not in ((count, 1), (count, matrices)):
         expected = f"[{count}, 1] or [{count}, {matrices}], one row an expert, and at least one"
-        raise UsageError(Problem("weights", "mixture", f"weights of shape {list(weights.shape)}", expected))
+        raise UsageError(Problem("option", "mixture", f"weights of shape {list(weights.shape)}", expected))
     if not (np.isfinite(weights).all() and (weights >= 0).all()):
-        raise UsageError(Problem("weights", "mixture", "some are negative or not finite", "numbers from 0 to 1"))
+        raise UsageError(Problem("option", "mixture", "some are negative or not finite", "numbers from 0 to 1"))
     return np.broadcast_to(normalised(weights), (count, matrices)).copy()
 
 
@@ -78,7 +78,9 @@ def _table(parts: Decomposition, experts: Experts) -> dict[str, NDArray[np.float
     ones = {path: np.ones(delta.rank) for path, delta in parts.spectra.items()}
     problems = list[Problem]()
     for name, z in known.items():
-        problems += [Problem("strange", f"{name} {path}", "no matrix of this base") for path in z.keys() - ones.keys()]
+        problems += [
+            Problem("tensor-unexpected", f"{name} {path}", "no matrix of this base") for path in z.keys() - ones.keys()
+        ]
         problems += _other_base(parts, name, experts[name])
     if problems:
         raise RefusedError(problems)
@@ -91,7 +93,7 @@ def _other_base(parts: Decomposition, name: str, adapter: Adapter) -> Iterator[P
         if own is not None and isinstance(delta, Spectral) and not _same_weight(own, delta):
             found = f"a z of the weight {delta.basis.weight[:12]}… in {delta.basis.dtype}"
             expected = f"{own.basis.weight[:12]}… in {own.basis.dtype}, the base's"
-            yield Problem("other-base", f"{name} {target}", found, expected)
+            yield Problem("base-mismatch", f"{name} {target}", found, expected)
 
 
 def _same_weight(own: Spectral, other: Spectral) -> bool:

@@ -46,7 +46,7 @@ class TwoPasses:
         experts = [name for name in session.adapters if name != classifier]
         require_known(question, experts, classifier or "question")
         if classifier is not None and classifier not in session.adapters:
-            raise UsageError(Problem("unknown-name", classifier, "the session has no such adapter"))
+            raise UsageError(Problem("adapter-unknown", classifier, "the session has no such adapter"))
         _require_tokens(question, model.get_input_embeddings().num_embeddings, classifier or "question")
         self.model, self.session, self.question, self.classifier = model, session, question, classifier
 
@@ -113,7 +113,9 @@ def _require_tokens(question: Question, vocabulary: int, where: str) -> None:
     """A question comes with its classifier, whose file may be anyone's."""
     said = {"the question": question.ask} | {f"the name {name!r}": tokens for name, tokens in question.names.items()}
     problems = [
-        Problem("tokens", where, f"{what} has tokens up to {max(tokens)}", f"0 to {vocabulary - 1}, as the model has")
+        Problem(
+            "vocabulary", where, f"{what} has tokens up to {max(tokens)}", f"0 to {vocabulary - 1}, as the model has"
+        )
         for what, tokens in said.items()
         if tokens and not 0 <= min(tokens) <= max(tokens) < vocabulary
     ]
@@ -128,5 +130,5 @@ def _placed(inputs: Mapping[str, Tensor], device: torch.device) -> tuple[Tensor,
     mask = torch.ones_like(ids) if mask is None else mask.to(device)
     if not bool((mask[:, -1] != 0).all()):
         remedy = 'tokenizer.padding_side = "left" puts the padding before the text.'
-        raise UsageError(Problem("inputs", "attention_mask", "padding at the end of a row", "text there", remedy))
+        raise UsageError(Problem("input", "attention_mask", "padding at the end of a row", "text there", remedy))
     return ids, mask

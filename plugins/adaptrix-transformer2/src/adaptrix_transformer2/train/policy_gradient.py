@@ -134,7 +134,7 @@ class Rewarded:
             return True
         found = f"every answer of {len(figures)} steps was worth {last[-1]['reward']:g}"
         remedy = "Take examples that the base answers rightly now and then, or train on the answers first."
-        raise refuse("rewards-equal", "reward", found, "rewards that tell answers from one another", remedy)
+        raise refuse("rewards-equal", "reward", found, "rewards that differ between answers", remedy)
 
     def scorer(self, validation: Sequence[Example]) -> Callable[[], float]:
         """The mean reward of the likeliest answers to the validation examples."""

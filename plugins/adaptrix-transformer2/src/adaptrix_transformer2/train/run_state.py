@@ -39,10 +39,10 @@ class RunState:
             return None
         tensors, metadata = safetensors_file.read(self.path)
         if metadata.get("key") != self.key or tensors.keys() != set(names):
-            raise self._refused("other-training", "the state of another training: of another base, data or settings")
+            raise self._refused("run-state", "the state of another training: of another base, data or settings")
         numbers = _numbers(metadata.get("state", ""))
         if numbers is None or numbers.keys() != set(fields):
-            raise self._refused("damaged", "its numbers cannot be read")
+            raise self._refused("run-state", "its numbers cannot be read")
         return {name: as_torch(tensor) for name, tensor in tensors.items()}, numbers
 
     def write(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
@@ -52,7 +52,7 @@ class RunState:
             safetensors_file.write(work, stored, {"key": self.key, "state": json.dumps(dict(numbers))})
 
     def _refused(self, code: str, found: str) -> UsageError:
-        return UsageError(Problem(code, str(self.path), found, remedy="Remove it to start again."))
+        return UsageError(Problem(code, str(self.path), found, remedy="Remove it to start over."))
 
     def remove(self) -> None:
         """For when it is of no more use."""

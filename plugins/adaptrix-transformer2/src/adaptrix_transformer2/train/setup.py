@@ -49,7 +49,7 @@ def require_usable(model: Any, sets: Mapping[str, Sequence[Example]], extra: int
     """Raises :class:`AdaptrixError` for a model that is none to train on, and for examples that it cannot read."""
     if not getattr(model, "can_generate", lambda: False)():
         found, kind = "it is of no class that writes text", type(model).__name__
-        raise refuse("not-causal", kind, found, "a causal language model")
+        raise refuse("model-unsupported", kind, found, "a causal language model")
     limit = context_of(model)
     for name, examples in sets.items():
         require_examples(examples, name, limit, extra)

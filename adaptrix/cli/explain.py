@@ -1,0 +1,48 @@
+"""``adaptrix explain``."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from itertools import groupby
+
+import click
+
+from adaptrix.cli.common import Verbosity, print_json, verbosity_options
+from adaptrix.errors import Problem, UsageError
+from adaptrix.problem_codes import Explanation, known_codes
+
+
+@click.command()
+@click.argument("code", required=False)
+@verbosity_options
+def command(code: str | None, verbosity: Verbosity) -> int:
+    """Say what a problem's code means and what to do; without CODE, list them all.
+
+    \b
+      adaptrix explain config-mismatch
+      adaptrix explain hub-access --json
+    """
+    known = known_codes()
+    chosen = list(known.values()) if code is None else [_find(code, known)]
+    if verbosity.json:
+        found = [explanation.as_dict() for explanation in chosen]
+        print_json(found if code is None else found[0])
+    elif code is None:
+        for topic, codes in groupby(chosen, lambda explanation: explanation.topic):
+            click.echo(f"{click.style(topic, bold=True)}\n  {', '.join(each.code for each in codes)}")
+    else:
+        _show(chosen[0])
+    return 0
+
+
+def _find(code: str, known: dict[str, Explanation]) -> Explanation:
+    if code in known:
+        return known[code]
+    near = ", ".join(get_close_matches(code, known, 3))
+    expected = f"one such as {near}" if near else ""
+    raise UsageError(Problem("option", code, "no such problem code", expected, "`adaptrix explain` lists them."))
+
+
+def _show(found: Explanation) -> None:
+    click.echo(f"{click.style(found.code, bold=True)}  ({found.topic})\n\n{found.means}\n\n{found.why}\n")
+    click.echo(f"What to do: {found.do}\nExample:    {found.example}")

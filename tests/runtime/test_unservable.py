@@ -1,0 +1,78 @@
+"""Adapters that forward hooks cannot serve: refused for the true reason, or attached with a warning."""
+
+import json
+
+import pytest
+import torch
+import transformers
+
+import adaptrix
+from adaptrix.errors import RefusedError
+from tests.helpers.merge_models import pair
+from tests.helpers.other_families import deepseek, gpt_oss
+
+_EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+
+
+def attached(made):
+    model = made.model.unload()
+    return model, adaptrix.attach(model, {"x": made.adapter})
+
+
+def edit(made, **keys):
+    file = made.adapter / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | keys))
+
+
+@pytest.mark.parametrize(
+    ("keys", "code", "said"),
+    [
+        ({"alora_invocation_tokens": [5, 6]}, "alora", "it would act on every token"),
+        ({"arrow_config": {"top_k": 2}}, "arrow", "chooses among adapters token by token"),
+        ({"layer_replication": [[0, 1], [0, 2]]}, "replication", "its config repeats layers"),
+    ],
+)
+def test_what_a_config_asks_for_and_no_session_does(keys, code, said, tmp_path):
+    made = pair(tmp_path, "llama", targets=["q_proj"])
+    edit(made, **keys)
+    with pytest.raises(RefusedError) as refused:
+        attached(made)
+    assert code in {problem.code for problem in refused.value.problems}
+    assert said in str(refused.value)
+    assert "no such module" not in str(refused.value)
+
+
+@pytest.mark.parametrize("build", [deepseek, gpt_oss])
+def test_stacked_experts_of_unknown_families_are_said_to_be_experts(build, tmp_path):
+    made = pair(tmp_path, build=build, target_modules=[], target_parameters=_EXPERTS)
+    with pytest.raises(RefusedError) as refused:
+        attached(made)
+    assert {problem.found for problem in refused.value.problems} == {"stacked experts have no module of their own"}
+
+
+def test_a_router_that_answers_with_more_than_a_product_is_refused(tmp_path):
+    made = pair(tmp_path, build=gpt_oss, target_modules=[], target_parameters=["mlp.router.weight"])
+    with pytest.raises(RefusedError, match="its module is a GptOssTopKRouter"):
+        attached(made)
+
+
+def test_warnings_of_reading_reach_whoever_attaches(tmp_path):
+    made = pair(tmp_path, "llama", targets=["q_proj"])
+    edit(made, modules_to_save=["a_module_of_no_tensors"])
+    with pytest.warns(adaptrix.AdaptrixWarning, match="a_module_of_no_tensors") as caught:
+        _, session = attached(made)
+    session.detach()
+    assert {str(warning.filename) for warning in caught} == {__file__}
+
+
+def test_a_module_that_is_read_and_never_called_is_named(tmp_path):
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.SiglipVisionConfig(**sizes, image_size=16, patch_size=8)
+    made = pair(tmp_path, build=lambda: transformers.SiglipVisionModel(config), targets=["out_proj"])
+    model = made.model.unload()
+    with pytest.warns(adaptrix.AdaptrixWarning, match="never calls it: attached, the delta does nothing") as caught:
+        session = adaptrix.attach(model, {"x": made.adapter})
+    assert len([warning for warning in caught if "never calls" in str(warning.message)]) == 1
+    with session, torch.no_grad():
+        session.activate("x")
+        model(pixel_values=torch.zeros(1, 3, 16, 16))
