@@ -192,11 +192,17 @@ class Pipeline:
         taken: Mapping[Path, str],
     ) -> Path:
         """Where an adapter of a name goes. Raises :class:`UsageError` where something else is there to stay."""
-        path = destination(out if out is None else fspath(out), name, self._writable(options.to))
-        assert path is not None  # there is a name
+        path = self.output_path(name, out, options.to)
         for bundle in sources:
             require_apart(path, bundle.files.values())
         require_untaken(path, {**taken, **_base_config_file(options.base)})
+        return path
+
+    def output_path(self, name: str, out: str | PathLike[str] | None, to: str = "injection") -> Path:
+        """The file or folder that an adapter of a name is written to, in the format ``to``; ``out`` as for
+        :func:`adaptrix.convert`. Raises :class:`UsageError` for a folder that is missing."""
+        path = destination(out if out is None else fspath(out), name, self._writable(to))
+        assert path is not None  # there is a name
         return path
 
     def base_config(self, base: str) -> Mapping[str, Any]:

@@ -9,10 +9,10 @@ from keyword import iskeyword
 from types import MappingProxyType
 from typing import Any
 
-from adaptrix.adapter import Adapter, Recorded
+from adaptrix.adapter import Adapter, Provenance, Recorded
 from adaptrix.architecture import Architecture, Role
 from adaptrix.architecture.dims import DEEPEST, Dims, read_dims, unusable
-from adaptrix.errors import Problem
+from adaptrix.errors import Problem, RefusedError, errors_in
 
 _NUMBER = re.compile(r"\.(0|[1-9]\d{0,5})(?=\.|$)")
 
@@ -62,6 +62,23 @@ def by_config(
         f"no architecture claims model_type {kind!r}",
         f"See `adaptrix architectures`; `adaptrix architectures derive MODEL` prints a file for {kind!r}.",
     )
+
+
+def family_of(config: Mapping[str, Any], architectures: Collection[Architecture], where: str) -> Identity:
+    """The family of a base and its dimensions, by its config alone, for whoever has no adapter yet.
+
+    ``where`` names the base in problems. Raises :class:`RefusedError` for a family that no architecture describes, and
+    for values of the config that are no dimensions.
+    """
+    nothing = Adapter(where, {}, {}, Provenance(where, "config"))
+    found = by_config(config, architectures, nothing, f"{where} config.json")
+    if problems := errors_in(found.problems):
+        raise RefusedError(problems)
+    if not found.known:
+        remedy = "See `adaptrix architectures`; `adaptrix architectures derive MODEL` prints a file for a new family."
+        said = f"no architecture claims {config.get('model_type')!r}"
+        raise RefusedError(Problem("architecture-unknown", where, said, remedy=remedy))
+    return found
 
 
 def _is_of_other_part(path: str, config: Mapping[str, Any]) -> bool:

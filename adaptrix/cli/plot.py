@@ -26,10 +26,10 @@ def require_drawable(path: Path, *, force: bool) -> None:
 
 def draw_norms(inspection: Inspection, path: Path, *, force: bool) -> None:
     """Writes the picture to ``path``. Raises :class:`UsageError` as :func:`require_drawable` does."""
-    save(lambda: _norms(inspection), path, force=force)
+    save_figure(lambda: _norms(inspection), path, force=force)
 
 
-def save(make: Callable[[], Any], path: Path, *, force: bool) -> None:
+def save_figure(make: Callable[[], Any], path: Path, *, force: bool) -> None:
     """Writes a figure of matplotlib's to ``path``. Raises :class:`UsageError` as :func:`require_drawable` does."""
     require_drawable(path, force=force)
     import matplotlib
@@ -71,7 +71,7 @@ def plain(name: str) -> str:
 
 def draw_costs(report: FidelityReport, path: Path, *, force: bool) -> None:
     """Writes the picture to ``path``. Raises :class:`UsageError` as :func:`require_drawable` does."""
-    save(lambda: _costs(report), path, force=force)
+    save_figure(lambda: _costs(report), path, force=force)
 
 
 def _costs(report: FidelityReport) -> Any:

@@ -47,19 +47,19 @@ class PlanFitter:
 
     def __call__(self, bound: BoundAdapter, options: Options, out: Path) -> Plan:
         """The plan, fitted on the options' base and text. Raises :class:`AdaptrixError`."""
-        from adaptrix.base import model as base_model
+        from adaptrix.base.model import base_model_at, context_of, placement, require_causal, require_in_vocabulary
         from adaptrix.fitting.corpus import corpus
         from adaptrix.fitting.fitter import Fitter, aim
         from adaptrix.measuring.text import tokens_of
 
         assert options.base is not None  # require_options saw to it
         aimed = aim(bound, options)
-        base = base_model.stored(options.base, self.pipeline, base_model.placement(None, None))
+        base = base_model_at(options.base, self.pipeline, placement(None, None))
         ids = tokens_of(self.text, base.tokenizer()).ids
         with base.model() as model:
-            base_model.require_in_vocabulary(model, ids, base.name)
-            windows = corpus(self.text, ids, base_model.context_of(model))
-            base_model.require_causal(model, ids, base.name)
+            require_in_vocabulary(model, ids, base.name)
+            windows = corpus(self.text, ids, context_of(model))
+            require_causal(model, ids, base.name)
             return Fitter(bound, aimed, model, windows, options, self.display).plan(out)
 
     def forget(self, out: Path) -> None:

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from adaptrix.adapter import Adapter
 from adaptrix.base.model import (
     BaseModel,
+    base_model_at,
+    base_model_of,
     context_of,
-    given,
     placement,
     require_causal,
     require_in_vocabulary,
-    stored,
 )
 from adaptrix.binding.bind import BoundAdapter, bind, nonfinite
 from adaptrix.binding.identify import by_config
@@ -146,9 +146,9 @@ def _base_model(base: object, pipeline: Pipeline, options: FidelityOptions, toke
     """The base to measure on. Raises :class:`UsageError` where ``base`` cannot be one."""
     if isinstance(base, nn.Module):
         _require_unplaced(options)
-        return given(base, tokenizer)
+        return base_model_of(base, tokenizer)
     if isinstance(base, (str, PathLike)):
-        return stored(os.fsdecode(base), pipeline, placement(options.device, options.dtype), tokenizer)
+        return base_model_at(os.fsdecode(base), pipeline, placement(options.device, options.dtype), tokenizer)
     expected = "a folder, owner/name, or a transformers model"
     raise UsageError(Problem("option", "base", f"a {type(base).__name__}", expected))
 

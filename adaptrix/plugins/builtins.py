@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from adaptrix.architecture import Architecture
-from adaptrix.architecture.registry import builtin_folder, read_folder
+from adaptrix.architecture.registry import builtin_folder, read_architectures
 from adaptrix.feature_names import FEATURES, LORA
 from adaptrix.formats import injection, injection_read, peft_config, peft_read, peft_write
 from adaptrix.plugins.hookspecs import hookimpl
@@ -16,7 +16,7 @@ from adaptrix.sources import hub, local
 @hookimpl
 def adaptrix_architectures() -> Iterator[Architecture]:
     """The families in ``registry/``."""
-    return read_folder(builtin_folder())
+    return read_architectures(builtin_folder())
 
 
 @hookimpl

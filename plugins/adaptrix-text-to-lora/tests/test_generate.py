@@ -17,7 +17,7 @@ from adaptrix_text_to_lora.shape import Variant
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import adaptrix
-from adaptrix.plugins.catalog import Catalog
+from adaptrix import Catalog
 from tests.helpers.families import FAMILIES, tiny_model
 
 BASE = Path(__file__).parents[3] / "examples" / "tiny" / "base"

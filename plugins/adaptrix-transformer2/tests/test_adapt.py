@@ -11,7 +11,7 @@ from adaptrix_transformer2 import decomposed_base, expert, save, z_of_expert
 
 import adaptrix
 from adaptrix.cli import run
-from adaptrix.pipeline import Pipeline
+from adaptrix.extend import Pipeline
 
 BASE = Path(__file__).parents[3] / "examples" / "tiny" / "base"
 LINES = [("The old sailor", " walked home."), ("A fox", " slept."), ("At noon", " it rained.")]

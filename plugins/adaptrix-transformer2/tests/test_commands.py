@@ -84,7 +84,7 @@ def test_rewards_from_the_command_line(folder: Path, capsys: pytest.CaptureFixtu
 
 def test_a_config_is_read_whole(folder: Path) -> None:
     found = read_config(Path(config(folder, method="faithful", layers="1,4-6", kl="1e-1", steps=7, chat=True)))
-    assert found.course == TrainingSettings.published(steps=7, every=2, batch=2, rate=0.02)
+    assert found.settings == TrainingSettings.published(steps=7, every=2, batch=2, rate=0.02)
     assert found.policy == Policy.published(kl=0.1)
     assert found.layers == (1, 4, 5, 6)
     assert found.chat

@@ -15,7 +15,7 @@ from torch.func import functional_call
 
 import adaptrix
 from adaptrix.cli import run
-from adaptrix.pipeline import Pipeline
+from adaptrix.extend import Pipeline
 from tests.helpers.families import tiny_model
 
 

@@ -9,21 +9,22 @@ from typing import Any
 
 import click
 
-from adaptrix.cli.common import (
+from adaptrix import AdaptrixError, Problem, UsageError
+from adaptrix.extend import (
+    Conversion,
+    Options,
+    Pipeline,
     Verbosity,
+    amount,
     bars,
     clean,
     output_options,
     print_json,
+    require_folder,
     show_problems,
     verbosity_options,
     working,
 )
-from adaptrix.destination import require_folder
-from adaptrix.errors import AdaptrixError, Problem, UsageError
-from adaptrix.options import Options
-from adaptrix.pipeline import Conversion, Pipeline
-from adaptrix.wording import amount
 from adaptrix_text_to_lora.prompts import read_prompts, require_prompts
 
 _CHECKPOINT = "A trained hypernetwork: hypermod.pt, or its folder.  [default: text-to-lora in the base's folder]"
@@ -61,7 +62,7 @@ def command(
     checkpoint is never unpickled by Python; its format is that of SakanaAI's text-to-lora.
     """
     texts, wanted = require_prompts([*prompts, *(read_prompts(file) if file else ())]), Options(**options)
-    out, pipeline = _place(out, wanted, texts), Pipeline()
+    out, pipeline = _output(out, wanted, texts), Pipeline()
     pipeline.prepare(out, wanted)
     from adaptrix_text_to_lora.generator import TextToLoRA  # torch: not before the command line is known to be right
 
@@ -89,7 +90,7 @@ def command(
 
 
 def _sources(checkpoint: str | None, base: str | None, prompts: Path | None) -> dict[Path, str]:
-    """What no adapter takes the place of, and why."""
+    """Files that no adapter is written over, and why."""
     from adaptrix_text_to_lora.checkpoint import own_checkpoint, source_files
 
     files = source_files(checkpoint or own_checkpoint(base))
@@ -97,8 +98,8 @@ def _sources(checkpoint: str | None, base: str | None, prompts: Path | None) -> 
     return taken if prompts is None else {**taken, prompts: "the prompts are in this file"}
 
 
-def _place(out: str | None, options: Options, texts: Sequence[str]) -> str | None:
-    """Where to write: for several prompts a folder, and names of their own. Raises :class:`UsageError`."""
+def _output(out: str | None, options: Options, texts: Sequence[str]) -> str | None:
+    """The output: for several prompts a folder, with a name for each. Raises :class:`UsageError`."""
     if len(texts) == 1:
         return out
     if options.name is not None:

@@ -1,4 +1,4 @@
-"""``adaptrix text-to-lora``: train a hypernetwork, judge it, take over one that was trained elsewhere."""
+"""``adaptrix text-to-lora``: train a hypernetwork, evaluate it, import one that was trained elsewhere."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from adaptrix.cli.common import Verbosity, bars, clean, print_json, verbosity_options, whole_base_option
+from adaptrix.extend import Verbosity, bars, clean, print_json, verbosity_options, whole_base_option
 from adaptrix_text_to_lora.command import ENCODER
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _TENTH = 10
 
 @click.group()
 def command() -> None:
-    """Train a hypernetwork, judge it, or take over one that was trained elsewhere."""
+    """Train a hypernetwork, evaluate it, or import one that was trained elsewhere."""
 
 
 @command.command("train")
@@ -73,7 +73,7 @@ def _trained(done: Trained) -> dict[str, Any]:
 @click.option("--device", metavar="DEVICE", help="Where to compute. [default: the accelerator, if there is one]")
 @verbosity_options
 def evaluate_command(tasks: Path, verbosity: Verbosity, **options: Any) -> int:
-    """Judge a hypernetwork by how its adapters answer the prompts in the JSONL file TASKS.
+    """Evaluate a hypernetwork by how its adapters answer the prompts in the JSONL file TASKS.
 
     \b
       adaptrix text-to-lora evaluate held-out.jsonl --checkpoint ./t2l --base ./llama
@@ -81,9 +81,9 @@ def evaluate_command(tasks: Path, verbosity: Verbosity, **options: Any) -> int:
     Beside it are the base alone, and every task under the description of another: an adapter that does as well
     under any description has not read it. `exact` is the share of responses that greedy decoding would write.
     """
-    from adaptrix_text_to_lora.training.evaluation import judge
+    from adaptrix_text_to_lora.training.evaluation import evaluate_file
 
-    found = judge(tasks, display=bars(verbosity), **options)
+    found = evaluate_file(tasks, display=bars(verbosity), **options)
     if verbosity.json:
         print_json(found.as_dict())
     elif not verbosity.quiet:
@@ -108,7 +108,7 @@ def _show(found: EvaluationReport) -> None:
 
 @command.command("import")
 @click.argument("checkpoint", type=click.Path())
-@click.option("-o", "--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Write it into another folder.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Write it into a folder.")
 @click.option("--force", is_flag=True, help="Replace an existing output, never the source.")
 @verbosity_options
 def import_command(checkpoint: str, out: Path | None, force: bool, verbosity: Verbosity) -> int:
@@ -119,17 +119,17 @@ def import_command(checkpoint: str, out: Path | None, force: bool, verbosity: Ve
 
     No base is needed, and the pickle is never executed: what is written holds tensors alone, in their order.
     """
-    from adaptrix_text_to_lora.training.importing import take_over
+    from adaptrix_text_to_lora.training.importing import import_checkpoint
 
-    found = take_over(checkpoint, out, force=force)
+    found = import_checkpoint(checkpoint, out, force=force)
     if verbosity.json:
         print_json(found.as_dict())
     elif not verbosity.quiet:
-        _tell(found)
+        _show_imported(found)
     return 0
 
 
-def _tell(found: ImportedCheckpoint) -> None:
+def _show_imported(found: ImportedCheckpoint) -> None:
     said = found.as_dict()
     head = clean(str(found.path or found.source))
     click.echo(f"{click.style(head, bold=True)}  {said['variant']}, {said['parameters']:,} parameters")

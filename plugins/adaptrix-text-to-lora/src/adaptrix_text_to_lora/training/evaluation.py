@@ -8,8 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from adaptrix.base import model as base_model
-from adaptrix.pipeline import Pipeline
+from adaptrix.extend import Pipeline, base_model_at, placement
 from adaptrix_text_to_lora.checkpoint import read_checkpoint
 from adaptrix_text_to_lora.encoders import Pooling, require_width
 from adaptrix_text_to_lora.encoding import named_encoder
@@ -35,7 +34,7 @@ class EvaluationReport:
         return {"ok": True, "checkpoint": self.checkpoint, "tasks": self.tasks, **scores, "by_task": by_task}
 
 
-def judge(
+def evaluate_file(
     path: Path,
     *,
     checkpoint: str,
@@ -49,13 +48,13 @@ def judge(
 ) -> EvaluationReport:
     """Scores a checkpoint on a JSONL file of tasks. Raises :class:`AdaptrixError` with all that is wrong."""
     texts, read = read_tasks(path), read_checkpoint(checkpoint)
-    ground = base_model.stored(base, Pipeline(), base_model.placement(device, dtype))
+    base_model = base_model_at(base, Pipeline(), placement(device, dtype))
     network, settings = read.hypernetwork, read.settings
     named = named_encoder(encoder or settings.encoder or "base", network.shape.embedding, base, pooling, checkpoint)
     require_width(named.width, network.shape.embedding, named.name)
-    tasks = prepared(texts, ground.tokenizer(), named, length)
+    tasks = prepared(texts, base_model.tokenizer(), named, length)
     scale = CheckpointRecord(settings.alpha, settings.rslora).scale(network.shape.rank)
-    with ground.model() as model, display("evaluating", len(tasks)) as advance:
+    with base_model.model() as model, display("evaluating", len(tasks)) as advance:
         require_readable(model, tasks, base)
         found = evaluate(network.to(next(model.parameters()).device), model, tasks, scale, advance)
     return EvaluationReport(checkpoint, str(path), tuple(text.name for text in texts), found)

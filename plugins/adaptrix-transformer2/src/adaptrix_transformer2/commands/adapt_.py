@@ -8,23 +8,23 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adaptrix.cli.common import (
+from adaptrix.extend import (
+    Options,
+    Pipeline,
     Verbosity,
     bars,
     clean,
     offering,
     print_json,
+    require_options,
     show_problems,
     verbosity_options,
     whole_base_option,
 )
-from adaptrix.destination import destination
-from adaptrix.options import Options, require_options
-from adaptrix.pipeline import Pipeline
 from adaptrix_transformer2.commands.evaluate_ import named
 
 if TYPE_CHECKING:
-    from adaptrix.adapter import Adapter
+    from adaptrix import Adapter
     from adaptrix_transformer2.decomposition import Decomposition
     from adaptrix_transformer2.dispatch import Search, SearchResult
 
@@ -74,18 +74,17 @@ def command(
     The base counts as an expert of z = 1.
     """
     from adaptrix_transformer2.dispatch import Search
-    from adaptrix_transformer2.dispatch.searching import require_sane
+    from adaptrix_transformer2.dispatch.searching import require_valid
     from adaptrix_transformer2.experts import save
 
-    how: Search = Search(method=method, generations=generations, seed=seed)  # type: ignore[arg-type]  # looked at below
-    require_sane(how)
+    settings: Search = Search(method=method, generations=generations, seed=seed)  # type: ignore[arg-type]  # looked at below
+    require_valid(settings)
     options, pipeline = Options(name=name, force=force), Pipeline()
     require_options(options)
     pipeline.prepare(out, options)
-    path = destination(out, name, next(form for form in pipeline.catalog.formats if form.name == "injection"))
-    assert path is not None  # there is a name
+    path = pipeline.output_path(name, out)
     on, where = (examples, chat, each), (device, dtype)
-    found, mixed, parts = _adapted(named(experts), base, on, how, where, pipeline, verbosity)
+    found, mixed, parts = _adapted(named(experts), base, on, settings, where, pipeline, verbosity)
     save(replace(mixed, name=name), parts, path, force=force)
     _show(path, found, mixed, verbosity)
     show_problems(pipeline.catalog.problems, verbosity)
@@ -96,35 +95,35 @@ def _adapted(
     experts: dict[str, str],
     base: str,
     on: tuple[Path, bool, bool],
-    how: Search,
+    settings: Search,
     where: tuple[str | None, str | None],
     pipeline: Pipeline,
     verbosity: Verbosity,
 ) -> tuple[SearchResult, Adapter, Decomposition]:
-    """What the search found, and the mixture of it."""
+    """The result of the search, and its mixture."""
     import adaptrix
-    from adaptrix.base.model import placement, stored
+    from adaptrix.extend import base_model_at, placement
     from adaptrix_transformer2 import decomposed, untrained
     from adaptrix_transformer2.dispatch import adapt, mixture
     from adaptrix_transformer2.texts import read_examples
 
     examples, chat, each = on
     loaded = {name: adaptrix.load(uri) for name, uri in experts.items()}
-    ground = stored(base, pipeline, placement(*where))
-    shots = read_examples(examples, ground.tokenizer(), chat=chat)
-    with ground.model() as model:
+    base_model = base_model_at(base, pipeline, placement(*where))
+    shots = read_examples(examples, base_model.tokenizer(), chat=chat)
+    with base_model.model() as model:
         parts = replace(decomposed(model, display=bars(verbosity)), base=base)
         members = {**loaded, "base": untrained(parts, "base")}
-        found = adapt(model, parts, members, shots, each=each, how=how)
+        found = adapt(model, parts, members, shots, each=each, options=settings)
     return found, mixture(parts, members, found.weights), parts
 
 
 def _show(path: Path, found: SearchResult, mixed: Adapter, verbosity: Verbosity) -> None:
     weights = mixed.provenance.config["weights"]
-    told: dict[str, Any] = {"path": str(path), "weights": weights, "right": found.score.right}
-    told |= {"likelihood": found.score.likelihood, "evaluations": found.evaluations}
+    summary: dict[str, Any] = {"path": str(path), "weights": weights, "right": found.score.right}
+    summary |= {"likelihood": found.score.likelihood, "evaluations": found.evaluations}
     if verbosity.json:
-        print_json({**told, "ok": True})
+        print_json({**summary, "ok": True})
     elif not verbosity.quiet:
         said = f"{found.score.right:.0%} of the examples right, {found.evaluations} mixtures judged"
         click.echo(f"{click.style(clean(str(path)), bold=True)}  {said}")

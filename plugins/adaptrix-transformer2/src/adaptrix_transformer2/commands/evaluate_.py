@@ -8,7 +8,9 @@ from typing import Any
 
 import click
 
-from adaptrix.cli.common import (
+from adaptrix import Problem, UsageError
+from adaptrix.extend import (
+    Pipeline,
     Verbosity,
     bars,
     clean,
@@ -18,8 +20,6 @@ from adaptrix.cli.common import (
     verbosity_options,
     whole_base_option,
 )
-from adaptrix.errors import Problem, UsageError
-from adaptrix.pipeline import Pipeline
 
 _REWARD = "What makes an answer right: exact, contains or number. [default: exact]"
 
@@ -82,28 +82,28 @@ def named(experts: tuple[str, ...]) -> dict[str, str]:
 def _measured(
     experts: dict[str, str],
     base: str,
-    how: tuple[Path, str, int, bool],
+    task: tuple[Path, str, int, bool],
     where: tuple[str | None, str | None],
     pipeline: Pipeline,
     verbosity: Verbosity,
 ) -> list[dict[str, Any]]:
     import adaptrix
-    from adaptrix.base.model import placement, stored
+    from adaptrix.extend import base_model_at, placement
     from adaptrix_transformer2.texts import read_examples, reward_on_text
     from adaptrix_transformer2.train import mean_loss, mean_reward
-    from adaptrix_transformer2.train.setup import require_ground
+    from adaptrix_transformer2.train.setup import require_usable
 
-    file, reward, longest, chat = how
-    ground = stored(base, pipeline, placement(*where))
-    tokenizer = ground.tokenizer()
+    file, reward, longest, chat = task
+    base_model = base_model_at(base, pipeline, placement(*where))
+    tokenizer = base_model.tokenizer()
     examples = read_examples(file, tokenizer, chat=chat)
-    judge, rows = reward_on_text(reward, tokenizer), list[dict[str, Any]]()
-    with ground.model() as model:
-        require_ground(model, {str(file): examples}, longest)
+    rewarded, rows = reward_on_text(reward, tokenizer), list[dict[str, Any]]()
+    with base_model.model() as model:
+        require_usable(model, {str(file): examples}, longest)
         with adaptrix.attach(model, experts) as session, bars(verbosity)("measuring", 1 + len(experts)) as advance:
             for name in (None, *experts):
                 with session.use(name):
-                    loss, right = mean_loss(model, examples), mean_reward(model, examples, judge, longest)
+                    loss, right = mean_loss(model, examples), mean_reward(model, examples, rewarded, longest)
                 rows.append({"name": name or "base", "loss": loss, "right": right})
                 advance(1)
     return rows

@@ -7,9 +7,18 @@ from typing import Any
 
 import click
 
-from adaptrix.cli.common import Verbosity, bars, clean, print_json, show_problems, verbosity_options, whole_base_option
-from adaptrix.options import Options, require_options
-from adaptrix.pipeline import Pipeline
+from adaptrix.extend import (
+    Options,
+    Pipeline,
+    Verbosity,
+    bars,
+    clean,
+    print_json,
+    require_options,
+    show_problems,
+    verbosity_options,
+    whole_base_option,
+)
 from adaptrix_transformer2.commands.outputs import require_no_source
 
 _DECOMPOSED = "The *_decomposed_params.pt that they were trained with; what the base's own makes of them is measured."
@@ -49,9 +58,9 @@ def command(
     made = read_published(file, parts, decomposed, name=name)
     path = save(made, parts, out, force=force)
     numbers = sum(delta.rank for delta in made.deltas.values())
-    told: dict[str, Any] = {"path": str(path), "name": made.name, "matrices": len(made.deltas), "numbers": numbers}
+    summary: dict[str, Any] = {"path": str(path), "name": made.name, "matrices": len(made.deltas), "numbers": numbers}
     if verbosity.json:
-        print_json({**told, "ok": True, "problems": [problem.as_dict() for problem in made.problems]})
+        print_json({**summary, "ok": True, "problems": [problem.as_dict() for problem in made.problems]})
     elif not verbosity.quiet:
         held = f"{numbers:,} numbers for {len(made.deltas)} matrices"
         click.echo(f"{click.style(clean(str(path)), bold=True)}  {held}")

@@ -10,11 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adaptrix import atomic
-from adaptrix.cli.common import Verbosity, bars, clean, print_json, show_problems, verbosity_options
-from adaptrix.errors import Problem
-from adaptrix.options import Options, require_options
-from adaptrix.pipeline import Pipeline
+from adaptrix import Problem
+from adaptrix.extend import (
+    Options,
+    Pipeline,
+    Verbosity,
+    atomic,
+    bars,
+    clean,
+    print_json,
+    require_options,
+    show_problems,
+    verbosity_options,
+)
 from adaptrix_transformer2.commands.outputs import require_no_source, require_other
 
 if TYPE_CHECKING:
@@ -61,31 +69,31 @@ def command(config: Path, force: bool, verbosity: Verbosity) -> int:
         with atomic.output(wanted.history, force=force) as work:
             work.write_text(json.dumps([dict(figures) for figures in trained.history]))
     _show(path, trained, wanted, verbosity)
-    show_problems((*pipeline.catalog.problems, *_wasted(trained)), verbosity)
+    show_problems((*pipeline.catalog.problems, *_equal_rewards(trained)), verbosity)
     return 0
 
 
 def _trained(wanted: Config, pipeline: Pipeline, state: Path, verbosity: Verbosity) -> tuple[Trained, Decomposition]:
-    from adaptrix.base.model import placement, stored
+    from adaptrix.extend import base_model_at, placement
     from adaptrix_transformer2.decomposition import decomposed
     from adaptrix_transformer2.texts import read_examples, reward_on_text
     from adaptrix_transformer2.train import reinforce, sft
 
-    ground = stored(wanted.base, pipeline, placement(wanted.device, wanted.dtype))
-    tokenizer, display = ground.tokenizer(), bars(verbosity)
+    base_model = base_model_at(wanted.base, pipeline, placement(wanted.device, wanted.dtype))
+    tokenizer, display = base_model.tokenizer(), bars(verbosity)
     examples = read_examples(wanted.examples, tokenizer, chat=wanted.chat)
     held = [] if wanted.validation is None else read_examples(wanted.validation, tokenizer, chat=wanted.chat)
-    with ground.model() as model:
+    with base_model.model() as model:
         parts = replace(decomposed(model, layers=wanted.layers, display=display), base=wanted.base)
-        told: dict[str, Any] = {"validation": held, "name": wanted.name, "state": state, "display": display}
+        options: dict[str, Any] = {"validation": held, "name": wanted.name, "state": state, "display": display}
         if wanted.policy is None:
-            return sft(model, examples, wanted.course, decomposition=parts, **told), parts
+            return sft(model, examples, wanted.settings, decomposition=parts, **options), parts
         reward = reward_on_text(wanted.reward, tokenizer)
-        return reinforce(model, examples, reward, wanted.course, wanted.policy, decomposition=parts, **told), parts
+        return reinforce(model, examples, reward, wanted.settings, wanted.policy, decomposition=parts, **options), parts
 
 
-def _wasted(trained: Trained) -> Iterator[Problem]:
-    """What is to be said of steps whose rewards told no answer from another."""
+def _equal_rewards(trained: Trained) -> Iterator[Problem]:
+    """A note on steps whose rewards were all equal."""
     equal = sum("equal" in figures for figures in trained.history)
     if equal:
         found = f"the rewards of {equal} of {len(trained.history)} steps were all equal, and taught little or nothing"
@@ -94,7 +102,7 @@ def _wasted(trained: Trained) -> Iterator[Problem]:
 
 def _show(path: Path, trained: Trained, wanted: Config, verbosity: Verbosity) -> None:
     numbers = sum(delta.rank for delta in trained.adapter.deltas.values())
-    told: dict[str, Any] = {
+    summary: dict[str, Any] = {
         "path": str(path),
         "name": wanted.name,
         "method": wanted.method,
@@ -104,7 +112,7 @@ def _show(path: Path, trained: Trained, wanted: Config, verbosity: Verbosity) ->
         "score": trained.score,
     }
     if verbosity.json:
-        print_json({**told, "ok": True})
+        print_json({**summary, "ok": True})
     elif not verbosity.quiet:
         held = f"{numbers:,} numbers for {len(trained.adapter.deltas)} matrices, {len(trained.history)} steps"
         click.echo(f"{click.style(clean(str(path)), bold=True)}  {held}")
