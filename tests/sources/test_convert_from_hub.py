@@ -28,8 +28,8 @@ def convert(hub, tmp_path, published):  # noqa: F811  # the fixture
 def test_it_works_and_fetches_the_adapter_alone(convert, hub, tmp_path, published):  # noqa: F811  # the fixture
     done = convert()
     assert done.returncode == 0, done.stderr
-    (told,) = json.loads(done.stdout)
-    assert told["architecture"] == "llama"
+    (told,) = json.loads(done.stdout)["results"]
+    assert (told["adapter"]["family"], told["adapter"]["dims"]) == ("llama", "inferred")
     codes = {problem["code"]: problem for problem in told["problems"]}
     assert "decapoda-research/llama-7b-hf" in codes["base-unusable"]["where"]
     assert "hidden = 16" in codes["dims-inferred"]["found"]

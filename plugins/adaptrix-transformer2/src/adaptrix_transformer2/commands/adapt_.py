@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -21,12 +22,14 @@ from adaptrix.cli.common import (
 from adaptrix.destination import destination
 from adaptrix.options import Options, require_options
 from adaptrix.pipeline import Pipeline
+from adaptrix.schemas.values import number
 from adaptrix_transformer2.commands.evaluate_ import named
 
 if TYPE_CHECKING:
     from adaptrix.adapter import Adapter
     from adaptrix_transformer2.decomposition import Decomposition
     from adaptrix_transformer2.dispatch import Search, SearchResult
+    from adaptrix_transformer2.schemas import AdaptJSON
 
 _METHOD = "How mixtures are searched: cem or random. [default: cem]"
 
@@ -75,7 +78,7 @@ def command(
     """
     from adaptrix_transformer2.dispatch import Search
     from adaptrix_transformer2.dispatch.searching import require_sane
-    from adaptrix_transformer2.experts import save
+    from adaptrix_transformer2.experts import as_json, save
 
     how: Search = Search(method=method, generations=generations, seed=seed)  # type: ignore[arg-type]  # looked at below
     require_sane(how)
@@ -86,8 +89,25 @@ def command(
     assert path is not None  # there is a name
     on, where = (examples, chat, each), (device, dtype)
     found, mixed, parts = _adapted(named(experts), base, on, how, where, pipeline, verbosity)
-    save(replace(mixed, name=name), parts, path, force=force)
-    _show(path, found, mixed, verbosity)
+    mixed = replace(mixed, name=name)
+    save(mixed, parts, path, force=force)
+    weights = mixed.provenance.config["weights"]
+    if verbosity.json:
+        report: AdaptJSON = {
+            "sources": list(experts),
+            "base": base,
+            "ok": True,
+            "problems": [],
+            "path": str(path),
+            "adapter": as_json(mixed, parts),
+            "weights": weights,
+            "right": number(found.score.right),
+            "likelihood": number(found.score.likelihood),
+            "evaluations": found.evaluations,
+        }
+        print_json(report, pipeline.catalog.problems)
+    elif not verbosity.quiet:
+        _show(path, found, weights)
     show_problems(pipeline.catalog.problems, verbosity)
     return 0
 
@@ -119,14 +139,8 @@ def _adapted(
     return found, mixture(parts, members, found.weights), parts
 
 
-def _show(path: Path, found: SearchResult, mixed: Adapter, verbosity: Verbosity) -> None:
-    weights = mixed.provenance.config["weights"]
-    told: dict[str, Any] = {"path": str(path), "weights": weights, "right": found.score.right}
-    told |= {"likelihood": found.score.likelihood, "evaluations": found.evaluations}
-    if verbosity.json:
-        print_json({**told, "ok": True})
-    elif not verbosity.quiet:
-        said = f"{found.score.right:.0%} of the examples right, {found.evaluations} mixtures judged"
-        click.echo(f"{click.style(clean(str(path)), bold=True)}  {said}")
-        for name, shares in weights.items():
-            click.echo(f"  {clean(name)}: {sum(shares) / len(shares):.3f}")
+def _show(path: Path, found: SearchResult, weights: Mapping[str, Sequence[float]]) -> None:
+    said = f"{found.score.right:.0%} of the examples right, {found.evaluations} mixtures judged"
+    click.echo(f"{click.style(clean(str(path)), bold=True)}  {said}")
+    for name, shares in weights.items():
+        click.echo(f"  {clean(name)}: {sum(shares) / len(shares):.3f}")
