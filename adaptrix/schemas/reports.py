@@ -31,15 +31,15 @@ class CheckJSON(ReportJSON):
 class DimJSON(TypedDict):
     """A dimension of the base."""
 
-    value: int
+    value: Annotated[int, "In rows, columns, heads or layers."]
     origin: Annotated[str, "`config`: the base's config stated it; `tensors`: their shapes imply it."]
 
 
 class ProvenanceJSON(TypedDict):
-    """The story of an adapter; that of an injection file is the story of what it was made from."""
+    """The origin of an adapter; for an injection file that of the checkpoint which it was made from."""
 
-    uri: str
-    format: str
+    uri: Annotated[str, "Where it was read from."]
+    format: Annotated[str, "Such as `peft`."]
     commit: Annotated[str | None, "On the Hub."]
     files: Annotated[dict[str, str], "SHA-256 by name."]
     config: Annotated[dict[str, Any], "The format's own, as it was in the file."]
@@ -49,38 +49,38 @@ class RoleJSON(TypedDict):
     """All deltas of one role."""
 
     role: Annotated[str, "With its part, such as `q` or `qkv.k`."]
-    deltas: int
+    deltas: Annotated[int, "Of the role."]
     layers: Annotated[str, "Such as `0-7,9`; empty outside the layers."]
     shapes: Annotated[list[list[int]], "[out, in] of ΔW."]
-    ranks: list[int]
+    ranks: Annotated[list[int], "Every rank, once."]
     scales: Annotated[list[Number], "What B·A is multiplied by."]
-    dtypes: list[str]
+    dtypes: Annotated[list[str], "As safetensors names them, such as `F32`."]
     energy: Annotated[Number, "Σ‖ΔW‖²_F."]
-    kinds: list[str]
+    kinds: Annotated[list[str], "Such as `lora`."]
 
 
 class ExtraJSON(TypedDict):
     """A tensor that is no delta."""
 
     kind: Annotated[str, "`module`, `bias`, `base_weight` or `token_delta`."]
-    dtype: str
-    shape: list[int]
+    dtype: Annotated[str, "As safetensors names it."]
+    shape: Annotated[list[int], "As it is stored."]
 
 
 class InspectJSON(ReportJSON):
     """An adapter laid open."""
 
     source: Annotated[str, _SOURCE]
-    adapter: AdapterJSON
-    provenance: ProvenanceJSON
+    adapter: Annotated[AdapterJSON, "As it was bound."]
+    provenance: Annotated[ProvenanceJSON, "Where it came from."]
     dims: Annotated[dict[str, DimJSON], "By name or expression."]
     depths: Annotated[dict[str, int], "Layers of each stack, by the dimension that counts them."]
     plan: Annotated[PlanJSON | None, "That of an injection file; null for others."]
-    tensors: int
+    tensors: Annotated[int, "Of the adapter."]
     bytes: Annotated[int, "Of the tensors."]
     roles: Annotated[list[RoleJSON], "In the family's own order."]
     norms: Annotated[dict[str, dict[str, Number]], "‖ΔW‖_F by role and layer."]
-    extras: dict[str, ExtraJSON]
+    extras: Annotated[dict[str, ExtraJSON], "By their names in the checkpoint."]
 
 
 class ConversionJSON(WrittenJSON, ReportJSON):
@@ -118,14 +118,14 @@ class AgreementJSON(TypedDict):
     top1: Annotated[Number, "Share of tokens for which both would say the same one."]
     kl: Annotated[Number, "KL(attached ‖ merged) a token, in nats."]
     effect: Annotated[Number, "How far the adapter itself moves a logit at most."]
-    tokens: int
+    tokens: Annotated[int, "That were compared."]
     kl_on: Annotated[dict[str, Number], "For an adapter trained on NF4: that KL if it is merged into each base."]
 
 
 class LossJSON(TypedDict):
     """A delta that was written, and what it lost."""
 
-    rank: int
+    rank: Annotated[int, "As it was written."]
     error: Annotated[Number, "‖wanted − got‖ / ‖wanted‖."]
     kept: Annotated[Number, _RETAINED]
 
@@ -151,8 +151,8 @@ class LikenessJSON(TypedDict):
 class OnlyJSON(TypedDict):
     """Sites that only one of the two has."""
 
-    first: list[str]
-    second: list[str]
+    first: Annotated[list[str], "Of the first adapter."]
+    second: Annotated[list[str], "Of the second."]
 
 
 class DiffJSON(ReportJSON):
@@ -160,16 +160,16 @@ class DiffJSON(ReportJSON):
 
     sources: Annotated[list[str], _SOURCES]
     adapters: Annotated[list[AdapterJSON], "Both, with what acts of them."]
-    total: LikenessJSON
-    roles: dict[str, LikenessJSON]
-    sites: dict[str, LikenessJSON]
-    only: OnlyJSON
+    total: Annotated[LikenessJSON, "Over all sites."]
+    roles: Annotated[dict[str, LikenessJSON], "By role and part, such as `q` or `qkv.k`."]
+    sites: Annotated[dict[str, LikenessJSON], "By site, such as `layers.0.q`."]
+    only: Annotated[OnlyJSON, "Sites where one of the two has no delta."]
 
 
 class EstimateJSON(TypedDict):
     """A value with its interval of 95 %."""
 
-    value: Number
+    value: Annotated[Number, "The mean over the text."]
     low: Annotated[Number, "Null where one window is all there is."]
     high: Annotated[Number, "Null where one window is all there is."]
 
@@ -177,23 +177,23 @@ class EstimateJSON(TypedDict):
 class RowJSON(TypedDict):
     """A plan beside the whole adapter; `base` is the model without any."""
 
-    policy: str
+    policy: Annotated[str, "Such as `all` or `8-23`."]
     layers: Annotated[str, "That act, such as `8-23`."]
     kept: Annotated[int, "How many these are."]
     retained: Annotated[float | None, "Their share of Σ‖ΔW‖²; null where a share says nothing."]
     kl: Annotated[EstimateJSON, "KL(full ‖ plan) a token, in nats."]
     agreement: Annotated[EstimateJSON, "Share of tokens for which both have the same likeliest one."]
-    perplexity: EstimateJSON
+    perplexity: Annotated[EstimateJSON, "Of the text."]
     bits_per_byte: Annotated[EstimateJSON | None, "Null where only tokens were given."]
     tokens_per_second: Annotated[Number, "The median window's."]
     reused: Annotated[float | None, "Share of a prompt's prefill that a swap to the plan kept; null for the base."]
 
 
 class TextJSON(TypedDict):
-    """A text."""
+    """The text of a measurement."""
 
-    file: str
-    sha256: str
+    file: Annotated[str, "Its name."]
+    sha256: Annotated[str, "Of the file."]
 
 
 class FidelityJSON(ReportJSON):
@@ -201,15 +201,15 @@ class FidelityJSON(ReportJSON):
 
     source: Annotated[str, _SOURCE]
     base: Annotated[str, "As it was typed; in Python the name of a model that was given itself."]
-    adapter: AdapterJSON
+    adapter: Annotated[AdapterJSON, "As it was bound to the base."]
     text: Annotated[TextJSON | None, "Null where tokens were given, in Python."]
     tokens: Annotated[int, "That were predicted."]
-    windows: int
+    windows: Annotated[int, "That the text was cut into."]
     window: Annotated[int, "Tokens of one."]
     stride: Annotated[int, "Tokens from one window to the next."]
-    seed: int
-    dtype: str
-    device: str
+    seed: Annotated[int, "Of the intervals."]
+    dtype: Annotated[str, "Of the base, as torch names it."]
+    device: Annotated[str, "As torch names it."]
     depth: Annotated[int, "Layers of the base."]
     rows: Annotated[list[RowJSON], "The whole adapter first, the base last."]
 
@@ -217,20 +217,20 @@ class FidelityJSON(ReportJSON):
 class ArchitecturesJSON(ReportJSON):
     """Every family that is known."""
 
-    architectures: list[ArchitectureJSON]
+    architectures: Annotated[list[ArchitectureJSON], "By name."]
 
 
 class FamilyJSON(ReportJSON):
     """One family."""
 
-    architecture: ArchitectureJSON
+    architecture: Annotated[ArchitectureJSON, "The family."]
     toml: Annotated[str, "The family as the registry would have it."]
 
 
 class PluginsJSON(ReportJSON):
     """Adaptrix itself first, then the plugins."""
 
-    plugins: list[PluginJSON]
+    plugins: Annotated[list[PluginJSON], "Loaded or not."]
 
 
 #: what each command prints of its own

@@ -6,7 +6,8 @@ from typing import Annotated, Literal, TypedDict
 
 from adaptrix.errors import Severity
 
-Number = Annotated[float | None, "null where it is NaN or infinite"]
+#: null where it is NaN or infinite, which JSON cannot say
+Number = float | None
 
 
 class ProblemJSON(TypedDict):
@@ -14,7 +15,7 @@ class ProblemJSON(TypedDict):
 
     code: Annotated[str, "A stable slug for scripts; everything else here is prose that may change."]
     where: Annotated[str, "A file, a tensor, a site or an option."]
-    found: str
+    found: Annotated[str, "What is there instead of what should be."]
     expected: Annotated[str, "Empty where nothing else was expected."]
     remedy: Annotated[str, "What to do; empty where there is nothing."]
     severity: Annotated[Severity, "Only an error stops the work."]
@@ -23,14 +24,14 @@ class ProblemJSON(TypedDict):
 class ReportJSON(TypedDict):
     """What every report has."""
 
-    ok: Annotated[bool, "True exactly where the exit code is 0."]
+    ok: Annotated[bool, "False where one of the problems is an error."]
     problems: Annotated[list[ProblemJSON], "Everything that was said, warnings and notes too."]
 
 
 class AdapterJSON(TypedDict):
     """An adapter as it was bound to a family."""
 
-    name: str
+    name: Annotated[str, "That of its file or folder, or `--name`."]
     base: Annotated[str | None, "The model it was made for, as it was recorded; null where it was not."]
     family: Annotated[str | None, "The architecture family; null where none is known."]
     dims: Annotated[
@@ -50,7 +51,7 @@ class FitJSON(TypedDict):
     tokens: Annotated[int, "Of the text."]
     steps: Annotated[int, "That were asked for."]
     taken: Annotated[int, "Steps until nothing became better."]
-    seed: int
+    seed: Annotated[int, "Of the training."]
     before: Annotated[Number, "KL(full ‖ plan) a token in nats, held out, with the adapter's own deltas."]
     after: Annotated[Number, "The same with the fitted deltas."]
 
@@ -69,20 +70,20 @@ class PlanJSON(TypedDict):
 
 
 class WrittenJSON(TypedDict):
-    """What was written, where to."""
+    """An output."""
 
     path: Annotated[str, "The file or folder."]
     tensors: Annotated[int, "In what was written."]
     bytes: Annotated[int, "Of these tensors."]
-    adapter: AdapterJSON
-    plan: PlanJSON
+    adapter: Annotated[AdapterJSON, "That was written or merged."]
+    plan: Annotated[PlanJSON, "That it was written or merged with."]
 
 
 class ArchitectureJSON(TypedDict):
     """A model family."""
 
-    family: str
-    model_types: list[str]
+    family: Annotated[str, "Its name, as `architectures show` takes it."]
+    model_types: Annotated[list[str], "Of config.json."]
     roles: Annotated[list[str], "The weights it has, such as `q` and `down`."]
     origin: Annotated[str, "Where it is from: a file, a distribution, or `derived`."]
 
@@ -90,9 +91,9 @@ class ArchitectureJSON(TypedDict):
 class PluginJSON(TypedDict):
     """A plugin, and what became of it."""
 
-    name: str
-    distribution: str
-    version: str
+    name: Annotated[str, "Of the entry point."]
+    distribution: Annotated[str, "That it was installed with; empty for one that is missing."]
+    version: Annotated[str, "Of the distribution."]
     state: Annotated[
         Literal["loaded", "failed", "blocked", "missing"],
         "`blocked`: ADAPTRIX_PLUGINS does not name it; `missing`: it names what is not installed.",

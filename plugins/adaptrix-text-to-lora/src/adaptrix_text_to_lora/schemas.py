@@ -12,14 +12,14 @@ from adaptrix.schemas.shared import Number, ReportJSON, WrittenJSON
 class GeneratedJSON(WrittenJSON, ReportJSON):
     """An adapter that was generated and written."""
 
-    prompt: str
+    prompt: Annotated[str, "As it was given."]
     encoder: Annotated[str, "That read the prompt."]
 
 
 class FailedJSON(ReportJSON):
     """A prompt that no adapter could be written for."""
 
-    prompt: str
+    prompt: Annotated[str, "As it was given."]
 
 
 class GenerateJSON(ReportJSON):
@@ -33,7 +33,7 @@ class TrainJSON(ReportJSON):
 
     source: Annotated[str, "The config, as it was typed."]
     path: Annotated[str, "The folder that was written."]
-    steps: int
+    steps: Annotated[int, "In all."]
     resumed: Annotated[int, "Steps that an earlier run had taken."]
     first: Annotated[Number, "Mean loss of the first tenth of the steps."]
     last: Annotated[Number, "Mean loss of the last tenth."]
@@ -45,8 +45,8 @@ class ScoreJSON(TypedDict):
     loss: Annotated[Number, "Nats a token."]
     accuracy: Annotated[Number, "Share of tokens that were the likeliest."]
     exact: Annotated[Number, "Share of examples of which all tokens were."]
-    tokens: int
-    examples: int
+    tokens: Annotated[int, "Of the responses."]
+    examples: Annotated[int, "Prompts with their responses."]
 
 
 class ScoresJSON(TypedDict):
@@ -64,13 +64,13 @@ class EvaluateJSON(ReportJSON):
     source: Annotated[str, "The checkpoint, as it was typed."]
     base: Annotated[str, "As it was typed."]
     tasks: Annotated[str, "The file of tasks, as it was typed."]
-    scores: ScoresJSON
+    scores: Annotated[ScoresJSON, "Beside the base and descriptions of other tasks."]
 
 
 class ModuleJSON(TypedDict):
     """A module that LoRAs are made for."""
 
-    name: str
+    name: Annotated[str, "Such as `q_proj`."]
     shape: Annotated[list[int], "[out, in] of ΔW."]
 
 
@@ -79,18 +79,18 @@ class ImportJSON(ReportJSON):
 
     source: Annotated[str, "The checkpoint, as it was typed."]
     path: Annotated[str | None, "The folder that was written; null without -o."]
-    variant: str
-    parameters: int
+    variant: Annotated[str, "`S`, `M` or `L`."]
+    parameters: Annotated[int, "Numbers of the hypernetwork."]
     modules: Annotated[list[ModuleJSON], "In the order of their type embeddings."]
-    layers: int
-    rank: int
-    alpha: Number
-    rslora: bool
+    layers: Annotated[int, "That LoRAs are made for."]
+    rank: Annotated[int, "Of the LoRAs."]
+    alpha: Annotated[Number, "Of the LoRAs."]
+    rslora: Annotated[bool, "Whether scale is alpha / √rank, and not alpha / rank."]
     scale: Annotated[Number, "What B·A is multiplied by."]
     embedding: Annotated[int, "Numbers of an embedded description."]
     base: Annotated[str | None, "The model it was trained for; null where the checkpoint does not say."]
     encoder: Annotated[str | None, "Null for the base's own states."]
-    task: Literal["reconstruction", "fine-tuning"]
+    task: Annotated[Literal["reconstruction", "fine-tuning"], "That it was trained by."]
 
 
 #: what each command prints of its own

@@ -13,7 +13,7 @@ class ExpertJSON(ReportJSON):
     """An expert that was written."""
 
     path: Annotated[str, "The injection file."]
-    adapter: AdapterJSON
+    adapter: Annotated[AdapterJSON, "The expert."]
     base: Annotated[str, "As it was typed."]
 
 
@@ -21,9 +21,9 @@ class TrainJSON(ExpertJSON):
     """A training that is over."""
 
     source: Annotated[str, "The config, as it was typed."]
-    method: Literal["sft", "reinforce", "faithful"]
+    method: Annotated[Literal["sft", "reinforce", "faithful"], "Of the config."]
     numbers: Annotated[int, "Of z, in all matrices."]
-    steps: int
+    steps: Annotated[int, "That were taken."]
     started: Annotated[Number, "Score of the base on the validation examples; null without any."]
     score: Annotated[Number, "Of the expert: minus the loss a token, or the mean reward; null without examples."]
 
@@ -45,10 +45,10 @@ class AdaptJSON(ExpertJSON):
     evaluations: Annotated[int, "Mixtures that were judged."]
 
 
-class RowJSON(TypedDict):
+class ExpertScoreJSON(TypedDict):
     """An expert on the examples; `base` is the model without any."""
 
-    name: str
+    name: Annotated[str, "The last part of its path, or all of it where two would be alike."]
     loss: Annotated[Number, "Nats a token of the responses."]
     right: Annotated[Number, "Share of likeliest answers that are right."]
 
@@ -59,7 +59,7 @@ class EvaluateJSON(ReportJSON):
     sources: Annotated[list[str], "The experts, each as it was typed."]
     base: Annotated[str, "As it was typed."]
     examples: Annotated[str, "The file of examples, as it was typed."]
-    rows: Annotated[list[RowJSON], "The base first."]
+    rows: Annotated[list[ExpertScoreJSON], "The base first."]
 
 
 #: what each command prints of its own

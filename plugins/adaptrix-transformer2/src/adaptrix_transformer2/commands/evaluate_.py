@@ -22,7 +22,7 @@ from adaptrix.errors import Problem, UsageError
 from adaptrix.pipeline import Pipeline
 
 if TYPE_CHECKING:
-    from adaptrix_transformer2.schemas import EvaluateJSON, RowJSON
+    from adaptrix_transformer2.schemas import EvaluateJSON, ExpertScoreJSON
 
 _REWARD = "What makes an answer right: exact, contains or number. [default: exact]"
 
@@ -98,7 +98,7 @@ def _measured(
     where: tuple[str | None, str | None],
     pipeline: Pipeline,
     verbosity: Verbosity,
-) -> list[RowJSON]:
+) -> list[ExpertScoreJSON]:
     import adaptrix
     from adaptrix.base.model import placement, stored
     from adaptrix_transformer2.texts import read_examples, reward_on_text
@@ -109,7 +109,7 @@ def _measured(
     ground = stored(base, pipeline, placement(*where))
     tokenizer = ground.tokenizer()
     examples = read_examples(file, tokenizer, chat=chat)
-    judge, rows = reward_on_text(reward, tokenizer), list["RowJSON"]()
+    judge, rows = reward_on_text(reward, tokenizer), list["ExpertScoreJSON"]()
     with ground.model() as model:
         require_ground(model, {str(file): examples}, longest)
         with adaptrix.attach(model, experts) as session, bars(verbosity)("measuring", 1 + len(experts)) as advance:
