@@ -233,6 +233,23 @@ class PluginsJSON(ReportJSON):
     plugins: Annotated[list[PluginJSON], "Loaded or not."]
 
 
+class ExplanationJSON(TypedDict):
+    """A problem code."""
+
+    code: Annotated[str, "The slug."]
+    topic: Annotated[str, "The heading that it stands under in `docs/problems.md`."]
+    means: Annotated[str, "What was found, in general."]
+    why: Annotated[str, "What it comes from, or what it would lead to."]
+    do: Annotated[str, "What mends it."]
+    example: Annotated[str, "A message with this code."]
+
+
+class ExplainJSON(ReportJSON):
+    """The code that was asked for, or all of them."""
+
+    codes: Annotated[list[ExplanationJSON], "In the order of the table."]
+
+
 #: what each command prints of its own
 REPORTS: Mapping[str, type] = MappingProxyType(
     {
@@ -249,5 +266,6 @@ REPORTS: Mapping[str, type] = MappingProxyType(
         "architectures show": FamilyJSON,
         "architectures derive": FamilyJSON,
         "plugins": PluginsJSON,
+        "explain": ExplainJSON,
     }
 )
