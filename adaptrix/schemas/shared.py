@@ -13,7 +13,10 @@ Number = float | None
 class ProblemJSON(TypedDict):
     """One thing that is wrong, odd or worth saying."""
 
-    code: Annotated[str, "A stable slug for scripts; everything else here is prose that may change."]
+    code: Annotated[
+        str,
+        "A stable slug for scripts, explained in `docs/problems.md`; the rest but `severity` is prose that may change.",
+    ]
     where: Annotated[str, "A file, a tensor, a site or an option."]
     found: Annotated[str, "What is there instead of what should be."]
     expected: Annotated[str, "Empty where nothing else was expected."]
