@@ -53,8 +53,8 @@ def inspect(uri: Adapter | Uri, base: Uri | None = None) -> Inspection:
     Raises :class:`AdaptrixError` where there is nothing to show.
     """
     pipeline = Pipeline()
-    adapter = uri if isinstance(uri, Adapter) else pipeline.read(fspath(uri))
-    return summarise(pipeline.bind(adapter, _path(base)))
+    adapter, source = (uri, None) if isinstance(uri, Adapter) else (pipeline.read(fspath(uri)), fspath(uri))
+    return summarise(pipeline.bind(adapter, _path(base)), source)
 
 
 def convert(

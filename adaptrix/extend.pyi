@@ -84,3 +84,10 @@ from adaptrix.progress import uncounted as uncounted  # one that shows nothing
 from adaptrix.exports import lazy_names as lazy_names  # a module's names from the stub beside it
 from adaptrix.exports import renamed_names as renamed_names  # names of the version before
 from adaptrix.exports import renamed_parameters as renamed_parameters  # parameters of the version before
+
+# Shapes of `--json` outputs, and numbers in them.
+from adaptrix.schemas.shared import AdapterJSON as AdapterJSON  # an adapter
+from adaptrix.schemas.shared import Number as Number  # a number, null where it is not finite
+from adaptrix.schemas.shared import ReportJSON as ReportJSON  # the fields that every output has
+from adaptrix.schemas.shared import WrittenJSON as WrittenJSON  # what a command wrote
+from adaptrix.schemas.values import number as number  # a number for JSON

@@ -160,7 +160,7 @@ class Pipeline:
         done = self.publish(plan, out, options, sources, taken)
         if maker is not None:
             maker.forget(done.path)
-        return replace(done, problems=(*report.problems, *done.problems))
+        return replace(done, source=report.source, problems=(*report.problems, *done.problems))
 
     def publish(
         self,
@@ -181,7 +181,8 @@ class Pipeline:
         with atomic.output(path, force=options.force, holds=form.writes) as work:
             form.write(plan, work)
             sizes = [tensor.nbytes for _, tensor in _read_back(form, work, path).tensors()]
-        return Conversion(path, plan, (*plan.notes, *powerless(plan)), len(sizes), sum(sizes))
+        said = (*plan.notes, *powerless(plan))
+        return Conversion(path, plan, said, len(sizes), sum(sizes), plan.bound.adapter.name)
 
     def _place(
         self,

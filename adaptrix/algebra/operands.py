@@ -47,14 +47,14 @@ def gather(pipeline: Pipeline, subjects: Sequence[Adapter | str], base: str | No
     found, errors = [], list[Problem]()
     for subject in subjects:
         report = pipeline.read_and_bind(subject, base).examined()
-        problems = tuple(_placed(report.problems, report.subject, len(subjects)))
+        problems = tuple(_placed(report.problems, report.source, len(subjects)))
         if report.bound is None or not report.ok:
             errors += errors_in(problems)
         elif not report.bound.deltas:
-            errors.append(Problem("adapter-empty", report.subject, "it has no deltas", "at least one"))
+            errors.append(Problem("adapter-empty", report.source, "it has no deltas", "at least one"))
         else:
-            bound, notes = _acting(report.bound, report.subject)
-            operand = Operand(report.subject, bound, report.bundle, (*problems, *notes))
+            bound, notes = _acting(report.bound, report.source)
+            operand = Operand(report.source, bound, report.bundle, (*problems, *notes))
             errors += _no_low_rank(operand)
             found.append(operand)
     if errors:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from math import fsum
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,6 +23,9 @@ from adaptrix.binding.stacks import depths_of, layer_problems
 from adaptrix.delta import Delta
 from adaptrix.errors import Problem, RefusedError
 from adaptrix.tensor import FLOATS
+
+if TYPE_CHECKING:
+    from adaptrix.schemas.shared import AdapterJSON
 
 Shape = tuple[int | None, int | None]
 
@@ -51,6 +55,19 @@ class BoundAdapter:
     def stack(self, site: Site) -> str | None:
         """The stack of layers that a site is in; None for a site outside the layers."""
         return None if site.layer is None else self.architecture.roles[site.role].depth
+
+    def as_dict(self) -> AdapterJSON:
+        known = bool(self.architecture.dims)
+        stated = "config" in self.dims.origins.values()
+        return {
+            "name": self.adapter.name,
+            "base": self.adapter.base,
+            "family": self.architecture.family if known else None,
+            "dims": None if not known else "stated" if stated else "inferred",
+            "deltas": len(self.deltas),
+            "kinds": sorted({delta.kind for delta in self.deltas.values()}),
+            "extras": len(self.adapter.extras),
+        }
 
 
 def bind(adapter: Adapter, identity: Identity) -> BoundAdapter:

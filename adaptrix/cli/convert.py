@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -29,6 +28,9 @@ from adaptrix.pipeline import Pipeline
 from adaptrix.planning.lowering import TOLERANCE
 from adaptrix.results import Conversion
 from adaptrix.wording import amount
+
+if TYPE_CHECKING:
+    from adaptrix.schemas.reports import ConversionJSON, ConvertJSON, UnconvertedJSON
 
 _BASE = """Base to check against: a folder or OWNER/NAME. Its config.json is read; fit:K reads the whole base, and
     spectral deltas without their U and V the weights that they are of, where these are to be written."""
@@ -95,7 +97,8 @@ def command(sources: tuple[str, ...], out: str | None, verbosity: Verbosity, **o
     for source in sources:
         batch.convert(source)
     if verbosity.json:
-        print_json(batch.results)
+        report: ConvertJSON = {"ok": batch.code == 0, "problems": [], "results": batch.results}
+        print_json(report, pipeline.catalog.problems)
     show_problems(pipeline.catalog.problems, verbosity)
     return batch.code
 
@@ -114,7 +117,7 @@ class _Batch:
     def __init__(self, pipeline: Pipeline, out: str | None, options: Options, verbosity: Verbosity) -> None:
         self._pipeline, self._out, self._options, self._verbosity = pipeline, out, options, verbosity
         self._taken: dict[Path, str] = {}
-        self.results: list[dict[str, Any]] = []
+        self.results: list[ConversionJSON | UnconvertedJSON] = []
         self.code = 0
 
     def spare(self, sources: tuple[str, ...]) -> None:
@@ -137,29 +140,8 @@ class _Batch:
             show_refusal(source, "not converted, ", error.problems, self._verbosity)
         else:
             self._taken[done.path] = f"this run has just written it, from {source}"
-            self.results.append(_result(source, done))
+            self.results.append(done.as_dict())
             _show(done, self._verbosity)
-
-
-def _result(source: str, done: Conversion) -> dict[str, Any]:
-    plan = done.plan
-    return {
-        "source": source,
-        "ok": True,
-        "path": str(done.path),
-        "tensors": done.tensors,
-        "bytes": done.nbytes,
-        "architecture": plan.bound.architecture.family,
-        "plan": {
-            "policy": plan.policy,
-            "layers": {stack: list(layers) for stack, layers in plan.layers.items()},
-            "sites": len(plan.sites),
-            "of": len(plan.bound.deltas),
-            "retained": plan.retained,
-            "fit": plan.fit and asdict(plan.fit),
-        },
-        "problems": [problem.as_dict() for problem in done.problems],
-    }
 
 
 def _show(done: Conversion, verbosity: Verbosity) -> None:

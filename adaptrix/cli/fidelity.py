@@ -83,7 +83,7 @@ def command(
     if plot is not None:  # first: the reader of the table may leave before its end
         _plot(report, plot, force, verbosity)
     if verbosity.json:
-        print_json(report.as_dict())
+        print_json(report.as_dict(), pipeline.catalog.problems)
     elif not verbosity.quiet:
         _show(report)
     show_problems((*pipeline.catalog.problems, *report.problems), verbosity)

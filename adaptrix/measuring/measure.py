@@ -120,6 +120,7 @@ def measure(
         return FidelityReport(
             source=str(bound.adapter.provenance.uri if isinstance(source, Adapter) else fspath(source)),
             base=base_model.name,
+            adapter=bound,
             text={} if read is None else {"file": read.name, "sha256": read.sha256},
             tokens=sum(window.counted for window in bench.windows),
             windows=len(bench.windows),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from math import isfinite
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from adaptrix.adapter import FitRecord, Recorded
 from adaptrix.architecture import Site
@@ -15,7 +16,11 @@ from adaptrix.binding.bind import BoundAdapter, summed
 from adaptrix.binding.stacks import ranges
 from adaptrix.delta import Delta
 from adaptrix.errors import Problem, UsageError
+from adaptrix.schemas.values import number
 from adaptrix.wording import either
+
+if TYPE_CHECKING:
+    from adaptrix.schemas.shared import FitJSON, PlanJSON
 
 #: layers by stack; the stack is named by the dimension that counts it
 Layers = Mapping[str, tuple[int, ...]]
@@ -105,6 +110,30 @@ class Plan:
         where = f"layers {', '.join(parts)}" if parts else "no layers"
         sites = f"{len(self.sites)} of {len(self.bound.deltas)} sites"
         return f"plan {self.policy}: {where}, {sites}, {self.share}"
+
+    def as_dict(self) -> PlanJSON:
+        return {
+            "policy": self.policy,
+            "layers": {stack: list(layers) for stack, layers in self.layers.items()},
+            "sites": len(self.sites),
+            "of": len(self.bound.deltas),
+            "retained": self.retained,
+            "fit": _fit(self.fit),
+        }
+
+
+def _fit(fit: FitRecord | None) -> FitJSON | None:
+    if fit is None:
+        return None
+    return {
+        "text": fit.text,
+        "tokens": fit.tokens,
+        "steps": fit.steps,
+        "taken": fit.taken,
+        "seed": fit.seed,
+        "before": number(fit.before),
+        "after": number(fit.after),
+    }
 
 
 def powerless(plan: Plan) -> Iterator[Problem]:
@@ -245,3 +274,22 @@ def recorded_plan(bound: BoundAdapter, recorded: Recorded) -> Plan:
     notes = tuple(Problem("summary", "plan", note, severity="note") for note in recorded.notes)
     deltas = MappingProxyType(overrides)
     return Plan(bound, recorded.policy, recorded.layers, recorded.gains, deltas, notes, recorded.fit)
+
+
+def recorded_as_dict(bound: BoundAdapter) -> PlanJSON | None:
+    """The plan of an injection file; None for another adapter. Its sites are None where they are not to be found."""
+    recorded = bound.adapter.recorded
+    if recorded is None:
+        return None
+    try:
+        return recorded_plan(bound, recorded).as_dict()
+    except UsageError:
+        layers = {stack: list(found) for stack, found in recorded.layers.items()}
+        return {
+            "policy": recorded.policy,
+            "layers": layers,
+            "sites": None,
+            "of": len(bound.deltas),
+            "retained": None,
+            "fit": _fit(recorded.fit),
+        }

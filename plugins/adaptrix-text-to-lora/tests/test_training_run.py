@@ -61,8 +61,9 @@ def test_from_a_file_to_adapters(run: Run, tmp_path: Path) -> None:
     assert {file.name for file in folder.iterdir()} - {"curve.png"} == names - {"curve.png"}
     table = (folder / CURVE).read_text().splitlines()
     assert (table[0], len(table)) == ("step,loss,rate,norm", 41)
-    code, scores = run("text-to-lora", "evaluate", "tasks.jsonl", "--checkpoint", "t2l", "--base", str(BASE))
+    code, found = run("text-to-lora", "evaluate", "tasks.jsonl", "--checkpoint", "t2l", "--base", str(BASE))
     assert code == 0
+    scores = found["scores"]
     assert scores["generated"]["loss"] < scores["shuffled"]["loss"] < scores["base"]["loss"]
     assert scores["by_task"].keys() == {"shout", "echo"}
     adapter = TextToLoRA(folder, BASE).generate("Shout")

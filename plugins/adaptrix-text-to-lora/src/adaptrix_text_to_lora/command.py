@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -26,6 +26,9 @@ from adaptrix.extend import (
     working,
 )
 from adaptrix_text_to_lora.prompts import read_prompts, require_prompts
+
+if TYPE_CHECKING:
+    from adaptrix_text_to_lora.schemas import FailedJSON, GeneratedJSON, GenerateJSON
 
 _CHECKPOINT = "A trained hypernetwork: hypermod.pt, or its folder.  [default: text-to-lora in the base's folder]"
 ENCODER = """base (its own last states), hashed (n-grams, a baseline), or a folder or OWNER/NAME of an embedding model.
@@ -70,7 +73,7 @@ def command(
     taken = _sources(checkpoint, wanted.base, file)
     with working(f"reading {len(texts)} prompts", verbosity):
         adapters = generator.generate_many(texts)
-    results, code = list[dict[str, Any]](), 0
+    results, code = list["GeneratedJSON | FailedJSON"](), 0
     with bars(verbosity)("generating", len(texts)) as advance:
         for text, adapter in zip(texts, adapters, strict=True):
             try:
@@ -84,7 +87,8 @@ def command(
                 _show(text, done, verbosity)
             advance(1)
     if verbosity.json:
-        print_json(results)
+        report: GenerateJSON = {"ok": code == 0, "problems": [], "results": results}
+        print_json(report, pipeline.catalog.problems)
     show_problems(pipeline.catalog.problems, verbosity)
     return code
 
@@ -108,18 +112,13 @@ def _output(out: str | None, options: Options, texts: Sequence[str]) -> str | No
     return out if out is None else os.path.join(require_folder(out), "")
 
 
-def _result(text: str, done: Conversion) -> dict[str, Any]:
-    plan = done.plan
+def _result(text: str, done: Conversion) -> GeneratedJSON:
     return {
         "prompt": text,
         "ok": True,
-        "path": str(done.path),
-        "name": plan.bound.adapter.name,
-        "tensors": done.tensors,
-        "bytes": done.nbytes,
-        "architecture": plan.bound.architecture.family,
-        "encoder": plan.bound.adapter.provenance.config["encoder"],
         "problems": [problem.as_dict() for problem in done.problems],
+        **done.written(),
+        "encoder": done.plan.bound.adapter.provenance.config["encoder"],
     }
 
 

@@ -9,10 +9,11 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from adaptrix.extend import Verbosity, bars, clean, print_json, verbosity_options, whole_base_option
+from adaptrix.extend import Verbosity, bars, clean, number, print_json, verbosity_options, whole_base_option
 from adaptrix_text_to_lora.command import ENCODER
 
 if TYPE_CHECKING:
+    from adaptrix_text_to_lora.schemas import TrainJSON
     from adaptrix_text_to_lora.training.evaluation import EvaluationReport
     from adaptrix_text_to_lora.training.importing import ImportedCheckpoint
     from adaptrix_text_to_lora.training.job import Trained
@@ -45,21 +46,29 @@ def train_command(config: Path, out: Path, force: bool, verbosity: Verbosity) ->
     from adaptrix_text_to_lora.training.job import train
 
     done = train(read_config(config), out, force=force, display=bars(verbosity))
+    said = _trained(done, config)
     if verbosity.json:
-        print_json(_trained(done))
+        print_json(said)
     elif not verbosity.quiet:
-        said = _trained(done)
         click.echo(f"{click.style(clean(str(out)), bold=True)}  {said['steps']} steps", nl=False)
         click.echo(f", {said['resumed']} of them before" if done.resumed else "")
         click.echo(f"  loss {said['first']:.4g} in the first tenth, {said['last']:.4g} in the last")
     return 0
 
 
-def _trained(done: Trained) -> dict[str, Any]:
+def _trained(done: Trained, config: Path) -> TrainJSON:
     loss = done.curve[:, 0]
     tenth = max(1, len(loss) // _TENTH)
-    ends = {"first": float(loss[:tenth].mean()), "last": float(loss[-tenth:].mean())}
-    return {"ok": True, "path": str(done.folder), "steps": len(loss), "resumed": done.resumed, **ends}
+    return {
+        "source": str(config),
+        "ok": True,
+        "problems": [],
+        "path": str(done.folder),
+        "steps": len(loss),
+        "resumed": done.resumed,
+        "first": number(float(loss[:tenth].mean())),
+        "last": number(float(loss[-tenth:].mean())),
+    }
 
 
 @command.command("evaluate")
@@ -136,6 +145,7 @@ def _show_imported(found: ImportedCheckpoint) -> None:
     scale = "alpha/√rank, rsLoRA" if said["rslora"] else "alpha/rank"
     click.echo(f"  rank {said['rank']}, alpha {said['alpha']:g}: ΔW = {said['scale']:.4g} · B·A ({scale})")
     for module in said["modules"]:
-        click.echo(clean(f"  {module['name']}  in {module['in']}, out {module['out']}, {said['layers']} layers"))
+        out, inp = module["shape"]
+        click.echo(clean(f"  {module['name']}  in {inp}, out {out}, {said['layers']} layers"))
     base, encoder = said["base"] or "not said", said["encoder"] or "the base's own states"
     click.echo(clean(f"  base {base}; encoder {encoder}, {said['embedding']} wide; trained by {said['task']}"))

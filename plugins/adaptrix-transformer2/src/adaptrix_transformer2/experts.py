@@ -7,7 +7,7 @@ from dataclasses import replace
 from os import PathLike, fspath
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ from adaptrix import Adapter, Problem, Provenance, RefusedError, Spectral, Targe
 from adaptrix import Tensor as Stored
 from adaptrix.extend import Options, Pipeline, bind, errors_in, make_plan
 from adaptrix_transformer2.decomposition import Decomposition
+
+if TYPE_CHECKING:
+    from adaptrix.extend import AdapterJSON
 
 FORMAT = "transformer2"  # of the provenance
 Numbers = Tensor | NDArray[Any]
@@ -75,6 +78,11 @@ def save(
     target = None if out is None else fspath(out)
     pipeline.prepare(target, options)
     return pipeline.publish(make_plan(bound, "all"), target, options).path
+
+
+def as_json(adapter: Adapter, decomposition: Decomposition) -> AdapterJSON:
+    """An expert as every ``--json`` has an adapter."""
+    return bind(adapter, decomposition.identity).as_dict()
 
 
 def _array(numbers: Numbers) -> NDArray[np.float32]:

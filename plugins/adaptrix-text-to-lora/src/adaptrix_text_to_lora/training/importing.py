@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from adaptrix.extend import require_apart
 from adaptrix_text_to_lora.checkpoint import Checkpoint, read_checkpoint, source_files
 from adaptrix_text_to_lora.training.published import CheckpointRecord, write_checkpoint
+
+if TYPE_CHECKING:
+    from adaptrix_text_to_lora.schemas import ImportJSON
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,16 +22,17 @@ class ImportedCheckpoint:
     path: Path | None
     checkpoint: Checkpoint
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> ImportJSON:
         """Its contents; modules are in the order of their type embeddings."""
         shape, settings = self.checkpoint.hypernetwork.shape, self.checkpoint.settings
         return {
-            "ok": True,
             "source": self.source,
+            "ok": True,
+            "problems": [],
             "path": None if self.path is None else str(self.path),
             "variant": shape.variant,
             "parameters": sum(parameter.numel() for parameter in self.checkpoint.hypernetwork.parameters()),
-            "modules": [{"name": module.name, "in": module.inp, "out": module.out} for module in shape.modules],
+            "modules": [{"name": module.name, "shape": [module.out, module.inp]} for module in shape.modules],
             "layers": shape.layers,
             "rank": shape.rank,
             "alpha": settings.alpha,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,6 +15,7 @@ from adaptrix.extend import (
     Verbosity,
     bars,
     clean,
+    number,
     offering,
     print_json,
     require_options,
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from adaptrix import Adapter
     from adaptrix_transformer2.decomposition import Decomposition
     from adaptrix_transformer2.dispatch import Search, SearchResult
+    from adaptrix_transformer2.schemas import AdaptJSON
 
 _METHOD = "How mixtures are searched: cem or random. [default: cem]"
 
@@ -75,7 +78,7 @@ def command(
     """
     from adaptrix_transformer2.dispatch import Search
     from adaptrix_transformer2.dispatch.searching import require_valid
-    from adaptrix_transformer2.experts import save
+    from adaptrix_transformer2.experts import as_json, save
 
     settings: Search = Search(method=method, generations=generations, seed=seed)  # type: ignore[arg-type]  # looked at below
     require_valid(settings)
@@ -85,8 +88,25 @@ def command(
     path = pipeline.output_path(name, out)
     on, where = (examples, chat, each), (device, dtype)
     found, mixed, parts = _adapted(named(experts), base, on, settings, where, pipeline, verbosity)
-    save(replace(mixed, name=name), parts, path, force=force)
-    _show(path, found, mixed, verbosity)
+    mixed = replace(mixed, name=name)
+    save(mixed, parts, path, force=force)
+    weights = mixed.provenance.config["weights"]
+    if verbosity.json:
+        report: AdaptJSON = {
+            "sources": list(experts),
+            "base": base,
+            "ok": True,
+            "problems": [],
+            "path": str(path),
+            "adapter": as_json(mixed, parts),
+            "weights": weights,
+            "right": number(found.score.right),
+            "likelihood": number(found.score.likelihood),
+            "evaluations": found.evaluations,
+        }
+        print_json(report, pipeline.catalog.problems)
+    elif not verbosity.quiet:
+        _show(path, found, weights)
     show_problems(pipeline.catalog.problems, verbosity)
     return 0
 
@@ -118,14 +138,8 @@ def _adapted(
     return found, mixture(parts, members, found.weights), parts
 
 
-def _show(path: Path, found: SearchResult, mixed: Adapter, verbosity: Verbosity) -> None:
-    weights = mixed.provenance.config["weights"]
-    summary: dict[str, Any] = {"path": str(path), "weights": weights, "right": found.score.right}
-    summary |= {"likelihood": found.score.likelihood, "evaluations": found.evaluations}
-    if verbosity.json:
-        print_json({**summary, "ok": True})
-    elif not verbosity.quiet:
-        said = f"{found.score.right:.0%} of the examples right, {found.evaluations} mixtures judged"
-        click.echo(f"{click.style(clean(str(path)), bold=True)}  {said}")
-        for name, shares in weights.items():
-            click.echo(f"  {clean(name)}: {sum(shares) / len(shares):.3f}")
+def _show(path: Path, found: SearchResult, weights: Mapping[str, Sequence[float]]) -> None:
+    said = f"{found.score.right:.0%} of the examples right, {found.evaluations} mixtures judged"
+    click.echo(f"{click.style(clean(str(path)), bold=True)}  {said}")
+    for name, shares in weights.items():
+        click.echo(f"  {clean(name)}: {sum(shares) / len(shares):.3f}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -20,6 +20,9 @@ from adaptrix.extend import (
     verbosity_options,
     whole_base_option,
 )
+
+if TYPE_CHECKING:
+    from adaptrix_transformer2.schemas import EvaluateJSON, ExpertScoreJSON
 
 _REWARD = "What makes an answer right: exact, contains or number. [default: exact]"
 
@@ -62,7 +65,16 @@ def command(
     pipeline = Pipeline()
     rows = _measured(named(experts), base, (examples, reward, longest, chat), (device, dtype), pipeline, verbosity)
     if verbosity.json:
-        print_json({"ok": True, "examples": str(examples), "rows": rows})
+        sources = list(experts)
+        report: EvaluateJSON = {
+            "sources": sources,
+            "base": base,
+            "ok": True,
+            "problems": [],
+            "examples": str(examples),
+            "rows": rows,
+        }
+        print_json(report, pipeline.catalog.problems)
     elif not verbosity.quiet:
         width = max(len(row["name"]) for row in rows)
         click.echo(f"{'':{width}}  loss a token    right")
@@ -86,7 +98,7 @@ def _measured(
     where: tuple[str | None, str | None],
     pipeline: Pipeline,
     verbosity: Verbosity,
-) -> list[dict[str, Any]]:
+) -> list[ExpertScoreJSON]:
     import adaptrix
     from adaptrix.extend import base_model_at, placement
     from adaptrix_transformer2.texts import read_examples, reward_on_text
@@ -97,7 +109,7 @@ def _measured(
     base_model = base_model_at(base, pipeline, placement(*where))
     tokenizer = base_model.tokenizer()
     examples = read_examples(file, tokenizer, chat=chat)
-    rewarded, rows = reward_on_text(reward, tokenizer), list[dict[str, Any]]()
+    rewarded, rows = reward_on_text(reward, tokenizer), list["ExpertScoreJSON"]()
     with base_model.model() as model:
         require_usable(model, {str(file): examples}, longest)
         with adaptrix.attach(model, experts) as session, bars(verbosity)("measuring", 1 + len(experts)) as advance:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -20,6 +20,9 @@ from adaptrix.extend import (
     whole_base_option,
 )
 from adaptrix_transformer2.commands.outputs import require_no_source
+
+if TYPE_CHECKING:
+    from adaptrix_transformer2.schemas import ImportJSON
 
 _DECOMPOSED = "The *_decomposed_params.pt that they were trained with; what the base's own makes of them is measured."
 
@@ -50,7 +53,7 @@ def command(
     pipeline.prepare(out, options)
     require_no_source(out, name or file.stem, pipeline, (file, decomposed))
     from adaptrix_transformer2.decomposition import decomposed_base
-    from adaptrix_transformer2.experts import save
+    from adaptrix_transformer2.experts import as_json, save
     from adaptrix_transformer2.published import read_published, require_readable
 
     require_readable(file, decomposed)
@@ -58,9 +61,17 @@ def command(
     made = read_published(file, parts, decomposed, name=name)
     path = save(made, parts, out, force=force)
     numbers = sum(delta.rank for delta in made.deltas.values())
-    summary: dict[str, Any] = {"path": str(path), "name": made.name, "matrices": len(made.deltas), "numbers": numbers}
     if verbosity.json:
-        print_json({**summary, "ok": True, "problems": [problem.as_dict() for problem in made.problems]})
+        report: ImportJSON = {
+            "source": str(file),
+            "base": base,
+            "ok": True,
+            "problems": [problem.as_dict() for problem in made.problems],
+            "path": str(path),
+            "adapter": as_json(made, parts),
+            "numbers": numbers,
+        }
+        print_json(report, pipeline.catalog.problems)
     elif not verbosity.quiet:
         held = f"{numbers:,} numbers for {len(made.deltas)} matrices"
         click.echo(f"{click.style(clean(str(path)), bold=True)}  {held}")

@@ -18,6 +18,7 @@ from adaptrix.extend import (
     atomic,
     bars,
     clean,
+    number,
     print_json,
     require_options,
     show_problems,
@@ -28,6 +29,7 @@ from adaptrix_transformer2.commands.outputs import require_no_source, require_ot
 if TYPE_CHECKING:
     from adaptrix_transformer2.config import Config
     from adaptrix_transformer2.decomposition import Decomposition
+    from adaptrix_transformer2.schemas import TrainJSON
     from adaptrix_transformer2.train import Trained
 
 
@@ -68,8 +70,12 @@ def command(config: Path, force: bool, verbosity: Verbosity) -> int:
     if wanted.history is not None:
         with atomic.output(wanted.history, force=force) as work:
             work.write_text(json.dumps([dict(figures) for figures in trained.history]))
-    _show(path, trained, wanted, verbosity)
-    show_problems((*pipeline.catalog.problems, *_equal_rewards(trained)), verbosity)
+    equal = list(_equal_rewards(trained))
+    if verbosity.json:
+        print_json(_result(config, path, trained, wanted, parts, equal), pipeline.catalog.problems)
+    elif not verbosity.quiet:
+        _show(path, trained, wanted)
+    show_problems((*pipeline.catalog.problems, *equal), verbosity)
     return 0
 
 
@@ -100,22 +106,33 @@ def _equal_rewards(trained: Trained) -> Iterator[Problem]:
         yield Problem("rewards-equal", "reward", found, severity="note")
 
 
-def _show(path: Path, trained: Trained, wanted: Config, verbosity: Verbosity) -> None:
-    numbers = sum(delta.rank for delta in trained.adapter.deltas.values())
-    summary: dict[str, Any] = {
+def _result(
+    config: Path, path: Path, trained: Trained, wanted: Config, parts: Decomposition, problems: list[Problem]
+) -> TrainJSON:
+    from adaptrix_transformer2.experts import as_json
+
+    return {
+        "source": str(config),
+        "base": wanted.base,
+        "ok": True,
+        "problems": [problem.as_dict() for problem in problems],
         "path": str(path),
-        "name": wanted.name,
+        "adapter": as_json(trained.adapter, parts),
         "method": wanted.method,
-        "numbers": numbers,
+        "numbers": _numbers(trained),
         "steps": len(trained.history),
-        "started": trained.started,
-        "score": trained.score,
+        "started": number(trained.started),
+        "score": number(trained.score),
     }
-    if verbosity.json:
-        print_json({**summary, "ok": True})
-    elif not verbosity.quiet:
-        held = f"{numbers:,} numbers for {len(trained.adapter.deltas)} matrices, {len(trained.history)} steps"
-        click.echo(f"{click.style(clean(str(path)), bold=True)}  {held}")
-        if trained.score is not None and trained.started is not None:
-            what, sign = ("loss a token", -1) if wanted.method == "sft" else ("mean reward", 1)
-            click.echo(f"  {what} on the validation examples {sign * trained.started:.4f} → {sign * trained.score:.4f}")
+
+
+def _numbers(trained: Trained) -> int:
+    return sum(delta.rank for delta in trained.adapter.deltas.values())
+
+
+def _show(path: Path, trained: Trained, wanted: Config) -> None:
+    held = f"{_numbers(trained):,} numbers for {len(trained.adapter.deltas)} matrices, {len(trained.history)} steps"
+    click.echo(f"{click.style(clean(str(path)), bold=True)}  {held}")
+    if trained.score is not None and trained.started is not None:
+        what, sign = ("loss a token", -1) if wanted.method == "sft" else ("mean reward", 1)
+        click.echo(f"  {what} on the validation examples {sign * trained.started:.4f} → {sign * trained.score:.4f}")
