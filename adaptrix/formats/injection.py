@@ -1,7 +1,7 @@
 """The injection file: one safetensors file with every delta by site and a JSON manifest.
 
-Tensors: ``<site>.lora_A`` and so on as the source had them, ``plan.<site>.…`` for deltas that the plan
-put in their place, ``extras.<key>`` for what is no delta. The metadata key ``adaptrix`` holds the
+Tensors: ``<site>.lora_A`` and so on as the source had them, ``plan.<site>.…`` for deltas that replace
+them in the plan, ``extras.<key>`` for what is no delta. The metadata key ``adaptrix`` holds the
 manifest; the README describes it. Nothing in it depends on when or where it was written, so equal
 input gives equal bytes.
 """
@@ -26,10 +26,10 @@ VERSION = 1
 
 
 def detect(bundle: Bundle) -> bool:
-    """By name; a single file that bears another, by its metadata. Only its header is read."""
+    """True for a file with the suffix, or a single file with the manifest in its metadata; only its header is read."""
     if any(name.endswith(SUFFIX) for name in bundle.files):
         return True
-    return len(bundle.files) == 1 and all(safetensors_file.has_metadata(it, "adaptrix") for it in bundle.files.values())
+    return len(bundle.files) == 1 and all(safetensors_file.has_metadata(p, "adaptrix") for p in bundle.files.values())
 
 
 def write(plan: Plan, path: Path) -> None:
@@ -59,7 +59,7 @@ def _manifest(plan: Plan) -> dict[str, Any]:
             },
         },
         "source": {
-            # a path on somebody's disk is nobody else's business; the digests say what it was
+            # a local path may be private; the digests identify the files
             "uri": source.uri if source.commit else PurePath(source.uri).name,
             "format": source.format,
             "commit": source.commit,
@@ -82,7 +82,7 @@ def _manifest(plan: Plan) -> dict[str, Any]:
 
 
 def _entry(delta: Delta, target: Target) -> dict[str, Any]:
-    """What the tensors do not say of a delta; only what differs from a plain LoRA is spelled out."""
+    """The manifest's entry of a delta: all that its tensors do not show; flags only where they are set."""
     if isinstance(delta, Spectral):
         return _spectral_entry(delta, target)
     entry: dict[str, Any] = {
@@ -103,7 +103,7 @@ def _entry(delta: Delta, target: Target) -> dict[str, Any]:
 
 
 def _spectral_entry(delta: Spectral, target: Target) -> dict[str, Any]:
-    """The same of a change of singular values: above all whose they are."""
+    """The entry of a spectral delta, with the hash of the weight that it belongs to."""
     return {
         "kind": delta.kind,
         "module": target.path,

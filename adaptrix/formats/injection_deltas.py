@@ -1,4 +1,4 @@
-"""The deltas of an injection file: what its manifest says of each, held to its tensors."""
+"""The deltas of an injection file: the manifest's entry of each, checked against its tensors."""
 
 from __future__ import annotations
 
@@ -20,10 +20,13 @@ _NAMES = {"lora_A": "A", "lora_B": "B", "lora_B.bias": "bias", "magnitude": "mag
 def read_deltas(
     entries: Mapping[str, Any], tensors: dict[str, Tensor], prefix: str, problems: list[Problem]
 ) -> dict[str, tuple[Target, Delta]]:
-    """The sound deltas of a table of the manifest, by site; their tensors are taken out of ``tensors``."""
+    """The valid deltas of a table of the manifest, by site.
+
+    Their tensors, named with ``prefix``, are removed from ``tensors``; what is wrong is added to ``problems``.
+    """
     found: dict[str, tuple[Target, Delta]] = {}
-    for site, told in entries.items():
-        entry, where = an_object(told, f"{prefix}{site}"), f"{prefix}{site}"
+    for site, value in entries.items():
+        entry, where = an_object(value, f"{prefix}{site}"), f"{prefix}{site}"
         target = _target(site, entry)
         delta: Delta | None = None
         if entry.get("kind") in ("lora", "dora"):
@@ -38,7 +41,7 @@ def read_deltas(
 
 
 def _unknown_kind(kind: object, tensors: dict[str, Tensor], where: str) -> Problem:
-    """The problem; the tensors of such a delta are taken, for they are no other one."""
+    """The problem of an unknown kind; its tensors are removed, so that they are not reported once more."""
     for name in (*_NAMES, *injection_spectral.NAMES):
         tensors.pop(f"{where}.{name}", None)
     remedy = "Update adaptrix: it may have been written by a newer one."
@@ -90,8 +93,8 @@ def _built(A: Tensor, B: Tensor, entry: Mapping[str, Any], site: str) -> LowRank
 
 
 def _factor_problems(tensors: list[Tensor], A: Tensor, B: Tensor, where: str) -> list[Problem]:
-    if odd := [tensor.dtype for tensor in tensors if tensor.dtype not in FLOATS]:
-        return [Problem("dtype", where, ", ".join(odd), f"one of {', '.join(FLOATS)}")]
+    if wrong := [tensor.dtype for tensor in tensors if tensor.dtype not in FLOATS]:
+        return [Problem("dtype", where, ", ".join(wrong), f"one of {', '.join(FLOATS)}")]
     if len(A.shape) != 2 or len(B.shape) != 2 or 0 in (*A.shape, *B.shape) or A.shape[0] != B.shape[1]:
         return [Problem("shape", where, f"A {list(A.shape)}, B {list(B.shape)}", "A [r, in], B [out, r]")]
     return []
