@@ -1,4 +1,4 @@
-"""Spectral deltas as LoRA, for what holds nothing else: exactly, or at a rank that loses little enough."""
+"""Spectral deltas as LoRA, for formats that hold nothing else: exactly, or at a rank of small enough loss."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from adaptrix.delta import Delta, LowRank, Spectral, Truncation
 from adaptrix.errors import Problem, RefusedError, refuse
 from adaptrix.planning.plan import Plan
 
-TOLERANCE = 0.05  # ‖ΔW − ΔW_k‖ / ‖ΔW‖ of a site, where nobody says otherwise
-_ROUNDED = 1e-3  # of ‖ΔW‖: how far what is measured may be from what the singular values tell
+TOLERANCE = 0.05  # ‖ΔW − ΔW_k‖ / ‖ΔW‖ of a site, by default
+_ROUNDED = 1e-3  # of ‖ΔW‖: the largest difference of the measured error from the one by the singular values
 
 
 def spectral_deltas(plan: Plan) -> dict[str, Spectral]:
-    """Every spectral delta of a plan and of its adapter, by where it is."""
+    """Every spectral delta of a plan and of its adapter, by its name in an injection file."""
     held = {str(site): delta for site, delta in plan.bound.deltas.items()}
     held |= {f"plan.{site}": delta for site, delta in plan.overrides.items()}
     return {where: delta for where, delta in held.items() if isinstance(delta, Spectral)}
@@ -49,7 +49,7 @@ def _rank_for(delta: Spectral, allowed: float) -> int:
 
 
 def without_vectors(plan: Plan) -> Plan:
-    """The plan with nothing of the base in its spectral deltas but the singular values."""
+    """The plan without U and V in its spectral deltas."""
 
     def bare(deltas: Mapping[Site, Delta]) -> dict[Site, Delta]:
         return {s: delta.without_vectors() if isinstance(delta, Spectral) else delta for s, delta in deltas.items()}
@@ -69,7 +69,7 @@ def lowered(plan: Plan, rank: int | None) -> Plan:
     """The plan with a LoRA for every spectral delta; itself where there is none.
 
     A note says what is lost, as measured on the factors that will be written. Raises :class:`RefusedError` where U
-    and V are not at hand, or are such that the measured error is another than the singular values tell.
+    and V are missing, or where the measured error is not the one that the singular values give.
     """
     if not spectral_deltas(plan):
         return plan
@@ -79,11 +79,11 @@ def lowered(plan: Plan, rank: int | None) -> Plan:
     overrides = _low_rank(plan.overrides, rank, losses, problems)
     if problems:
         raise RefusedError(problems)
-    made = exchanged(plan, deltas, overrides)
-    adapter = replace(made.bound.adapter, altered=True)
+    replaced = exchanged(plan, deltas, overrides)
+    adapter = replace(replaced.bound.adapter, altered=True)
     notes = (*plan.notes, _note(losses, {**deltas, **overrides}))
     reduced = any(loss.relative > _ROUNDED for loss in losses.values())
-    return replace(made, bound=replace(made.bound, adapter=adapter), notes=notes, reduced=reduced)
+    return replace(replaced, bound=replace(replaced.bound, adapter=adapter), notes=notes, reduced=reduced)
 
 
 def _low_rank(
@@ -100,24 +100,24 @@ def _low_rank(
 
 
 def _one(delta: Spectral, rank: int | None) -> tuple[LowRank, Truncation]:
-    """A LoRA and what it lacks. Raises :class:`RefusedError` where it would not be what the delta is."""
+    """A LoRA of the delta and its error. Raises :class:`RefusedError` where it would not approximate the delta."""
     if not isfinite(delta.energy()):
         remedy = "--allow-nonfinite lets them into an injection file, and a LoRA of it would hold nothing else."
         raise refuse("nonfinite", "", "NaN or Inf in z or S", "finite numbers", remedy)
-    with np.errstate(over="ignore", invalid="ignore"):  # what it came to is measured
-        made, loss = delta.low_rank(rank)
+    with np.errstate(over="ignore", invalid="ignore"):  # the result is measured
+        found_delta, loss = delta.low_rank(rank)
     if not isfinite(loss.absolute):
-        raise refuse("overflow", "", "numbers too large for factors in F32", "numbers that F32 has room for")
+        raise refuse("overflow", "", "numbers too large for factors in F32", "numbers in the range of F32")
     if not _agree(loss, delta.lost(rank)):
-        found = "‖ΔW‖, or what the rank leaves out of it, is another than the singular values tell"
+        found = "‖ΔW‖, or what the rank leaves out of it, is not what the singular values give"
         raise refuse("other-svd", "", found, "U and V that are orthonormal", "The file is damaged: fetch it again.")
-    return made, loss
+    return found_delta, loss
 
 
-def _agree(measured: Truncation, told: Truncation) -> bool:
-    """Whether an error and the norm beside it are what they should be."""
-    gap = max(abs(measured.absolute - told.absolute), abs(measured.size - told.size))
-    return gap <= _ROUNDED * told.size
+def _agree(measured: Truncation, expected: Truncation) -> bool:
+    """True where the error and ‖ΔW‖ are as expected."""
+    gap = max(abs(measured.absolute - expected.absolute), abs(measured.size - expected.size))
+    return gap <= _ROUNDED * expected.size
 
 
 def _note(losses: Mapping[Site, Truncation], deltas: Mapping[Site, Delta]) -> Problem:

@@ -15,8 +15,8 @@ from adaptrix.planning.plan import Plan
 
 
 def pruned(plan: Plan) -> Plan:
-    """The plan with nothing in it but what acts: inactive deltas gone, overrides in place of originals,
-    gains multiplied into their alphas. Raises :class:`UsageError` where nothing would be left."""
+    """The plan with nothing but its active deltas: inactive ones removed, overrides in place of originals,
+    gains multiplied into the alphas. Raises :class:`UsageError` where nothing would be left."""
     if plan.complete:
         return plan
     kept = {site: _gained(plan.delta(site), plan.gains.get(_layer(site), 1.0)) for site in plan.sites}
@@ -27,7 +27,7 @@ def pruned(plan: Plan) -> Plan:
     says = f"dropped {len(dropped)} of {len(plan.bound.deltas)} deltas"
     if plan.overrides:
         says += f", replaced {len(plan.overrides)} by those of the plan"
-    note = Problem("pruned", "plan", f"{says}; {plan.share} had been in force", severity="note")
+    note = Problem("pruned", "plan", f"{says}; {plan.share} was active", severity="note")
     targets = {site: plan.bound.targets[site] for site in kept}
     deltas = {targets[site]: delta for site, delta in kept.items()}
     adapter = replace(plan.bound.adapter, deltas=MappingProxyType(deltas), altered=True, recorded=None)
@@ -47,14 +47,14 @@ def _gained(delta: Delta, gain: float) -> Delta:
 def cast(plan: Plan, dtype: str) -> Plan:
     """The plan with every trained tensor of a delta in another dtype; extras stay as they are, and a base's S, U and V.
 
-    Raises :class:`RefusedError` where a number is too large for it.
+    Raises :class:`RefusedError` where a number is too large for the dtype.
     """
     deltas = {site: _cast(delta, dtype) for site, delta in plan.bound.deltas.items()}
     overrides = {site: _cast(delta, dtype) for site, delta in plan.overrides.items()}
     errors = [(_error(t, c), s) for s, d in plan.bound.deltas.items() for t, c in _pairs(d, deltas[s])]
     errors += [(_error(t, c), s) for s, d in plan.overrides.items() for t, c in _pairs(d, overrides[s])]
     if lost := [str(site) for error, site in errors if not isfinite(error)]:
-        found = f"{len(lost)} tensors have numbers that {dtype} has no room for"
+        found = f"{len(lost)} tensors have numbers beyond the range of {dtype}"
         raise refuse("overflow", lost[0], found, "another dtype", "BF16 has the range of F32.")
     worst = max((error for error, _ in errors), default=0.0)
     note = Problem(
@@ -88,7 +88,7 @@ def _cast(delta: Delta, dtype: str) -> Delta:
 
 
 def _pairs(before: Delta, after: Delta) -> list[tuple[Matrix, Matrix]]:
-    """What was rounded, before and after; of a spectral delta d, for z is near 1 whatever it does."""
+    """The rounded numbers, before and after; of a spectral delta d = S·(z − 1), as z itself is always near 1."""
     if isinstance(before, Spectral) and isinstance(after, Spectral):
         return [(before.d, after.d)]
     pairs = zip(before.tensors().values(), after.tensors().values(), strict=True)
@@ -96,7 +96,7 @@ def _pairs(before: Delta, after: Delta) -> list[tuple[Matrix, Matrix]]:
 
 
 def _error(original: Matrix, rounded: Matrix) -> float:
-    """‖original − rounded‖ / ‖original‖, of what is finite before; not finite where a number left the range."""
+    """‖original − rounded‖ / ‖original‖, over the finite numbers; not finite where one left the range."""
     finite = np.isfinite(original)
     with np.errstate(over="ignore", invalid="ignore"):
         size = float(np.linalg.norm(original[finite]))
