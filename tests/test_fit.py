@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 import adaptrix
 from adaptrix.errors import RefusedError, UsageError
 from adaptrix.fitting.corpus import corpus
-from adaptrix.fitting.layer_choice import choose, looks
+from adaptrix.fitting.layer_choice import choose, evaluations
 from adaptrix.formats import safetensors_file
 from adaptrix.measuring.text import Text, windows
 from tests.families import tiny_model
@@ -228,7 +228,7 @@ def test_a_fit_that_a_manifest_tells_wrongly_is_refused(fitted, tmp_path, name, 
 
 
 def test_attaching_does_not_fit(place):
-    with pytest.raises(UsageError, match="this is made by training"):
+    with pytest.raises(UsageError, match="a fitted plan needs training"):
         adaptrix.attach(tiny_model("llama", seed=3), {"a": place / "lora"}, layers="fit:2")
 
 
@@ -247,7 +247,7 @@ def test_the_layer_that_is_missed_least_goes_first():
         return [sum(weights[layer] for layer in weights.keys() - set(kept)) for kept in sets]
 
     assert choose([0, 1, 3, 4], 6, 2, losses) == (0, 3)
-    assert len(asked) == looks(4, 2) == 7
+    assert len(asked) == evaluations(4, 2) == 7
     assert asked[4:] == [(1, 3), (0, 3), (0, 1)]  # of 1 and 4, which are missed alike, the higher went
     assert choose([2, 4], 6, 4, losses) == (0, 1, 2, 4)
 

@@ -93,7 +93,7 @@ def _columns(operands: Sequence[Operand], architecture: Architecture, dims: Dims
             try:
                 column[site] = fuse(group, {} if rows is None else rows)
             except (ValueError, KeyError) as error:
-                found = f"its parts cannot be made one ({error})"
+                found = f"its parts cannot be fused ({error})"
                 problems.append(Problem("parts", f"{operand.name}, {site}", found, "the whole weight, as others have"))
         columns.append(column)
     if problems:

@@ -152,7 +152,7 @@ class Fitter:
         notes = [Problem("fitted", "plan", found, severity="note")]
         if not after < before:
             remedy = "More steps, more text, or text that is nearer to what the adapter is for."
-            notes.append(Problem("fit-in-vain", "plan", "fitting has made nothing better", "", remedy, "warning"))
+            notes.append(Problem("fit-in-vain", "plan", "fitting has not reduced the KL", "", remedy, "warning"))
         return replace(plan, notes=tuple(notes), fit=fit)
 
     def _kl(self, session: Session, choices: Sequence[Choice], windows: Sequence[Window]) -> list[float]:

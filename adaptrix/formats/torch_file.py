@@ -24,10 +24,10 @@ from adaptrix.formats.untrusted import (
     bad_name,
     is_shape,
     opened,
+    other_format,
     read_exactly,
     refuse_if_any,
     shown,
-    other_format,
     tensor_at,
 )
 from adaptrix.formats.zip_directory import Record, records

@@ -81,7 +81,7 @@ class Plan:
 
     @property
     def share(self) -> str:
-        """What is retained, in words."""
+        """The retained share of ‖ΔW‖², in words."""
         if self.retained is not None:
             return f"{self.retained:.1%} of ‖ΔW‖²"
         changed = len(self.bound.deltas) if self.reduced else len(self.overrides)
@@ -134,7 +134,7 @@ def make_plan(bound: BoundAdapter, policy: str) -> Plan:
         pick = _all if policy == "all" else _middle
         layers = {stack: pick(depth) for stack, depth in bound.depths.items()}
     elif name == FITTED:
-        raise _usage(policy, "this is made by training", "another policy", _MAKE_IT)
+        raise _usage(policy, "a fitted plan needs training", "another policy", _MAKE_IT)
     elif _EXPLICIT.fullmatch(policy) and len(policy) <= _LONGEST:
         layers = _explicit(bound, policy)
     else:
