@@ -173,7 +173,7 @@ WRONG = {
     "no-file": ({"text": "absent.txt"}, "there is no such file"),
     "other-policy": ({"layers": "middle"}, "without a plan to be fitted"),
     "stray-steps": ({"layers": "all", "text": None, "steps": 5}, "5 without a plan to be fitted"),
-    "peft": ({"to": "peft"}, "a peft folder has no place"),
+    "peft": ({"to": "peft"}, "a peft folder cannot hold"),
 }
 
 

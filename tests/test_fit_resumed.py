@@ -41,7 +41,7 @@ def test_a_fit_that_is_stopped_goes_on_to_the_same_bytes(place, fitted, tmp_path
     assert [state] == list(tmp_path.iterdir())
     assert any("the same command goes on" in note for note in error.__notes__)
     with monkeypatch.context() as patch:  # the layers are not chosen again
-        patch.delattr(Fitter, "_choice")
+        patch.delattr(Fitter, "_chosen")
         assert fit(place, out).read_bytes() == fitted.read_bytes()
     assert [out] == list(tmp_path.iterdir())
 
