@@ -1,4 +1,4 @@
-"""Which sites are injected, with which gain: the middle-layer decision, and what it keeps."""
+"""Plans of layers: the sites that are injected, with their gains, and the share of ΔW that this keeps."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 #: layers by stack; the stack is named by the dimension that counts it
 Layers = Mapping[str, tuple[int, ...]]
 
-FITTED = "fit"  # what the name of a fitted plan's policy begins with
+FITTED = "fit"  # the policy of a fitted plan, before its ":K"
 _MAKE_IT = "adaptrix convert SRC --base MODEL --layers fit:K --text FILE makes it, and its file needs no policy."
 _LONGEST = 1000  # characters of a policy: it goes into the manifest
 _EXPLICIT = re.compile(r"\d{1,6}(-\d{1,6})?(,\d{1,6}(-\d{1,6})?)*")
@@ -35,11 +35,15 @@ _EXPLICIT = re.compile(r"\d{1,6}(-\d{1,6})?(,\d{1,6}(-\d{1,6})?)*")
 class Plan:
     """The layers of an adapter that act.
 
-    ``policy`` is what was asked for, ``layers`` what it came to. A site outside the layers (an
-    embedding, a head) acts only under ``all``. ``gains`` multiply ΔW by layer, 1 where absent.
-    ``overrides`` replace the adapter's own deltas while the plan is in force: what a redistribution or
-    a recompression made, or a fit, which ``fit`` then tells of. ``notes`` say what making it has cost.
-    ``reduced``: the bound deltas are themselves less than the adapter's were, as the notes tell.
+    - ``bound``: the adapter.
+    - ``policy``: as it was asked for, such as ``middle`` or ``8-23,28``.
+    - ``layers``: the active layers by stack. A site outside the layers (an embedding, a head) acts only under ``all``.
+    - ``gains``: by layer, multiply ΔW; 1 where absent.
+    - ``overrides``: replace the adapter's own deltas under this plan: the results of a redistribution, a
+      recompression or a fit.
+    - ``notes``: the measured cost of making the plan.
+    - ``fit``: the record of a fit, None for other plans.
+    - ``reduced``: the bound deltas themselves are approximations of the adapter's, as the notes say.
     """
 
     bound: BoundAdapter
@@ -55,7 +59,7 @@ class Plan:
         return f"<Plan {self.policy}: {len(self.sites)} of {len(self.bound.deltas)} sites of {self.bound.adapter.name}>"
 
     def active(self, site: Site) -> bool:
-        """Whether a site is injected."""
+        """True where a site is injected."""
         stack = self.bound.stack(site)
         return self.policy == "all" if stack is None else site.layer in self.layers.get(stack, ())
 
@@ -72,8 +76,8 @@ class Plan:
     def retained(self) -> float | None:
         """The share of Σ‖ΔW‖²_F at the active sites.
 
-        None where a share says nothing: deltas were changed (its notes have the error that was
-        measured), ΔW is zero everywhere, or its norm is not finite.
+        None where a share is meaningless: deltas were changed (the notes have the measured error), ΔW is zero
+        everywhere, or its norm is not finite.
         """
         energies = self.bound.energies
         total = summed(energies.values())
@@ -83,20 +87,20 @@ class Plan:
 
     @property
     def share(self) -> str:
-        """What is retained, in words."""
+        """The retained share of ‖ΔW‖², in words."""
         if self.retained is not None:
             return f"{self.retained:.1%} of ‖ΔW‖²"
         changed = len(self.bound.deltas) if self.reduced else len(self.overrides)
-        return f"{changed} of them changed" if changed else "no share of ‖ΔW‖² can be told"
+        return f"{changed} of them changed" if changed else "the share of ‖ΔW‖² is undefined"
 
     @property
     def idle(self) -> int:
-        """How many deltas do not act."""
+        """The number of deltas that do not act."""
         return sum(not self.active(site) for site in self.bound.deltas)
 
     @property
     def complete(self) -> bool:
-        """Whether every delta acts, unchanged."""
+        """True where every delta acts, unchanged."""
         plain = not self.overrides and all(gain == 1.0 for gain in self.gains.values())
         return plain and all(map(self.active, self.bound.deltas))
 
@@ -137,7 +141,7 @@ def _fit(fit: FitRecord | None) -> FitJSON | None:
 
 
 def powerless(plan: Plan) -> Iterator[Problem]:
-    """A warning where nothing will happen: no layer of the plan has a delta, or all of ΔW is zero."""
+    """A warning for a plan without effect: no layer of it has a delta, or all of ΔW is zero."""
     if plan.bound.deltas and not plan.sites:
         found, remedy = "none of its layers has a delta", "Choose others with --layers, or all."
     elif plan.bound.deltas and not summed(plan.bound.energies.values()):
@@ -159,7 +163,7 @@ def make_plan(bound: BoundAdapter, policy: str) -> Plan:
     elif policy in _NAMED:
         layers = {stack: _NAMED[policy](depth) for stack, depth in bound.depths.items()}
     elif name == FITTED:
-        raise _usage(policy, "this is made by training", "another policy", _MAKE_IT)
+        raise _usage(policy, "a fitted plan needs training", "another policy", _MAKE_IT)
     elif _EXPLICIT.fullmatch(policy) and len(policy) <= _LONGEST:
         layers = _explicit(bound, policy)
     else:
@@ -224,14 +228,14 @@ def _checked_depths(bound: BoundAdapter, policy: str, count: int) -> Mapping[str
 
 def _explicit(bound: BoundAdapter, policy: str) -> dict[str, tuple[int, ...]]:
     deepest = max(bound.depths.values(), default=0)
-    wanted: set[int] = set()
+    named: set[int] = set()
     for span in policy.split(","):
         first, _, last = span.partition("-")
         low, high = int(first), int(last or first)
         if low > high or high >= deepest:
             raise _usage(policy, f"layers {span}", f"layers from 0 to {deepest - 1}, the smaller first")
-        wanted |= set(range(low, high + 1))
-    return {stack: tuple(sorted(layer for layer in wanted if layer < depth)) for stack, depth in bound.depths.items()}
+        named |= set(range(low, high + 1))
+    return {stack: tuple(sorted(layer for layer in named if layer < depth)) for stack, depth in bound.depths.items()}
 
 
 def _unknown(policy: str) -> UsageError:
@@ -258,8 +262,8 @@ def recorded_plan(bound: BoundAdapter, recorded: Recorded) -> Plan:
     """The plan that an injection file was written with."""
     named = {str(site): site for site in bound.deltas}
     stacks = {role.depth for role in bound.architecture.roles.values()}
-    strange = [f"plan.layers.{stack}" for stack, layers in recorded.layers.items() if layers and stack not in stacks]
-    moved = sorted(recorded.overrides.keys() - named.keys()) + strange
+    unknown = [f"plan.layers.{stack}" for stack, layers in recorded.layers.items() if layers and stack not in stacks]
+    moved = sorted(recorded.overrides.keys() - named.keys()) + unknown
     if moved:
         raise UsageError(
             Problem(

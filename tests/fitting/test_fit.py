@@ -190,7 +190,7 @@ def test_a_fit_that_a_manifest_tells_wrongly_is_refused(fitted, tmp_path, name, 
 
 
 def test_attaching_does_not_fit(place):
-    with pytest.raises(UsageError, match="this is made by training"):
+    with pytest.raises(UsageError, match="a fitted plan needs training"):
         adaptrix.attach(tiny_model("llama", seed=3), {"a": place / "lora"}, layers="fit:2")
 
 
