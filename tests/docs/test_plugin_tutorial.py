@@ -2,12 +2,9 @@
 
 import os
 
-import pytest
-
 from tests.docs.pages import ROOT, WRITE, Run, blocks, checkout, environment
 from tests.helpers.plugins import site as site  # a fixture
 
-pytest.importorskip("adaptrix.extend", reason="the tutorial imports it")
 PAGE = ROOT / "docs" / "plugins.md"
 TEXT = PAGE.read_text("utf-8")
 

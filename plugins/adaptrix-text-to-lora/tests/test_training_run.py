@@ -167,13 +167,6 @@ def test_everything_that_is_wrong_with_a_config_is_told_at_once(tmp_path: Path) 
         read_config(tmp_path / "idle.yaml")
 
 
-def test_the_readmes_config_is_one(tmp_path: Path) -> None:
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
-    (tmp_path / "run.yaml").write_text(readme.partition("```yaml\n")[2].partition("```")[0])
-    config = read_config(tmp_path / "run.yaml")
-    assert (config.base, config.rate) == (str(tmp_path / "llama"), 2.5e-5)
-
-
 def test_every_line_that_is_wrong_is_told(tmp_path: Path) -> None:
     lines = [
         '{"description": "Add", "prompt": "1", "response": "2"}',
