@@ -65,7 +65,10 @@ def load_model(kind: Any, folder: Path, **options: Any) -> Any:
     ``kind``: a model class of transformers, or one of its ``Auto`` classes.
     """
     with own_files(folder) as own, quietly():
-        return kind.from_pretrained(own, use_safetensors=True, **_SAFE, **options)
+        loaded = kind.from_pretrained(own, use_safetensors=True, **_SAFE, **options)
+    model = loaded[0] if isinstance(loaded, tuple) else loaded
+    model.name_or_path = model.config.name_or_path = str(folder)  # the folder of links is gone
+    return loaded
 
 
 def load_whole(kind: Any, folder: Path, name: str, code: str = "base-unusable", unused: str = "") -> Any:

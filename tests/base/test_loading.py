@@ -46,6 +46,11 @@ def test_an_adapter_beside_the_weights_is_not_put_on_the_base(made, tmp_path):
     assert torch.equal(in_fp32(base, "base").state_dict()[name], weights[name].float())
 
 
+def test_a_loaded_model_bears_the_name_of_its_folder(made):
+    model = in_fp32(made.base, "base")
+    assert (model.name_or_path, model.config.name_or_path) == (str(made.base), str(made.base))
+
+
 def test_links_are_to_the_files_of_a_model_alone(made, tmp_path):
     for name in (
         "config.json",
