@@ -46,6 +46,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/lint-imports --config plugins/imports.toml
 
 # The site, in dist/docs. Every warning is an error, but not with -q: mkdocs does not count the warnings that it hides.
 docs: $(DOCS)

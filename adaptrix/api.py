@@ -44,7 +44,7 @@ def check(adapter: Adapter | Uri, base: Uri | None = None, *, allow_nonfinite: b
     What is wrong with files, of the adapter or of the base, is in the report. Raises :class:`UsageError` for a
     path or name that is none, :class:`UnreachableError` where the adapter or ``base`` cannot be reached.
     """
-    return Pipeline().check(_subject(adapter), None if base is None else fspath(base), allow_nonfinite=allow_nonfinite)
+    return Pipeline().check(_subject(adapter), _path(base), allow_nonfinite=allow_nonfinite)
 
 
 def inspect(uri: Adapter | Uri, base: Uri | None = None) -> Inspection:
@@ -53,8 +53,8 @@ def inspect(uri: Adapter | Uri, base: Uri | None = None) -> Inspection:
     Raises :class:`AdaptrixError` where there is nothing to show.
     """
     pipeline = Pipeline()
-    adapter = uri if isinstance(uri, Adapter) else pipeline.read(fspath(uri))
-    return summarise(pipeline.bind(adapter, None if base is None else fspath(base)))
+    adapter, source = (uri, None) if isinstance(uri, Adapter) else (pipeline.read(fspath(uri)), fspath(uri))
+    return summarise(pipeline.bind(adapter, _path(base)), source)
 
 
 def convert(
@@ -96,7 +96,7 @@ def convert(
     """
     options = Options(
         to=to,
-        base=None if base is None else fspath(base),
+        base=_path(base),
         layers=layers,
         redistribute=redistribute,
         rank=rank,
@@ -107,7 +107,7 @@ def convert(
         name=name,
         force=force,
         allow_nonfinite=allow_nonfinite,
-        text=None if text is None else fspath(text),
+        text=_path(text),
         steps=steps,
         seed=seed,
     )
@@ -180,8 +180,7 @@ def diff(first: Adapter | Uri, second: Adapter | Uri, base: Uri | None = None) -
 
     Raises :class:`AdaptrixError` for adapters that are of no one model.
     """
-    where = None if base is None else fspath(base)
-    return compare_adapters(Pipeline(), _subject(first), _subject(second), where)
+    return compare_adapters(Pipeline(), _subject(first), _subject(second), _path(base))
 
 
 def extract(
@@ -213,15 +212,6 @@ def extract(
     return done
 
 
-def _subject(adapter: Adapter | Uri) -> Adapter | str:
-    return adapter if isinstance(adapter, Adapter) else fspath(adapter)
-
-
-def _output(to: str, base: Uri | None, dtype: str | None, name: str | None, *, force: bool) -> Options:
-    """Options of a result whose every delta acts."""
-    return Options(to=to, base=None if base is None else fspath(base), dtype=dtype, name=name, force=force)
-
-
 def merge(
     uri: Uri,
     base: Uri,
@@ -246,8 +236,21 @@ def merge(
     :class:`AdaptrixWarning`. Raises :class:`AdaptrixError` with every problem, and then leaves nothing behind.
     """
     options = MergeOptions(layers, dtype, force, allow_nonfinite, verify, qlora_base)
-    target = None if out is None else fspath(out)
+    target = _path(out)
     prepare(target, options)
     done = write(draft(Pipeline(), fspath(uri), fspath(base), options), target, options)
     warn_of(done.problems)
     return done.path
+
+
+def _subject(adapter: Adapter | Uri) -> Adapter | str:
+    return adapter if isinstance(adapter, Adapter) else fspath(adapter)
+
+
+def _output(to: str, base: Uri | None, dtype: str | None, name: str | None, *, force: bool) -> Options:
+    """Options of a result whose every delta acts."""
+    return Options(to=to, base=_path(base), dtype=dtype, name=name, force=force)
+
+
+def _path(uri: Uri | None) -> str | None:
+    return None if uri is None else fspath(uri)

@@ -15,11 +15,11 @@ from torch import nn
 from adaptrix.adapter import Adapter
 from adaptrix.architecture import Architecture, Site
 from adaptrix.base.svd import Known, SvdCache
-from adaptrix.binding.bind import BoundAdapter, bind
+from adaptrix.binding.bind import bind
 from adaptrix.binding.identify import by_config
 from adaptrix.errors import AdaptrixError, Problem, RefusedError, UsageError, errors_in, warn_of
 from adaptrix.pipeline import Pipeline
-from adaptrix.planning.plan import Plan, make_plan, recorded_plan
+from adaptrix.planning.plan import Plan, plan_of
 from adaptrix.runtime.build import kernels, require_finite
 from adaptrix.runtime.decompositions import Decompositions
 from adaptrix.runtime.drift import Drift
@@ -146,7 +146,7 @@ class _Loader:
         bound = bind(read, by_config(self._config, known, read, type(self._model).__name__))
         if errors := [*errors_in(bound.problems), *_unservable(read)]:
             raise RefusedError(errors)
-        plan = self._plan(bound)
+        plan = plan_of(bound, self._layers)
         modules = dict(self._modules_of(bound.architecture))
         extras, problems = places(plan, self._model, modules)
         if problems := [*unreachable(plan, modules), *problems]:
@@ -164,12 +164,6 @@ class _Loader:
         if key not in self._reached:
             self._reached[key] = reached(self._model, architecture)
         return self._reached[key]
-
-    def _plan(self, bound: BoundAdapter) -> Plan:
-        recorded = bound.adapter.recorded
-        if self._layers is None and recorded is not None:
-            return recorded_plan(bound, recorded)
-        return make_plan(bound, self._layers or "all")
 
 
 def _unanswered(problems: Iterable[Problem]) -> Iterator[Problem]:

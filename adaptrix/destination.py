@@ -5,30 +5,44 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from adaptrix.errors import Problem, UsageError
+from adaptrix.feature_names import FEATURES
 from adaptrix.options import Options
+from adaptrix.planning.features import needed
 from adaptrix.planning.plan import Plan
 from adaptrix.records import Format
+from adaptrix.wording import some
 
 
 def destination(out: str | None, name: str | None, form: Format) -> Path | None:
+    """The path of an adapter in a format: ``my-lora.adaptrix.safetensors`` for one of one file, else ``my-lora-peft``.
+
+    Rules and errors are those of :func:`output_path`.
+    """
+    return output_path(out, name, form.suffix or f"-{form.name}", one_file=bool(form.suffix))
+
+
+def output_path(out: str | None, name: str | None, ending: str, *, one_file: bool = False) -> Path | None:
     """The path to write: ``out``, or the adapter's name in ``out`` if that is a folder, or in the current one.
 
-    ``out`` is a folder if it ends in a slash, and for a format of one file if there is such a folder. None where
-    the path depends on a ``name`` that is not known yet. Raises :class:`UsageError` for ``missing/``.
+    - ``out``: a folder to write into if it ends in a slash, and for an output of one file if there is such a folder.
+    - ``name``: the adapter's, None where it is not known yet; then what depends on it is None.
+    - ``ending``: what follows the name.
+
+    Raises :class:`UsageError` for ``missing/``.
     """
     if out is None:
         folder = Path()
     elif out.endswith(("/", os.sep)):
         folder = require_folder(out)
-    elif form.suffix and Path(out).is_dir():
+    elif one_file and Path(out).is_dir():
         folder = Path(out)
     else:
         return Path(out)
-    return None if name is None else folder / _default(name, form)
+    return None if name is None else folder / (_safe(name) + ending)
 
 
 def require_folder(out: str) -> Path:
@@ -39,10 +53,9 @@ def require_folder(out: str) -> Path:
     return Path(out)
 
 
-def _default(name: str, form: Format) -> str:
-    """The default file name: ``my-lora.adaptrix.safetensors`` for a format of one file, else ``my-lora-peft``."""
-    safe = re.sub(r"[^\w.+@-]", "-", name).lstrip(".-") or "adapter"
-    return safe + (form.suffix or f"-{form.name}")
+def _safe(name: str) -> str:
+    """A name that is no path, no hidden file and no option of a command."""
+    return re.sub(r"[^\w.+@-]", "-", name).lstrip(".-") or "adapter"
 
 
 def require_apart(path: Path, source: Collection[Path]) -> None:
@@ -72,21 +85,41 @@ def require_untaken(path: Path, taken: Mapping[Path, str]) -> None:
             raise UsageError(Problem("output-taken", str(path), why, remedy="Give each output a --name of its own."))
 
 
-def would_lose(plan: Plan, options: Options) -> UsageError:
-    """The error for a format that cannot hold what a plan leaves out or replaces."""
+def require_carried(plan: Plan, form: Format, options: Options, later: Collection[str] = ()) -> None:
+    """Raises :class:`UsageError` with everything in a plan that a format cannot hold, one problem a feature.
+
+    ``later``: features that are not asked for yet.
+    """
+    lacking = needed(plan, [name for name in FEATURES if name not in form.carries and name not in later])
+    if lacking:
+        found = [_idle_or_changed(plan, options)] if "plan" in lacking else []
+        raise UsageError([*found, *(_loss(name, where, form) for name, where in lacking.items() if name != "plan")])
+
+
+def _loss(feature: str, where: Sequence[str], form: Format) -> Problem:
+    found = f"it cannot hold {FEATURES[feature]} ({some(where, 3)})"
+    remedy = "Write an injection file, which holds everything."
+    if feature == "mixed_scale":
+        remedy = f"A scale goes into B where that rounds nothing; --dtype fp32 or fp64 has more room. {remedy}"
+    return Problem("format-loss", f"to {form.name}", found, f"a format that carries {feature}", remedy)
+
+
+def _idle_or_changed(plan: Plan, options: Options) -> Problem:
+    """The problem of a format that cannot hold what a plan leaves out or replaces."""
     asked = {"--redistribute": options.redistribute != "none", "--rank": options.rank is not None}
     by = " and ".join(option for option, given in asked.items() if given)
     said = [f"{plan.idle} of {len(plan.bound.deltas)} deltas are outside the plan {plan.policy}"] if plan.idle else []
-    said += [f"{by} changes {len(plan.overrides)} deltas"] if plan.overrides else []
-    remedy = f"A {options.to} folder cannot hold that: add --prune to lose what is left out or replaced"
+    said += [f"{by or 'the plan'} changes {len(plan.overrides)} deltas"] if plan.overrides else []
+    said += [f"the plan {plan.policy} has gains"] if any(gain != 1.0 for gain in plan.gains.values()) else []
+    remedy = f"The format {options.to} cannot hold that: add --prune to lose what is left out or replaced"
     remedy += ", or choose --layers all." if plan.idle else "."
-    return UsageError(Problem("format-loss", f"to {options.to}", "; ".join(said), remedy=remedy))
+    return Problem("format-loss", f"to {options.to}", "; ".join(said), remedy=remedy)
 
 
 def no_place_for_fit(options: Options) -> UsageError:
     """The same error, before a plan is fitted."""
     remedy = "Add --prune to keep nothing but what is fitted, or write an injection file."
-    found = f"a {options.to} folder cannot hold what the plan leaves out or replaces"
+    found = "the format cannot hold what the plan leaves out or replaces"
     return UsageError(Problem("format-loss", f"to {options.to}", found, remedy=remedy))
 
 

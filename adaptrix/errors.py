@@ -10,7 +10,10 @@ import sys
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+if TYPE_CHECKING:
+    from adaptrix.schemas.shared import ProblemJSON
 
 Severity = Literal["error", "warning", "note"]
 
@@ -36,8 +39,15 @@ class Problem:
             text += f"; expected {self.expected}"
         return f"{text}. {self.remedy}" if self.remedy else text
 
-    def as_dict(self) -> dict[str, str]:
-        return {name: getattr(self, name) for name in self.__slots__}
+    def as_dict(self) -> ProblemJSON:
+        return {
+            "code": self.code,
+            "where": self.where,
+            "found": self.found,
+            "expected": self.expected,
+            "remedy": self.remedy,
+            "severity": self.severity,
+        }
 
 
 class AdaptrixWarning(UserWarning):

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from adaptrix.adapter import Adapter, Extra
+from adaptrix.adapter import Extra, Provenance
 from adaptrix.binding.bind import BoundAdapter, summed
 from adaptrix.binding.stacks import ranges
 from adaptrix.delta import Spectral, of_class
-from adaptrix.errors import Problem
+from adaptrix.errors import Problem, errors_in
+from adaptrix.planning.plan import recorded_as_dict
+from adaptrix.schemas.values import number, plain
+
+if TYPE_CHECKING:
+    from adaptrix.schemas.reports import ExtraJSON, InspectJSON, ProvenanceJSON, RoleJSON
 
 #: ‖ΔW‖_F by role and layer
 Picture = Mapping[str, Mapping[int, float]]
@@ -30,14 +35,34 @@ class RoleSummary:
     energy: float
     kinds: tuple[str, ...] = ("lora",)
 
+    def as_dict(self) -> RoleJSON:
+        return {
+            "role": self.role,
+            "deltas": self.count,
+            "layers": self.layers,
+            "shapes": [list(shape) for shape in self.shapes],
+            "ranks": list(self.ranks),
+            "scales": list(map(number, self.scales)),
+            "dtypes": list(self.dtypes),
+            "energy": number(self.energy),
+            "kinds": list(self.kinds),
+        }
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Inspection:
-    """The summary of an adapter. ``problems`` are those of a check that does not read every number."""
+    """The summary of an adapter. ``problems`` are those of a check that does not read every number; ``source``: the uri
+    as it was given, or the name of an adapter that was given itself."""
 
     bound: BoundAdapter
     roles: tuple[RoleSummary, ...]
     problems: tuple[Problem, ...]
+    source: str
+
+    def __repr__(self) -> str:
+        """The source and counts: an adapter has hundreds of deltas."""
+        counts = f"{len(self.bound.deltas)} deltas in {len(self.roles)} roles, {len(self.problems)} problems"
+        return f"<Inspection {self.source!r}: {self.bound.architecture.family}, {counts}>"
 
     @property
     def picture(self) -> Picture:
@@ -75,50 +100,49 @@ class Inspection:
         said += ["layers without a delta"] if depth > most_layers else []
         return rows, layers, ", ".join(said)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> InspectJSON:
         bound, adapter = self.bound, self.bound.adapter
         return {
-            "name": adapter.name,
-            "base": adapter.base,
-            "architecture": bound.architecture.family,
-            "dims": {name: {"value": v, "from": bound.dims.origins[name]} for name, v in bound.dims.values.items()},
+            "source": self.source,
+            "ok": not errors_in(self.problems),
+            "problems": [problem.as_dict() for problem in self.problems],
+            "adapter": bound.as_dict(),
+            "provenance": _provenance(adapter.provenance),
+            "dims": {name: {"value": v, "origin": bound.dims.origins[name]} for name, v in bound.dims.values.items()},
             "depths": dict(bound.depths),
-            "source": _fields(adapter.provenance),
-            "plan": _plan(adapter),
+            "plan": recorded_as_dict(bound),
             "tensors": sum(1 for _ in adapter.tensors()),
             "bytes": sum(tensor.nbytes for _, tensor in adapter.tensors()),
-            "roles": [_fields(role) for role in self.roles],
-            "norms": {role: {str(layer): norm for layer, norm in row.items()} for role, row in self.picture.items()},
+            "roles": [role.as_dict() for role in self.roles],
+            "norms": {
+                role: {str(layer): number(norm) for layer, norm in row.items()} for role, row in self.picture.items()
+            },
             "extras": {key: _extra(extra) for key, extra in adapter.extras.items()},
-            "problems": [problem.as_dict() for problem in self.problems],
         }
 
 
-def _fields(value: Any) -> dict[str, Any]:
-    """The fields of a frozen dataclass by name, mappings as dicts, nothing copied deeper."""
-    found = {field.name: getattr(value, field.name) for field in fields(value)}
-    return {name: dict(item) if isinstance(item, Mapping) else item for name, item in found.items()}
+def _provenance(found: Provenance) -> ProvenanceJSON:
+    return {
+        "uri": found.uri,
+        "format": found.format,
+        "commit": found.commit,
+        "files": dict(found.files),
+        "config": plain(found.config),
+    }
 
 
-def _plan(adapter: Adapter) -> dict[str, Any] | None:
-    if adapter.recorded is None:
-        return None
-    layers = {stack: list(found) for stack, found in adapter.recorded.layers.items()}
-    return {"policy": adapter.recorded.policy, "layers": layers}
-
-
-def _extra(extra: Extra) -> dict[str, Any]:
+def _extra(extra: Extra) -> ExtraJSON:
     return {"kind": extra.kind, "dtype": extra.tensor.dtype, "shape": list(extra.tensor.shape)}
 
 
-def summarise(bound: BoundAdapter) -> Inspection:
-    """The inspection of a bound adapter."""
+def summarise(bound: BoundAdapter, source: str | None = None) -> Inspection:
+    """The inspection of a bound adapter; ``source``: the uri it was read from, None for one that was given itself."""
     groups: dict[str, list[Any]] = {}
     place = {role: i for i, role in enumerate(bound.architecture.roles)}  # the family's own order: q k v o …
     for site in sorted(bound.deltas, key=lambda site: (place[site.role], site.order)):
         groups.setdefault(_label(site.role, site.part), []).append(site)
     roles = tuple(_summary(bound, role, sites) for role, sites in groups.items())
-    return Inspection(bound, roles, bound.problems)
+    return Inspection(bound, roles, bound.problems, bound.adapter.name if source is None else source)
 
 
 def _summary(bound: BoundAdapter, role: str, sites: list[Any]) -> RoleSummary:

@@ -92,6 +92,11 @@ def _fit_problems(options: Options) -> Iterator[Problem]:
             yield Problem("option", name, f"{value!r}", f"a whole number of at least {least}")
 
 
+def spelled(dtype: str) -> str:
+    """A dtype by the short name that people type: ``fp32`` for ``F32``; :func:`dtype_name` the other way."""
+    return f"fp{dtype[1:].lower()}" if dtype.startswith("F") else dtype.lower()
+
+
 def dtype_name(name: str) -> str:
     """A dtype as safetensors names it: ``bfloat16``, ``bf16`` and ``torch.bfloat16`` are ``BF16``."""
     upper = name.upper().removeprefix("TORCH.").removesuffix("FN")

@@ -18,11 +18,12 @@ from adaptrix.adapter import Adapter
 from adaptrix.binding.bind import BoundAdapter, bind
 from adaptrix.binding.identify import Identity, by_config, by_paths, by_record
 from adaptrix.delta import require_low_rank
-from adaptrix.destination import destination, no_place_for_fit, require_apart, require_untaken, would_lose
+from adaptrix.destination import destination, no_place_for_fit, require_apart, require_carried, require_untaken
 from adaptrix.errors import AdaptrixError, Problem, RefusedError, UnreachableError, UsageError, errors_in
 from adaptrix.options import Options, dtype_name, require_options
+from adaptrix.planning.features import FOLDED, folded
 from adaptrix.planning.lowering import lowered, others, require_small_loss, without_vectors
-from adaptrix.planning.plan import Plan, make_plan, powerless, recorded_plan
+from adaptrix.planning.plan import Plan, make_plan, plan_of, powerless
 from adaptrix.planning.prune import cast, pruned
 from adaptrix.planning.redistribute import reshape_plan
 from adaptrix.plugins.catalog import Catalog
@@ -112,13 +113,13 @@ class Pipeline:
         path = destination(out if out is None else fspath(out), options.name, form)
         if path is not None:
             atomic.require_free(path, force=options.force, holds=form.writes)
-        if options.vectors is not None and not form.keeps_spectral:
+        if options.vectors is not None and "spectral" not in form.carries:
             found, remedy = (
                 f"{options.vectors!r} for a {form.name} output",
                 "It is for spectral deltas in injection files.",
             )
             raise UsageError(Problem("option", "vectors", found, remedy=remedy))
-        if options.wants_fit and not form.keeps_plan and not options.prune:
+        if options.wants_fit and "plan" not in form.carries and not options.prune:
             raise no_place_for_fit(options)
 
     def convert(
@@ -159,7 +160,7 @@ class Pipeline:
         done = self.publish(plan, out, options, sources, taken)
         if maker is not None:
             maker.forget(done.path)
-        return replace(done, problems=(*report.problems, *done.problems))
+        return replace(done, source=report.source, problems=(*report.problems, *done.problems))
 
     def publish(
         self,
@@ -169,13 +170,19 @@ class Pipeline:
         sources: Iterable[Bundle] = (),
         taken: Mapping[Path, str] = MappingProxyType({}),
     ) -> Conversion:
-        """Writes a plan as it is to where the options say, apart from the files of its ``sources``."""
+        """Writes a plan to where the options say, apart from the files of its ``sources``.
+
+        What the format does not carry is folded where that is exact; the rest is a :class:`UsageError`.
+        """
         form, path = self._writable(options.to), self._place(plan.bound.adapter.name, out, options, sources, taken)
+        plan = folded(plan, form.carries)
+        require_carried(plan, form, options)
         assert form.write is not None  # _writable saw to it
         with atomic.output(path, force=options.force, holds=form.writes) as work:
             form.write(plan, work)
             sizes = [tensor.nbytes for _, tensor in _read_back(form, work, path).tensors()]
-        return Conversion(path, plan, (*plan.notes, *powerless(plan)), len(sizes), sum(sizes))
+        said = (*plan.notes, *powerless(plan))
+        return Conversion(path, plan, said, len(sizes), sum(sizes), plan.bound.adapter.name)
 
     def _place(
         self,
@@ -186,11 +193,17 @@ class Pipeline:
         taken: Mapping[Path, str],
     ) -> Path:
         """Where an adapter of a name goes. Raises :class:`UsageError` where something else is there to stay."""
-        path = destination(out if out is None else fspath(out), name, self._writable(options.to))
-        assert path is not None  # there is a name
+        path = self.output_path(name, out, options.to)
         for bundle in sources:
             require_apart(path, bundle.files.values())
         require_untaken(path, {**taken, **_base_config_file(options.base)})
+        return path
+
+    def output_path(self, name: str, out: str | PathLike[str] | None, to: str = "injection") -> Path:
+        """The file or folder that an adapter of a name is written to, in the format ``to``; ``out`` as for
+        :func:`adaptrix.convert`. Raises :class:`UsageError` for a folder that is missing."""
+        path = destination(out if out is None else fspath(out), name, self._writable(to))
+        assert path is not None  # there is a name
         return path
 
     def base_config(self, base: str) -> Mapping[str, Any]:
@@ -226,7 +239,7 @@ class Pipeline:
         return source
 
     def _writable(self, name: str) -> Format:
-        formats = {form.name: form for form in self.catalog.formats if form.write is not None}
+        formats = self.catalog.writable
         if name not in formats:
             raise UsageError(Problem("option", f"to {name}", "no such format to write", ", ".join(formats)))
         return formats[name]
@@ -241,38 +254,35 @@ def _named(bound: BoundAdapter, options: Options) -> BoundAdapter:
 
 def _plan(bound: BoundAdapter, options: Options, form: Format, made: Plan | None, resolver: Resolver | None) -> Plan:
     """The plan to write; ``made``: by another's hands, as the options say."""
-    recorded = bound.adapter.recorded
-    if made is not None:
-        plan = made
-    elif options.layers is not None:
-        plan = make_plan(bound, options.layers)
-    elif recorded is not None and (options.prune or form.keeps_plan):
-        plan = recorded_plan(bound, recorded)
-    else:
-        plan = make_plan(bound, "middle" if form.keeps_plan else "all")
-    if made is None:
-        plan = reshape_plan(plan, options.redistribute, options.rank)
+    plan = made or reshape_plan(_chosen(bound, options, form), options.redistribute, options.rank)
     if options.prune:
         plan = pruned(plan)
-    elif not form.keeps_plan and not plan.complete:
-        raise would_lose(plan, options)
     plan = _spectral(plan, options, form, resolver)
     return cast(plan, dtype_name(options.dtype)) if options.dtype is not None else plan
+
+
+def _chosen(bound: BoundAdapter, options: Options, form: Format) -> Plan:
+    """The plan that the options choose; one that a file was written with only where what it leaves out can go."""
+    if options.layers is None and "plan" not in form.carries and not options.prune:
+        return make_plan(bound, "all")
+    return plan_of(bound, options.layers, "middle" if "plan" in form.carries else "all")
 
 
 def _spectral(plan: Plan, options: Options, form: Format, resolver: Resolver | None) -> Plan:
     """The plan with its spectral deltas as the format and the options want them."""
     if not others(plan):
         return plan
-    if form.keeps_spectral and options.rank is not None:
+    kept = "spectral" in form.carries
+    if kept and options.rank is not None:
         require_low_rank({site: plan.delta(site) for site in plan.sites}, plan.bound.adapter.name, "--rank here")
-    if form.keeps_spectral and options.vectors == "omit":
+    if kept and options.vectors == "omit":
         return without_vectors(plan)
-    if not form.keeps_spectral:
+    if not kept:
+        require_carried(plan, form, options, later=("spectral", *FOLDED))  # before a base is fetched and decomposed
         require_small_loss(plan, options.rank, options.max_error)
-    if resolver is not None and (options.vectors == "include" or not form.keeps_spectral):
+    if resolver is not None and (options.vectors == "include" or not kept):
         plan = resolver(plan, options.base)
-    return plan if form.keeps_spectral else lowered(plan, options.rank)
+    return plan if kept else lowered(plan, options.rank)
 
 
 class _Written(Bundle):

@@ -7,12 +7,16 @@ is found costs nothing more for it. A plugin may have a ``problems.toml`` of the
 from __future__ import annotations
 
 import tomllib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from adaptrix.errors import refuse
 from adaptrix.plugins.installed import entry_points
+
+if TYPE_CHECKING:
+    from adaptrix.schemas.reports import ExplanationJSON
 
 FILE = "problems.toml"
 
@@ -36,8 +40,15 @@ class Explanation:
     do: str
     example: str
 
-    def as_dict(self) -> dict[str, str]:
-        return asdict(self)
+    def as_dict(self) -> ExplanationJSON:
+        return {
+            "code": self.code,
+            "topic": self.topic,
+            "means": self.means,
+            "why": self.why,
+            "do": self.do,
+            "example": self.example,
+        }
 
 
 def own_codes() -> dict[str, Explanation]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from functools import cached_property
 from pathlib import Path
 from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any, Protocol
 
 from adaptrix.errors import Problem, refuse
+from adaptrix.feature_names import LORA
 
 if TYPE_CHECKING:
     import click
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from adaptrix.adapter import Adapter
     from adaptrix.planning.plan import Plan
 
+_UNSTATED = frozenset({"unstated"})
 _PIECE = 4 << 20  # large, so that the thread rarely has to ask for the interpreter
 
 
@@ -107,6 +110,16 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+class _Carried:
+    """Reads an option of an earlier version from a format's ``carries``."""
+
+    def __init__(self, feature: str) -> None:
+        self._feature = feature
+
+    def __get__(self, form: Format | None, owner: type[Format]) -> bool | None:
+        return None if form is None else self._feature in form.carries
+
+
 @dataclass(frozen=True, slots=True)
 class Format:
     """A file format of adapters.
@@ -118,8 +131,9 @@ class Format:
     where there is one, writes a plan to a path that does not exist yet; the caller moves it into place.
     ``suffix``: what is added to an adapter's name for a default output; "" for a folder, which is called
     ``<adapter>-<format>``. ``writes``: the names of the files in such a folder; one that has any other is never
-    replaced. ``keeps_plan``: what is written holds inactive deltas and the plan itself. ``keeps_spectral``: it holds
-    spectral deltas as they are; ``write`` of any other format is given LoRAs of them.
+    replaced. ``carries``: what the files can hold, of :data:`adaptrix.feature_names.FEATURES`; to be stated with
+    ``write``, which is given plans that need nothing else. ``keeps_plan`` and ``keeps_spectral`` are how ``plan`` and
+    ``spectral`` were stated before, beside all of a LoRA; they still work in this version, with a warning.
     """
 
     name: str
@@ -129,8 +143,22 @@ class Format:
     write: Callable[[Plan, Path], None] | None = None
     suffix: str = ""
     writes: tuple[str, ...] = ()
-    keeps_plan: bool = False
-    keeps_spectral: bool = False
+    keeps_plan: InitVar[bool | None] = _Carried("plan")  # None, where the class is asked
+    keeps_spectral: InitVar[bool | None] = _Carried("spectral")
+    carries: frozenset[str] = _UNSTATED
+
+    def __post_init__(self, keeps_plan: bool | None, keeps_spectral: bool | None) -> None:
+        if self.carries is not _UNSTATED:
+            return
+        stated = {"plan": keeps_plan, "spectral": keeps_spectral}
+        for feature, kept in stated.items():
+            if kept not in (None, True, False):
+                raise TypeError(f"the keeps_{feature} of {self.name} is {kept!r}, not True or False")
+        carries = LORA.union(feature for feature, kept in stated.items() if kept) if self.write else frozenset()
+        object.__setattr__(self, "carries", carries)
+        if self.write:
+            said = f"format {self.name} states no carries; until the next version it is taken for {sorted(carries)}"
+            warnings.warn(said, DeprecationWarning, stacklevel=3)
 
 
 @dataclass(frozen=True, slots=True)

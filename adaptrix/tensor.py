@@ -39,7 +39,9 @@ DTYPES: dict[str, tuple[int, str]] = {
     "U8": (1, "uint8"),
     "BOOL": (1, "bool"),
 }
-FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+#: the dtypes that models are stored and run in
+MODEL_FLOATS = ("F64", "F32", "F16", "BF16")
+FLOATS = (*MODEL_FLOATS, "F8_E4M3", "F8_E5M2")
 
 #: where a number is not finite: the bits to look at, and the least value of these that is none
 _BEYOND = {

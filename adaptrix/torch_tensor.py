@@ -20,6 +20,11 @@ TORCH = {
 NAMES = {dtype: name for name, dtype in TORCH.items()}
 
 
+def storable(dtype: torch.dtype) -> bool:
+    """True for the floating-point dtypes that a stored tensor may have."""
+    return dtype in NAMES
+
+
 def as_stored(tensor: Tensor) -> Stored:
     """A tensor of floats as it would be stored, to the byte; a copy in memory."""
     flat = tensor.detach().cpu().contiguous().view(-1)

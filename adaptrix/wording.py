@@ -28,6 +28,12 @@ def some(names: Iterable[str], most: int = 10) -> str:
     return ", ".join(listed[:most]) + (f" and {more} more" if more > 0 else "")
 
 
+def either(choices: Iterable[str]) -> str:
+    """Words of which one is to be chosen: ``fp32, fp16 or bf16``."""
+    *others, last = choices
+    return f"{', '.join(others)} or {last}" if others else last
+
+
 def commands(addresses: Iterable[str], most: int = 20) -> str:
     """A command that converts each address, one on a line."""
     listed = [f"\n    adaptrix convert {shlex.quote(address)}" for address in addresses]

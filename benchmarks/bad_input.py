@@ -103,7 +103,7 @@ def adaptrix_verdict(case: Case, folder: Path) -> str:
     out = str(folder / "out.adaptrix.safetensors")
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(io.StringIO()):
         code = cli.run(["convert", *case.command(folder), "-o", out, "--json"])
-    (result,) = json.loads(said.getvalue())
+    (result,) = json.loads(said.getvalue())["results"]
     if code == 0:
         return "reads it"
     first = next(problem for problem in result["problems"] if problem["severity"] == "error")

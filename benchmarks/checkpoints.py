@@ -134,7 +134,7 @@ def _(draft: Draft) -> None:
     draft.add(Q0, HIDDEN, HIDDEN, rank=0)
 
 
-@bad("one module twice, with prefix and without", f"{Q0}.lora_A.weight", "same place")
+@bad("one module twice, with prefix and without", f"{Q0}.lora_A.weight", "same tensor")
 def _(draft: Draft) -> None:
     name = f"{PREFIX}{Q0}.lora_A.weight"
     draft.tensors[name.removeprefix(PREFIX)] = draft.tensors[name] + 1

@@ -31,7 +31,7 @@ from transformers import LlamaForCausalLM
 
 import adaptrix
 from adaptrix.adapter import Adapter, Provenance, Target
-from adaptrix.base.svd import SvdCache, spectral
+from adaptrix.base.svd import SvdCache, spectral_delta
 from adaptrix.runtime.session import Session
 from adaptrix.runtime.spectral import SpectralKernel
 from adaptrix.torch_tensor import as_stored
@@ -50,7 +50,7 @@ def expert(model: LlamaForCausalLM, seed: int, cache: SvdCache) -> Adapter:
         if name.endswith(MATRICES):
             weight = as_stored(module.weight)
             z = (1 + 0.1 * rng.standard_normal(min(weight.shape))).astype(np.float32)
-            deltas[Target(name)] = spectral(z, weight, cache, where=name).without_vectors()
+            deltas[Target(name)] = spectral_delta(z, weight, cache, where=name).without_vectors()
     return Adapter(f"expert {seed}", MappingProxyType(deltas), MappingProxyType({}), Provenance("memory", "made"))
 
 

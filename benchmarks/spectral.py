@@ -30,7 +30,7 @@ from transformers.utils.logging import disable_progress_bar
 
 import adaptrix
 from adaptrix.adapter import Adapter, Provenance, Target
-from adaptrix.base.svd import SvdCache, spectral
+from adaptrix.base.svd import SvdCache, spectral_delta
 from adaptrix.formats import safetensors_file
 from adaptrix.tensor import Tensor
 
@@ -87,7 +87,7 @@ def converting(folder: Path, weights: Weights) -> None:
     """How large the files are, and what a rank leaves out."""
     cache, rng = SvdCache(folder / "svd0"), np.random.default_rng(0)
     deltas = {
-        Target(path): spectral(rng.normal(1, 0.1, min(w.shape)).astype(np.float32), w, cache, turned=True)
+        Target(path): spectral_delta(rng.normal(1, 0.1, min(w.shape)).astype(np.float32), w, cache, turned=True)
         for path, w in weights.items()
     }
     made = Adapter("expert", MappingProxyType(deltas), MappingProxyType({}), Provenance("benchmark", "made"))

@@ -5,7 +5,7 @@ A plugin would yield it from the hook ``adaptrix_architectures``; here it is rea
 
 import tomllib
 
-from adaptrix.architecture.registry import parse_architecture
+from adaptrix.extend import parse_architecture
 
 TOML = """
 family = "toy"

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import adaptrix
+from adaptrix.feature_names import FEATURES
 from adaptrix.formats import safetensors_file
 from adaptrix.inspection import summarise
 from adaptrix.options import Options, dtype_name
@@ -197,7 +198,7 @@ def test_one_name_is_for_one_source(place, two):
 @pytest.mark.parametrize("more", [[], ["--layers", "0", "--prune"], ["--rank", "1"], ["--dtype", "fp16"]])
 def test_what_was_written_is_counted(more, place, lora):
     code, out, _ = place.run("convert", lora, "-o", "x", *more, "--json")
-    (told,) = json.loads(out)
+    (told,) = json.loads(out)["results"]
     tensors, _ = safetensors_file.read(Path("x"))
     assert code == 0
     assert (told["tensors"], told["bytes"]) == (len(tensors), sum(tensor.nbytes for tensor in tensors.values()))
@@ -253,9 +254,10 @@ def test_warnings_reach_callers_in_python(place, lora):
         adaptrix.convert(lora, "y", base=place.folder / "base")
 
 
-def test_a_format_says_itself_whether_it_keeps_a_plan():
+def test_a_format_says_itself_what_it_carries():
     formats = {form.name: form for form in Pipeline().catalog.formats}
-    assert (formats["injection"].keeps_plan, formats["peft"].keeps_plan) == (True, False)
+    assert formats["injection"].carries == FEATURES.keys()
+    assert FEATURES.keys() - formats["peft"].carries == {"plan", "spectral"}
     assert sorted(formats["peft"].writes) == FILES
     assert Options().layers is None
 
@@ -378,7 +380,7 @@ def test_misuse_is_json_too(args, place):
 
 def test_json_is_inherited_from_the_group(place):
     told = json.loads(place.run("architectures", "--json", "show", "llama")[1])
-    assert told["family"] == "llama"
+    assert told["architecture"]["family"] == "llama"
     assert told == json.loads(place.run("architectures", "show", "llama", "--json")[1])
 
 

@@ -1,7 +1,6 @@
 """The table of problem codes against the code that makes problems, the page made of it, and `adaptrix explain`."""
 
 import ast
-import json
 import re
 import runpy
 from importlib.metadata import EntryPoint
@@ -12,6 +11,7 @@ import pytest
 from adaptrix import cli, problem_codes
 from adaptrix.errors import RefusedError
 from adaptrix.problem_codes import Explanation, known_codes, own_codes, read_table
+from tests.helpers.json_documents import document
 from tests.helpers.problem_codes import Use, codes_used
 
 ROOT = Path(__file__).parents[1]
@@ -106,12 +106,12 @@ def test_explains_a_code(capsys):
 
 def test_explains_as_json(capsys):
     assert cli.run(["explain", "shape", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == own_codes()["shape"].as_dict()
+    assert document(capsys.readouterr().out, 0)["codes"] == [own_codes()["shape"].as_dict()]
 
 
 def test_lists_them_all_with_those_of_plugins(capsys):
     assert cli.run(["explain", "--json"]) == 0
-    assert [each["code"] for each in json.loads(capsys.readouterr().out)] == list(known_codes())
+    assert [each["code"] for each in document(capsys.readouterr().out, 0)["codes"]] == list(known_codes())
     assert set(own_codes()) <= set(known_codes())
 
 

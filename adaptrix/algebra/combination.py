@@ -84,7 +84,9 @@ def _combined(
     adapter = _adapter(operands, aligned, _with_biases(deltas), recipe, options.name)
     notes = [*_notes(recipe, operands, deltas, losses), *_bases(operands)]
     bound = bind(adapter, aligned.identity)
-    return published(pipeline, bound, losses, notes, out, options, bundles_of(operands), said_of(operands))
+    names, files = [operand.name for operand in operands], bundles_of(operands)
+    said = said_of(operands)
+    return published(pipeline, bound, losses, notes, out, options, files, said, sources=names, base=options.base)
 
 
 def _terms(row: Row, weights: Sequence[float]) -> list[list[Term]]:

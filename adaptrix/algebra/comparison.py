@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import nan, sqrt
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,9 +19,14 @@ from adaptrix.adapter import Adapter
 from adaptrix.algebra.alignment import Alignment, Row, align
 from adaptrix.algebra.operands import NOT_SHOWN, Operand, gather
 from adaptrix.architecture import Site
+from adaptrix.binding.bind import BoundAdapter
 from adaptrix.delta import LowRank
 from adaptrix.errors import Problem
 from adaptrix.pipeline import Pipeline
+from adaptrix.schemas.values import number
+
+if TYPE_CHECKING:
+    from adaptrix.schemas.reports import DiffJSON, LikenessJSON
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +56,20 @@ class Likeness:
         """‖X − Y‖ / ‖X‖, to about 1e-8; NaN where X is zero."""
         return sqrt(max(0.0, self.first + self.second - 2 * self.inner) / self.first) if self.first else nan
 
-    def as_dict(self) -> dict[str, float]:
-        return {"cosine": self.cosine, "ratio": self.ratio, "distance": self.distance}
+    def as_dict(self) -> LikenessJSON:
+        return {"cosine": number(self.cosine), "ratio": number(self.ratio), "distance": number(self.distance)}
 
 
 @dataclass(frozen=True)
 class Comparison:
     """Two adapters side by side. ``sites``: every site that either has, the other's ΔW being zero where it has none.
 
-    ``names``: as the caller gave them. ``alignment``: the deltas of both by site. ``problems``: those of reading the
-    two, and a warning on what the figures leave out.
+    ``names``: as the caller gave them; ``adapters``: as they act. ``alignment``: the deltas of both by site.
+    ``problems``: those of reading the two, and a warning on what the figures leave out.
     """
 
     names: tuple[str, str]
+    adapters: tuple[BoundAdapter, BoundAdapter]
     alignment: Alignment
     sites: Mapping[Site, Likeness]
     problems: tuple[Problem, ...] = ()
@@ -90,17 +96,17 @@ class Comparison:
         layers = sorted({site.layer for site in self.sites if site.layer is not None})
         return {n: _grouped((label(s), found) for s, found in self.sites.items() if s.layer == n) for n in layers}
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> DiffJSON:
         """The comparison as a JSON object."""
         return {
+            "sources": list(self.names),
             "ok": True,
-            "adapters": list(self.names),
-            "architecture": self.alignment.identity.architecture.family,
+            "problems": [problem.as_dict() for problem in self.problems],
+            "adapters": [bound.as_dict() for bound in self.adapters],
             "total": self.total.as_dict(),
             "roles": {role: found.as_dict() for role, found in self.roles.items()},
             "sites": {str(site): found.as_dict() for site, found in self.sites.items()},
-            "only": {name: [str(site) for site in self.only(i)] for i, name in enumerate(("first", "second"))},
-            "problems": [problem.as_dict() for problem in self.problems],
+            "only": {"first": list(map(str, self.only(0))), "second": list(map(str, self.only(1)))},
         }
 
 
@@ -124,7 +130,8 @@ def compare_adapters(
         aligned = align(operands)
         sites = MappingProxyType({site: _likeness(row) for site, row in aligned.rows.items()})
     problems = [problem for operand in operands for problem in (*operand.problems, *_left_out(operand))]
-    return Comparison((operands[0].name, operands[1].name), aligned, sites, tuple(problems))
+    one, other = operands
+    return Comparison((one.name, other.name), (one.bound, other.bound), aligned, sites, tuple(problems))
 
 
 def label(site: Site) -> str:

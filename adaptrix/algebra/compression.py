@@ -86,7 +86,8 @@ def _written(
     changed = {site for site, delta in deltas.items() if delta is not operand.deltas[site]}
     resized = _rebound(bound, deltas, options.name or f"{bound.adapter.name}-{_suffix(size)}", altered=bool(changed))
     notes = list(_notes(bound, deltas, losses, size))
-    return published(pipeline, resized, losses, notes, out, options, bundles_of([operand]), operand.problems)
+    said, files, names = operand.problems, bundles_of([operand]), [operand.name]
+    return published(pipeline, resized, losses, notes, out, options, files, said, sources=names, base=options.base)
 
 
 def _require_size(size: Size) -> None:

@@ -103,8 +103,9 @@ def _extracted(
         altered=True,
     )
     notes = [*_notes(deltas, losses, extras, ignored), *found.notes]
-    sources = [Bundle(model.name, model.name, {file.name: file for file in model.files()}) for model in models]
-    return published(pipeline, bind(adapter, identity), losses, notes, out, options, sources)
+    files = [Bundle(model.name, model.name, {file.name: file for file in model.files()}) for model in models]
+    bound = bind(adapter, identity)
+    return published(pipeline, bound, losses, notes, out, options, files, sources=[tuned.name], base=base.name)
 
 
 def _require_sense(extraction: Extraction) -> None:

@@ -217,7 +217,7 @@ def _undecided(rest: Sequence[WeightDifference], architecture: Architecture) -> 
     for pattern, group in kinds(rest).items():
         largest = max(change.size() for change in group)
         by = f"by up to {largest:.2g} of their norm" if largest < float("inf") else "or are new"
-        found = f"{len(group)} tensor{'s differ' if len(group) > 1 else ' differs'} {by}, and no LoRA is made of "
+        found = f"{len(group)} tensor{'s differ' if len(group) > 1 else ' differs'} {by}, and a LoRA cannot hold "
         leave = f"--ignore '{pattern}' leaves them out; '*' is all."
         if _of_expert(group[0], architecture):
             yield Problem("decision-needed", pattern, f"{found}experts", "a decision", leave)

@@ -14,7 +14,7 @@ from adaptrix.binding.bind import BoundAdapter
 from adaptrix.delta import LowRank, require_low_rank
 from adaptrix.errors import Problem, RefusedError, Severity, errors_in
 from adaptrix.pipeline import Pipeline
-from adaptrix.planning.plan import recorded_plan
+from adaptrix.planning.plan import plan_of
 from adaptrix.planning.prune import pruned
 from adaptrix.records import Bundle
 
@@ -47,14 +47,14 @@ def gather(pipeline: Pipeline, subjects: Sequence[Adapter | str], base: str | No
     found, errors = [], list[Problem]()
     for subject in subjects:
         report = pipeline.read_and_bind(subject, base).examined()
-        problems = tuple(_placed(report.problems, report.subject, len(subjects)))
+        problems = tuple(_placed(report.problems, report.source, len(subjects)))
         if report.bound is None or not report.ok:
             errors += errors_in(problems)
         elif not report.bound.deltas:
-            errors.append(Problem("adapter-empty", report.subject, "it has no deltas", "at least one"))
+            errors.append(Problem("adapter-empty", report.source, "it has no deltas", "at least one"))
         else:
-            bound, notes = _acting(report.bound, report.subject)
-            operand = Operand(report.subject, bound, report.bundle, (*problems, *notes))
+            bound, notes = _acting(report.bound, report.source)
+            operand = Operand(report.source, bound, report.bundle, (*problems, *notes))
             errors += _no_low_rank(operand)
             found.append(operand)
     if errors:
@@ -82,9 +82,7 @@ def _placed(problems: Iterable[Problem], name: str, count: int) -> Iterable[Prob
 
 def _acting(bound: BoundAdapter, name: str) -> tuple[BoundAdapter, tuple[Problem, ...]]:
     """The part of an adapter that acts, and a problem that says so where that is not all of it."""
-    if bound.adapter.recorded is None:
-        return bound, ()
-    plan = recorded_plan(bound, bound.adapter.recorded)
+    plan = plan_of(bound, None)
     if plan.complete:
         return bound, ()
     found, remedy = f"it is taken as it acts: {plan.describe()}", "Convert it with --layers all to take all of it."

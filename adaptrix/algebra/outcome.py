@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from math import isfinite
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from adaptrix import atomic
 from adaptrix.algebra.factors import Loss, total
@@ -20,6 +20,10 @@ from adaptrix.pipeline import Pipeline
 from adaptrix.planning.plan import make_plan
 from adaptrix.records import Bundle
 from adaptrix.results import Conversion
+from adaptrix.schemas.values import number
+
+if TYPE_CHECKING:
+    from adaptrix.schemas.reports import LossJSON, OutcomeJSON
 
 
 @dataclass(frozen=True)
@@ -28,12 +32,15 @@ class Outcome:
 
     ``losses``: by site, ‖ΔW‖² of the exact result and of the error. ``notes`` say what was done and what it cost;
     ``problems`` are all warnings and notes, these included.
+    ``sources`` are the uris as they were given, or the names of adapters that were given themselves; ``base`` likewise.
     """
 
     conversion: Conversion
     losses: Mapping[Site, Loss]
     notes: tuple[Problem, ...]
     problems: tuple[Problem, ...]
+    sources: tuple[str, ...]
+    base: str | None
 
     @property
     def path(self) -> Path:
@@ -54,20 +61,23 @@ class Outcome:
     def ranks(self) -> Mapping[Site, int]:
         return {site: delta.rank for site, delta in self.conversion.plan.bound.deltas.items()}
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> OutcomeJSON:
         """The outcome as a JSON object."""
-        ranks = self.ranks
         return {
+            "sources": list(self.sources),
+            "base": self.base,
             "ok": True,
-            "path": str(self.path),
-            "tensors": self.conversion.tensors,
-            "bytes": self.conversion.nbytes,
-            "architecture": self.conversion.plan.bound.architecture.family,
-            "error": self.error,
-            "kept": self.kept,
-            "sites": {str(s): {"rank": ranks[s], "error": x.error, "kept": x.kept} for s, x in self.losses.items()},
             "problems": [problem.as_dict() for problem in self.problems],
+            **self.conversion.written(),
+            "error": number(self.error),
+            "kept": number(self.kept),
+            "sites": {str(site): self._loss(site) for site in self.losses},
         }
+
+    def _loss(self, site: Site) -> LossJSON:
+        loss = self.losses[site]
+        rank = self.conversion.plan.bound.deltas[site].rank
+        return {"rank": rank, "error": number(loss.error), "kept": number(loss.kept)}
 
 
 def require_room(pipeline: Pipeline, name: str, out: str | PathLike[str] | None, options: Options) -> None:
@@ -89,8 +99,11 @@ def published(
     notes: Sequence[Problem],
     out: str | PathLike[str] | None,
     options: Options,
-    sources: Sequence[Bundle],
+    bundles: Sequence[Bundle],
     said: Sequence[Problem] = (),
+    *,
+    sources: Sequence[str],
+    base: str | None,
 ) -> Outcome:
     """Writes an adapter with plan ``all``.
 
@@ -98,16 +111,17 @@ def published(
     - ``losses``: by site, for the outcome.
     - ``notes``: of the computation, recorded with the plan.
     - ``out``, ``options``: as for :meth:`Pipeline.publish`.
-    - ``sources``: the files that were read, which the output may not overwrite.
+    - ``bundles``: the files that were read, which the output may not overwrite.
     - ``said``: problems of reading them.
+    - ``sources``, ``base``: for the outcome.
 
     Raises :class:`RefusedError` where the result has errors, or numbers that its dtype cannot hold.
     """
     if errors := [*errors_in(bound.problems), *_overflows(bound)]:
         raise RefusedError(errors)
     plan = replace(make_plan(bound, "all"), notes=tuple(notes))
-    done = pipeline.publish(plan, out, options, sources)
-    return Outcome(done, losses, tuple(notes), (*said, *done.problems))
+    done = pipeline.publish(plan, out, options, bundles)
+    return Outcome(done, losses, tuple(notes), (*said, *done.problems), tuple(sources), base)
 
 
 def too_large(site: Site) -> Problem:

@@ -177,7 +177,7 @@ def _applies(option: Alternative, config: Mapping[str, Any]) -> bool:
 def _is_size(value: Any) -> bool:
     """True for a whole number of at most 2⁴⁰, so that what is computed from it stays small.
 
-    JSON does not tell whole numbers from others: a config that other tools have written may say 4.0.
+    JSON does not distinguish whole numbers: a config that other tools have written may say 4.0.
     """
     return type(value) in (int, float) and 0 <= value <= _LARGEST and value == int(value)
 

@@ -161,14 +161,14 @@ def _skeleton(path: str) -> tuple[str, tuple[str, ...]]:
     return skeleton, tuple(step for step, hole in zip(steps, holes, strict=True) if hole)
 
 
-def _fill(places: tuple[str, ...], numbers: tuple[str, ...]) -> dict[str, int] | None:
-    """The number at each place; None where a number that the pattern spells out is another one."""
+def _fill(slots: tuple[str, ...], numbers: tuple[str, ...]) -> dict[str, int] | None:
+    """The number at each slot; None where a number that the pattern itself has is another one."""
     found = {}
-    for place, number in zip(places, numbers, strict=True):
-        if place.startswith("{"):
+    for slot, number in zip(slots, numbers, strict=True):
+        if slot.startswith("{"):
             if len(number) > 6 or not number.isascii() or str(int(number)) != number:
                 return None
-            found[place] = int(number)
-        elif place != number:
+            found[slot] = int(number)
+        elif slot != number:
             return None
     return found

@@ -28,7 +28,7 @@ def builtin_folder() -> Path:
     return packed if packed.is_dir() else package.parent / "registry"
 
 
-def read_folder(folder: Path, origin: str = "adaptrix") -> Iterator[Architecture]:
+def read_architectures(folder: Path, origin: str = "adaptrix") -> Iterator[Architecture]:
     """The architectures of every ``*.toml`` in a folder, by file name."""
     for file in sorted(folder.glob("*.toml")):
         yield read_architecture(file, origin)

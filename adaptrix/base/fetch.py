@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from adaptrix.base.checkpoint import CARRIED, BaseCheckpoint, open_base
-from adaptrix.base.file_kinds import KINDS
+from adaptrix.base.file_kinds import KINDS, SAFETENSORS
 from adaptrix.errors import Problem, UsageError
 from adaptrix.pipeline import Pipeline
 from adaptrix.sources import hub, local
@@ -33,3 +33,18 @@ def fetch_base(uri: str, pipeline: Pipeline) -> BaseCheckpoint:
         if kind.is_in(snapshot):
             break
     return open_base(snapshot, uri, config, commit)
+
+
+def model_folder(uri: str, code: str = "base-unusable") -> Path:
+    """The folder of a model's safetensors, config and tokenizer: on this disk, or in the Hub's cache.
+
+    It is for transformers to load from, whatever the kind of the model. ``code``: of problems. Raises
+    :class:`AdaptrixError` for what is no folder, and for what is out of reach.
+    """
+    if not local.claims(uri):
+        return hub.folder(uri, (*SAFETENSORS.patterns, *CARRIED))[0]
+    path = Path(os.path.expanduser(uri))
+    if not path.is_dir():
+        found = "this is a file" if path.exists() else "there is no such folder"
+        raise UsageError(Problem(code, uri, found, "a folder with a model, its weights and its tokenizer"))
+    return path

@@ -7,7 +7,7 @@ given here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +20,7 @@ from transformers.utils import logging
 from adaptrix.base.checkpoint import TOKENIZER, matching
 from adaptrix.base.file_kinds import INDEX, SAFETENSORS
 from adaptrix.errors import RefusedError, refuse
+from adaptrix.wording import some
 
 #: what transformers raises for files that it cannot make a model or a tokenizer of
 UNLOADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError)
@@ -65,6 +66,28 @@ def load_model(kind: Any, folder: Path, **options: Any) -> Any:
     """
     with own_files(folder) as own, quietly():
         return kind.from_pretrained(own, use_safetensors=True, **_SAFE, **options)
+
+
+def load_whole(kind: Any, folder: Path, name: str, code: str = "base-unusable", unused: str = "") -> Any:
+    """The model of a folder in evaluation mode and in its own dtype, with all of its weights from its files.
+
+    ``kind`` as for :func:`load_model`; ``name``, ``code``: of problems; ``unused``: a part of the names of weights that
+    may be missing. Raises :class:`RefusedError` for a model that transformers cannot load, or not as a whole.
+    """
+    try:
+        model, info = load_model(kind, folder, dtype="auto", output_loading_info=True)
+    except UNLOADABLE as error:
+        raise unloadable(code, name, "it", error) from None
+    require_whole(info, name, code, unused)
+    return model.eval()
+
+
+def require_whole(info: Mapping[str, Any], name: str, code: str = "base-unusable", unused: str = "") -> None:
+    """Raises :class:`RefusedError` where ``info``, of a loading, lists weights that are in no file."""
+    missing = sorted(map(str, (*info["missing_keys"], *info["mismatched_keys"])))
+    if lacking := [key for key in missing if not unused or unused not in key]:
+        found = f"its weights lack {some(lacking, 4)}, and the model would get random ones"
+        raise refuse(code, name, found, "the weights of a whole model")
 
 
 def model_class(config: Any, name: str) -> Any:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 from adaptrix.architecture import Orientation
-from adaptrix.errors import Problem, UsageError
+from adaptrix.optional import require
 
 #: transformers' tables from a config's class to the model class of a task
 HEADS = (
@@ -59,11 +58,7 @@ class Weight:
 
 def need(module: str) -> Any:
     """An optional module. Raises :class:`UsageError` with the command that installs it."""
-    try:
-        return import_module(module)
-    except ModuleNotFoundError as error:
-        remedy = "Run: pip install 'adaptrix[torch]'"
-        raise UsageError(Problem("package-missing", error.name or module, "is not installed", remedy=remedy)) from None
+    return require(module, "torch", "model class")
 
 
 def config_of(config: Any) -> Any:

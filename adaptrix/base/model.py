@@ -18,15 +18,15 @@ from transformers.models.auto.modeling_auto import (
 
 from adaptrix.base.checkpoint import BaseCheckpoint
 from adaptrix.base.fetch import fetch_base
-from adaptrix.base.loading import UNLOADABLE, load_config, load_model, load_tokenizer, unloadable
+from adaptrix.base.loading import UNLOADABLE, load_config, load_model, load_tokenizer, require_whole, unloadable
 from adaptrix.errors import Problem, UsageError, refuse
 from adaptrix.options import dtype_name
 from adaptrix.pipeline import Pipeline
 from adaptrix.runtime.modules import require_plain
+from adaptrix.tensor import MODEL_FLOATS
 from adaptrix.torch_tensor import TORCH, as_torch
-from adaptrix.wording import some
 
-_DTYPES = {name: TORCH[name] for name in ("F32", "BF16", "F16", "F64")}
+_DTYPES = {name: TORCH[name] for name in MODEL_FLOATS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class BaseModel:
     model: Callable[[], AbstractContextManager[Any]]
 
 
-def stored(uri: str, pipeline: Pipeline, where: Placement, tokenizer: Any = None) -> BaseModel:
+def base_model_at(uri: str, pipeline: Pipeline, where: Placement, tokenizer: Any = None) -> BaseModel:
     """A base on this disk or on the Hub. Raises :class:`AdaptrixError` where it has no config."""
     fetched = cache(lambda: fetch_base(uri, pipeline))
     return BaseModel(
@@ -83,7 +83,7 @@ def stored(uri: str, pipeline: Pipeline, where: Placement, tokenizer: Any = None
     )
 
 
-def given(model: nn.Module, tokenizer: Any = None) -> BaseModel:
+def base_model_of(model: nn.Module, tokenizer: Any = None) -> BaseModel:
     """A model that is already in memory. Raises :class:`RefusedError` for one that another library has changed,
     :class:`UsageError` for one without a config."""
     require_plain(model)
@@ -112,9 +112,7 @@ def _loaded(base: BaseCheckpoint, placed: Placement) -> Iterator[Any]:
         model, info = _load(base, config, dtype=placed.dtype, output_loading_info=True)
     except UNLOADABLE as error:
         raise unloadable("base-unusable", base.name, "it", error) from None
-    if lacking := sorted(map(str, (*info["missing_keys"], *info["mismatched_keys"]))):
-        found = f"its weights lack {some(lacking, 4)}, and the model would get random ones"
-        raise refuse("base-unusable", base.name, found, "the weights of a whole causal language model")
+    require_whole(info, base.name)
     yield model.eval().to(placed.device)
 
 

@@ -1,1 +1,1 @@
-"""From an adapter as a checkpoint names it to one whose every delta has a checked place in a model."""
+"""Binding of adapters: from deltas by module path to deltas by site, each checked against a model's dims."""

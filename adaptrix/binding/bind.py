@@ -1,4 +1,4 @@
-"""Fits an adapter to an architecture: deltas by site, every shape checked, all problems at once."""
+"""Binding of an adapter to an architecture: deltas by site, every shape checked, all problems at once."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from math import fsum
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,15 +24,23 @@ from adaptrix.delta import Delta
 from adaptrix.errors import Problem, RefusedError
 from adaptrix.tensor import FLOATS
 
+if TYPE_CHECKING:
+    from adaptrix.schemas.shared import AdapterJSON
+
 Shape = tuple[int | None, int | None]
 
 
 @dataclass(frozen=True)
 class BoundAdapter:
-    """An adapter's deltas by site. ``dims`` holds what the config stated or the tensors implied.
+    """An adapter's deltas by site.
 
-    ``depths``: the number of layers of each stack (by the name of the dimension that counts them), so
-    far as known; where no config says, the highest layer seen plus one.
+    - ``adapter``: as it was read.
+    - ``architecture``: the family.
+    - ``dims``: as the config states them, else as the tensors imply them.
+    - ``deltas``, ``targets``: by site, in order; a target is the module path in the checkpoint.
+    - ``depths``: the layers of each stack, by the name of the dimension that counts them; where no config states it,
+      the highest layer seen plus one.
+    - ``problems``: of reading, of the family, and of shapes and completeness.
     """
 
     adapter: Adapter
@@ -52,24 +61,38 @@ class BoundAdapter:
         """The stack of layers that a site is in; None for a site outside the layers."""
         return None if site.layer is None else self.architecture.roles[site.role].depth
 
+    def as_dict(self) -> AdapterJSON:
+        known = bool(self.architecture.dims)
+        stated = "config" in self.dims.origins.values()
+        return {
+            "name": self.adapter.name,
+            "base": self.adapter.base,
+            "family": self.architecture.family if known else None,
+            "dims": None if not known else "stated" if stated else "inferred",
+            "deltas": len(self.deltas),
+            "kinds": sorted({delta.kind for delta in self.deltas.values()}),
+            "extras": len(self.adapter.extras),
+        }
+
 
 def bind(adapter: Adapter, identity: Identity) -> BoundAdapter:
-    """The adapter's deltas keyed by site; ``problems`` has those of reading, of the family and of fit."""
+    """The adapter's deltas keyed by site; ``problems`` has those of reading, of the family, of shapes and
+    completeness."""
     architecture = identity.architecture
     stated, resized = resized_vocabulary(adapter, architecture, identity.dims)
     problems: list[Problem] = [*adapter.problems, *identity.problems, *resized]
-    places, misplaced = _places(adapter, identity)
+    located, unlocated = _located(adapter, identity)
     deltas: dict[Site, Delta] = {}
-    for site, (_, delta) in places.items():
+    for site, (_, delta) in located.items():
         try:
             deltas[site] = oriented(delta, architecture.roles[site.role], stated, adapter)
         except RefusedError as error:
             problems += error.problems
     dims = _infer(deltas, architecture, stated)
     depths = depths_of(deltas, architecture, dims, adapter)
-    problems += [*misplaced, *_moved(places, adapter, architecture)]
+    problems += [*unlocated, *_moved(located, adapter, architecture)]
     for site, delta in deltas.items():
-        problems += _site_problems(site, delta, architecture.roles[site.role], dims, places[site][0])
+        problems += _site_problems(site, delta, architecture.roles[site.role], dims, located[site][0])
     problems += layer_problems(deltas, architecture, dims, adapter)
     problems += completeness_problems(architecture, dims, depths, adapter)
     problems += extra_problems(adapter, architecture, dims)
@@ -80,49 +103,49 @@ def bind(adapter: Adapter, identity: Identity) -> BoundAdapter:
         architecture=architecture,
         dims=dims,
         deltas=MappingProxyType(deltas),
-        targets=MappingProxyType({site: target for site, (target, _) in places.items()}),
+        targets=MappingProxyType({site: target for site, (target, _) in located.items()}),
         depths=MappingProxyType(depths),
         problems=tuple(problems),
     )
 
 
 def summed(energies: Iterable[float]) -> float:
-    """Their sum, exactly rounded; Inf or NaN where it has no number."""
+    """The sum of energies, exactly rounded; Inf or NaN where it is not finite."""
     found = list(energies)
     try:
         return fsum(found)
-    except (OverflowError, ValueError):  # fsum's own words for Inf and for Inf - Inf
+    except (OverflowError, ValueError):  # fsum raises for Inf and for Inf - Inf
         return sum(found)
 
 
-def _places(adapter: Adapter, identity: Identity) -> tuple[dict[Site, tuple[Target, Delta]], list[Problem]]:
+def _located(adapter: Adapter, identity: Identity) -> tuple[dict[Site, tuple[Target, Delta]], list[Problem]]:
     architecture = identity.architecture
-    places: dict[Site, tuple[Target, Delta]] = {}
+    located: dict[Site, tuple[Target, Delta]] = {}
     problems = []
     for target, delta in adapter.deltas.items():
         site = _site(target, architecture)
         if site is None:
             problems.append(_nowhere(target, identity))
-        elif site in places:
-            found = f"{target} and {places[site][0]} are the same place"
-            problems.append(Problem("duplicate", str(site), found, "one delta for one place"))
+        elif site in located:
+            found = f"{target} and {located[site][0]} are the same module"
+            problems.append(Problem("duplicate", str(site), found, "one delta for one module"))
         else:
-            places[site] = (target, delta)
-    return dict(sorted(places.items(), key=lambda item: item[0].order)), problems
+            located[site] = (target, delta)
+    return dict(sorted(located.items(), key=lambda item: item[0].order)), problems
 
 
 def _moved(
-    places: Mapping[Site, tuple[Target, Delta]], adapter: Adapter, architecture: Architecture
+    located: Mapping[Site, tuple[Target, Delta]], adapter: Adapter, architecture: Architecture
 ) -> Iterator[Problem]:
-    """Deltas that an injection file files under another site than its own family has for the module it names."""
+    """A problem for deltas that an injection file has under another site than its family has for their module."""
     recorded = adapter.recorded
     sites = recorded.sites if recorded is not None and recorded.family == architecture.family else {}
-    for site, (target, _) in places.items():
-        if (filed := sites.get(target, str(site))) != str(site):
+    for site, (target, _) in located.items():
+        if (recorded_site := sites.get(target, str(site))) != str(site):
             found = f"the file has the delta of {target} under it, which is {site}"
             yield Problem(
                 "injection-invalid",
-                filed,
+                recorded_site,
                 found,
                 "the site of the module",
                 "The file was tampered with: convert again.",
@@ -130,7 +153,7 @@ def _moved(
 
 
 def _site(target: Target, architecture: Architecture) -> Site | None:
-    """The site of a target; equal slots are the parts of a fused weight only where these lie so."""
+    """The site of a target; equal slots are the parts of a fused weight only where its layout is of equal parts."""
     site = architecture.locate(target.path)
     if site is None or target.slot is None:
         return site
@@ -140,11 +163,11 @@ def _site(target: Target, architecture: Architecture) -> Site | None:
 
 
 def _nowhere(target: Target, identity: Identity) -> Problem:
-    """A module that the family does not have; says which families have all of the adapter's modules."""
+    """The problem of a module that the family does not have; it names the families that have all modules."""
     architecture = identity.architecture
     paths = sorted({role.paths[0] for role in architecture.roles.values()}, key=lambda path: ("{" not in path, path))
     near = [path for path in paths if path.endswith(target.path.rpartition(".")[2])] or paths[:3]
-    others = " or ".join(identity.rivals[:3])
+    others = " or ".join(identity.alternatives[:3])
     remedy = f"The adapter's modules are those of {others}" if others else "The adapter was made for another family"
     return Problem(
         "site-missing",
@@ -156,7 +179,7 @@ def _nowhere(target: Target, identity: Identity) -> Problem:
 
 
 def _expressions(site: Site, role: Role) -> tuple[str | None, str | None]:
-    """The expressions (out, in) of a site; out is not known of a slot that is no part of the role."""
+    """The expressions (out, in) of a site; out is None for a slot that is no part of the role."""
     return role.shape(site.part) if site.part in (None, *role.parts) else (None, role.inp)
 
 
@@ -169,7 +192,7 @@ def expected_shape(site: Site, role: Role, dims: Dims) -> Shape:
 def _infer(deltas: Mapping[Site, Delta], architecture: Architecture, dims: Dims) -> Dims:
     """Dims with the value of every expression that no config stated and the tensors imply.
 
-    Where tensors disagree the most frequent value counts, so that the odd ones out are the problems.
+    Where tensors disagree the most frequent value counts, so that the minority is reported.
     """
     votes: dict[str, Counter[int]] = {}
     for site, delta in deltas.items():
@@ -185,14 +208,14 @@ def _infer(deltas: Mapping[Site, Delta], architecture: Architecture, dims: Dims)
 
 
 def _site_problems(site: Site, delta: Delta, role: Role, dims: Dims, target: Target) -> Iterator[Problem]:
-    for axis, size, wanted, expression in zip(
+    for axis, size, expected, expression in zip(
         delta.axes,
         delta.shape,
         expected_shape(site, role, dims),
         _expressions(site, role),
         strict=True,
     ):
-        if wanted is not None and size != wanted:
+        if expected is not None and size != expected:
             yield Problem(
                 "shape",
                 f"{site} ({target})",
@@ -220,5 +243,5 @@ def nonfinite(bound: BoundAdapter) -> Iterator[Problem]:
                 name,
                 f"{bad} of {tensor.size} numbers are NaN or Inf",
                 "finite numbers",
-                "--allow-nonfinite lets them through.",
+                "--allow-nonfinite accepts them.",
             )

@@ -1,7 +1,7 @@
-"""Finds what a checkpoint lacks of what its config promises.
+"""Checks that a checkpoint has every delta that its config promises.
 
-Wherever the family has a module and the config targets it, there must be a delta. Spellings are
-looked at one by one (a part kept apart, experts one by one): a checkpoint uses one of several, and
+Wherever the family has a module and the config targets it, there must be a delta. A role may have several
+spellings (a fused weight or its parts, experts stacked or one by one): a checkpoint uses one of them, and
 what it uses in one layer it must use in all.
 """
 
@@ -21,16 +21,16 @@ from adaptrix.errors import Problem
 
 Position = tuple[int, int | None]
 
-#: no model has more places for one module, and nobody shall make us look at more
-_MOST = 1_000_000
-#: of so many the config is asked; where more are absent, the first and the last stand for all
-_LOOKED = 20_000
+#: more positions (layer, expert) of one module than any model has; no more are checked
+_MOST_POSITIONS = 1_000_000
+#: the config is asked about so many absent positions; of more, about the first and the last
+_SAMPLED = 20_000
 _NUMBERED = re.compile(r"_\d+$")
 
 
 @dataclass
 class _Spelling:
-    """One path pattern of a role, and the places (layer, expert) where the checkpoint uses it."""
+    """One path pattern of a role, and the positions (layer, expert) where the checkpoint uses it."""
 
     pattern: str
     role: Role
@@ -44,8 +44,8 @@ class _Spelling:
     def by_expert(self) -> bool:
         return "{expert}" in self.pattern
 
-    def path(self, place: Position) -> str:
-        return self.pattern.format(layer=place[0], expert=place[1])
+    def path(self, position: Position) -> str:
+        return self.pattern.format(layer=position[0], expert=position[1])
 
 
 def completeness_problems(
@@ -53,7 +53,7 @@ def completeness_problems(
 ) -> Iterator[Problem]:
     """A problem for every role with targeted modules that have no delta, as far as the family is known.
 
-    An adapter that was pruned or made anew lacks what it lacks on purpose.
+    An adapter that was pruned or generated is not checked: it lacks deltas on purpose.
     """
     if adapter.altered or not architecture.dims:
         return
@@ -66,9 +66,9 @@ def completeness_problems(
 
 
 def _survey(architecture: Architecture, adapter: Adapter) -> tuple[list[_Spelling], tuple[str, str]]:
-    """Every spelling of every role in layers, with its places; and the family's prefix and the checkpoint's own.
+    """Every spelling of every role in layers, with its positions; and the family's prefix and the checkpoint's own.
 
-    A module that reading found fault with has tensors: it is not missing.
+    A module that the reader has reported has tensors: it is not missing.
     """
     found = {}
     for role in architecture.roles.values():
@@ -80,14 +80,14 @@ def _survey(architecture: Architecture, adapter: Adapter) -> tuple[list[_Spellin
     for path in (*(target.path for target in adapter.deltas), *faulty):
         match = architecture.match(path)
         if match is not None and match[1] in found and match[0].layer is not None:
-            place = (match[0].layer, match[0].expert)
-            found[match[1]].seen.add(place)
-            prefixes[_prefixes(found[match[1]].path(place), path)] += 1
+            position = (match[0].layer, match[0].expert)
+            found[match[1]].seen.add(position)
+            prefixes[_prefixes(found[match[1]].path(position), path)] += 1
     return list(found.values()), prefixes.most_common(1)[0][0] if prefixes else ("", "")
 
 
 def _prefixes(home: str, path: str) -> tuple[str, str]:
-    """What two spellings of one path differ in: the start of each."""
+    """The beginnings in which two spellings of one path differ."""
     if home == path:
         return "", ""
     one, other = home.split("."), path.split(".")
@@ -98,28 +98,35 @@ def _prefixes(home: str, path: str) -> tuple[str, str]:
 
 
 def _expected(spelling: _Spelling, spellings: list[_Spelling]) -> bool:
-    """Whether every model of the family has such a module, as far as the checkpoint shows.
+    """True where every layer of the model must have a module of this spelling, as far as the checkpoint shows.
 
-    One that the checkpoint has nowhere is expected by its family's name of today, or beside what the
-    checkpoint spells likewise; cross attention is there only where a config adds it, ``wi`` only where
-    ``wi_0`` is not, and stacked experts are no modules.
+    "Seen" means that the checkpoint has a delta under the spelling in some layer. ``owner`` is the module above, such
+    as ``…layers.{layer}.self_attn``.
     """
+    # the checkpoint uses it somewhere: q_proj is seen in layer 0, so layer 1 must have it too
     if spelling.seen:
         return True
+    # not every layer has such a module, and none is seen: mlp.gate_proj in a Qwen3-MoE whose layers all have experts
     if spelling.role.optional and not spelling.by_expert:
         return False
     beside = any(other.seen for other in spellings if other.owner == spelling.owner)
+    # a model has either the one or the other: T5 has wi, or wi_0 and wi_1; wi_1 is expected only where wi_0 is seen
     if any(_alternatives(spelling, other) for other in spellings):
         return any(other.seen and _twins(spelling, other) for other in spellings)
+    # another module of the same owner is seen: beside k_proj there must be q_proj, unless the role is seen under
+    # another spelling (qkv_proj); beside experts.3.up_proj there must be experts.3.down_proj in any case
     if beside:
         return spelling.by_expert or not any(other.seen for other in spellings if other.role is spelling.role)
     used = any(other.seen for other in spellings if other.role is spelling.role)
+    # nothing of the owner is seen: mlp.up_proj in a checkpoint with attention alone. It is expected under the current
+    # name, but not where the role is seen elsewhere (an older name), where stacked experts are parameters and no
+    # modules, or where it is cross attention, which only some configs have
     elsewhere = used or spelling.role.orientation.startswith("experts") or "cross" in spelling.role.name
     return not elsewhere and not spelling.by_expert and spelling.pattern == spelling.role.paths[0]
 
 
 def _alternatives(one: _Spelling, other: _Spelling) -> bool:
-    """Whether a model has one of the two: their names differ in a number alone that one of them lacks."""
+    """True where a model has only one of the two: one is the other with a number at its end (``wi``, ``wi_0``)."""
     if one.owner != other.owner or one.pattern == other.pattern:
         return False
     names = {one.pattern, other.pattern}
@@ -128,7 +135,7 @@ def _alternatives(one: _Spelling, other: _Spelling) -> bool:
 
 
 def _twins(one: _Spelling, other: _Spelling) -> bool:
-    """Whether two names differ in their numbers alone: a model with ``wi_0`` has ``wi_1``."""
+    """True where the names differ only in the number at their end: a model with ``wi_0`` has ``wi_1``."""
     stems = [_NUMBERED.sub("", spelling.pattern) for spelling in (one, other)]
     return stems[0] == stems[1] and one.pattern not in stems and other.pattern not in stems
 
@@ -141,17 +148,17 @@ def _missing(
     adapter: Adapter,
     prefixes: tuple[str, str],
 ) -> list[Position]:
-    """The places where the config promises a delta and the checkpoint has none."""
-    owned = {place for other in spellings if other.owner == spelling.owner for place in other.seen}
+    """The positions where the config promises a delta and the checkpoint has none."""
+    owned = {position for other in spellings if other.owner == spelling.owner for position in other.seen}
     experts: list[int | None] = list(range(_experts(spelling, owned, dims))) if spelling.by_expert else [None]
-    places = islice(product(range(depths[spelling.role.depth]), experts), _MOST)
+    positions = islice(product(range(depths[spelling.role.depth]), experts), _MOST_POSITIONS)
     if spelling.role.optional:  # not in every layer, but whole where it is
         layers = {layer for layer, _ in owned} if spelling.by_expert else set()
-        places = islice((place for place in places if place[0] in layers), _MOST)
-    absent = [place for place in places if place not in spelling.seen]
-    looked = absent if len(absent) <= _LOOKED else absent[: _LOOKED // 2] + absent[-_LOOKED // 2 :]
-    promised = [place for place in looked if adapter.targeted(_spelled(spelling.path(place), *prefixes))]
-    return absent if len(promised) == len(looked) else promised
+        positions = islice((position for position in positions if position[0] in layers), _MOST_POSITIONS)
+    absent = [position for position in positions if position not in spelling.seen]
+    sample = absent if len(absent) <= _SAMPLED else absent[: _SAMPLED // 2] + absent[-_SAMPLED // 2 :]
+    promised = [position for position in sample if adapter.targeted(_spelled(spelling.path(position), *prefixes))]
+    return absent if len(promised) == len(sample) else promised
 
 
 def _spelled(path: str, home: str, own: str) -> str:

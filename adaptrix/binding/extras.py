@@ -14,7 +14,7 @@ _TOKENS = ".token_adapter.trainable_tokens_delta"
 
 
 def resized_vocabulary(adapter: Adapter, architecture: Architecture, dims: Dims) -> tuple[Dims, tuple[Problem, ...]]:
-    """The dims with the vocabulary that the adapter brings along, where it saved a resized embedding."""
+    """The dims with the adapter's number of tokens, where it saved a resized embedding, and a note."""
     stated = dims.values.get("vocab")
     for key, extra in adapter.extras.items():
         role = _role(key, architecture) if extra.kind in ("module", "base_weight") else None

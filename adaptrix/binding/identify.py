@@ -1,4 +1,11 @@
-"""Says which architecture an adapter is for, and with which dimensions."""
+"""Identification of the architecture and the dimensions that an adapter is for.
+
+Terms: a *family* is an architecture of the registry. It *claims* a ``model_type`` that it lists, and it *has* a module
+where one of its roles matches the path. The family is found by the config of a base that the user names
+(:func:`by_config`), by the manifest of an injection file (:func:`by_record`), or else by the adapter's module paths
+(:func:`by_paths`). *Kept paths* are modules without a role of a family: each becomes a role of its own, named after its
+path, and its shape is not checked. An identity is *known* unless all of its paths are kept.
+"""
 
 from __future__ import annotations
 
@@ -9,39 +16,47 @@ from keyword import iskeyword
 from types import MappingProxyType
 from typing import Any
 
-from adaptrix.adapter import Adapter, Recorded
+from adaptrix.adapter import Adapter, Provenance, Recorded
 from adaptrix.architecture import Architecture, Role
 from adaptrix.architecture.dims import DEEPEST, Dims, read_dims, unusable
-from adaptrix.errors import Problem
+from adaptrix.errors import Problem, RefusedError, errors_in
 
 _NUMBER = re.compile(r"\.(0|[1-9]\d{0,5})(?=\.|$)")
 
-#: whose module names Qwen, Gemma and others took over: where nothing else tells, the plainest of them
+#: the family whose module names Qwen, Gemma and others use too: chosen where nothing else decides
 _ORIGINAL = "llama"
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """The architecture chosen, the dimensions known, and what should be said about the choice.
+    """The architecture of an adapter.
 
-    ``known`` is False where no family fits and module paths are kept as they are. ``rivals``: families
-    that have every module the adapter changes, where the chosen one has not.
+    - ``architecture``: a family, or one of kept paths.
+    - ``dims``: as the config or the manifest states them; empty where neither does.
+    - ``known``: False where all paths are kept.
+    - ``problems``: about the choice.
+    - ``alternatives``: families that have every module of the adapter, where the chosen one has none.
     """
 
     architecture: Architecture
     dims: Dims
     known: bool
     problems: tuple[Problem, ...] = ()
-    rivals: tuple[str, ...] = ()
+    alternatives: tuple[str, ...] = ()
 
 
 def by_config(
     config: Mapping[str, Any], architectures: Collection[Architecture], adapter: Adapter, where: str = "config.json"
 ) -> Identity:
-    """The architecture that claims the config's ``model_type`` (or its text model's).
+    """The architecture that claims the config's ``model_type``, or its text model's.
 
-    ``where`` names the config in problems: a value that is no dimension is an error, for without it nothing
-    would be checked against the base that the user named.
+    - ``config``: of a base.
+    - ``architectures``: all families.
+    - ``adapter``: whose modules must be those of the family.
+    - ``where``: names the config in problems.
+
+    A size in the config that is no whole number is an error: without it, nothing would be checked against the base
+    that the user named.
     """
     families = {kind: architecture for architecture in architectures for kind in architecture.model_types}
     text = config.get("text_config")
@@ -49,9 +64,9 @@ def by_config(
         if found := families.get(str(part.get("model_type"))):
             merged = {**config, **part}
             here = any(found.locate(path) or _is_of_other_part(path, config) for path in _paths(adapter))
-            rivals = () if here else _fitting(architectures, adapter)
+            rivals = () if here else _matching(architectures, adapter)
             names = tuple(architecture.family for architecture in rivals)
-            dims, odd = read_dims(found.dims, merged), tuple(_odd(found, merged, where))
+            dims, odd = read_dims(found.dims, merged), tuple(_dim_problems(found, merged, where))
             known = Identity(found, dims, True, odd, names)
             return known if part is config or rivals else _with_strangers(known, adapter, config)
     kind = config.get("model_type")
@@ -64,6 +79,23 @@ def by_config(
     )
 
 
+def family_of(config: Mapping[str, Any], architectures: Collection[Architecture], where: str) -> Identity:
+    """The family of a base and its dimensions, by its config alone, for whoever has no adapter yet.
+
+    ``where`` names the base in problems. Raises :class:`RefusedError` for a family that no architecture describes, and
+    for values of the config that are no dimensions.
+    """
+    nothing = Adapter(where, {}, {}, Provenance(where, "config"))
+    found = by_config(config, architectures, nothing, f"{where} config.json")
+    if problems := errors_in(found.problems):
+        raise RefusedError(problems)
+    if not found.known:
+        remedy = "See `adaptrix architectures`; `adaptrix architectures derive MODEL` prints a file for a new family."
+        said = f"no architecture claims {config.get('model_type')!r}"
+        raise RefusedError(Problem("architecture-unknown", where, said, remedy=remedy))
+    return found
+
+
 def _is_of_other_part(path: str, config: Mapping[str, Any]) -> bool:
     """Whether a path names a part beside the text model that the config describes, as ``vision_tower`` does."""
     parts = (key.removesuffix("_config") for key, part in config.items() if isinstance(part, dict))
@@ -73,27 +105,27 @@ def _is_of_other_part(path: str, config: Mapping[str, Any]) -> bool:
 def _with_strangers(identity: Identity, adapter: Adapter, config: Mapping[str, Any]) -> Identity:
     """The family of a multimodal base's text model, and as they are the modules of its other parts."""
     architecture = identity.architecture
-    strangers = sorted(path for path in _paths(adapter) if architecture.locate(path) is None)
-    if not strangers:
+    outside = sorted(path for path in _paths(adapter) if architecture.locate(path) is None)
+    if not outside:
         return identity
-    outside = f"{len(strangers)} modules, such as {strangers[0]}, are outside the text model"
-    found = f"{outside} of {config.get('model_type')!r}: they keep their own paths and their shapes are not checked"
+    said = f"{len(outside)} modules, such as {outside[0]}, are outside the text model"
+    found = f"{said} of {config.get('model_type')!r}: they keep their own paths and their shapes are not checked"
     problem = Problem("unverified", adapter.name, found, severity="warning")
-    return replace(identity, architecture=_beside(architecture, strangers), problems=(*identity.problems, problem))
+    return replace(identity, architecture=_beside(architecture, outside), problems=(*identity.problems, problem))
 
 
 def _beside(architecture: Architecture, paths: Iterable[str]) -> Architecture:
-    """An architecture that has some paths as they are as well."""
+    """An architecture with kept paths beside its own roles."""
     return replace(architecture, roles=MappingProxyType({**architecture.roles, **kept_paths(paths).roles}))
 
 
 def by_paths(adapter: Adapter, architectures: Iterable[Architecture]) -> Identity:
-    """The architecture that has every module the adapter changes; several that agree are as good as one."""
-    fitting = _fitting(architectures, adapter)
-    if not fitting:
+    """The architecture that has every module the adapter changes; of several, the likeliest, with a note."""
+    matching = _matching(architectures, adapter)
+    if not matching:
         return _unknown(adapter, "no architecture has all of these modules", "Name the base with --base MODEL.")
-    chosen = fitting[0]
-    others = sorted(a.family for a in fitting[1:])
+    chosen = matching[0]
+    others = sorted(a.family for a in matching[1:])
     says = f"taken for {chosen.family} by its module paths" + (
         f"; {', '.join(others)} would fit as well" if others else ""
     )
@@ -106,15 +138,15 @@ def _paths(adapter: Adapter) -> set[str]:
     return {target.path for target in adapter.deltas}
 
 
-def _fitting(architectures: Iterable[Architecture], adapter: Adapter) -> list[Architecture]:
+def _matching(architectures: Iterable[Architecture], adapter: Adapter) -> list[Architecture]:
     """The architectures that have every module the adapter changes, the likeliest first."""
     paths = _paths(adapter)
-    fitting = [architecture for architecture in architectures if paths and all(map(architecture.locate, paths))]
-    return sorted(fitting, key=lambda a: (not _named(a, adapter), a.family != _ORIGINAL, len(a.roles), a.family))
+    matching = [architecture for architecture in architectures if paths and all(map(architecture.locate, paths))]
+    return sorted(matching, key=lambda a: (not _named(a, adapter), a.family != _ORIGINAL, len(a.roles), a.family))
 
 
-def _odd(architecture: Architecture, config: Mapping[str, Any], where: str) -> Iterator[Problem]:
-    """What the config says of dimensions and cannot mean; what it does not say is taken from the tensors."""
+def _dim_problems(architecture: Architecture, config: Mapping[str, Any], where: str) -> Iterator[Problem]:
+    """A problem for sizes in the config that no model has, and a note on dims that it does not state."""
     wrong = dict(unusable(architecture.dims, config))
     for key, value in wrong.items():
         remedy = "Restore the file: nothing can be checked against it as it is."
@@ -124,14 +156,14 @@ def _odd(architecture: Architecture, config: Mapping[str, Any], where: str) -> I
         if dims.values.get(stack, 0) > DEEPEST:
             found, expected = f"{dims.values[stack]} layers", f"at most {DEEPEST}"
             yield Problem("base-config", f"{where} {stack}", found, expected, "Restore the file.")
-    silent = [name for name in architecture.dims if name not in dims.values]
-    if silent and not wrong:
-        found = f"it does not say {', '.join(silent)}: these are inferred from the tensors"
+    unstated = [name for name in architecture.dims if name not in dims.values]
+    if unstated and not wrong:
+        found = f"it does not say {', '.join(unstated)}: these are inferred from the tensors"
         yield Problem("dims-unstated", where, found, severity="note")
 
 
 def _no_type(kind: object, adapter: Adapter, where: str) -> Identity:
-    """A base that does not say what it is: whoever names one wants more than an adapter read on its own."""
+    """The identity by a config without ``model_type``: an error, since a user who names a base wants it checked."""
     found = "the key is missing" if kind is None else repr(kind)[:80]
     remedy = "Is this the config.json of a model? Without a base, the adapter's own tensors say its dims."
     problem = Problem("base-config", f"{where} model_type", found, "the name of a family", remedy)
@@ -139,7 +171,7 @@ def _no_type(kind: object, adapter: Adapter, where: str) -> Identity:
 
 
 def _named(architecture: Architecture, adapter: Adapter) -> bool:
-    """Whether the adapter's config or the name of its base mentions the family."""
+    """True where the adapter's config or the name of its base mentions the family."""
     mapping = adapter.provenance.config.get("auto_mapping")
     wrapped = str(mapping.get("base_model_class", "")) if isinstance(mapping, dict) else ""
     base = (adapter.base or "").rpartition("/")[2]
@@ -171,7 +203,7 @@ def _identifier(path: str) -> str:
 
 
 def by_record(adapter: Adapter, recorded: Recorded, architectures: Iterable[Architecture]) -> Identity:
-    """The architecture and dims that an injection file remembers."""
+    """The architecture and dims that an injection file records."""
     if not recorded.known:
         return Identity(kept_paths(sorted(_paths(adapter))), recorded.dims, known=False)
     found = next((a for a in architectures if a.family == recorded.family), None)

@@ -1,4 +1,4 @@
-"""Stacks of layers: how deep each is, and which layers an adapter has too many or too few of."""
+"""Stacks of layers: the depth of each, and the layers and experts of an adapter that are beyond it."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def depths_of(deltas: Mapping[Site, Delta], architecture: Architecture, dims: Di
 
 
 def _depth(stack: str, dims: Dims, adapter: Adapter) -> int | None:
-    """The layers of a stack, as far as stated: those of the model, or of what the config repeats of it.
+    """The stated number of layers of a stack: that of the model, or of the layers that the config repeats.
 
-    A number that no model has is as good as none.
+    None for a number that no model has.
     """
     depth = _expanded(adapter.provenance.config.get("layer_replication")) or dims.get(stack)
     return depth if depth is not None and 0 < depth <= DEEPEST else None
@@ -57,7 +57,7 @@ def _beyond(kind: str, role: str, seen: set[int], count: int | None, remedy: str
 
 
 def _expanded(replicated: object) -> int | None:
-    """The layers of a model whose config says which ranges of layers to repeat."""
+    """The number of layers of a model whose config repeats ranges of layers."""
     if not isinstance(replicated, list):
         return None
     try:

@@ -15,6 +15,7 @@ from typing import NoReturn
 import click
 
 from adaptrix import __version__
+from adaptrix.cli.reached import Reached, command_name
 from adaptrix.errors import AdaptrixError, Problem, UsageError
 
 _COMMANDS = {
@@ -151,11 +152,12 @@ def _terminate(number: int, _frame: object) -> NoReturn:
 
 def run(args: list[str]) -> int:
     """Runs one command line. 0 fine, 1 problems found, 2 usage, 3 unreachable, 130 interrupted, 143 terminated."""
+    reached = Reached()
     try:
-        result = app.main(args, prog_name="adaptrix", standalone_mode=False)
+        result = app.main(args, prog_name="adaptrix", standalone_mode=False, obj=reached)
         return result if isinstance(result, int) else 0
     except AdaptrixError as error:
-        return _fail(error, args)
+        return _fail(error, args, reached.command)
     except click.ClickException as error:
         return _misused(error, args)
     except (KeyboardInterrupt, click.Abort) as stopped:
@@ -171,11 +173,12 @@ def run(args: list[str]) -> int:
         if os.environ.get("ADAPTRIX_TRACEBACK"):
             raise
         where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "adaptrix"
-        return _fail(AdaptrixError(Problem("system", where, f"the system says: {error.strerror or error}")), args)
+        problem = Problem("system", where, f"the system says: {error.strerror or error}")
+        return _fail(AdaptrixError(problem), args, reached.command)
     except Exception as error:  # the last net: a fault of ours is told in a line, the traceback on demand
         if os.environ.get("ADAPTRIX_TRACEBACK"):
             raise
-        return _fail(_internal(error), args)
+        return _fail(_internal(error), args, reached.command)
 
 
 def _tell_of_stop(how: str, error: BaseException) -> None:
@@ -192,7 +195,8 @@ def _misused(error: click.ClickException, args: list[str]) -> int:
         return error.exit_code
     context = error.ctx if isinstance(error, click.UsageError) else None
     path = context.command_path if context else "adaptrix"
-    return _fail(UsageError(Problem("usage", path, error.format_message(), remedy=f"See {path} --help.")), args)
+    problem = Problem("usage", path, error.format_message(), remedy=f"See {path} --help.")
+    return _fail(UsageError(problem), args, command_name(context) if context else None)
 
 
 def _internal(error: Exception) -> AdaptrixError:
@@ -203,8 +207,14 @@ def _internal(error: Exception) -> AdaptrixError:
     )
 
 
-def _fail(error: AdaptrixError, args: list[str]) -> int:
+def _fail(error: AdaptrixError, args: list[str], command: str | None) -> int:
     from adaptrix.cli.common import Verbosity, show_failure
 
-    show_failure(error, Verbosity.of(args))
+    try:
+        show_failure(error, Verbosity.of(args), command)
+    except BrokenPipeError:
+        pass  # the reader left, and will hear nothing of it
+    except OSError as lost:
+        with suppress(OSError):
+            click.echo(f"error: standard output: it cannot be written: {lost.strerror or lost}", err=True)
     return error.exit_code

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import click
 
 from adaptrix.architecture import Architecture
+from adaptrix.cli.choices import families
 from adaptrix.cli.common import Verbosity, print_json, show_problems, verbosity_options
 from adaptrix.errors import Problem, UsageError
 from adaptrix.pipeline import Pipeline
+from adaptrix.schemas.reports import ArchitecturesJSON, FamilyJSON
+from adaptrix.schemas.shared import ArchitectureJSON
 
 
 @click.group(invoke_without_command=True)
@@ -19,24 +24,21 @@ def command(ctx: click.Context, verbosity: Verbosity) -> None:
         return
     catalog = Pipeline().catalog
     if verbosity.json:
-        print_json([_summary(architecture) for architecture in catalog.architectures])
+        families = [_summary(architecture) for architecture in catalog.architectures]
+        report: ArchitecturesJSON = {"ok": True, "problems": [], "architectures": families}
+        print_json(report, catalog.problems)
     elif not verbosity.quiet:
         _table(catalog.architectures)
     show_problems(catalog.problems, verbosity)
 
 
 @command.command("show")
-@click.argument("name")
+@click.argument("name", shell_complete=families)
 @verbosity_options
 def show(name: str, verbosity: Verbosity) -> None:
     """Show a family by its name or a model_type: dims, roles, paths, shapes."""
-    from adaptrix.derive import to_toml
-
-    architecture = _find(name)
-    if verbosity.json:
-        print_json(_summary(architecture) | {"toml": to_toml(architecture)})
-    elif not verbosity.quiet:
-        click.echo(to_toml(architecture), nl=False)
+    catalog = Pipeline().catalog
+    _show(_find(name, catalog.architectures), verbosity, catalog.problems)
 
 
 @command.command("derive")
@@ -48,17 +50,24 @@ def derive(model: str, verbosity: Verbosity) -> None:
     MODEL is a folder or OWNER/NAME. The model is built without weights; its modules are read.
     """
     from adaptrix.derive import derive as derived
+
+    pipeline = Pipeline()
+    _show(derived(pipeline.base_config(model)), verbosity, pipeline.catalog.problems)
+
+
+def _show(architecture: Architecture, verbosity: Verbosity, problems: Sequence[Problem]) -> None:
     from adaptrix.derive import to_toml
 
-    architecture = derived(Pipeline().base_config(model))
     if verbosity.json:
-        print_json(_summary(architecture) | {"toml": to_toml(architecture)})
+        toml = to_toml(architecture)
+        report: FamilyJSON = {"ok": True, "problems": [], "architecture": _summary(architecture), "toml": toml}
+        print_json(report, problems)
     elif not verbosity.quiet:
         click.echo(to_toml(architecture), nl=False)
+    show_problems(problems, verbosity)
 
 
-def _find(name: str) -> Architecture:
-    known = Pipeline().catalog.architectures
+def _find(name: str, known: Sequence[Architecture]) -> Architecture:
     for architecture in known:
         if name == architecture.family or name in architecture.model_types:
             return architecture
@@ -76,7 +85,7 @@ def _find(name: str) -> Architecture:
     )
 
 
-def _summary(architecture: Architecture) -> dict[str, object]:
+def _summary(architecture: Architecture) -> ArchitectureJSON:
     return {
         "family": architecture.family,
         "model_types": list(architecture.model_types),

@@ -34,7 +34,7 @@ def command(source: str, base: str | None, allow_nonfinite: bool, verbosity: Ver
         with working(f"checking {source}", verbosity):
             report = report.examined()
     if verbosity.json:
-        print_json(report.as_dict())
+        print_json(report.as_dict(), pipeline.catalog.problems)
     elif not verbosity.quiet and report.ok:
         click.echo(_verdict(report))
     problems = (*pipeline.catalog.problems, *report.problems)
@@ -45,9 +45,9 @@ def command(source: str, base: str | None, allow_nonfinite: bool, verbosity: Ver
 def _verdict(report: CheckReport) -> str:
     fine = click.style("fine", fg="green", bold=True)
     if report.bound is None:
-        return f"{report.subject}: {fine}"
+        return f"{report.source}: {fine}"
     bound = report.bound
-    return f"{report.subject}: {fine}; {len(bound.deltas)} deltas{_against(bound)}"
+    return f"{report.source}: {fine}; {len(bound.deltas)} deltas{_against(bound)}"
 
 
 def _against(bound: BoundAdapter) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -13,8 +13,13 @@ from typing import Any, TypeVar
 import click
 
 from adaptrix.algebra.outcome import Outcome
+from adaptrix.cli.choices import dtype_option, to_option
+from adaptrix.cli.choices import offering as offering
+from adaptrix.cli.reached import Reached, command_name
 from adaptrix.errors import AdaptrixError, Problem, errors_in
 from adaptrix.pipeline import Pipeline
+from adaptrix.schemas import VERSION
+from adaptrix.schemas.values import plain
 from adaptrix.wording import amount
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -49,11 +54,6 @@ whole_base_option = click.option(
 )
 
 
-def offering(*words: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:
-    """What a shell completes an option with that says by itself what is wrong with another word."""
-    return lambda _context, _parameter, typed: [word for word in words if word.startswith(typed)]
-
-
 base_option = click.option(
     "--base",
     type=click.Path(),
@@ -70,6 +70,8 @@ def verbosity_options(function: F) -> F:
     @click.option("-v", "--verbose", is_flag=True, help="Say everything, and list every problem.")
     def wrapper(*args: Any, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> Any:
         context = click.get_current_context()
+        if isinstance(reached := context.find_root().obj, Reached):
+            reached.command = command_name(context)
         verbosity = Verbosity(as_json, quiet, verbose) | (context.find_object(Verbosity) or Verbosity())
         context.obj = verbosity  # a subcommand's context inherits it
         if verbosity.quiet or verbosity.json or not sys.stderr.isatty():
@@ -86,19 +88,20 @@ def verbosity_options(function: F) -> F:
     return wrapper  # type: ignore[return-value]  # the wrapper takes what F takes, and three options more
 
 
-def print_json(value: Any) -> None:
-    """One JSON document on standard output; what has no JSON form (an infinity) becomes null."""
-    click.echo(json.dumps(_plain(value), ensure_ascii=False, indent=2))
+def print_json(report: Mapping[str, Any], problems: Iterable[Problem] = ()) -> None:
+    """One JSON document on standard output: what a command found, under the version and the command's name.
+
+    ``problems`` of the run are put before those of the report. What has no JSON form (an infinity) becomes null.
+    """
+    said = [*(problem.as_dict() for problem in problems), *report["problems"]]
+    _print_document(command_name(click.get_current_context()), {**report, "problems": said})
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and value - value != 0.0:
-        return None
-    return value
+def _print_document(command: str | None, report: Mapping[str, Any]) -> None:
+    """JSON in ASCII, with no character that a terminal obeys: names in files come from strangers."""
+    header = {"version": VERSION, "command": command, "ok": report["ok"], "problems": report["problems"]}
+    text = json.dumps(plain({**header, **report}), indent=2, allow_nan=False)
+    click.echo(text.replace("\x7f", "\\u007f"))  # DEL is the one control character that json leaves as it is
 
 
 def show_problems(problems: Iterable[Problem], verbosity: Verbosity) -> None:
@@ -126,10 +129,10 @@ def show_refusal(source: str, verdict: str, problems: Sequence[Problem], verbosi
     show_problems(problems, verbosity)
 
 
-def show_failure(error: AdaptrixError, verbosity: Verbosity) -> None:
+def show_failure(error: AdaptrixError, verbosity: Verbosity, command: str | None) -> None:
     """An error that ends a command."""
     if verbosity.json:
-        print_json({"ok": False, "problems": [problem.as_dict() for problem in error.problems]})
+        _print_document(command, {"ok": False, "problems": [problem.as_dict() for problem in error.problems]})
     else:
         show_problems(error.problems, verbosity)
 
@@ -182,8 +185,8 @@ def bars(
 
 _OUTPUT = (
     click.option("-o", "--out", type=click.Path(), help="File or folder to write; FOLDER/ to write into it."),
-    click.option("--to", default="injection", show_default=True, metavar="FORMAT", help="injection or peft."),
-    click.option("--dtype", metavar="DTYPE", help="Write bf16, fp16, fp32 or fp64."),
+    to_option,
+    dtype_option("Write {}."),
     click.option("--name", help="Name for the adapter. [default: made of that of the source]"),
     click.option("--force", is_flag=True, help="Replace an existing output, never the source."),
 )
@@ -199,7 +202,7 @@ def output_options(function: F) -> F:
 def show_outcome(done: Outcome, verbosity: Verbosity, pipeline: Pipeline) -> None:
     """What was written, what was done, and what is to be said of it."""
     if verbosity.json:
-        print_json(done.as_dict())
+        print_json(done.as_dict(), pipeline.catalog.problems)
     elif not verbosity.quiet:
         conversion = done.conversion
         held = f"{conversion.tensors} tensors, {amount(conversion.nbytes)}"

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from adaptrix.base.vectors import BaseVectors, draws
+from adaptrix.cli.choices import dtype_option, layers_option, to_option
 from adaptrix.cli.common import (
     Verbosity,
     bars,
-    base_option,
     print_json,
     show_problems,
     show_refusal,
@@ -30,16 +29,21 @@ from adaptrix.planning.lowering import TOLERANCE
 from adaptrix.results import Conversion
 from adaptrix.wording import amount
 
-_LAYERS = """all, middle, spread:K, energy:K, 8-23,28, or fit:K. [default: for an injection file the plan of the one
-    that is read, or middle; all for peft]"""
+if TYPE_CHECKING:
+    from adaptrix.schemas.reports import ConversionJSON, ConvertJSON, UnconvertedJSON
+
+_BASE = """Base to check against: a folder or OWNER/NAME. Its config.json is read; fit:K reads the whole base, and
+    spectral deltas without their U and V the weights that they are of, where these are to be written."""
+_LAYERS = """{}. [default: for an injection file the plan of the one that is read, or middle; all for other
+    formats]"""
 
 
 @click.command()
 @click.argument("sources", metavar="SRC...", type=click.Path(), nargs=-1, required=True)
 @click.option("-o", "--out", type=click.Path(), help="File or folder to write; FOLDER/ to write into it.")
-@click.option("--to", default="injection", show_default=True, metavar="FORMAT", help="injection or peft.")
-@base_option
-@click.option("--layers", metavar="POLICY", help=_LAYERS)
+@to_option
+@click.option("--base", type=click.Path(), metavar="MODEL", help=_BASE)
+@layers_option(_LAYERS, "fit:K")
 @click.option(
     "--redistribute",
     type=click.Choice(["none", "nearest"]),
@@ -60,9 +64,7 @@ _LAYERS = """all, middle, spread:K, energy:K, 8-23,28, or fit:K. [default: for a
     help="Write spectral deltas with or without the U and V of their base. [default: as they came]",
 )
 @click.option("--prune", is_flag=True, help="Drop what the plan leaves out or replaces; it is lost.")
-@click.option(
-    "--dtype", metavar="DTYPE", help="Round every delta to bf16, fp16, fp32 or fp64; the source's own bytes are lost."
-)
+@dtype_option("Round every delta to {}; the source's own bytes are lost.")
 @click.option("--text", type=click.Path(), metavar="FILE", help="Text to fit a plan on, of the adapter's kind.")
 @click.option("--steps", type=int, metavar="N", help="Steps of a fit, at most. [default: 300]")
 @click.option("--seed", type=int, metavar="N", help="Seed of a fit. [default: 0]")
@@ -82,7 +84,7 @@ def command(sources: tuple[str, ...], out: str | None, verbosity: Verbosity, **o
     Everything is checked before anything is written. The file holds every tensor of the source,
     byte for byte, and the plan says which layers act. Only --prune and --dtype lose something.
 
-    
+    \b
     fit:K trains the deltas of the K layers that matter most on a text to act for all of them:
       adaptrix convert ./my-lora --base ./llama --layers fit:16 --text corpus.txt
     It needs adaptrix[torch] and the whole base. After Ctrl-C the same command goes on where it was.
@@ -95,7 +97,8 @@ def command(sources: tuple[str, ...], out: str | None, verbosity: Verbosity, **o
     for source in sources:
         batch.convert(source)
     if verbosity.json:
-        print_json(batch.results)
+        report: ConvertJSON = {"ok": batch.code == 0, "problems": [], "results": batch.results}
+        print_json(report, pipeline.catalog.problems)
     show_problems(pipeline.catalog.problems, verbosity)
     return batch.code
 
@@ -114,7 +117,7 @@ class _Batch:
     def __init__(self, pipeline: Pipeline, out: str | None, options: Options, verbosity: Verbosity) -> None:
         self._pipeline, self._out, self._options, self._verbosity = pipeline, out, options, verbosity
         self._taken: dict[Path, str] = {}
-        self.results: list[dict[str, Any]] = []
+        self.results: list[ConversionJSON | UnconvertedJSON] = []
         self.code = 0
 
     def spare(self, sources: tuple[str, ...]) -> None:
@@ -137,29 +140,8 @@ class _Batch:
             show_refusal(source, "not converted, ", error.problems, self._verbosity)
         else:
             self._taken[done.path] = f"this run has just written it, from {source}"
-            self.results.append(_result(source, done))
+            self.results.append(done.as_dict())
             _show(done, self._verbosity)
-
-
-def _result(source: str, done: Conversion) -> dict[str, Any]:
-    plan = done.plan
-    return {
-        "source": source,
-        "ok": True,
-        "path": str(done.path),
-        "tensors": done.tensors,
-        "bytes": done.nbytes,
-        "architecture": plan.bound.architecture.family,
-        "plan": {
-            "policy": plan.policy,
-            "layers": {stack: list(layers) for stack, layers in plan.layers.items()},
-            "sites": len(plan.sites),
-            "of": len(plan.bound.deltas),
-            "retained": plan.retained,
-            "fit": plan.fit and asdict(plan.fit),
-        },
-        "problems": [problem.as_dict() for problem in done.problems],
-    }
 
 
 def _show(done: Conversion, verbosity: Verbosity) -> None:

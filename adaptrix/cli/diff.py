@@ -32,7 +32,7 @@ def command(first: str, second: str, base: str | None, verbosity: Verbosity) -> 
     pipeline = Pipeline()
     comparison = compare_adapters(pipeline, first, second, base, working("comparing", verbosity))
     if verbosity.json:
-        print_json(comparison.as_dict())
+        print_json(comparison.as_dict(), pipeline.catalog.problems)
     elif not verbosity.quiet:
         _show(comparison)
     show_problems((*pipeline.catalog.problems, *comparison.problems), verbosity)

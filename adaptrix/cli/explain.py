@@ -10,6 +10,7 @@ import click
 from adaptrix.cli.common import Verbosity, print_json, verbosity_options
 from adaptrix.errors import Problem, UsageError
 from adaptrix.problem_codes import Explanation, known_codes
+from adaptrix.schemas.reports import ExplainJSON
 
 
 @click.command()
@@ -25,8 +26,8 @@ def command(code: str | None, verbosity: Verbosity) -> int:
     known = known_codes()
     chosen = list(known.values()) if code is None else [_find(code, known)]
     if verbosity.json:
-        found = [explanation.as_dict() for explanation in chosen]
-        print_json(found if code is None else found[0])
+        report: ExplainJSON = {"ok": True, "problems": [], "codes": [one.as_dict() for one in chosen]}
+        print_json(report)
     elif code is None:
         for topic, codes in groupby(chosen, lambda explanation: explanation.topic):
             click.echo(f"{click.style(topic, bold=True)}\n  {', '.join(each.code for each in codes)}")

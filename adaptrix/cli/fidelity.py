@@ -11,16 +11,19 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from adaptrix.cli.choices import dtype_option, layers_option
 from adaptrix.cli.common import Verbosity, bars, clean, print_json, show_problems, verbosity_options, whole_base_option
-from adaptrix.errors import Problem, UsageError, errors_in
+from adaptrix.errors import errors_in
+from adaptrix.optional import require
 from adaptrix.pipeline import Pipeline
+from adaptrix.tensor import MODEL_FLOATS
 
 if TYPE_CHECKING:
     from adaptrix.measuring.bootstrap import Estimate
     from adaptrix.measuring.report import FidelityReport, Row
 
-_LAYERS = """A plan to measure: all, middle, spread:K, energy:K, 8-23,28, fit:K or own (that of an injection file); may
-    be given several times. [default: a few of each]"""
+_LAYERS = """A plan to measure: {}; own, and fit:K, are those of an injection file. May be given several times.
+    [default: a few of each]"""
 _COLUMNS = (
     *("plan", "layers", "kept", "‖ΔW‖²", "KL", "95 %", "top-1"),
     *("perplexity", "bits/byte", "tokens/s", "reused"),
@@ -34,11 +37,11 @@ _WIDE, _FIRST = 112, 7  # columns of a terminal that has room for all, and how m
 @click.option(
     "--text", type=click.Path(), metavar="FILE", required=True, help="A text to measure on, in UTF-8, of any length."
 )
-@click.option("--layers", metavar="POLICY", multiple=True, help=_LAYERS)
+@layers_option(_LAYERS, "fit:K", "own", multiple=True)
 @click.option("--window", type=int, metavar="TOKENS", help="Tokens read at once. [default: 512, or all the base has]")
 @click.option("--stride", type=int, metavar="TOKENS", help="From one window to the next. [default: half a window]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Draws the intervals.")
-@click.option("--dtype", metavar="DTYPE", help="Load the base in fp32, bf16, fp16 or fp64. [default: fp32]")
+@dtype_option("Load the base in {}. [default: fp32]", MODEL_FLOATS)
 @click.option("--device", metavar="DEVICE", help="Where to compute. [default: the accelerator, if there is one]")
 @click.option(
     "--plot",
@@ -80,7 +83,7 @@ def command(
     if plot is not None:  # first: the reader of the table may leave before its end
         _plot(report, plot, force, verbosity)
     if verbosity.json:
-        print_json(report.as_dict())
+        print_json(report.as_dict(), pipeline.catalog.problems)
     elif not verbosity.quiet:
         _show(report)
     show_problems((*pipeline.catalog.problems, *report.problems), verbosity)
@@ -89,13 +92,10 @@ def command(
 
 def _measuring() -> Any:
     """The module that measures. Raises :class:`UsageError` without torch, with the command that installs it."""
-    try:
-        from adaptrix.measuring import measure
-    except ModuleNotFoundError as error:
-        if error.name not in ("torch", "transformers"):
-            raise
-        found, remedy = f"{error.name} is not installed", 'Run: pip install "adaptrix[torch]"'
-        raise UsageError(Problem("package-missing", "fidelity", found, remedy=remedy)) from None
+    for module in ("torch", "transformers"):
+        require(module, "torch", "fidelity")
+    from adaptrix.measuring import measure
+
     return measure
 
 

@@ -29,11 +29,11 @@ def command(source: str, base: str | None, plot: Path | None, force: bool, verbo
         _require_drawable(plot, force)
     bound = pipeline.bind(pipeline.read(source), base)  # no spinner: the Hub's client draws bars
     with working(f"reading {source}", verbosity):
-        inspection = summarise(bound)
+        inspection = summarise(bound, source)
     if plot is not None:  # first: the reader of the table may leave before its end
         _plot(inspection, plot, force, verbosity)
     if verbosity.json:
-        print_json(inspection.as_dict())
+        print_json(inspection.as_dict(), pipeline.catalog.problems)
     elif not verbosity.quiet:
         from adaptrix.cli.picture import show
 

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from adaptrix.cli.choices import dtype_option, layers_option
 from adaptrix.cli.common import Verbosity, bars, print_json, show_problems, verbosity_options, whole_base_option
 from adaptrix.errors import errors_in
 from adaptrix.merging.draft import draft
 from adaptrix.merging.merger import MergedModel, write
 from adaptrix.merging.options import MergeOptions, prepare
 from adaptrix.pipeline import Pipeline
+from adaptrix.tensor import MODEL_FLOATS
 from adaptrix.wording import amount
 
-_LAYERS = """all, middle, spread:K, energy:K, or 8-23,28. [default: the plan of an injection file; all of a PEFT
-    checkpoint]"""
+if TYPE_CHECKING:
+    from adaptrix.schemas.reports import MergeJSON
+
+_LAYERS = "{}. [default: the plan of an injection file; all of a PEFT checkpoint]"
 
 
 @click.command()
 @click.argument("source", metavar="SRC", type=click.Path())
 @whole_base_option
 @click.option("-o", "--out", type=click.Path(), help="Folder to write. [default: NAME-merged here]")
-@click.option("--layers", metavar="POLICY", help=_LAYERS)
-@click.option("--dtype", metavar="DTYPE", help="Round the whole model to bf16, fp16, fp32 or fp64.")
+@layers_option(_LAYERS)
+@dtype_option("Round the whole model to {}.", MODEL_FLOATS)
 @click.option(
     "--verify", is_flag=True, help="Compare its logits with the attached adapter's; write it only if they agree."
 )
@@ -53,15 +57,14 @@ def command(source: str, base: str, out: str | None, verbosity: Verbosity, **opt
     made = draft(pipeline, source, base, wanted, bars(verbosity))  # no spinner: the Hub's client draws bars
     done = write(made, out, wanted, partial(bars(verbosity, in_bytes=True), f"merging {source}"))
     if verbosity.json:
-        print_json(_result(source, base, done))
+        print_json(_result(source, base, done), pipeline.catalog.problems)
     else:
         _show(done, verbosity)
     show_problems((*pipeline.catalog.problems, *done.problems), verbosity)
     return 1 if errors_in(done.problems) else 0
 
 
-def _result(source: str, base: str, done: MergedModel) -> dict[str, Any]:
-    plan = done.plan
+def _result(source: str, base: str, done: MergedModel) -> MergeJSON:
     return {
         "source": source,
         "base": base,
@@ -70,9 +73,9 @@ def _result(source: str, base: str, done: MergedModel) -> dict[str, Any]:
         "changed": done.changed,
         "tensors": done.tensors,
         "bytes": done.nbytes,
-        "architecture": plan.bound.architecture.family,
-        "plan": {"policy": plan.policy, "layers": {stack: list(layers) for stack, layers in plan.layers.items()}},
-        "agreement": done.agreement and done.agreement.as_dict(),
+        "adapter": done.plan.bound.as_dict(),
+        "plan": done.plan.as_dict(),
+        "agreement": None if done.agreement is None else done.agreement.as_dict(),
         "problems": [problem.as_dict() for problem in done.problems],
     }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from adaptrix.cli.common import clean
 from adaptrix.errors import Problem, UsageError
 from adaptrix.inspection import Inspection
 from adaptrix.measuring.report import BASE, FidelityReport, Row
+from adaptrix.optional import require
 
 _ENDINGS = (".svg", ".png", ".pdf")
 
@@ -20,18 +20,16 @@ def require_drawable(path: Path, *, force: bool) -> None:
     """Raises :class:`UsageError` without matplotlib, for another ending, or where there is a file already."""
     if path.suffix.lower() not in _ENDINGS:
         raise UsageError(Problem("option", str(path), f"the ending {path.suffix!r}", " or ".join(_ENDINGS)))
-    if find_spec("matplotlib") is None:
-        remedy = 'pip install "adaptrix[plot]"'
-        raise UsageError(Problem("package-missing", "matplotlib", "it is not installed", remedy=remedy))
+    require("matplotlib", "plot", str(path))
     atomic.require_free(path, force=force)
 
 
 def draw_norms(inspection: Inspection, path: Path, *, force: bool) -> None:
     """Writes the picture to ``path``. Raises :class:`UsageError` as :func:`require_drawable` does."""
-    save(lambda: _norms(inspection), path, force=force)
+    save_figure(lambda: _norms(inspection), path, force=force)
 
 
-def save(make: Callable[[], Any], path: Path, *, force: bool) -> None:
+def save_figure(make: Callable[[], Any], path: Path, *, force: bool) -> None:
     """Writes a figure of matplotlib's to ``path``. Raises :class:`UsageError` as :func:`require_drawable` does."""
     require_drawable(path, force=force)
     import matplotlib
@@ -73,7 +71,7 @@ def plain(name: str) -> str:
 
 def draw_costs(report: FidelityReport, path: Path, *, force: bool) -> None:
     """Writes the picture to ``path``. Raises :class:`UsageError` as :func:`require_drawable` does."""
-    save(lambda: _costs(report), path, force=force)
+    save_figure(lambda: _costs(report), path, force=force)
 
 
 def _costs(report: FidelityReport) -> Any:

@@ -7,6 +7,7 @@ import click
 from adaptrix.cli.common import Verbosity, clean, print_json, verbosity_options
 from adaptrix.plugins.catalog import Catalog
 from adaptrix.plugins.plugin import Plugin
+from adaptrix.schemas.reports import PluginsJSON
 
 _LOOKS = {"loaded": "green", "failed": "red", "blocked": "yellow", "missing": "red"}
 
@@ -19,9 +20,11 @@ def command(verbosity: Verbosity) -> int:
     ADAPTRIX_PLUGINS names the plugins that may load (empty: none); ADAPTRIX_STRICT=1 makes a failing
     plugin an error.
     """
-    plugins = Catalog.from_environment().plugins
+    catalog = Catalog.from_environment()
+    plugins = catalog.plugins
     if verbosity.json:
-        print_json([plugin.as_dict() for plugin in plugins])
+        report: PluginsJSON = {"ok": True, "problems": [], "plugins": [plugin.as_dict() for plugin in plugins]}
+        print_json(report, catalog.problems)
     elif not verbosity.quiet:
         for plugin in plugins:
             _show(plugin, verbosity)

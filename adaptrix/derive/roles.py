@@ -63,7 +63,7 @@ def _orientation(known: Orientation | None, axes: int) -> tuple[Orientation, lis
     if known is not None:
         return known, []
     usual: Orientation = "linear" if axes == 2 else "experts"
-    return usual, ["orientation: a bare parameter does not tell which axis is which"]
+    return usual, ["orientation: a bare parameter does not show which axis is which"]
 
 
 def _axes(orientation: Orientation) -> tuple[str, ...]:

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adaptrix.binding.bind import BoundAdapter
 from adaptrix.destination import state_file
-from adaptrix.errors import Problem, UsageError
+from adaptrix.optional import require
 from adaptrix.options import Options, require_options
 from adaptrix.pipeline import Maker, Pipeline
 from adaptrix.planning.plan import Plan
@@ -32,12 +31,7 @@ def maker_for(options: Options, pipeline: Pipeline, display: Counted = uncounted
     if not options.wants_fit:
         return None
     for module in ("torch", "transformers"):
-        try:
-            import_module(module)
-        except ImportError:
-            remedy = 'Run: pip install "adaptrix[torch]"'
-            where = f"layers {options.layers}"
-            raise UsageError(Problem("package-missing", where, f"{module} is not installed", remedy=remedy)) from None
+        require(module, "torch", f"layers {options.layers}")
     from adaptrix.measuring.text import read_text
 
     return PlanFitter(pipeline, display, read_text(Path(os.path.expanduser(options.text or ""))))
@@ -53,19 +47,19 @@ class PlanFitter:
 
     def __call__(self, bound: BoundAdapter, options: Options, out: Path) -> Plan:
         """The plan, fitted on the options' base and text. Raises :class:`AdaptrixError`."""
-        from adaptrix.base import model as base_model
+        from adaptrix.base.model import base_model_at, context_of, placement, require_causal, require_in_vocabulary
         from adaptrix.fitting.corpus import corpus
         from adaptrix.fitting.fitter import Fitter, aim
         from adaptrix.measuring.text import tokens_of
 
         assert options.base is not None  # require_options saw to it
         aimed = aim(bound, options)
-        base = base_model.stored(options.base, self.pipeline, base_model.placement(None, None))
+        base = base_model_at(options.base, self.pipeline, placement(None, None))
         ids = tokens_of(self.text, base.tokenizer()).ids
         with base.model() as model:
-            base_model.require_in_vocabulary(model, ids, base.name)
-            windows = corpus(self.text, ids, base_model.context_of(model))
-            base_model.require_causal(model, ids, base.name)
+            require_in_vocabulary(model, ids, base.name)
+            windows = corpus(self.text, ids, context_of(model))
+            require_causal(model, ids, base.name)
             return Fitter(bound, aimed, model, windows, options, self.display).plan(out)
 
     def forget(self, out: Path) -> None:

@@ -1,1 +1,1 @@
-"""Ways adapters are written to files, and the safe readers of the containers they use."""
+"""File formats of adapters, and the safe readers of the containers that they use."""

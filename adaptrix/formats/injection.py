@@ -23,10 +23,10 @@ VERSION = 1
 
 
 def detect(bundle: Bundle) -> bool:
-    """By name; a single file that bears another, by its metadata. Only its header is read."""
+    """True for a file with the suffix, or a single file with the manifest in its metadata; only its header is read."""
     if any(name.endswith(SUFFIX) for name in bundle.files):
         return True
-    return len(bundle.files) == 1 and all(safetensors_file.has_metadata(it, "adaptrix") for it in bundle.files.values())
+    return len(bundle.files) == 1 and all(safetensors_file.has_metadata(p, "adaptrix") for p in bundle.files.values())
 
 
 def write(plan: Plan, path: Path) -> None:
@@ -56,7 +56,7 @@ def _manifest(plan: Plan) -> dict[str, Any]:
             },
         },
         "source": {
-            # a path on somebody's disk is nobody else's business; the digests say what it was
+            # a local path may be private; the digests identify the files
             "uri": source.uri if source.commit else PurePath(source.uri).name,
             "format": source.format,
             "commit": source.commit,

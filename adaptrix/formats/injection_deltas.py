@@ -16,7 +16,10 @@ from adaptrix.tensor import Tensor
 def read_deltas(
     entries: Mapping[str, Any], tensors: dict[str, Tensor], prefix: str, problems: list[Problem]
 ) -> dict[str, tuple[Target, Delta]]:
-    """The sound deltas of a table of the manifest, by site; their tensors are taken out of ``tensors``."""
+    """The valid deltas of a table of the manifest, by site.
+
+    Their tensors, named with ``prefix``, are removed from ``tensors``; what is wrong is added to ``problems``.
+    """
     found: dict[str, tuple[Target, Delta]] = {}
     for site, found_entry in entries.items():
         values, where = an_object(found_entry, f"{prefix}{site}"), f"{prefix}{site}"

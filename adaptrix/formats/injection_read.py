@@ -1,5 +1,5 @@
-"""Reads an injection file. Its manifest comes from a stranger like everything else: each value is
-checked where it is taken, and every problem is collected."""
+"""The reader of injection files. The manifest is untrusted like everything else: each value is checked
+where it is read, and every problem is collected."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _manifest(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
         )
     try:
         manifest = json.loads(metadata["adaptrix"])
-        # half a surrogate could not be written again, and NaN is Python's own addition to JSON
+        # a lone surrogate could not be written again, and JSON has no NaN
         json.dumps(manifest, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:
         found = f"the manifest is not JSON ({error})"
@@ -76,7 +76,7 @@ def _manifest(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _adapter(manifest: Mapping[str, Any], tensors: dict[str, Tensor], path: Path) -> Adapter:
-    """The adapter that the manifest describes; ``tensors`` is used up."""
+    """The adapter that the manifest describes; its tensors are removed from ``tensors``."""
     problems: list[Problem] = []
     found = read_deltas(table(manifest, "deltas"), tensors, "", problems)
     overrides = read_deltas(table(manifest, "overrides"), tensors, "plan.", problems)
@@ -92,7 +92,7 @@ def _adapter(manifest: Mapping[str, Any], tensors: dict[str, Tensor], path: Path
     ]
     deltas = dict(found.values())
     if len(deltas) != len(found):
-        problems.append(Problem("duplicate", path.name, "two sites of one module", "one delta for one place"))
+        problems.append(Problem("duplicate", path.name, "two sites of one module", "one delta for one module"))
     if not found and not problems:
         problems.append(Problem("adapter-empty", path.name, "the file has no deltas", "at least one"))
     if not problems:
@@ -124,7 +124,7 @@ def _adapter(manifest: Mapping[str, Any], tensors: dict[str, Tensor], path: Path
 
 
 def _override_problems(found: Mapping[str, tuple[Target, Delta]], overrides: Mapping[str, Any]) -> Iterator[Problem]:
-    """What the plan puts in a delta's place must fit there as well."""
+    """A problem for every override whose module or shape is not that of the delta that it replaces."""
     for site, (target, delta) in overrides.items():
         if site not in found or found[site][0] != target or found[site][1].shape != delta.shape:
             yield Problem(
@@ -183,10 +183,10 @@ def _recorded(
     )
 
 
-def _fit(told: Mapping[str, Any]) -> FitRecord:
+def _fit(entry: Mapping[str, Any]) -> FitRecord:
     return FitRecord(
-        text=a_text(told.get("text"), "fit text"),
-        before=a_number(told.get("before"), "fit before"),
-        after=a_number(told.get("after"), "fit after"),
-        **{name: a_size(told.get(name), f"fit {name}") for name in ("tokens", "steps", "taken", "seed")},
+        text=a_text(entry.get("text"), "fit text"),
+        before=a_number(entry.get("before"), "fit before"),
+        after=a_number(entry.get("after"), "fit after"),
+        **{name: a_size(entry.get(name), f"fit {name}") for name in ("tokens", "steps", "taken", "seed")},
     )

@@ -1,4 +1,4 @@
-"""A spectral delta in an injection file: read with nothing taken on trust, least of all a size."""
+"""The reader of spectral deltas in injection files: every value and every size is checked."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from adaptrix.errors import Problem
 from adaptrix.formats.manifest import Entry, MalformedError, a_list, a_size, a_text, an_object
 from adaptrix.tensor import FLOATS, Tensor
 
-#: a tensor's name -> the field it is
+#: a tensor's name -> the field of the delta
 NAMES = {"spectral_z": "z", "spectral_S": "S", "spectral_U": "U", "spectral_Vt": "Vt"}
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -34,7 +34,13 @@ def entry(delta: Spectral, _target: Target) -> dict[str, Any]:
 def read(entry: Entry, tensors: dict[str, Tensor], problems: list[Problem]) -> Spectral | None:
     """The delta of an entry, its tensors taken out of ``tensors``; None where something is wrong, which is added.
 
-    Raises :class:`MalformedError` for an entry that is none.
+    - ``target``: the module of the delta.
+    - ``entry``: of the manifest.
+    - ``tensors``: by name; those of the delta are removed.
+    - ``where``: the site, which their names begin with.
+    - ``problems``: what is wrong is added.
+
+    Raises :class:`MalformedError` for a value of the entry that is not of its type.
     """
     where = entry.where
     found = {field: tensors.pop(f"{where}.{name}", None) for name, field in NAMES.items()}
@@ -58,8 +64,10 @@ def _shape(entry: Mapping[str, Any], where: str) -> tuple[int, int]:
 
 
 def _basis(entry: Mapping[str, Any], where: str) -> Basis:
-    told = an_object(entry.get("basis"), f"{where} basis")
-    basis = Basis(**{name: a_text(told.get(name), f"{where} basis {name}") for name in ("weight", "dtype", "backend")})
+    values = an_object(entry.get("basis"), f"{where} basis")
+    basis = Basis(
+        **{name: a_text(values.get(name), f"{where} basis {name}") for name in ("weight", "dtype", "backend")}
+    )
     if not _DIGEST.fullmatch(basis.weight):
         raise MalformedError(f"{where} basis weight is {basis.weight!r}, no SHA-256"[:200])
     if basis.dtype not in FLOATS:
@@ -68,12 +76,12 @@ def _basis(entry: Mapping[str, Any], where: str) -> Basis:
 
 
 def _entry_problems(delta: Spectral, target: Target, entry: Mapping[str, Any], where: str) -> Iterator[Problem]:
-    """Where the manifest and the tensors disagree."""
+    """A problem for every contradiction between the manifest and the tensors."""
     if target.slot is not None:
         yield Problem("injection-invalid", where, f"a spectral delta on {target}", "one on the whole weight")
     if entry.get("rank") != delta.rank or entry.get("scale") != 1:
-        told = f"rank {entry.get('rank')!r}, scale {entry.get('scale')!r}"[:160]
-        yield Problem("rank", where, f"{told} in the manifest", f"rank {delta.rank} as z has, and scale 1")
+        stated = f"rank {entry.get('rank')!r}, scale {entry.get('scale')!r}"[:160]
+        yield Problem("rank", where, f"{stated} in the manifest", f"rank {delta.rank} as z has, and scale 1")
     held = [tensor is not None for tensor in (delta.U, delta.Vt)]
     if entry.get("vectors") is not held[0] or held[0] is not held[1]:
         said = " and ".join(name for name, there in zip(("U", "Vᵀ"), held, strict=True) if there) or "neither U nor Vᵀ"
@@ -82,13 +90,13 @@ def _entry_problems(delta: Spectral, target: Target, entry: Mapping[str, Any], w
 
 
 def _tensor_problems(delta: Spectral, where: str) -> Iterator[Problem]:
-    """Dtypes, and shapes beside that of the weight."""
+    """A problem for every tensor of a wrong dtype, or of a shape that is not that of the weight."""
     out, inp = delta.shape
     k = min(out, inp)
-    wanted = {"spectral_z": (k,), "spectral_S": (k,), "spectral_U": (out, k), "spectral_Vt": (k, inp)}
+    shapes = {"spectral_z": (k,), "spectral_S": (k,), "spectral_U": (out, k), "spectral_Vt": (k, inp)}
     for name, tensor in delta.tensors().items():
-        if tensor.shape != wanted[name]:
-            expected = f"{list(wanted[name])} for a weight of {out} × {inp}"
+        if tensor.shape != shapes[name]:
+            expected = f"{list(shapes[name])} for a weight of {out} × {inp}"
             yield Problem("shape", f"{where}.{name}", f"shape {list(tensor.shape)}", expected)
         dtypes = FLOATS if name == "spectral_z" else ("F32",)
         if tensor.dtype not in dtypes:
@@ -96,7 +104,7 @@ def _tensor_problems(delta: Spectral, where: str) -> Iterator[Problem]:
 
 
 def _value_problems(delta: Spectral, where: str) -> Iterator[Problem]:
-    """Singular values that are none; NaN and Inf are looked for elsewhere."""
+    """A problem where S is negative or unordered; NaN and Inf are found by the check of all tensors."""
     S = delta.S.float32()
     with np.errstate(invalid="ignore"):  # Inf - Inf
         if (S < 0).any() or (np.diff(S) > 0).any():

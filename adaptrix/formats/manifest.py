@@ -1,6 +1,6 @@
-"""Values of an injection file's manifest, each taken as what it has to be.
+"""Values of an injection file's manifest, each checked to be of its type.
 
-A manifest comes from a stranger: :class:`MalformedError` says which value is not what the format says.
+A manifest is untrusted: :class:`MalformedError` names the value that is not as the format says.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ LARGEST = 1 << 40  # of a dimension
 
 
 class MalformedError(Exception):
-    """A value of the manifest that is not what the format says; its text says which."""
+    """A value of the manifest that is not as the format says; its text names it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,12 +32,12 @@ class Entry:
 
 
 def table(owner: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """The object that another holds under a key."""
+    """The object under a key of another."""
     return an_object(owner.get(key), key)
 
 
 def an_object(value: Any, what: str) -> dict[str, Any]:
-    """A JSON object; ``what`` is what messages call it."""
+    """A JSON object; ``what`` names it in messages."""
     if not isinstance(value, dict):
         raise MalformedError(f"{what} is not an object")
     return value
@@ -58,7 +58,7 @@ def a_layer(value: Any) -> int:
 
 
 def an_index(text: str) -> int:
-    """The number of a layer where it is a key, and so text."""
+    """The number of a layer that is a key, and so text."""
     if not (text.isascii() and text.isdecimal() and len(text) <= 6):
         raise MalformedError(f"layer {text!r}"[:200])
     return int(text)
@@ -72,12 +72,12 @@ def a_number(value: Any, what: str) -> float:
 
 
 def is_whole(value: Any) -> bool:
-    """Whether a value is a whole number of at least 0."""
+    """True for a whole number of at least 0."""
     return type(value) is int and value >= 0
 
 
 def a_size(value: Any, what: str) -> int:
-    """A whole number such as a dimension may be."""
+    """A whole number from 0 to ``LARGEST``."""
     if not is_whole(value) or value > LARGEST:
         raise MalformedError(f"{what} is {value!r}"[:200])
     return int(value)

@@ -1,4 +1,4 @@
-"""PEFT's adapter_config.json: read strictly, every problem at once, and what it says of each module."""
+"""PEFT's adapter_config.json: read strictly, with every problem at once, and its rules for each module."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LONGEST_NAME = 4096
 _LAYER = re.compile(r"\.(\d{1,6})\.")
 _PLAIN = re.compile(r"[\w.-]+")
 
-#: the heads that peft saves for a task, whether it has been told to or not
+#: the heads that peft saves for a task, whether modules_to_save lists them or not
 TASK_HEADS = MappingProxyType(
     {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
 )
@@ -36,17 +36,21 @@ _KEYS = """alora_invocation_tokens alpha_pattern arrow_config auto_mapping base_
     trainable_token_indices use_bdlora use_dora use_qalora use_rslora velora_config"""
 _KNOWN = frozenset(_KEYS.split())
 
-#: starts that change the base weight: the saved factors are then no delta on the published base
+#: initialisations that change the base weight: the saved factors are then no delta on the published base
 _RESIDUAL_STARTS = ("pissa", "olora", "corda", "lora_ga", "loftq")
 
 
 @dataclass(frozen=True)
 class PeftConfig:
-    """The part of a LoRA config that says how its tensors are meant; ``raw`` is the whole, verbatim.
+    """The part of a LoRA config that determines what its tensors mean.
 
-    ``rank`` is 0 where the config has none that could be meant: then the tensors say. ``enabled`` is the
-    legacy ``enable_lora``: which equal parts of a fused weight have a LoRA. ``unusable``: keys whose
-    values are not of the type they must be.
+    - ``raw``: the whole config, verbatim.
+    - ``rank``: of most modules; 0 where the config has no valid one, and then the tensors decide.
+    - ``alpha``: of most modules. ``rslora``: the scale is alpha / √rank, not alpha / rank.
+    - ``rank_pattern``, ``alpha_pattern``: exceptions, by module name or pattern.
+    - ``enabled``: the legacy ``enable_lora``, which equal parts of a fused weight have a LoRA.
+    - ``unusable``: keys whose values are not of their type.
+    - ``budget``: the seconds that matching may take.
     """
 
     raw: Mapping[str, Any]
@@ -60,7 +64,7 @@ class PeftConfig:
     budget: Budget = field(default_factory=Budget)
 
     def get(self, key: str) -> Any:
-        """The value of a key; None where it has none that could be meant."""
+        """The value of a key; None where it is missing or not of its type."""
         return None if key in self.unusable else self.raw.get(key)
 
     def rank_of(self, path: str) -> int:
@@ -75,7 +79,7 @@ class PeftConfig:
 
     @cached_property
     def _listed(self) -> Mapping[str, frozenset[str]]:
-        """The names in each list of modules: looked up, for there may be as many as modules."""
+        """The names in each list of modules; sets, since there may be as many as modules."""
         keys = ("target_modules", "exclude_modules")
         return {
             key: frozenset(map(str, names)) for key in keys if isinstance(names := self.get(key) or (), list | tuple)
@@ -90,14 +94,14 @@ class PeftConfig:
         return Patterns(self.alpha_pattern, f"{CONFIG_NAME} alpha_pattern", self.budget)
 
     def names(self, key: str, path: str) -> bool:
-        """Whether ``target_modules`` or ``exclude_modules`` names a module: a regex, or ends of its path."""
-        wanted = self.get(key)
-        if isinstance(wanted, str):
-            return fullmatch(wanted, path, f"{CONFIG_NAME} {key}", self.budget)
+        """True where ``target_modules`` or ``exclude_modules`` names a module, by a regex or an ending of its path."""
+        pattern = self.get(key)
+        if isinstance(pattern, str):
+            return fullmatch(pattern, path, f"{CONFIG_NAME} {key}", self.budget)
         return not self._listed[key].isdisjoint(tails(path))
 
     def targets(self, path: str) -> bool:
-        """Whether peft would put an adapter on this module, as far as its path can tell."""
+        """True where peft would put an adapter on a module of this path, as far as the path shows."""
         if self.get("exclude_modules") and self.names("exclude_modules", path):
             return False
         if self.get("target_modules") in (None, ALL_LINEAR):
@@ -105,7 +109,7 @@ class PeftConfig:
         return self.names("target_modules", path) and self._in_layers(path)
 
     def _in_layers(self, path: str) -> bool:
-        """Whether ``layers_to_transform`` has the module's layer: the first number in its path, or the first
+        """True where ``layers_to_transform`` has the module's layer: the first number in its path, or the first
         after one of ``layers_pattern``."""
         layers = self.get("layers_to_transform")
         if layers is None or layers == []:
@@ -113,15 +117,15 @@ class PeftConfig:
         targets = self.get("target_modules")
         if path in targets or isinstance(targets, str):
             return True
-        wanted = [layers] if isinstance(layers, int) else layers
+        numbers = [layers] if isinstance(layers, int) else layers
         patterns = self.get("layers_pattern") or []
         if patterns:
-            return any(self._below(p, path, wanted) for p in ([patterns] if isinstance(patterns, str) else patterns))
+            return any(self._below(p, path, numbers) for p in ([patterns] if isinstance(patterns, str) else patterns))
         found = _LAYER.search(path)
-        return found is not None and int(found[1]) in wanted
+        return found is not None and int(found[1]) in numbers
 
     def _below(self, pattern: str, path: str, layers: list[int]) -> bool:
-        """Whether one of the layers follows a name of the path, or what a stranger's pattern matches of it."""
+        """True where one of the layers follows ``pattern``, a name or a regex, in the path."""
         if _PLAIN.fullmatch(pattern):
             found = re.search(rf"(?:^|\.){re.escape(pattern)}\.(\d{{1,6}})\.", path)
             return found is not None and int(found[1]) in layers
@@ -129,7 +133,7 @@ class PeftConfig:
         return fullmatch(rf"(?:.*?\.)?{pattern}\.(?:{numbers})\..*", path, f"{CONFIG_NAME} layers_pattern", self.budget)
 
     def saves(self, path: str) -> bool:
-        """Whether a module is one of those saved whole, or inside one: peft puts no adapter there."""
+        """True for a module that is saved whole, or inside one: peft puts no adapter there."""
         return any(f".{name}." in f".{path}." for name in self.saved_modules)
 
     @property
@@ -168,7 +172,7 @@ def _problem(key: str, found: str, expected: str, remedy: str = "", code: str = 
 
 
 def _number_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
-    """Python reads and writes NaN where JSON has no such thing; what we write others must be able to read."""
+    """A problem for NaN and Inf, which Python reads and writes, and which JSON does not have."""
     for key, value in raw.items():
         try:
             json.dumps(value, allow_nan=False)

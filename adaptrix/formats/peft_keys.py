@@ -1,4 +1,4 @@
-"""The names of tensors in a PEFT checkpoint, past and present, taken apart."""
+"""The names of tensors in a PEFT checkpoint, past and present, parsed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from adaptrix.tensor import Tensor
 
 PREFIX = "base_model.model."
 _STRAY = (PREFIX, "module.")
-#: what torch.compile, FSDP and activation checkpointing put into paths, wherever a module was wrapped
+#: steps that torch.compile, FSDP and activation checkpointing add to paths, wherever a module was wrapped
 _WRAPPERS = re.compile(r"_(?<![^.]_)(?:orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\.")
 _LORA = re.compile(
     r"(?P<path>.+)\.(?P<kind>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)"
@@ -28,9 +28,11 @@ _NAME = re.compile(r"[^\s/\\{}\x00-\x1f\x7f]{1,1024}")
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A tensor's name taken apart. ``kind`` is None for a tensor that is no part of a LoRA.
+    """A parsed tensor name.
 
-    ``prefix`` is what was taken off the front, with an ellipsis where wrappers were taken out of the rest.
+    ``path``: of the module; ``kind``: such as ``lora_A``, None for a tensor that is no part of a LoRA; ``leaf``:
+    ``weight`` or ``bias``; ``adapter``: its name, where the key has one; ``prefix``: removed from the beginning, with
+    an ellipsis where wrappers were removed from the rest.
     """
 
     path: str
@@ -62,20 +64,20 @@ def parse(name: str) -> Key | None:
 
 
 def _without_prefix(name: str) -> str:
-    """A tensor's name without what stands before the path of its module, and without wrappers."""
+    """A tensor's name without the prefixes of the module's path, and without wrappers."""
     rest = _WRAPPERS.sub("", name)
     while rest.startswith(_STRAY):
         rest = rest.removeprefix(PREFIX).removeprefix("module.")
     return rest
 
 
-def _odd_prefixes(keys: Iterable[Key]) -> dict[str, int]:
+def _other_prefixes(keys: Iterable[Key]) -> dict[str, int]:
     """Prefixes other than peft's own, with how many keys carry each."""
     return dict(Counter(key.prefix for key in keys if key.prefix != PREFIX))
 
 
 def keyed(tensors: Mapping[str, Tensor]) -> tuple[dict[Key, Tensor], list[Problem]]:
-    """The tensors by parsed key, each place once, and what is wrong with their names."""
+    """The tensors by parsed key, each key once, and the problems of their names."""
     keys = {name: parse(name) for name in tensors}
     problems = [
         Problem(
@@ -99,14 +101,14 @@ def keyed(tensors: Mapping[str, Tensor]) -> tuple[dict[Key, Tensor], list[Proble
         if other == name:
             found[key] = tensors[name]
         elif None in (key.adapter, known[other].adapter) or key.adapter == known[other].adapter:
-            problems.append(Problem("duplicate", name, f"the same place as {other!r}", "one tensor for one place"))
+            problems.append(Problem("duplicate", name, f"the same tensor as {other!r}", "one tensor for one name"))
     return found, problems
 
 
 def _copies(keys: Mapping[str, Key]) -> dict[str, str]:
-    """The second names of tensors of modules saved whole, with the first names of the same places.
+    """The second names of tensors of modules saved whole -> the first names of the same tensors.
 
-    Under ``bias="all"`` peft saves every bias of the model as it is called, and those of a head so a second time:
+    Under ``bias="all"`` peft saves every bias of the model under its own name, and those of a head a second time:
     ``classifier.modules_to_save.default.dense.bias`` beside ``classifier.dense.bias``.
     """
     plain = {key.path: name for name, key in keys.items() if key.kind is None and key.adapter is None}
@@ -118,7 +120,7 @@ def _is_whole(key: Key) -> bool:
 
 
 def _copy_problems(copies: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Iterator[Problem]:
-    """Of two names peft reads the plain one, whatever the other holds; so nothing is lost where they are equal."""
+    """A problem for tensors under two names: a warning where they differ, since peft reads the plain name alone."""
     if not copies:
         return
     other = [name for name, first in copies.items() if not _same(tensors[name], tensors[first])]
@@ -138,7 +140,7 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 
 def _name_problems(keys: Sequence[Key]) -> Iterator[Problem]:
-    for prefix, count in _odd_prefixes(keys).items():
+    for prefix, count in _other_prefixes(keys).items():
         found = f"{count} names start with {prefix!r}" if prefix else f"{count} names lack the prefix of peft"
         yield Problem("tensor-name", "tensor names", f"{found}: read as if with {PREFIX!r}", severity="note")
     adapters = sorted({key.adapter for key in keys if key.adapter})

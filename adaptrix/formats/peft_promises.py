@@ -1,4 +1,24 @@
-"""What a PEFT config promises and a checkpoint must then hold: peft starts what is missing at random, in silence."""
+"""Checks of a PEFT checkpoint against its config, which peft does not make: it starts missing tensors at random.
+
+A config obliges the checkpoint to hold certain tensors. An example, for a model with two layers::
+
+    {
+        "peft_type": "LORA",
+        "task_type": "SEQ_CLS",
+        "target_modules": ["q_proj", "v_proj"],
+        "layers_to_transform": [1],
+        "use_dora": true,
+        "bias": "lora_only",
+        "modules_to_save": ["norm"]
+    }
+
+Under ``…layers.1.self_attn.q_proj`` and ``…v_proj`` there must be ``lora_A``, ``lora_B`` (:func:`promise`, which the
+completeness check of :mod:`adaptrix.binding` asks for each module of the family) and ``lora_magnitude_vector``
+(:func:`vector_problems`); a ``lora_A`` of layer 0 or of ``k_proj`` is a problem as well, and so is a config in which
+nothing is called ``q_proj`` (:func:`target_problems`). Beside the deltas (:func:`extra_problems`), there must be the
+tensors of ``norm``, those of the head, ``classifier`` or ``score``, which the task adds, and a bias of each ``q_proj``
+or of none, as the modules of one kind all have biases or none has.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +34,7 @@ from adaptrix.tensor import Tensor
 
 BASE_LAYER = ".base_layer"
 TOKENS = ".token_adapter.trainable_tokens_delta"
-#: what a key of the config promises of every module: the tensor, in words, and the code of a broken promise
+#: a key of the config -> the tensor that every module then has, its name in messages, and the code of the problem
 _PROMISES = (
     ("use_dora", "lora_magnitude_vector", "a magnitude", "config-mismatch"),
     ("lora_bias", "lora_B.bias", "a bias of B", "config-mismatch"),
@@ -23,21 +43,21 @@ _FETCH = "The checkpoint is incomplete: fetch it again."
 
 
 def vector_problems(config: PeftConfig, modules: Mapping[str, Mapping[str, Tensor]]) -> Iterator[Problem]:
-    """DoRA and lora_bias are all or nothing: one problem each, however many modules are concerned."""
+    """A problem where some modules lack a magnitude or a bias of B, or have one: the config asks for all or none."""
     for key, kind, words, code in _PROMISES:
-        wanted = config.get(key) is True
-        odd = [path for path, group in modules.items() if (kind in group) != wanted]
-        if odd:
-            found = f"{len(odd)} of {len(modules)} modules {'lack' if wanted else 'have'} {words}"
-            expected = f"{words} in each, as {key} is true" if wanted else f"none, as {key} is not true"
-            remedy = "peft would start at one of its own." if wanted else "peft would ignore it in silence."
-            yield Problem(code, odd[0], found, expected, f"{remedy} Mend {key} in {CONFIG_NAME}.")
+        asked = config.get(key) is True
+        wrong = [path for path, group in modules.items() if (kind in group) != asked]
+        if wrong:
+            found = f"{len(wrong)} of {len(modules)} modules {'lack' if asked else 'have'} {words}"
+            expected = f"{words} in each, as {key} is true" if asked else f"none, as {key} is not true"
+            remedy = "peft would initialise one." if asked else "peft would ignore it in silence."
+            yield Problem(code, wrong[0], found, expected, f"{remedy} Correct {key} in {CONFIG_NAME}.")
 
 
 def target_problems(
     config: PeftConfig, deltas: Mapping[Target, LowRank], tied: Collection[str] = ()
 ) -> Iterator[Problem]:
-    """Where the config's targets and the tensors disagree: peft passes over both in silence.
+    """A problem for deltas that are no target, and for targets without tensors: peft ignores both in silence.
 
     ``tied``: modules that follow an embedding, which the config does not list.
     """
@@ -47,32 +67,32 @@ def target_problems(
             remedy = "peft would ignore it in silence: add it to target_modules."
             found = f"{CONFIG_NAME} does not make this module a target"
             yield Problem("config-mismatch", str(target), found, "a delta on a target", remedy)
-    wanted = config.get("target_modules")
+    names = config.get("target_modules")
     seen = {tail for target in modules for tail in tails(target.path)}
-    for name in sorted(wanted) if isinstance(wanted, list) and modules else ():
+    for name in sorted(names) if isinstance(names, list) and modules else ():
         if name not in seen and not config.names("exclude_modules", name):
             yield _no_tensors("target_modules", f"{name!r} is a target and has no tensors")
     yield from _parameter_problems(config, deltas)
 
 
 def _wraps_weight(config: PeftConfig, target: Target) -> bool:
-    """Whether the config reaches a module's weight as a parameter."""
+    """True where the config targets a module's weight as a parameter."""
     return any(suffix_match(name, f"{target.path}.weight") for name in config.get("target_parameters") or ())
 
 
 def _parameter_problems(config: PeftConfig, deltas: Mapping[Target, LowRank]) -> Iterator[Problem]:
-    """Parameters are named one by one, and there is hardly a name that fits other models."""
-    wanted = sorted(config.get("target_parameters") or ()) if deltas else []
+    """A problem for every targeted parameter without tensors; such names are written for one model."""
+    names = sorted(config.get("target_parameters") or ()) if deltas else []
     paths = (path for target in deltas for path in (target.path, f"{target.path}.weight"))
-    held = {tail for path in paths for tail in tails(path)} if wanted else set()
-    for name in wanted:
+    held = {tail for path in paths for tail in tails(path)} if names else set()
+    for name in names:
         if name not in held:
             found = f"{name!r} is a target and has no tensors"
             yield Problem("adapter-incomplete", f"{CONFIG_NAME} target_parameters", found, "a delta on it", _FETCH)
 
 
 def extra_problems(config: PeftConfig, extras: Mapping[str, Extra], deltas: Collection[Target]) -> Iterator[Problem]:
-    """What was to be saved beside the deltas and is not there, or is there and was not to be saved."""
+    """The problems of tensors beside the deltas: saved modules, heads, trained tokens and biases."""
     yield from _saved_problems(config, extras)
     yield from _head_problems(config, extras, deltas)
     yield from _token_problems(config, extras)
@@ -80,7 +100,8 @@ def extra_problems(config: PeftConfig, extras: Mapping[str, Extra], deltas: Coll
 
 
 def _saved_problems(config: PeftConfig, extras: Mapping[str, Extra]) -> Iterator[Problem]:
-    """Modules that the config saves and the file lacks; heads are listed by peft, whatever they are called."""
+    """A warning for modules that the config saves and the file lacks; heads are left to :func:`_head_problems`, as
+    peft lists them under every name that they may have."""
     parts = {part for key in extras for part in ancestors(key)}
     for name in config.get("modules_to_save") or ():
         if name not in HEADS and not any(part.endswith(name) for part in parts):
@@ -88,7 +109,10 @@ def _saved_problems(config: PeftConfig, extras: Mapping[str, Extra]) -> Iterator
 
 
 def _head_problems(config: PeftConfig, extras: Mapping[str, Extra], deltas: Collection[Target]) -> Iterator[Problem]:
-    """A task's head is new, so it was trained and saved; encoder-decoders call theirs by names peft does not know."""
+    """A problem where a task's head is missing, which was trained and saved, as it is new to the base.
+
+    Encoder-decoders are left out: peft does not know the names of their heads.
+    """
     heads = TASK_HEADS.get(str(config.get("task_type")), ())
     crossed = any("EncDecAttention" in t.path or "encoder_attn" in t.path or "decoder." in t.path for t in deltas)
     if heads and not crossed and not any(part.endswith(heads) for key in extras for part in ancestors(key)):
@@ -99,18 +123,18 @@ def _head_problems(config: PeftConfig, extras: Mapping[str, Extra], deltas: Coll
 
 
 def _token_problems(config: PeftConfig, extras: Mapping[str, Extra]) -> Iterator[Problem]:
-    """Each embedding with trained tokens has one row for each of them."""
-    wanted = config.get("trainable_token_indices")
+    """A problem for every embedding that does not have one row for each trained token."""
+    tokens = config.get("trainable_token_indices")
     rows = {key.removesuffix(TOKENS): extra.tensor.shape for key, extra in extras.items() if key.endswith(TOKENS)}
     where = f"{CONFIG_NAME} trainable_token_indices"
-    if rows and not wanted:
+    if rows and not tokens:
         found, expected = f"{next(iter(rows))} has rows of trained tokens", "none, as the key is not set"
         if "trainable_token_indices" not in config.unusable:
             yield Problem(
                 "config-mismatch", where, found, expected, "peft would ignore them in silence: say which they are."
             )
         return
-    named = wanted if isinstance(wanted, dict) else {"": wanted} if wanted else {}
+    named = tokens if isinstance(tokens, dict) else {"": tokens} if tokens else {}
     for name, indices in named.items():
         held = {path: shape for path, shape in rows.items() if not name or suffix_match(name, path)}
         if not held and not _follows(name, indices, named, rows):
@@ -123,7 +147,7 @@ def _token_problems(config: PeftConfig, extras: Mapping[str, Extra]) -> Iterator
 
 
 def _follows(name: str, indices: list[int], named: Mapping[str, list[int]], rows: Collection[str]) -> bool:
-    """Whether a tied head has the rows of its embedding: peft saves them once where both train the same tokens."""
+    """True where a tied head shares the rows of its embedding, which peft saves once if both train the same tokens."""
     if rows and name.endswith("lm_head"):
         return True
     others = [other for other, same in named.items() if same == indices and other != name]
@@ -131,9 +155,9 @@ def _follows(name: str, indices: list[int], named: Mapping[str, list[int]], rows
 
 
 def _bias_problems(config: PeftConfig, extras: Mapping[str, Extra], deltas: Collection[Target]) -> Iterator[Problem]:
-    """Biases are those of a model's modules: all of one kind have one, or none has.
+    """A problem where some modules of a kind have a saved bias and others have none.
 
-    A model need not have any, so that none at all is no proof of a loss.
+    A model need not have any biases, so that their absence is only a warning.
     """
     if config.get("bias") not in ("all", "lora_only"):
         return
@@ -157,7 +181,7 @@ def _owner(key: str) -> str:
 
 
 def _kind(path: str) -> str:
-    """The path with its numbers taken out."""
+    """The path without its numbers."""
     return re.sub(r"(?<![^.])\d+(?![^.])", "", path)
 
 
@@ -173,11 +197,11 @@ def ancestors(path: str) -> Iterator[str]:
 
 
 def promise(config: PeftConfig, deltas: Mapping[Target, Delta]) -> Callable[[str], bool]:
-    """Whether the config promises a delta on a path that the model has.
+    """A function that returns True for a path of the model on which the config promises a delta.
 
-    What ``all-linear`` or a regex matches only the model knows; it is taken to be modules called as those
-    of the checkpoint are. A path beside stacked parameters is one of them, unless modules are called so.
-    A pattern that cannot be matched promises nothing; reading has said what is wrong with it.
+    Only the model knows all that ``all-linear`` or a regex matches; here it is taken to be the modules with the last
+    names of the checkpoint's own. A path beside stacked parameters is a parameter, unless modules have its name. A
+    pattern that cannot be matched promises nothing; the reader has reported it.
     """
     listed = isinstance(config.get("target_modules"), list)
     stacked = {target for target, delta in deltas.items() if delta.experts is not None}
@@ -203,8 +227,8 @@ def promise(config: PeftConfig, deltas: Mapping[Target, Delta]) -> Callable[[str
 
 
 def _parameter(config: PeftConfig, path: str) -> bool:
-    """Whether a path is that of a targeted parameter, or of the module whose weight is one."""
-    wanted = config.get("target_parameters")
-    if not wanted or config.get("layers_to_transform") is not None or config.get("exclude_modules"):
-        return False  # versions of peft differ on what the latter two mean for parameters
-    return any(suffix_match(name, path) or suffix_match(name, f"{path}.weight") for name in wanted)
+    """True for the path of a targeted parameter, or of a module whose weight is one."""
+    names = config.get("target_parameters")
+    if not names or config.get("layers_to_transform") is not None or config.get("exclude_modules"):
+        return False  # versions of peft disagree on the meaning of these two for parameters
+    return any(suffix_match(name, path) or suffix_match(name, f"{path}.weight") for name in names)

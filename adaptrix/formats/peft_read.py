@@ -1,7 +1,7 @@
-"""Reads a PEFT LoRA checkpoint, of any version, into an :class:`Adapter`.
+"""The reader of PEFT LoRA checkpoints of any version.
 
-Three passes over names, none over bytes: take the keys apart, gather the tensors of each module into
-a delta, and sort what is left into extras. Each pass says everything that is wrong.
+Three passes over names, none over bytes: parse the keys, gather the tensors of each module into a delta,
+and sort the rest into extras. Each pass reports everything that is wrong.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ EXPERT_ORDER = ("gate_up_proj", "down_proj")
 
 
 def detect(bundle: Bundle) -> bool:
-    """A checkpoint of PEFT has its config; one that lacks it is known by the name of its weights."""
+    """True for a bundle with PEFT's config, or with weights of PEFT's name where the config is missing."""
     return CONFIG_NAME in bundle.files or any(name in bundle.files for name in WEIGHTS)
 
 
@@ -87,7 +87,7 @@ class _Reading:
     problems: list[Problem]
 
     def deltas(self) -> dict[Target, LowRank]:
-        """One delta for every module with a sound pair of factors."""
+        """One delta for every module with a valid pair of factors."""
         modules: dict[str, dict[str, Tensor]] = {}
         for key, tensor in self.tensors.items():
             if key.kind:
@@ -103,7 +103,7 @@ class _Reading:
             self.problems += unequal
             follow = tied.keys() | {problem.where for problem in unequal}
             self.problems += peft_promises.target_problems(self.config, found, follow)
-        except RefusedError as error:  # a pattern of the config that cannot be matched: once is enough
+        except RefusedError as error:  # a pattern of the config that cannot be matched: reported once
             self.problems += error.problems
         return found
 
@@ -126,14 +126,14 @@ class _Reading:
             return self._merged_linear(path, delta)
         if self.config.get("target_parameters") and self._is_wrapper(path, A):
             return self._parameter(path, delta)
-        wanted = self.config.rank_of(path) or A.shape[0]
-        if A.shape[0] != wanted or B.shape[1] != wanted:
-            self._rank_problem(path, A, B, wanted)
+        rank = self.config.rank_of(path) or A.shape[0]
+        if A.shape[0] != rank or B.shape[1] != rank:
+            self._rank_problem(path, A, B, rank)
             return {}
         return {Target(path): delta}
 
     def _merged_linear(self, path: str, delta: LowRank) -> dict[Target, LowRank]:
-        """MergedLinear, of peft before 0.3: one A and one grouped B for the enabled parts of a fused weight.
+        """The deltas of a MergedLinear (peft before 0.3): one A, one grouped B for the enabled parts of a fused weight.
 
         Group i of the convolution reads rows i·r.. of A and writes its own rows of B, so each enabled
         part is an ordinary LoRA made of whole rows, scale alpha/r.
@@ -165,10 +165,10 @@ class _Reading:
         }
 
     def _is_wrapper(self, path: str, A: Tensor) -> bool:
-        """Whether a delta is on a parameter of its module, not on the module.
+        """True where a delta is on a parameter of its module, not on the module.
 
-        A parameter may be given by its bare name, which says nothing of the module; what peft adapts as
-        a module it does not wrap, so the target modules decide, or the rank where they are not listed.
+        A parameter may be given by its bare name, without the module. peft does not wrap what it adapts as a
+        module, so the target modules decide, or the rank where they are not listed.
         """
         module = path.removesuffix(BASE_LAYER)
         if module != path:
@@ -180,9 +180,9 @@ class _Reading:
         return not self.config.names("target_modules", path)
 
     def _parameter(self, path: str, delta: LowRank) -> dict[Target, LowRank]:
-        """The delta on a parameter: its factors hold those of all experts, and are kept as they are.
+        """The delta on a parameter: its factors hold those of all experts, and are kept so.
 
-        peft nests one wrapper a parameter around the module, the first that the model defines innermost.
+        peft nests one wrapper around the module for each parameter, the first that the model defines innermost.
         """
         module = path.removesuffix(BASE_LAYER)
         depth = 0 if module == path else 1
@@ -204,13 +204,13 @@ class _Reading:
         return {Target(parameter): replace(delta, experts=experts)}
 
     def _parameters_of(self, module: str) -> list[str]:
-        """The parameters that the config targets and this module may have; one with a weight has no others."""
+        """The targeted parameters that this module may have; a module with a targeted weight has no others."""
         targets = [target.rpartition(".") for target in self.config.get("target_parameters")]
         owned = {name for owner, _, name in targets if owner and suffix_match(owner, module)}
         return ["weight"] if "weight" in owned else sorted(owned | {name for owner, _, name in targets if not owner})
 
     def _pair_is_sound(self, path: str, group: Mapping[str, Tensor]) -> bool:
-        """Whether a module has both factors, of a float dtype, of two dimensions, and none of them empty."""
+        """True where a module has both factors, of a float dtype, of two dimensions, and neither is empty."""
         before = len(self.problems)
         stem = "lora_embedding_" if any(kind.startswith("lora_embedding") for kind in group) else "lora_"
         for kind in (f"{stem}A", f"{stem}B"):
@@ -241,11 +241,11 @@ class _Reading:
                 "shape", where, f"shape {list(tensor.shape)}", "[out]" if vector else "two dimensions, none of them 0"
             )
 
-    def _rank_problem(self, path: str, A: Tensor, B: Tensor, wanted: int) -> None:
-        swapped = (A.shape[1], B.shape[0]) == (wanted, wanted)
+    def _rank_problem(self, path: str, A: Tensor, B: Tensor, rank: int) -> None:
+        swapped = (A.shape[1], B.shape[0]) == (rank, rank)
         self._add(
-            "rank", path, f"A is {list(A.shape)}, B is {list(B.shape)}", f"A [{wanted}, in] and B [out, {wanted}]",
-            "A and B are swapped." if swapped else f"Mend r or rank_pattern in {CONFIG_NAME}.",
+            "rank", path, f"A is {list(A.shape)}, B is {list(B.shape)}", f"A [{rank}, in] and B [out, {rank}]",
+            "A and B are swapped." if swapped else f"Correct r or rank_pattern in {CONFIG_NAME}.",
         )  # fmt: skip
 
     def extras(self, deltas: Mapping[Target, LowRank]) -> dict[str, Extra]:

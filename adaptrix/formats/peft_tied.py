@@ -1,7 +1,7 @@
-"""Heads that share the factors of the embedding: what peft saves under ``ensure_weight_tying``.
+"""Heads that share the factors of the embedding, as peft saves them under ``ensure_weight_tying``.
 
-Of a head tied to its embedding peft trains no factors of its own: its A is the embedding's B turned, its B the
-embedding's A turned. The checkpoint has both, and the config lists the embedding alone.
+peft trains no separate factors for a head that is tied to its embedding: its A is the embedding's B transposed, its B
+the embedding's A transposed. The checkpoint has both, and the config lists the embedding alone.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from adaptrix.errors import Problem
 from adaptrix.formats.peft_config import CONFIG_NAME, PeftConfig
 from adaptrix.tensor import Tensor
 
-#: the names by which peft knows an embedding or a head that is tied: no others make it tie anything
+#: the names of tied embeddings and heads that peft knows: it ties nothing for others
 _NAMES = ("embed_tokens", "lm_head")
 Modules = Mapping[str, Mapping[str, Tensor]]
 
 
 def tied_heads(config: PeftConfig, modules: Modules) -> dict[str, str]:
-    """The modules whose factors are those of an embedding, turned, with the embedding; none where peft ties none."""
-    heads = _alike(config, modules)
+    """The modules whose factors are an embedding's, transposed -> the embedding; none where peft ties none."""
+    heads = _candidates(config, modules)
     owners = {_digest(_turned(modules[path])): path for path in _embeddings(modules)} if heads else {}
     digests = {head: _digest(_pair(modules[head])) for head in heads}
     return {head: owners[digest] for head, digest in digests.items() if digest in owners}
@@ -31,14 +31,14 @@ def tied_heads(config: PeftConfig, modules: Modules) -> dict[str, str]:
 def tied_problems(config: PeftConfig, modules: Modules, tied: Collection[str]) -> Iterator[Problem]:
     """A problem for every head that should share the factors of an embedding and has others.
 
-    peft would load both into one place, the head's last. One that the config lists is a target of its own: the
-    base it was trained on ties nothing.
+    peft would load both into the same factors, the head's last. A head that the config lists is a target by itself:
+    the base that it was trained on ties nothing.
     """
-    for head, embedding in _alike(config, modules).items():
+    for head, embedding in _candidates(config, modules).items():
         if head not in tied and not config.targets(head):
             found = f"its factors are not those of {embedding}, and {CONFIG_NAME} ties the two (ensure_weight_tying)"
             remedy = f"peft would use the head's for both: set ensure_weight_tying to false and make {head} a target."
-            yield Problem("tied", head, found, "the embedding's factors, turned", remedy)
+            yield Problem("tied", head, found, "the embedding's factors, transposed", remedy)
 
 
 def tied_alpha(config: PeftConfig, head: str, rank: int) -> float:
@@ -51,14 +51,14 @@ def tied_alpha(config: PeftConfig, head: str, rank: int) -> float:
 
 
 def _ties(config: PeftConfig) -> bool:
-    """Whether peft ties factors: the config asks for it and targets an embedding or head, and none is saved whole."""
+    """True where peft ties factors: the config asks for it, and targets an embedding or a head."""
     if config.get("ensure_weight_tying") is not True:
         return False
-    wanted = config.get("target_modules") or ()
-    if isinstance(wanted, str):
+    targets = config.get("target_modules") or ()
+    if isinstance(targets, str):
         where = f"{CONFIG_NAME} target_modules"
-        return any(fullmatch(wanted, name, where, config.budget) for name in _NAMES)
-    names = {name.rpartition(".")[2] for name in wanted}
+        return any(fullmatch(targets, name, where, config.budget) for name in _NAMES)
+    names = {name.rpartition(".")[2] for name in targets}
     return not names.isdisjoint(_NAMES)
 
 
@@ -66,8 +66,8 @@ def _embeddings(modules: Modules) -> list[str]:
     return [path for path, group in modules.items() if "lora_embedding_A" in group]
 
 
-def _alike(config: PeftConfig, modules: Modules) -> dict[str, str]:
-    """The linear modules whose factors have the shapes of an embedding's, turned, with one such embedding."""
+def _candidates(config: PeftConfig, modules: Modules) -> dict[str, str]:
+    """The linear modules whose factors have the shapes of an embedding's, transposed -> one such embedding."""
     if not _ties(config):
         return {}
     shapes = {tuple(x.shape[::-1] for x in reversed(_pair(modules[path]))): path for path in _embeddings(modules)}
@@ -81,11 +81,11 @@ def _pair(group: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def _turned(embedding: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """The factors of an embedding as a head that is tied to it has them."""
+    """The factors of a head that is tied to an embedding."""
     A, B = (Tensor.of(x.numpy().T) for x in _pair(embedding))
     return B, A
 
 
 def _digest(pair: tuple[Tensor, Tensor]) -> tuple[object, ...]:
-    """What two pairs have in common only where they are the same to the last bit."""
+    """A value that two pairs share only where they are equal to the last bit."""
     return tuple((x.dtype, x.shape, sha256(x.tobytes()).digest()) for x in pair)

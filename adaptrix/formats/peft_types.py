@@ -1,4 +1,4 @@
-"""The types of adapter that peft knows, and what can be done with those that are no LoRA."""
+"""The types of adapter that peft knows, and the remedies for those that are no LoRA."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from adaptrix.errors import Problem
 
-#: the types that are no LoRA: their names, what they are, and what can be done
+#: the types that are no LoRA: names, nature, remedy
 _OTHERS = (
     (
         "ADALORA VERA PVERA VBLORA UNILORA MISS GRALORA LOHA PEANUT",
@@ -42,7 +42,7 @@ _ADVICE = MappingProxyType({name: (nature, remedy) for names, nature, remedy in 
 
 
 def type_problems(kind: Any, where: str) -> Iterator[Problem]:
-    """What is wrong with a config's ``peft_type``; nothing for a LoRA."""
+    """A problem for a config's ``peft_type`` other than LoRA."""
     if kind == "LORA":
         return
     if kind is None:

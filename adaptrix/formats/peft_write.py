@@ -1,7 +1,7 @@
-"""Writes a PEFT checkpoint: a folder that peft loads.
+"""The writer of PEFT checkpoints: folders that peft loads.
 
-Deltas that came from a PEFT checkpoint and were not altered go back under the config they came with;
-altered or generated ones get a config that spells out every module, rank and alpha.
+Deltas that were read from a PEFT checkpoint and are unaltered keep its config; altered or generated ones get
+a config that lists every module, rank and alpha.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from adaptrix.formats.peft_read import EXPERT_ORDER, WEIGHTS
 from adaptrix.planning.plan import Plan
 from adaptrix.tensor import Tensor
 
-#: keys that say which modules get which rank and scale: spelled out anew for altered deltas
+#: keys that determine the modules and their ranks and scales: written again for altered deltas
 _DERIVED = """r lora_alpha use_rslora rank_pattern alpha_pattern target_modules target_parameters exclude_modules
     layers_to_transform layers_pattern enable_lora merge_weights init_lora_weights use_dora lora_bias"""
 #: the first peft that writes stacked experts as they are written here
@@ -35,7 +35,8 @@ STACKED_SINCE = "0.19.1"
 
 
 def write(plan: Plan, path: Path) -> None:
-    """Writes every delta of a complete plan into the new folder ``path``. Raises for what is no LoRA."""
+    """Writes every delta of a complete plan into the new folder ``path``. Raises :class:`RefusedError` for deltas
+    that are no LoRA."""
     deltas = require_low_rank(plan.bound.deltas, plan.bound.adapter.name, "a PEFT checkpoint")
     modules = _modules(plan, deltas)
     raw = plan.bound.adapter.provenance.config
@@ -55,7 +56,7 @@ def _rewritten(plan: Plan) -> bool:
 
 
 def _modules(plan: Plan, deltas: Mapping[Site, LowRank]) -> dict[str, LowRank]:
-    """One delta a module: parts of a fused weight become one, stacked experts lie as peft has them today."""
+    """One delta a module: parts of a fused weight become one, stacked experts are laid out as in current peft."""
     whole: dict[str, LowRank] = {}
     parts: dict[str, dict[Target, LowRank]] = {}
     rows: dict[str, Mapping[str, RowIndex]] = {}
@@ -75,7 +76,7 @@ def _modules(plan: Plan, deltas: Mapping[Site, LowRank]) -> dict[str, LowRank]:
 
 
 def _equal(target: Target, delta: LowRank) -> dict[str, RowIndex]:
-    """Equal parts one after another, as MergedLinear has them."""
+    """The rows of equal parts, one after another, as in MergedLinear."""
     size = delta.B.shape[0]
     return {f"slot{i}": np.arange(i * size, (i + 1) * size) for i in range(target.slots or 0)}
 
@@ -97,7 +98,7 @@ def _tensors(plan: Plan, modules: Mapping[str, LowRank]) -> dict[str, Tensor]:
 
 
 def _module_path(path: str, modules: Mapping[str, LowRank]) -> str:
-    """The module that peft hangs a delta on: for stacked experts the owner of their parameter, one
+    """The module that peft attaches a delta to: for stacked experts the owner of their parameter, one
     ``base_layer`` deeper for each parameter of the same owner that is wrapped after it."""
     if modules[path].experts is None:
         return path
@@ -107,7 +108,7 @@ def _module_path(path: str, modules: Mapping[str, LowRank]) -> str:
 
 
 def _inside(path: str, wrapped: Mapping[str, int]) -> str:
-    """The path of what lies in modules of which parameters are wrapped: one ``base_layer`` for each wrapper."""
+    """The path inside modules with wrapped parameters: with one ``base_layer`` for each wrapper."""
     steps = path.split(".")
     for end in range(len(steps) - 1, 0, -1):
         if (owner := ".".join(steps[:end])) in wrapped and steps[end] != BASE_LAYER[1:]:
@@ -116,9 +117,9 @@ def _inside(path: str, wrapped: Mapping[str, int]) -> str:
 
 
 def _extra_key(key: str, modules: Collection[str]) -> str:
-    """Where the model has an extra once the deltas are on it: under ``base_layer`` in a module with a delta.
+    """The key of an extra in a model with the deltas: under ``base_layer`` in a module with a delta.
 
-    It came from elsewhere where peft before 0.7 wrote it, or where its module's delta was pruned.
+    It was read under another key where peft before 0.7 wrote it, or where the delta of its module was pruned.
     """
     module, _, leaf = key.rpartition(".")
     plain = module.removesuffix(BASE_LAYER)
@@ -138,7 +139,7 @@ def _described(plan: Plan, modules: Mapping[str, LowRank]) -> dict[str, Any]:
     alphas = {name: _alpha(delta, rslora) for name, delta in named.items()}
     rank, alpha = _most(ranks), _most(alphas)
     kept = {key: value for key, value in raw.items() if key not in _DERIVED.split()}
-    if any(delta.embedding for delta in modules.values()):  # an altered head has factors of its own
+    if any(delta.embedding for delta in modules.values()):  # an altered head no longer shares the embedding's factors
         kept.pop("ensure_weight_tying", None)
     return {"base_model_name_or_path": adapter.base} | kept | {
         "peft_type": "LORA",
@@ -156,17 +157,17 @@ def _described(plan: Plan, modules: Mapping[str, LowRank]) -> dict[str, Any]:
 
 
 def _parameters(raw: Mapping[str, Any], modules: Mapping[str, LowRank]) -> dict[str, str]:
-    """The paths that are parameters to peft: stacked experts, and weights that the config gives as such."""
-    wanted = raw.get("target_parameters") or ()
+    """The paths that are parameters to peft: stacked experts, and weights that the config lists as such."""
+    names = raw.get("target_parameters") or ()
     found = {path: path for path, delta in modules.items() if delta.experts is not None}
     for path in modules.keys() - found.keys():
-        if any("." in name and suffix_match(name, f"{path}.weight") for name in wanted):
+        if any("." in name and suffix_match(name, f"{path}.weight") for name in names):
             found[path] = f"{path}.weight"
     return found
 
 
 def _most(values: Mapping[str, Any]) -> Any:
-    """The most frequent value, so that the fewest modules need one of their own."""
+    """The most frequent value, so that the patterns list the fewest modules."""
     return Counter(values.values()).most_common(1)[0][0]
 
 

@@ -1,4 +1,4 @@
-"""A pickle interpreter that can build tensors' descriptions and nothing else.
+"""A pickle interpreter that can build descriptions of tensors and nothing else.
 
 A pickle is a program; Python's own interpreter of it runs whatever function the file names. This one
 imports nothing: a name is looked up as text in a table of the few that ``torch.save`` writes for a
@@ -29,7 +29,7 @@ _DANGEROUS = {0x69: "INST", 0x6F: "OBJ", 0x81: "NEWOBJ", 0x92: "NEWOBJ_EX", 0x82
 
 
 def run(data: bytes, path: Path, limit: int = MAX_OPCODES) -> object:
-    """What the pickle describes: Views in dicts, lists and tuples, beside plain values.
+    """The content of a pickle: views of tensors in dicts, lists and tuples, beside plain values.
 
     At most ``limit`` opcodes are run. Raises :class:`RefusedError`.
     """
@@ -72,7 +72,7 @@ class _Machine:
         raise refuse(
             "zip-bomb",
             self.path,
-            f"the pickle takes more than {limit} steps, for no number of tensors it has",
+            f"the pickle takes more than {limit} steps, which no number of its tensors needs",
             remedy=_UNTRUSTED,
         )
 
@@ -124,7 +124,7 @@ class _Machine:
         self.memo[index] = self.stack[-1]
 
     def find(self, module: str, name: str) -> None:
-        """Push what the name stands for, from the table."""
+        """Push the table's entry of a name; any other name is refused."""
         full = f"{module}.{name}"
         if full in UNSUPPORTED:
             remedy = "Save it again as plain tensors, with safetensors.torch.save_file."

@@ -1,4 +1,4 @@
-"""What the pickle of a state dict may name, and our harmless stand-ins for it.
+"""The names that the pickle of a state dict may use, and harmless replacements for what they name.
 
 ``torch.save`` (1.6 to 2.13) names a handful of functions, storage classes and dtypes. Each has an entry in
 ``GLOBALS``, under its full name; the functions check their arguments and return descriptions of tensors.
@@ -147,7 +147,7 @@ GLOBALS: dict[str, object] = {
     **{f"torch.{name}": Type(dtype) for name, dtype in _TYPES.items()},
     **{f"torch.{name}": Type(name) for name in _UNSAVED_TYPES},
 }
-#: what torch.save writes for tensors that a state dict may hold and safetensors cannot
+#: the functions that torch.save names for tensors that safetensors cannot hold
 UNSUPPORTED = {
     "torch._utils._rebuild_qtensor": "a quantized tensor",
     "torch._utils._rebuild_sparse_tensor": "a sparse tensor",

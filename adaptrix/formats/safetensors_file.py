@@ -1,10 +1,10 @@
-"""safetensors files: read with nothing taken on trust, written as the reference writes them.
+"""safetensors files: read with every value checked, written as the reference writes them.
 
 The file: 8 bytes little-endian header length n, n bytes of JSON, the data. The JSON maps each tensor's
 name to ``{"dtype", "shape", "data_offsets": [begin, end]}`` (offsets into the data, row-major), and
 ``__metadata__`` to strings. The data is covered exactly once, without holes or overlaps.
-The format's own documentation describes it; the reference's errors name no tensor, stop at the first
-problem and tell nobody what to do, which is why the header is parsed here.
+The format's own documentation describes it. The header is parsed here because the reference's errors name
+no tensor, stop at the first problem and have no remedy.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from adaptrix.formats.untrusted import (
     bad_name,
     is_shape,
     opened,
+    other_format,
     read_exactly,
     refuse_if_any,
     shown,
-    stranger,
     tensor_at,
 )
 from adaptrix.tensor import DTYPES, FileRange, Tensor
@@ -44,7 +44,7 @@ _RANK = {dtype: -rank for rank, dtype in enumerate(_ORDER)}
 Entry = tuple[int, int, str, dict[str, Any]]  # begin, end, name, info
 
 
-class _Odd(str):
+class _BadNumber(str):
     """A JSON number that no header may hold (negative, fractional, huge), kept as its text."""
 
     __repr__ = str.__str__
@@ -67,7 +67,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def has_metadata(path: Path, key: str) -> bool:
-    """Whether this is a safetensors file whose metadata has ``key``, from its header alone."""
+    """True for a safetensors file whose metadata has ``key``; only its header is read."""
     try:
         with opened(path) as (file, size):
             text = _header(file, size, path)
@@ -86,7 +86,7 @@ def _header(file: BinaryIO, size: int, path: Path) -> bytes:
     head = read_exactly(file, 0, min(size, 64), path)
     length = int.from_bytes(head[:8], "little")
     if size < 8 or not 2 <= length <= min(MAX_HEADER, size - 8) or head[8:9] != b"{":
-        raise stranger(head, path) or _no_header(head, size, length, path)
+        raise other_format(head, path) or _no_header(head, size, length, path)
     text = read_exactly(file, 8, length, path)
     if sum(map(text.count, (b"{", b"[", b","))) > _MAX_MARKS:
         raise refuse("file-too-large", path, "the header describes millions of things", remedy=_AGAIN)
@@ -106,7 +106,7 @@ def _no_header(head: bytes, size: int, length: int, path: Path) -> Exception:
 
 
 def _parse(text: bytes, path: Path) -> dict[str, Any]:
-    """The header's object; a key given twice is refused, for which one counts is anybody's guess."""
+    """The header's object; a key that is given twice is refused, since readers differ on which one counts."""
     twice: list[str] = []
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -116,7 +116,9 @@ def _parse(text: bytes, path: Path) -> dict[str, Any]:
             twice.extend(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         return result
 
-    decoder = json.JSONDecoder(object_pairs_hook=unique, parse_int=_integer, parse_float=_Odd, parse_constant=_Odd)
+    decoder = json.JSONDecoder(
+        object_pairs_hook=unique, parse_int=_integer, parse_float=_BadNumber, parse_constant=_BadNumber
+    )
     try:
         header = decoder.decode(text.decode("utf-8"))
     except RecursionError:
@@ -132,8 +134,8 @@ def _parse(text: bytes, path: Path) -> dict[str, Any]:
     return header
 
 
-def _integer(text: str) -> int | _Odd:
-    return _Odd(text) if text[0] == "-" or len(text) > 20 else int(text)
+def _integer(text: str) -> int | _BadNumber:
+    return _BadNumber(text) if text[0] == "-" or len(text) > 20 else int(text)
 
 
 def _metadata_faults(metadata: object, path: Path) -> Iterator[Problem]:
@@ -146,12 +148,12 @@ def _metadata_faults(metadata: object, path: Path) -> Iterator[Problem]:
 
 
 def _surrogates(text: str) -> bool:
-    """Whether the text holds a lone surrogate: JSON can escape one, UTF-8 cannot write it."""
+    """True where the text holds a lone surrogate: JSON can escape one, UTF-8 cannot encode it."""
     return not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _faults(header: dict[str, Any], path: Path) -> Iterator[Problem]:
-    """What is wrong with each tensor on its own."""
+    """A problem for each tensor whose entry is wrong in itself."""
     for name, info in header.items():
         if (fault := _fault(name, info)) is not None:
             code, found, expected = fault
@@ -178,7 +180,7 @@ def _fault(name: str, info: Any) -> tuple[str, str, str] | None:
 
 
 def _layout_faults(entries: list[Entry], length: int, path: Path) -> Iterator[Problem]:
-    """What is wrong with the tensors together: the data must be covered once, end to end."""
+    """The problems of the tensors together: they must cover the data once, end to end."""
     position = 0
     for begin, end, name, _ in entries:
         if begin != position:
@@ -199,7 +201,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     """Write a new file, ``path``, the same bytes for the same input.
 
     Memory stays flat: bytes are copied piece by piece. Raises :class:`RefusedError` for a tensor that no
-    reader would take back or a source that shrank, ``OSError`` as the system does (``FileExistsError``
+    reader would accept or a source that shrank, ``OSError`` as the system does (``FileExistsError``
     where ``path`` exists already).
     """
     ordered = sorted(tensors.items(), key=lambda item: (_RANK.get(item[1].dtype, 0), item[0]))

@@ -2,7 +2,7 @@
 
 The file is a zip archive of stored records: ``<root>/data.pkl`` describes the tensors, ``<root>/data/<key>``
 holds the bytes of each storage. A tensor that is contiguous in its storage stays in the file until it is
-asked for; any other is copied into row-major order.
+read; any other is copied into row-major order.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from adaptrix.formats.untrusted import (
     bad_name,
     is_shape,
     opened,
+    other_format,
     read_exactly,
     refuse_if_any,
     shown,
-    stranger,
     tensor_at,
 )
 from adaptrix.formats.zip_directory import Record, records
@@ -55,7 +55,7 @@ class _Archive:
 def read(path: Path) -> dict[str, Tensor]:
     """The tensors of a state dict by name, in its order; a dict under a single "state_dict" counts as one.
 
-    Raises :class:`RefusedError` for whatever is not plainly that, with every problem of every tensor.
+    Raises :class:`RefusedError` for any other content, with every problem of every tensor.
     """
     with opened(path) as (file, size):
         archive = _archive(file, size, path)
@@ -68,7 +68,7 @@ def read(path: Path) -> dict[str, Tensor]:
 def _archive(file: BinaryIO, size: int, path: Path) -> _Archive:
     head = read_exactly(file, 0, min(size, 64), path)
     if not head.startswith(b"PK\3\4"):
-        raise stranger(head, path) or _no_archive(head, path)
+        raise other_format(head, path) or _no_archive(head, path)
     found = records(file, size, path)
     root = next(iter(found), "").partition("/")[0] + "/"
     archive = _Archive(path, size, {name.removeprefix(root): found[name] for name in found if name.startswith(root)})
@@ -111,7 +111,7 @@ def _pickle(file: BinaryIO, archive: _Archive) -> bytes:
 
 
 def _views(value: object, path: Path) -> dict[str, View]:
-    """The state dict in what the pickle says; whatever else is there is named, not dropped."""
+    """The state dict in the pickle's content; anything else in it is refused by name, not dropped."""
     if type(value) is dict and value.keys() == {"state_dict"}:
         value = value["state_dict"]
     if type(value) is not dict:
@@ -130,7 +130,7 @@ def _kind(value: object) -> str:
 
 
 def _faults(views: Mapping[str, View], archive: _Archive) -> Iterator[Problem]:
-    """What is wrong with each tensor, and with all of them together."""
+    """The problems of each tensor, and of all together."""
     claimed = 0
     for name, view in views.items():
         if (fault := _fault(name, view, archive)) is not None:
@@ -164,7 +164,7 @@ def _fault(name: str, view: View, archive: _Archive) -> tuple[str, str, str, str
 
 
 def _span_fault(view: View, room: int) -> tuple[str, str, str, str] | None:
-    """Whether the tensor stays inside its storage of ``room`` elements and claims no element twice."""
+    """The fault of a tensor that leaves its storage of ``room`` elements or uses elements twice; else None."""
     size = prod(view.shape)
     last = view.offset + sum((count - 1) * step for count, step in zip(view.shape, view.stride, strict=True))
     if size and last >= room:
@@ -181,7 +181,7 @@ def _span_fault(view: View, room: int) -> tuple[str, str, str, str] | None:
 
 
 def _is_contiguous(view: View) -> bool:
-    """Whether the elements lie row by row without gaps; the stride of an axis of one means nothing."""
+    """True where the elements lie row by row without gaps; the stride of an axis of size 1 does not matter."""
     expected = 1
     for count, step in zip(reversed(view.shape), reversed(view.stride), strict=True):
         if count != 1 and step != expected:
@@ -200,7 +200,7 @@ def _in_place(view: View, archive: _Archive) -> Tensor:
 
 
 def _copied(file: BinaryIO, views: Mapping[str, View], archive: _Archive) -> Iterator[tuple[str, Tensor]]:
-    """The tensors that are not contiguous, copied; each storage is read once, whatever views it has."""
+    """The tensors that are not contiguous, copied; each storage is read once for all of its views."""
     groups: dict[str, dict[str, View]] = defaultdict(dict)
     for name, view in views.items():
         if prod(view.shape) and not _is_contiguous(view):

@@ -1,4 +1,4 @@
-"""What the readers of downloaded files share: opening, recognising strangers, naming tensors.
+"""Helpers of the readers of downloaded files: opening, recognising other formats, naming tensors.
 
 A file from elsewhere may be anything: a pointer, a web page, half a download, an attack. Whatever it
 is, the reader's answer is either a true result or a :class:`RefusedError` that says what to do.
@@ -28,8 +28,8 @@ _AGAIN = "Download it again."
 _SHORT = Repr()
 _SHORT.maxstring = _SHORT.maxother = 100
 
-#: how a file begins -> (code, what it is, what to do)
-_STRANGERS: tuple[tuple[bytes, str, str, str], ...] = (
+#: the first bytes of other formats, with code, description and remedy
+_OTHER_FORMATS: tuple[tuple[bytes, str, str, str], ...] = (
     (
         b"version https://git-lfs",
         "lfs-pointer",
@@ -56,7 +56,7 @@ _STRANGERS: tuple[tuple[bytes, str, str, str], ...] = (
 
 @contextmanager
 def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
-    """The file, unbuffered, and its size in bytes; whatever the system says against it is a refusal."""
+    """The file, unbuffered, and its size in bytes. Raises :class:`RefusedError` for every error of the system."""
     try:
         with open(path, "rb", buffering=0, opener=_opener) as file:
             status = os.fstat(file.fileno())
@@ -80,7 +80,7 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
 
 
 def _opener(path: str, flags: int) -> int:
-    """Open without waiting: a named pipe would block for ever."""
+    """Open without waiting: a named pipe would block forever."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
@@ -95,27 +95,27 @@ def read_exactly(file: BinaryIO, offset: int, count: int, path: Path) -> bytes:
     return data
 
 
-def stranger(head: bytes, path: Path) -> RefusedError | None:
-    """A refusal that names what the file is, where its first bytes tell."""
+def other_format(head: bytes, path: Path) -> RefusedError | None:
+    """A refusal that names the format of a file, where its first bytes show it; else None."""
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n")
-    for magic, code, found, remedy in _STRANGERS:
+    for magic, code, found, remedy in _OTHER_FORMATS:
         if start.startswith(magic):
             return refuse(code, path, found, remedy=remedy)
     return None
 
 
 def shown(value: object) -> str:
-    """A value from the file as one short line of ASCII, however long, deep or strange it is."""
+    """A value from the file as one short line of ASCII, however long or deep it is."""
     return _SHORT.repr(value).encode("ascii", "backslashreplace").decode()
 
 
 def tensor_at(path: Path, name: str) -> str:
-    """Where a tensor's problem is."""
+    """The ``where`` of a problem with a tensor."""
     return f"{path}, tensor {shown(name)}"
 
 
 def bad_name(name: str) -> str | None:
-    """What is wrong with a tensor's name; names end up in messages, manifests and other people's paths."""
+    """The fault of a tensor's name, or None; names are used in messages, manifests and other programs' paths."""
     if not name or len(name) > MAX_NAME:
         return f"the name has {len(name)} characters"
     if not name.isprintable():
@@ -126,13 +126,13 @@ def bad_name(name: str) -> str | None:
 
 
 def is_shape(value: object) -> bool:
-    """Whether this is a list or tuple of at most 64 sizes, each of 0 … 2⁶³-1 (a bool is no size).
+    """True for a list or tuple of at most 64 sizes, each of 0 … 2⁶³-1 (a bool is no size).
 
     An empty shape must stay countable too: [0, 2⁶², 2⁶²] has no elements and no array either.
     """
     if not isinstance(value, (list, tuple)) or len(value) > MAX_DIMS:
         return False
-    for size in value:  # asked of every tensor: a generator would cost twice as much
+    for size in value:  # called for every tensor: a generator would cost twice as much
         if type(size) is not int or not 0 <= size <= MAX_DIM:
             return False
     return 0 not in value or prod(filter(None, value)) <= MAX_DIM >> 3

@@ -1,10 +1,10 @@
-"""Where the records of a torch.save archive lie in their file, read from a zip nobody vouches for.
+"""The offsets of the records in a torch.save archive, read from an untrusted zip.
 
 torch reads stored (uncompressed) records straight from the file, and so do we; all that is needed of
 the zip format is its directory. The standard library's ``zipfile`` was measured: 4 to 20 ms to import,
-and it neither bounds the directory before reading it, nor says where data begins, nor minds overlaps,
-prefixes and contradictions between the two descriptions of a record. Whatever a clean torch.save never
-writes is refused. The format: https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT
+and it neither bounds the directory before reading it, nor says where data begins, nor detects overlaps,
+prefixes and contradictions between the two descriptions of a record. Anything that torch.save never writes
+is refused. The format: https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A record as the directory tells it; ``header`` is where its local header is."""
+    """A record in the directory; ``header``: the offset of its local header."""
 
     name: bytes
     header: int

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from adaptrix.adapter import Adapter
 from adaptrix.base.model import (
     BaseModel,
+    base_model_at,
+    base_model_of,
     context_of,
-    given,
     placement,
     require_causal,
     require_in_vocabulary,
-    stored,
 )
 from adaptrix.binding.bind import BoundAdapter, bind, nonfinite
 from adaptrix.binding.identify import by_config
@@ -120,6 +120,7 @@ def measure(
         return FidelityReport(
             source=str(bound.adapter.provenance.uri if isinstance(source, Adapter) else fspath(source)),
             base=base_model.name,
+            adapter=bound,
             text={} if read is None else {"file": read.name, "sha256": read.sha256},
             tokens=sum(window.counted for window in bench.windows),
             windows=len(bench.windows),
@@ -146,9 +147,9 @@ def _base_model(base: object, pipeline: Pipeline, options: FidelityOptions, toke
     """The base to measure on. Raises :class:`UsageError` where ``base`` cannot be one."""
     if isinstance(base, nn.Module):
         _require_unplaced(options)
-        return given(base, tokenizer)
+        return base_model_of(base, tokenizer)
     if isinstance(base, (str, PathLike)):
-        return stored(os.fsdecode(base), pipeline, placement(options.device, options.dtype), tokenizer)
+        return base_model_at(os.fsdecode(base), pipeline, placement(options.device, options.dtype), tokenizer)
     expected = "a folder, owner/name, or a transformers model"
     raise UsageError(Problem("option", "base", f"a {type(base).__name__}", expected))
 

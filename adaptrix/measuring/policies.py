@@ -9,12 +9,11 @@ from types import MappingProxyType
 from adaptrix.adapter import Adapter, Recorded
 from adaptrix.binding.bind import BoundAdapter
 from adaptrix.errors import Problem, UsageError
-from adaptrix.planning.plan import Plan, make_plan, recorded_plan
+from adaptrix.planning.plan import COUNTED, FITTED, Plan, make_plan, recorded_plan
 
 FULL = "all"
 #: the name of a file's own plan where no policy gives it
 OWN = "own"
-_COUNTED = ("spread", "energy")
 
 
 def plans(bound: BoundAdapter, policies: Sequence[str]) -> dict[str, Plan]:
@@ -55,7 +54,7 @@ def _usual(bound: BoundAdapter) -> list[str]:
     """Middle, the file's own plan, and for policies with a number a quarter, half and three quarters of the layers."""
     depth = max(bound.depths.values(), default=0)
     counts = sorted({count for part in (1, 2, 3) if (count := round(part * depth / 4)) > 0})
-    return ["middle", *_own_name(bound), *(f"{name}:{count}" for name in _COUNTED for count in counts)]
+    return ["middle", *_own_name(bound), *(f"{name}:{count}" for name in COUNTED for count in counts)]
 
 
 def _own_name(bound: BoundAdapter) -> Iterable[str]:
@@ -89,7 +88,7 @@ def _recorded(bound: BoundAdapter) -> Plan | None:
 
 
 def _fitted(policy: str) -> bool:
-    return policy.partition(":")[0] == "fit"
+    return policy.partition(":")[0] == FITTED
 
 
 def _plain(plan: Plan) -> bool:

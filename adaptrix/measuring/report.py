@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from adaptrix.errors import Problem
+from adaptrix.binding.bind import BoundAdapter
+from adaptrix.errors import Problem, errors_in
 from adaptrix.measuring.bootstrap import Estimate
+from adaptrix.schemas.values import number
+
+if TYPE_CHECKING:
+    from adaptrix.schemas.reports import EstimateJSON, FidelityJSON, RowJSON, TextJSON
 
 BASE = "base"
 
@@ -38,12 +43,31 @@ class Row:
     tokens_per_second: float
     reused: float | None
 
+    def as_dict(self) -> RowJSON:
+        return {
+            "policy": self.policy,
+            "layers": self.layers,
+            "kept": self.kept,
+            "retained": number(self.retained),
+            "kl": _estimate(self.kl),
+            "agreement": _estimate(self.agreement),
+            "perplexity": _estimate(self.perplexity),
+            "bits_per_byte": None if self.bits_per_byte is None else _estimate(self.bits_per_byte),
+            "tokens_per_second": number(self.tokens_per_second),
+            "reused": self.reused,
+        }
+
+
+def _estimate(found: Estimate) -> EstimateJSON:
+    return {"value": number(found.value), "low": number(found.low), "high": number(found.high)}
+
 
 @dataclass(frozen=True)
 class FidelityReport:
     """The measurements of plans of an adapter on a text, beside the whole adapter.
 
     - ``source``, ``base``: as they were named.
+    - ``adapter``: as it was bound to the base.
     - ``text``: its file and SHA-256; empty where tokens were given.
     - ``tokens``: predicted, in ``windows`` windows of ``window`` tokens, each ``stride`` tokens after the one before.
     - ``seed``: drew the intervals, which hold 95 %.
@@ -55,6 +79,7 @@ class FidelityReport:
 
     source: str
     base: str
+    adapter: BoundAdapter = field(repr=False)
     text: Mapping[str, str]
     tokens: int
     windows: int
@@ -71,6 +96,22 @@ class FidelityReport:
         """The row of a policy. Raises :class:`KeyError`."""
         return {row.policy: row for row in self.rows}[policy]
 
-    def as_dict(self) -> dict[str, Any]:
-        problems = [problem.as_dict() for problem in self.problems]
-        return {**vars(self), "text": dict(self.text), "rows": [asdict(r) for r in self.rows], "problems": problems}
+    def as_dict(self) -> FidelityJSON:
+        text: TextJSON | None = {"file": self.text["file"], "sha256": self.text["sha256"]} if self.text else None
+        return {
+            "source": self.source,
+            "ok": not errors_in(self.problems),
+            "problems": [problem.as_dict() for problem in self.problems],
+            "base": self.base,
+            "adapter": self.adapter.as_dict(),
+            "text": text,
+            "tokens": self.tokens,
+            "windows": self.windows,
+            "window": self.window,
+            "stride": self.stride,
+            "seed": self.seed,
+            "dtype": self.dtype,
+            "device": self.device,
+            "depth": self.depth,
+            "rows": [row.as_dict() for row in self.rows],
+        }

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING
+
+from adaptrix.schemas.values import number
+
+if TYPE_CHECKING:
+    from adaptrix.schemas.reports import AgreementJSON
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,5 +46,13 @@ class Agreement:
         beside = f"; KL a token to the NF4 base with the adapter: {bases}" if bases else ""
         return f"logits differ by at most {self.largest:.2e} ({moved}), {agreed}{beside}"
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(replace(self, kl_on=dict(self.kl_on)))
+    def as_dict(self) -> AgreementJSON:
+        return {
+            "largest": number(self.largest),
+            "spread": number(self.spread),
+            "top1": number(self.top1),
+            "kl": number(self.kl),
+            "effect": number(self.effect),
+            "tokens": self.tokens,
+            "kl_on": {base: number(kl) for base, kl in self.kl_on.items()},
+        }

@@ -17,7 +17,7 @@ from adaptrix.merging.options import MergeOptions, QloraBase
 from adaptrix.merging.tensor_change import TensorChange
 from adaptrix.merging.tied import is_tied, tied_changes, tied_parameters, tied_problems, vocabulary
 from adaptrix.pipeline import Pipeline
-from adaptrix.planning.plan import Plan, make_plan, powerless, recorded_plan
+from adaptrix.planning.plan import Plan, plan_of, powerless
 from adaptrix.progress import Counted, uncounted
 from adaptrix.records import Bundle
 from adaptrix.results import CheckReport
@@ -74,7 +74,7 @@ def draft(pipeline: Pipeline, uri: str, base: str, options: MergeOptions, displa
     report = report if options.allow_nonfinite else report.examined()
     if not report.ok or report.bound is None:
         raise RefusedError(errors_in(report.problems))
-    plan = _plan(report, options.layers)
+    plan = plan_of(report.bound, options.layers)
     merge = settle(plan, fetch_base(base, pipeline), report, display)
     merge = replace(merge, allow_nonfinite=options.allow_nonfinite)
     if options.qlora_base is None:
@@ -89,14 +89,6 @@ def _require_low_rank(merge: MergePlan) -> None:
     if spectral:
         found, remedy = "a spectral delta, which is one of the weight as it is stored", "Merge without --qlora-base."
         raise RefusedError(Problem("kind-unsupported", name, found, "a LoRA", remedy) for name in spectral)
-
-
-def _plan(report: CheckReport, layers: str | None) -> Plan:
-    assert report.bound is not None  # checked by the caller
-    recorded = report.bound.adapter.recorded
-    if layers is None and recorded is not None:
-        return recorded_plan(report.bound, recorded)
-    return make_plan(report.bound, layers or "all")
 
 
 def settle(plan: Plan, base: BaseCheckpoint, report: CheckReport, display: Counted = uncounted) -> MergePlan:

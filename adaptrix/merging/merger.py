@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,12 +10,12 @@ from pathlib import Path
 from adaptrix import atomic
 from adaptrix.base.checkpoint import TOKENIZER, matching
 from adaptrix.base.file_kinds import INDEX
-from adaptrix.destination import require_apart, require_folder
+from adaptrix.destination import output_path, require_apart
 from adaptrix.errors import Problem
 from adaptrix.merging.agreement import Agreement
 from adaptrix.merging.draft import MergePlan
 from adaptrix.merging.model_files import RECORD, as_json, record, write_model
-from adaptrix.merging.options import MergeOptions
+from adaptrix.merging.options import ENDING, MergeOptions
 from adaptrix.planning.plan import Plan
 from adaptrix.progress import Display, quiet
 
@@ -41,7 +40,8 @@ class MergedModel:
 
 def write(merge: MergePlan, out: str | None, options: MergeOptions, display: Display = quiet) -> MergedModel:
     """Writes the merged model; raises :class:`AdaptrixError` and then leaves nothing behind."""
-    path = _destination(out, merge.plan.bound.adapter.name)
+    path = output_path(out, merge.plan.bound.adapter.name, ENDING)
+    assert path is not None  # there is a name
     for files in (merge.bundle.files.values() if merge.bundle else (), merge.base.files()):
         require_apart(path, list(files))
     tokenizer = _own_tokenizer(merge) if merge.vocabulary is not None else {}
@@ -67,14 +67,6 @@ def _check(merge: MergePlan, options: MergeOptions, room: Path) -> Callable[[Pat
     from adaptrix.merging.verify import verifier
 
     return verifier(merge, options, room)
-
-
-def _destination(out: str | None, name: str) -> Path:
-    """The folder to write: ``out``, or the adapter's name in ``out`` if that ends in a slash, or in the current one."""
-    if out is not None and not out.endswith("/"):
-        return Path(out)
-    safe = re.sub(r"[^\w.+@-]", "-", name).lstrip(".-") or "adapter"
-    return (Path() if out is None else require_folder(out)) / f"{safe}-merged"
 
 
 def _own_tokenizer(merge: MergePlan) -> dict[str, Path]:

@@ -20,7 +20,7 @@ from adaptrix.merging.tensor_change import TensorChange
 from adaptrix.options import dtype_name
 from adaptrix.planning.plan import Plan
 from adaptrix.progress import Display, quiet
-from adaptrix.tensor import FLOATS
+from adaptrix.tensor import DTYPES, FLOATS, MODEL_FLOATS
 
 
 def write_model(merge: MergePlan, folder: Path, dtype: str | None, display: Display = quiet) -> int:
@@ -72,7 +72,7 @@ def as_json(value: Mapping[str, Any]) -> str:
 
 
 #: as a config names dtypes
-_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_DTYPES = {name: DTYPES[name][1] for name in MODEL_FLOATS}
 
 
 def merged_config(

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import import_module
-from pathlib import Path
 from typing import Literal
 
 from adaptrix import atomic
-from adaptrix.destination import require_folder
+from adaptrix.destination import output_path
 from adaptrix.errors import Problem, UsageError
+from adaptrix.optional import require
 from adaptrix.options import dtype_name
+from adaptrix.tensor import MODEL_FLOATS
 
 QloraBase = Literal["bf16", "nf4"]
-_DTYPES = ("F64", "F32", "F16", "BF16")
+#: of the default output, after the adapter's name
+ENDING = "-merged"
 
 
 @dataclass(frozen=True)
@@ -39,25 +40,15 @@ class MergeOptions:
 
 def prepare(out: str | None, options: MergeOptions) -> None:
     """Raises :class:`UsageError` for options that can be refused before anything is fetched."""
-    if options.dtype is not None and dtype_name(options.dtype) not in _DTYPES:
-        raise UsageError(Problem("option", "dtype", f"{options.dtype!r}", f"one of {', '.join(_DTYPES)}"))
-    if out is not None and out.endswith("/"):
-        require_folder(out)
-    elif out is not None:
-        atomic.require_free(Path(out), force=options.force)
+    if options.dtype is not None and dtype_name(options.dtype) not in MODEL_FLOATS:
+        raise UsageError(Problem("option", "dtype", f"{options.dtype!r}", f"one of {', '.join(MODEL_FLOATS)}"))
+    path = output_path(out, None, ENDING)
+    if path is not None:
+        atomic.require_free(path, force=options.force)
     if options.qlora_base not in (None, "bf16", "nf4"):
         raise UsageError(Problem("option", "qlora_base", f"{options.qlora_base!r}", "bf16 or nf4"))
-    require("torch", "torch")
+    require("torch", "torch", "merge")
     if options.verify:
-        require("transformers", "torch")
+        require("transformers", "torch", "merge --verify")
     if options.qlora_base == "nf4" or (options.qlora_base and options.verify):
-        require("bitsandbytes", "qlora")
-
-
-def require(module: str, extra: str) -> None:
-    """Raises :class:`UsageError` where a module is not installed, with the extra that brings it."""
-    try:
-        import_module(module)
-    except ImportError:
-        remedy = f'Run: pip install "adaptrix[{extra}]"'
-        raise UsageError(Problem("package-missing", "merge", f"{module} is not installed", remedy=remedy)) from None
+        require("bitsandbytes", "qlora", "merge --qlora-base")

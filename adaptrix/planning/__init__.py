@@ -1,1 +1,1 @@
-"""Which sites act, how strongly, and what that leaves out."""
+"""Plans: the sites that act, their gains, and what they leave out."""

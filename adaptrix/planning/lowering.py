@@ -14,8 +14,8 @@ from adaptrix.delta import Delta, LowRank, Truncation, not_low_rank
 from adaptrix.errors import Problem, RefusedError, refuse
 from adaptrix.planning.plan import Plan
 
-TOLERANCE = 0.05  # ‖ΔW − ΔW_k‖ / ‖ΔW‖ of a site, where nobody says otherwise
-_ROUNDED = 1e-3  # of ‖ΔW‖: how far what is measured may be from what the singular values tell
+TOLERANCE = 0.05  # ‖ΔW − ΔW_k‖ / ‖ΔW‖ of a site, by default
+_ROUNDED = 1e-3  # of ‖ΔW‖: the largest difference of the measured error from the one by the singular values
 
 
 def others(plan: Plan) -> dict[str, Delta]:
@@ -61,7 +61,7 @@ def lowered(plan: Plan, rank: int | None) -> Plan:
     """The plan with a LoRA for every delta of another kind; itself where there is none.
 
     A note says what is lost, as measured on the factors that will be written. Raises :class:`RefusedError` where U
-    and V are not at hand, or are such that the measured error is another than the singular values tell.
+    and V are missing, or where the measured error is not the one that the singular values give.
     """
     if not others(plan):
         return plan
@@ -98,7 +98,7 @@ def _one(delta: Delta, rank: int | None) -> tuple[LowRank, Truncation]:
     with np.errstate(over="ignore", invalid="ignore"):  # what it came to is measured
         made, loss = delta.low_rank(rank)
     if not isfinite(loss.absolute):
-        raise refuse("overflow", "", "numbers too large for factors in F32", "numbers that F32 has room for")
+        raise refuse("overflow", "", "numbers too large for factors in F32", "numbers in the range of F32")
     if not _agree(loss, delta.lost(rank)):
         found = "‖ΔW‖, or what the rank leaves out of it, is another than the singular values tell"
         raise refuse("svd-mismatch", "", found, "U and V that are orthonormal", "The file is damaged: fetch it again.")

@@ -1,4 +1,4 @@
-"""Which sites are injected, with which gain: the middle-layer decision, and what it keeps."""
+"""Plans of layers: the sites that are injected, with their gains, and the share of ΔW that this keeps."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from math import isfinite
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from adaptrix.adapter import FitRecord, Recorded
 from adaptrix.architecture import Site
@@ -15,11 +16,16 @@ from adaptrix.binding.bind import BoundAdapter, summed
 from adaptrix.binding.stacks import ranges
 from adaptrix.delta import Delta
 from adaptrix.errors import Problem, UsageError
+from adaptrix.schemas.values import number
+from adaptrix.wording import either
+
+if TYPE_CHECKING:
+    from adaptrix.schemas.shared import FitJSON, PlanJSON
 
 #: layers by stack; the stack is named by the dimension that counts it
 Layers = Mapping[str, tuple[int, ...]]
 
-FITTED = "fit"  # what the name of a fitted plan's policy begins with
+FITTED = "fit"  # the policy of a fitted plan, before its ":K"
 _MAKE_IT = "adaptrix convert SRC --base MODEL --layers fit:K --text FILE makes it, and its file needs no policy."
 _LONGEST = 1000  # characters of a policy: it goes into the manifest
 _EXPLICIT = re.compile(r"\d{1,6}(-\d{1,6})?(,\d{1,6}(-\d{1,6})?)*")
@@ -29,11 +35,15 @@ _EXPLICIT = re.compile(r"\d{1,6}(-\d{1,6})?(,\d{1,6}(-\d{1,6})?)*")
 class Plan:
     """The layers of an adapter that act.
 
-    ``policy`` is what was asked for, ``layers`` what it came to. A site outside the layers (an
-    embedding, a head) acts only under ``all``. ``gains`` multiply ΔW by layer, 1 where absent.
-    ``overrides`` replace the adapter's own deltas while the plan is in force: what a redistribution or
-    a recompression made, or a fit, which ``fit`` then tells of. ``notes`` say what making it has cost.
-    ``reduced``: the bound deltas are themselves less than the adapter's were, as the notes tell.
+    - ``bound``: the adapter.
+    - ``policy``: as it was asked for, such as ``middle`` or ``8-23,28``.
+    - ``layers``: the active layers by stack. A site outside the layers (an embedding, a head) acts only under ``all``.
+    - ``gains``: by layer, multiply ΔW; 1 where absent.
+    - ``overrides``: replace the adapter's own deltas under this plan: the results of a redistribution, a
+      recompression or a fit.
+    - ``notes``: the measured cost of making the plan.
+    - ``fit``: the record of a fit, None for other plans.
+    - ``reduced``: the bound deltas themselves are approximations of the adapter's, as the notes say.
     """
 
     bound: BoundAdapter
@@ -49,7 +59,7 @@ class Plan:
         return f"<Plan {self.policy}: {len(self.sites)} of {len(self.bound.deltas)} sites of {self.bound.adapter.name}>"
 
     def active(self, site: Site) -> bool:
-        """Whether a site is injected."""
+        """True where a site is injected."""
         stack = self.bound.stack(site)
         return self.policy == "all" if stack is None else site.layer in self.layers.get(stack, ())
 
@@ -66,8 +76,8 @@ class Plan:
     def retained(self) -> float | None:
         """The share of Σ‖ΔW‖²_F at the active sites.
 
-        None where a share says nothing: deltas were changed (its notes have the error that was
-        measured), ΔW is zero everywhere, or its norm is not finite.
+        None where a share is meaningless: deltas were changed (the notes have the measured error), ΔW is zero
+        everywhere, or its norm is not finite.
         """
         energies = self.bound.energies
         total = summed(energies.values())
@@ -77,20 +87,20 @@ class Plan:
 
     @property
     def share(self) -> str:
-        """What is retained, in words."""
+        """The retained share of ‖ΔW‖², in words."""
         if self.retained is not None:
             return f"{self.retained:.1%} of ‖ΔW‖²"
         changed = len(self.bound.deltas) if self.reduced else len(self.overrides)
-        return f"{changed} of them changed" if changed else "no share of ‖ΔW‖² can be told"
+        return f"{changed} of them changed" if changed else "the share of ‖ΔW‖² is undefined"
 
     @property
     def idle(self) -> int:
-        """How many deltas do not act."""
+        """The number of deltas that do not act."""
         return sum(not self.active(site) for site in self.bound.deltas)
 
     @property
     def complete(self) -> bool:
-        """Whether every delta acts, unchanged."""
+        """True where every delta acts, unchanged."""
         plain = not self.overrides and all(gain == 1.0 for gain in self.gains.values())
         return plain and all(map(self.active, self.bound.deltas))
 
@@ -105,9 +115,33 @@ class Plan:
         sites = f"{len(self.sites)} of {len(self.bound.deltas)} sites"
         return f"plan {self.policy}: {where}, {sites}, {self.share}"
 
+    def as_dict(self) -> PlanJSON:
+        return {
+            "policy": self.policy,
+            "layers": {stack: list(layers) for stack, layers in self.layers.items()},
+            "sites": len(self.sites),
+            "of": len(self.bound.deltas),
+            "retained": self.retained,
+            "fit": _fit(self.fit),
+        }
+
+
+def _fit(fit: FitRecord | None) -> FitJSON | None:
+    if fit is None:
+        return None
+    return {
+        "text": fit.text,
+        "tokens": fit.tokens,
+        "steps": fit.steps,
+        "taken": fit.taken,
+        "seed": fit.seed,
+        "before": number(fit.before),
+        "after": number(fit.after),
+    }
+
 
 def powerless(plan: Plan) -> Iterator[Problem]:
-    """A warning where nothing will happen: no layer of the plan has a delta, or all of ΔW is zero."""
+    """A warning for a plan without effect: no layer of it has a delta, or all of ΔW is zero."""
     if plan.bound.deltas and not plan.sites:
         found, remedy = "none of its layers has a delta", "Choose others with --layers, or all."
     elif plan.bound.deltas and not summed(plan.bound.energies.values()):
@@ -123,14 +157,13 @@ def make_plan(bound: BoundAdapter, policy: str) -> Plan:
     Raises :class:`UsageError` for an unknown policy, a K outside 1..depth, or a layer that is not there.
     """
     name, _, argument = policy.partition(":")
-    if name in _COUNTED:
+    if name in COUNTED:
         count = _count(policy, argument)
-        layers = {s: _COUNTED[name](bound, s, min(count, d)) for s, d in _checked_depths(bound, policy, count).items()}
-    elif policy in ("all", "middle"):
-        pick = _all if policy == "all" else _middle
-        layers = {stack: pick(depth) for stack, depth in bound.depths.items()}
+        layers = {s: COUNTED[name](bound, s, min(count, d)) for s, d in _checked_depths(bound, policy, count).items()}
+    elif policy in _NAMED:
+        layers = {stack: _NAMED[policy](depth) for stack, depth in bound.depths.items()}
     elif name == FITTED:
-        raise _usage(policy, "this is made by training", "another policy", _MAKE_IT)
+        raise _usage(policy, "a fitted plan needs training", "another policy", _MAKE_IT)
     elif _EXPLICIT.fullmatch(policy) and len(policy) <= _LONGEST:
         layers = _explicit(bound, policy)
     else:
@@ -173,7 +206,11 @@ def _energy(bound: BoundAdapter, stack: str, count: int) -> tuple[int, ...]:
     return tuple(sorted(sorted(totals, key=lambda layer: (-totals[layer], layer))[:count]))
 
 
-_COUNTED: Mapping[str, Callable[[BoundAdapter, str, int], tuple[int, ...]]] = {"spread": _spread, "energy": _energy}
+_NAMED: Mapping[str, Callable[[int], tuple[int, ...]]] = {"all": _all, "middle": _middle}
+#: policies of so many layers a stack, by what stands before the colon
+COUNTED: Mapping[str, Callable[[BoundAdapter, str, int], tuple[int, ...]]] = {"spread": _spread, "energy": _energy}
+#: every policy that makes a plan of an adapter alone, as it is written; so is a list of layers, such as 8-23,28
+POLICIES = (*_NAMED, *(f"{name}:K" for name in COUNTED))
 
 
 def _count(policy: str, argument: str) -> int:
@@ -191,32 +228,42 @@ def _checked_depths(bound: BoundAdapter, policy: str, count: int) -> Mapping[str
 
 def _explicit(bound: BoundAdapter, policy: str) -> dict[str, tuple[int, ...]]:
     deepest = max(bound.depths.values(), default=0)
-    wanted: set[int] = set()
+    named: set[int] = set()
     for span in policy.split(","):
         first, _, last = span.partition("-")
         low, high = int(first), int(last or first)
         if low > high or high >= deepest:
             raise _usage(policy, f"layers {span}", f"layers from 0 to {deepest - 1}, the smaller first")
-        wanted |= set(range(low, high + 1))
-    return {stack: tuple(sorted(layer for layer in wanted if layer < depth)) for stack, depth in bound.depths.items()}
+        named |= set(range(low, high + 1))
+    return {stack: tuple(sorted(layer for layer in named if layer < depth)) for stack, depth in bound.depths.items()}
 
 
 def _unknown(policy: str) -> UsageError:
-    return _usage(
-        policy[:80], f"{policy[:80]!r} is no policy", "all, middle, spread:K, energy:K, or layers such as 8-23,28"
-    )
+    known = either((*POLICIES, "layers such as 8-23,28"))
+    return _usage(policy[:80], f"{policy[:80]!r} is no policy", known)
 
 
 def _usage(policy: str, found: str, expected: str, remedy: str = "") -> UsageError:
     return UsageError(Problem("policy", f"layers {policy}", found, expected, remedy))
 
 
+def plan_of(bound: BoundAdapter, policy: str | None, default: str = "all") -> Plan:
+    """The plan of a policy; where none is given, the one that an injection file was written with, or ``default``'s.
+
+    Raises :class:`UsageError` as :func:`make_plan` and :func:`recorded_plan` do.
+    """
+    recorded = bound.adapter.recorded
+    if policy is None and recorded is not None:
+        return recorded_plan(bound, recorded)
+    return make_plan(bound, default if policy is None else policy)
+
+
 def recorded_plan(bound: BoundAdapter, recorded: Recorded) -> Plan:
     """The plan that an injection file was written with."""
     named = {str(site): site for site in bound.deltas}
     stacks = {role.depth for role in bound.architecture.roles.values()}
-    strange = [f"plan.layers.{stack}" for stack, layers in recorded.layers.items() if layers and stack not in stacks]
-    moved = sorted(recorded.overrides.keys() - named.keys()) + strange
+    unknown = [f"plan.layers.{stack}" for stack, layers in recorded.layers.items() if layers and stack not in stacks]
+    moved = sorted(recorded.overrides.keys() - named.keys()) + unknown
     if moved:
         raise UsageError(
             Problem(
@@ -231,3 +278,22 @@ def recorded_plan(bound: BoundAdapter, recorded: Recorded) -> Plan:
     notes = tuple(Problem("summary", "plan", note, severity="note") for note in recorded.notes)
     deltas = MappingProxyType(overrides)
     return Plan(bound, recorded.policy, recorded.layers, recorded.gains, deltas, notes, recorded.fit)
+
+
+def recorded_as_dict(bound: BoundAdapter) -> PlanJSON | None:
+    """The plan of an injection file; None for another adapter. Its sites are None where they are not to be found."""
+    recorded = bound.adapter.recorded
+    if recorded is None:
+        return None
+    try:
+        return recorded_plan(bound, recorded).as_dict()
+    except UsageError:
+        layers = {stack: list(found) for stack, found in recorded.layers.items()}
+        return {
+            "policy": recorded.policy,
+            "layers": layers,
+            "sites": None,
+            "of": len(bound.deltas),
+            "retained": None,
+            "fit": _fit(recorded.fit),
+        }

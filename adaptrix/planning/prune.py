@@ -15,8 +15,8 @@ from adaptrix.planning.plan import Plan
 
 
 def pruned(plan: Plan) -> Plan:
-    """The plan with nothing in it but what acts: inactive deltas gone, overrides in place of originals,
-    gains multiplied into their alphas. Raises :class:`UsageError` where nothing would be left."""
+    """The plan with nothing but its active deltas: inactive ones removed, overrides in place of originals,
+    gains multiplied into the alphas. Raises :class:`UsageError` where nothing would be left."""
     if plan.complete:
         return plan
     kept = {site: plan.delta(site).multiplied(plan.gains.get(_layer(site), 1.0)) for site in plan.sites}
@@ -43,14 +43,14 @@ def _layer(site: Site) -> int:
 def cast(plan: Plan, dtype: str) -> Plan:
     """The plan with every trained tensor of a delta in another dtype; extras stay as they are, and a base's S, U and V.
 
-    Raises :class:`RefusedError` where a number is too large for it.
+    Raises :class:`RefusedError` where a number is too large for the dtype.
     """
     deltas = {site: _cast(delta, dtype) for site, delta in plan.bound.deltas.items()}
     overrides = {site: _cast(delta, dtype) for site, delta in plan.overrides.items()}
     errors = [(_error(t, c), s) for s, d in plan.bound.deltas.items() for t, c in _pairs(d, deltas[s])]
     errors += [(_error(t, c), s) for s, d in plan.overrides.items() for t, c in _pairs(d, overrides[s])]
     if lost := [str(site) for error, site in errors if not isfinite(error)]:
-        found = f"{len(lost)} tensors have numbers that {dtype} has no room for"
+        found = f"{len(lost)} tensors have numbers beyond the range of {dtype}"
         raise refuse("overflow", lost[0], found, "another dtype", "BF16 has the range of F32.")
     worst = max((error for error, _ in errors), default=0.0)
     note = Problem(
@@ -84,7 +84,7 @@ def _pairs(before: Delta, after: Delta) -> list[tuple[Matrix, Matrix]]:
 
 
 def _error(original: Matrix, rounded: Matrix) -> float:
-    """‖original − rounded‖ / ‖original‖, of what is finite before; not finite where a number left the range."""
+    """‖original − rounded‖ / ‖original‖, over the finite numbers; not finite where one left the range."""
     finite = np.isfinite(original)
     with np.errstate(over="ignore", invalid="ignore"):
         size = float(np.linalg.norm(original[finite]))

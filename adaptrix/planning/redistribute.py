@@ -1,7 +1,7 @@
 """Plans that change deltas: folding dropped layers into kept ones, and recompression to a rank.
 
-What a step has cost is measured on the factors that will be written, after rounding to their dtype,
-against the sum that was wanted; nothing is estimated.
+The cost of a step is measured on the factors that will be written, after rounding to their dtype,
+against the exact sum; nothing is estimated.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ Redistribution = Literal["none", "nearest"]
 def reshape_plan(plan: Plan, redistribute: Redistribution, rank: int | None) -> Plan:
     """The plan with its deltas folded and recompressed as asked; itself where nothing was asked.
 
-    A rank alone applies to the LoRAs in force, whatever put them there; folding starts from the adapter's own. What
-    is spectral gets its rank where it becomes a LoRA (:mod:`adaptrix.planning.lowering`).
+    A rank alone applies to the active LoRAs, overrides included; folding starts from the adapter's own. Spectral
+    deltas get their rank where they become LoRAs (:mod:`adaptrix.planning.lowering`).
 
     ``nearest``: every delta of a layer outside the plan is added to the delta of the same role in the
     nearest layer inside it (the lower one of two); ranks add up. ``rank``: each delta of a higher rank
     becomes the best one of that rank. Raises :class:`RefusedError` for DoRA and stacked experts, which
-    are no sums of low-rank terms, and for numbers whose sum or product has no number in their dtype.
+    are no sums of low-rank terms, and for sums or products beyond the range of their dtype.
     """
     if redistribute == "none" and rank is None:
         return plan
@@ -46,16 +46,18 @@ def reshape_plan(plan: Plan, redistribute: Redistribution, rank: int | None) -> 
     plain = require_low_rank({site: deltas[site] for site in touched}, name, "--redistribute or --rank")
     _require_sums(plain, changed.values())
     results = _combined({site: [plain[member] for member in members] for site, members in changed.items()}, rank)
-    notes = [*plan.notes, *_notes(results, changed, rank), *_homeless(lost)]
+    notes = [*plan.notes, *_notes(results, changed, rank), *_unfolded(lost)]
     overrides = MappingProxyType({**earlier, **{site: delta for site, (delta, _) in results.items()}})
-    fit = plan.fit if not results and overrides.keys() == plan.overrides.keys() else None  # else it is another plan
+    fit = (
+        plan.fit if not results and overrides.keys() == plan.overrides.keys() else None
+    )  # changed deltas are no longer those of the fit
     return replace(plan, overrides=overrides, notes=tuple(notes), fit=fit)
 
 
 def _grouped(plan: Plan) -> tuple[dict[Site, list[Site]], list[Site]]:
-    """The sites to be summed by the kept site they go to, itself first, and those that have nowhere to go.
+    """Kept site -> the sites that are summed there, itself first; and the sites that no kept one takes.
 
-    Home is the kept site of the same role, part and expert whose layer is nearest, the lower one of two.
+    A site is summed at the kept site of the same role, part and expert whose layer is nearest, the lower one of two.
     """
     groups = {site: [site] for site in plan.sites}
     layers: dict[Site, list[int]] = {}
@@ -74,13 +76,13 @@ def _grouped(plan: Plan) -> tuple[dict[Site, list[Site]], list[Site]]:
 
 def _nearest(layer: int, kept: list[int]) -> int:
     """The nearest of some sorted layers, the lower one of two."""
-    place = bisect_left(kept, layer)
-    return min(kept[max(place - 1, 0) : place + 1], key=lambda other: abs(other - layer))
+    index = bisect_left(kept, layer)
+    return min(kept[max(index - 1, 0) : index + 1], key=lambda other: abs(other - layer))
 
 
 def _require_sums(deltas: Mapping[Site, LowRank], groups: Iterable[list[Site]]) -> None:
-    odd = [s for members in groups for s in members if (d := deltas[s]).magnitude is not None or d.experts]
-    if odd:
+    unsummable = [s for members in groups for s in members if (d := deltas[s]).magnitude is not None or d.experts]
+    if unsummable:
         raise RefusedError(
             Problem(
                 "kind-unsupported",
@@ -89,7 +91,7 @@ def _require_sums(deltas: Mapping[Site, LowRank], groups: Iterable[list[Site]]) 
                 "plain LoRA",
                 "Leave out --redistribute and --rank for this adapter.",
             )
-            for site in odd
+            for site in unsummable
         )
 
 
@@ -97,7 +99,7 @@ def _combined(groups: Mapping[Site, list[LowRank]], rank: int | None) -> dict[Si
     results, problems = {}, []
     for site, deltas in groups.items():
         try:
-            with np.errstate(all="ignore"):  # what it comes to is measured
+            with np.errstate(all="ignore"):  # the result is measured
                 results[site] = _combine(deltas, rank)
         except np.linalg.LinAlgError:  # the SVD of what is not finite
             results[site] = deltas[0], nan
@@ -143,7 +145,7 @@ def _span(ranks: list[int]) -> str:
     return f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
 
 
-def _homeless(lost: list[Site]) -> Iterator[Problem]:
+def _unfolded(lost: list[Site]) -> Iterator[Problem]:
     if lost:
         names = ", ".join(map(str, lost[:5])) + (", …" if len(lost) > 5 else "")
         yield Problem(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from adaptrix.architecture import Architecture
-from adaptrix.architecture.registry import builtin_folder, read_folder
+from adaptrix.architecture.registry import builtin_folder, read_architectures
+from adaptrix.feature_names import FEATURES, LORA
 from adaptrix.formats import injection, injection_read, peft_config, peft_read, peft_write
 from adaptrix.plugins.hookspecs import hookimpl
 from adaptrix.records import Format, Source
@@ -15,7 +16,7 @@ from adaptrix.sources import hub, local
 @hookimpl
 def adaptrix_architectures() -> Iterator[Architecture]:
     """The families in ``registry/``."""
-    return read_folder(builtin_folder())
+    return read_architectures(builtin_folder())
 
 
 @hookimpl
@@ -28,8 +29,7 @@ def adaptrix_formats() -> Iterator[Format]:
         read=injection_read.read,
         write=injection.write,
         suffix=injection.SUFFIX,
-        keeps_plan=True,
-        keeps_spectral=True,
+        carries=frozenset(FEATURES),
     )
     yield Format(
         name="peft",
@@ -38,6 +38,7 @@ def adaptrix_formats() -> Iterator[Format]:
         read=peft_read.read,
         write=peft_write.write,
         writes=(peft_config.CONFIG_NAME, peft_read.WEIGHTS[0]),
+        carries=LORA,
     )
 
 

@@ -79,6 +79,11 @@ class Catalog:
         return self._records("adaptrix_formats", own_last=True)
 
     @property
+    def writable(self) -> Mapping[str, Format]:
+        """The formats that can be written, by name."""
+        return {form.name: form for form in self.formats if form.write is not None}
+
+    @property
     def sources(self) -> tuple[Source, ...]:
         """In the order in which they are asked: Adaptrix's own, then plugins' by distribution."""
         return self._records("adaptrix_sources")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import fields, replace
 from functools import partial
@@ -13,7 +13,9 @@ from os.path import basename
 from typing import Any
 
 from adaptrix.architecture import Architecture, Role
+from adaptrix.architecture.dims import Alternative
 from adaptrix.errors import AdaptrixError, Problem, RefusedError
+from adaptrix.feature_names import FEATURES
 from adaptrix.records import Bundle
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]*")
@@ -54,14 +56,13 @@ def require_valid(record: object, wanted: type) -> None:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ValueError(f"a {wanted.__name__} is called {name!r}; a name is of the form {_NAME.pattern}")
     for field in fields(record):  # type: ignore[arg-type]  # every record type is a dataclass
-        value = getattr(record, field.name)
-        fits, expected = _RULES.get(field.name, (None, ""))
-        if fits is not None and not fits(value):
+        value, (fits, expected) = getattr(record, field.name), RULES[field.name]
+        if not fits(value):
             raise TypeError(f"the {field.name} of {name} {_is(field.name)} {value!r}, not {expected}")
 
 
 def _is(field: str) -> str:
-    return "are" if field.endswith("s") and field != "claims" else "is"
+    return "are" if field.endswith("s") and field not in ("claims", "carries") else "is"
 
 
 def _names(value: object) -> bool:
@@ -80,19 +81,31 @@ def _roles(value: object) -> bool:
     return isinstance(value, Mapping) and all(isinstance(role, Role) for role in value.values())
 
 
+def _dims(value: object) -> bool:
+    return isinstance(value, Mapping) and _names([*value]) and all(map(_rule, value.values()))
+
+
+def _rule(value: object) -> bool:
+    return isinstance(value, tuple) and all(isinstance(alternative, Alternative) for alternative in value)
+
+
+def _features(value: object) -> bool:
+    return isinstance(value, Set) and value <= FEATURES.keys()
+
+
 _CALLABLE = (callable, "a function")
 _TEXT = (lambda value: isinstance(value, str), "text")
-#: field of a record, of whatever type -> what it must be
-_RULES: Mapping[str, tuple[Callable[[object], bool], str]] = {
+#: every field of every record, of whatever type -> what it must be
+RULES: Mapping[str, tuple[Callable[[object], bool], str]] = {
     **dict.fromkeys(("detect", "read", "claims", "fetch", "config", "generate", "load"), _CALLABLE),
-    **dict.fromkeys(("suffix", "summary"), _TEXT),
+    **dict.fromkeys(("name", "family", "suffix", "summary", "origin"), _TEXT),
     "write": (lambda value: value is None or callable(value), "a function or None"),
     "writes": (_names, "a tuple of names"),
-    "keeps_plan": (lambda value: isinstance(value, bool), "True or False"),
+    "carries": (_features, f"a set of some of {', '.join(FEATURES)}"),
     "patterns": (_patterns, 'tuples of names in a tuple, as (("*.x",),) is'),
     "model_types": (_names, "a tuple of names"),
     "prefixes": (_prefixes, "a tuple of prefixes"),
-    "dims": (lambda value: isinstance(value, Mapping), "a mapping of rules"),
+    "dims": (_dims, "a mapping from names to tuples of Alternative"),
     "roles": (_roles, "a mapping of roles"),
 }
 

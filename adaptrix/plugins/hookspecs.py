@@ -3,7 +3,7 @@
     # adaptrix_mine.py
     from pathlib import Path
     from adaptrix import hookimpl
-    from adaptrix.architecture.registry import read_architecture
+    from adaptrix.extend import read_architecture
 
     @hookimpl
     def adaptrix_architectures():
@@ -39,7 +39,7 @@ hookimpl = pluggy.HookimplMarker("adaptrix")
 
 @hookspec
 def adaptrix_architectures() -> Iterable[Architecture]:  # type: ignore[empty-body]  # a specification has no body
-    """Architecture families, as ``adaptrix.architecture.registry.read_architecture`` reads them from TOML.
+    """Architecture families, as ``adaptrix.extend.read_architecture`` reads them from TOML.
 
     No other plugin may claim the same family or ``model_type``. ``origin`` becomes the distribution.
     """

@@ -20,6 +20,8 @@ from adaptrix.records import Command, Format, Generator, Source
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
+    from adaptrix.schemas.shared import PluginJSON
+
 HOOKS: Mapping[str, type] = {
     "adaptrix_architectures": Architecture,
     "adaptrix_formats": Format,
@@ -59,7 +61,7 @@ class Plugin:
         """What went wrong in one of its functions, where something hangs on it."""
         return replace(replace(self, error=error).problem, severity="error")
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> PluginJSON:
         """Everything but the trace, with the names of the records."""
         contributed = {
             hook.removeprefix("adaptrix_"): list(map(record_name, found)) for hook, found in self.records.items()

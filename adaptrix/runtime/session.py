@@ -36,6 +36,7 @@ from adaptrix.runtime.slots import Slots
 from adaptrix.runtime.swapping import Swap, refill
 from adaptrix.runtime.trainable import Trainable
 from adaptrix.runtime.training import adapter_now, learned
+from adaptrix.wording import some
 
 #: an adapter (a uri, a path, an Adapter) -> what it does on the session's model, and its plan
 Builder = Callable[[Any], tuple[Mapping[Site, SiteKernel], Plan]]
@@ -53,6 +54,11 @@ class Session:
         self._adapters = LoadedAdapters(users, slots)
         self._places = GivenFactors(build)
         self._swaps = self._kept = 0
+
+    def __repr__(self) -> str:
+        named = some(self.adapters, 5) or "none"
+        state = "" if self._hooks.attached else ", detached"
+        return f"<Session on {type(self._hooks.model).__name__}: adapters {named}{state}>"
 
     def activate(self, choice: Choice) -> None:
         """Makes a choice the default of every context that has none of its own. One write.

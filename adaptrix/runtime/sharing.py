@@ -23,7 +23,7 @@ from adaptrix.runtime.selection import Selection
 from adaptrix.runtime.swapping import layers_of, run_upper, upper_half, why_whole
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Prefill:
     """A prompt under one choice: its cache, and the logits ``[rows, vocab]`` of the token that follows it.
 
@@ -35,6 +35,10 @@ class Prefill:
     kept: int
     recomputed: int
     reason: str
+
+    def __repr__(self) -> str:
+        """Counts: the cache and the logits are large tensors."""
+        return f"<Prefill: logits {list(self.logits.shape)}, {self.kept} layers kept, {self.recomputed} recomputed>"
 
 
 @torch.no_grad()

@@ -203,7 +203,7 @@ def _download(repo: _Repo, paths: Sequence[str]) -> tuple[dict[str, Path], str]:
     client notes in its cache which commit that is and finds it again offline."""
     with _asking(repo.address):
         first = _by_name(repo, paths[0])
-        commit = _commit(first, paths[0])  # not the listing's, if somebody pushed in between
+        commit = _commit(first, paths[0])  # not the listing's, which a push may have changed meanwhile
         get = _api().hf_hub_download
         rest = [Path(get(repo.address.repo, path, revision=commit)) for path in paths[1:]]
     return {path.rpartition("/")[2]: file for path, file in zip(paths, [first, *rest], strict=True)}, commit

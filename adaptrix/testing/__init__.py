@@ -1,5 +1,5 @@
-"""The conformance kit for authors of plugins: laws that a family of models must keep, run on tiny models, and
-those that an installed plugin must."""
+"""The conformance kit for authors of plugins: laws of a family of models, run on tiny models, and laws of an
+installed plugin."""
 
 from adaptrix.testing.laws import ArchitectureLaws
 from adaptrix.testing.plugin import PluginLaws

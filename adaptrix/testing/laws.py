@@ -5,7 +5,7 @@
         configs = [{"model_type": "my_family", "hidden_size": 24, ...}]
 
 The laws build tiny models of those configs from transformers, on the meta device, and compare what is
-declared with what is there. Choose sizes that all differ, so that nothing can be swapped unseen.
+declared with what is there. Choose sizes that all differ, so that no two can be swapped unnoticed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from adaptrix.testing.oracle import Oracle
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One model of a family: what it is called in messages, its dimensions and its weights."""
+    """One model of a family: its name in messages, its dimensions and its weights."""
 
     name: str
     dims: Dims
@@ -104,8 +104,8 @@ def miscounted(architecture: Architecture, found: Sequence[Case]) -> Iterator[st
 
 
 def patchy(architecture: Architecture, found: Sequence[Case]) -> Iterator[str]:
-    """The roles that some layers of a model lack, without being ``optional``: a gap in an adapter would look
-    like a loss."""
+    """The roles that some layers of a model lack, without being ``optional``: the completeness check would
+    report the gaps of an adapter."""
     for case in found:
         layers: dict[str, set[int]] = {}
         for site in filter(None, (architecture.locate(weight.path) for weight in case.weights)):
@@ -118,7 +118,7 @@ def patchy(architecture: Architecture, found: Sequence[Case]) -> Iterator[str]:
 
 
 def unreal(architecture: Architecture, found: Sequence[Case]) -> Iterator[str]:
-    """The roles whose today's path is in none of the models (a typo, or a config is missing)."""
+    """The roles whose current path is in none of the models (a typo, or a config is missing)."""
     real = {weight.path for case in found for weight in case.weights}
     for role in architecture.roles.values():
         pattern = re.escape(role.paths[0]).replace(r"\{layer\}", r"\d+")
@@ -127,7 +127,7 @@ def unreal(architecture: Architecture, found: Sequence[Case]) -> Iterator[str]:
 
 
 def astray(architecture: Architecture, layers: int = 128, experts: int = 12) -> Iterator[str]:
-    """The paths, today's and older ones, under every prefix, that do not lead back to their own site."""
+    """The paths, current and older, under every prefix, that do not lead back to their own site."""
     home = architecture.prefixes[0]
     for pattern, site in _spelled_out(architecture, layers, experts):
         path = pattern.format(layer=site.layer, expert=site.expert)
@@ -171,11 +171,12 @@ def unfaithful_parts(architecture: Architecture, dims: Dims) -> Iterator[str]:
 class ArchitectureLaws:
     """The laws as tests, for pytest to collect in a subclass.
 
-    ``architecture``: the record, or the path of its TOML. ``configs``: transformers configs, or mappings
-    with a ``model_type``, that together have all of the family's weights; together they should name
-    every model type it claims. ``extra_classes``: names of model classes in transformers that its auto
-    classes do not know. ``ignored``: patterns of weights that no adapter is for. ``unchecked_parts``:
-    fused roles whose order no forward pass of a language model shows.
+    - ``architecture``: the record, or the path of its TOML.
+    - ``configs``: transformers configs, or mappings with a ``model_type``; together they have all of the family's
+      weights and every model type that it claims.
+    - ``extra_classes``: names of model classes in transformers that its auto classes do not know.
+    - ``ignored``: patterns of weights that no adapter is for.
+    - ``unchecked_parts``: fused roles whose order no forward pass of a language model shows.
     """
 
     architecture: ClassVar[Architecture | Path]

@@ -26,9 +26,10 @@ Kind = Literal["lora", "dora", "bias"]
 
 
 def lossy(architecture: Architecture, dims: Dims, paths: Iterable[str], folder: Path) -> Iterator[str]:
-    """What does not survive, in words: problems of fit, and tensors that came back otherwise.
+    """The losses of writing and reading an adapter, in words: problems, and tensors that are not the same.
 
-    Once as a plain LoRA, once with DoRA's magnitudes, once with biases of both sorts, as far as peft has these.
+    Tried as a plain LoRA, with DoRA's magnitudes, and with biases, as far as peft has these. ``paths``: the modules
+    of the adapter; ``folder``: for its files.
     """
     known = list(paths)
     for kind in get_args(Kind):
@@ -74,7 +75,7 @@ def _adapter(architecture: Architecture, dims: Dims, paths: Iterable[str], kind:
 
 
 def _has(role: Role, kind: Kind) -> bool:
-    """Whether peft has the kind for such a weight: no DoRA on parameters, biases on linear layers alone."""
+    """True where peft has the kind for such a weight: no DoRA on parameters, biases on linear layers alone."""
     parameter, embedding = role.orientation.startswith("experts"), role.orientation == "embedding"
     return kind == "lora" or not (parameter or (embedding and kind == "bias"))
 

@@ -1,4 +1,4 @@
-"""Asks a real model what the rows of its fused weights are for.
+"""The meaning of the rows of fused weights, read from the forward pass of a real model.
 
 Each part of a fused weight is disturbed, one head at a time, in a tiny model with random weights; the
 model's own forward pass then shows what depends on it. Keys and values are read from the cache, queries
@@ -21,12 +21,12 @@ _TOKENS = 5
 
 
 class Oracle:
-    """A family's natural model of one config, with random weights, and the questions to put to it."""
+    """A language model of a family with one config and random weights, and the checks that it answers."""
 
     def __init__(self, architecture: Architecture, config: Any) -> None:
         torch = need("torch")
         config = copy.deepcopy(config)
-        config._attn_implementation = "eager"  # the one that gives its probabilities away
+        config._attn_implementation = "eager"  # the one that returns its probabilities
         config._experts_implementation = "eager"  # the one that takes any size
         torch.manual_seed(0)
         self.architecture = architecture
@@ -38,7 +38,7 @@ class Oracle:
             parameter.normal_(std=0.3)
 
     def misnamed(self, role: Role) -> list[str]:
-        """What is wrong with the order of a fused role's parts, as far as this config has the role."""
+        """The faults in the order of a fused role's parts, as far as this config has the role."""
         with _one_thread():
             return list(self._misnamed(role))
 
@@ -78,7 +78,7 @@ class Oracle:
                 expected: dict[str, list[int]] = {name: [] for name in before}
                 expected[part] = list(range(head * each, (head + 1) * each))
                 if part != "q" and not cross:
-                    changed.pop("q")  # keys bear on the probabilities, and values do not: see below
+                    changed.pop("q")  # keys change the probabilities, and values do not: see below
                     expected.pop("q")
                 if changed != expected:
                     yield f"role {role.name}: head {head} of {part!r} changes heads {changed}, not {expected}"
@@ -103,7 +103,7 @@ class Oracle:
                 yield f"role {role.name}: the output is {'not ' if linear else ''}linear in {part!r}"
 
     def _heads(self, cross: bool) -> dict[str, Any]:
-        """What the first layer makes of q, k and v, all ``[batch, heads, …]``."""
+        """The first layer's results of q, k and v, all ``[batch, heads, …]``: probabilities, keys and values."""
         options = {"encoder_hidden_states": self.memory} if cross else {}
         result = self.model(input_ids=self.ids, use_cache=True, output_attentions=True, **options)
         cache = result.past_key_values
@@ -125,7 +125,7 @@ class Oracle:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Models this small spend their time waiting for one another's threads."""
+    """Limits torch to one thread: models this small would mostly wait for other threads."""
     torch = need("torch")
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -16,7 +16,7 @@ from adaptrix.plugins.plugin import Plugin
 
 
 class PluginLaws:
-    """Found, loaded and credited, among all else that is installed.
+    """The laws as tests: the plugin is found, loaded and credited, among all else that is installed.
 
     ``distribution``: as in its pyproject.toml; ``contributes``: hook, less ``adaptrix_`` -> the names of
     all records that it yields, as ``adaptrix plugins --json`` has them.
@@ -38,13 +38,13 @@ class PluginLaws:
             for hook, names in plugin.as_dict()["contributes"].items():
                 found.setdefault(hook, []).extend(names)
         assert {hook: sorted(found[hook]) for hook in found} == {
-            it: sorted(self.contributes[it]) for it in self.contributes
+            hook: sorted(self.contributes[hook]) for hook in self.contributes
         }
 
     def test_its_families_are_credited_to_it(self) -> None:
-        origins = {it.family: it.origin for it in self._catalog().architectures}
+        origins = {record.family: record.origin for record in self._catalog().architectures}
         for family in self.contributes.get("architectures", ()):
-            assert origins.get(family) == self.distribution, f"{family} is of {origins.get(family, 'nobody')}"
+            assert origins.get(family) == self.distribution, f"{family} is of {origins.get(family, 'no plugin')}"
 
     def _catalog(self) -> Catalog:
         return Catalog(entry_points=installed.every_entry_point())  # whatever ADAPTRIX_PLUGINS says

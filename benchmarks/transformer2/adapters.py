@@ -46,8 +46,8 @@ def _each(
     some, held = learning(tasks, [task], plan.examples, plan.held, Random(f"examples {seed} {name}"))
     told: dict[str, Any] = {"validation": held, "ends": (), "decomposition": parts, "name": name}
     first, second = (Lora(model, parts.spectra, RANK, seed) for _ in range(2))
-    answers, rewards = (replace(course, seed=seed) for course in (plan.answers, plan.rewards))
-    lora_answers, lora_rewards = (replace(course, seed=seed) for course in (plan.lora_answers, plan.lora_rewards))
+    answers, rewards = (replace(settings, seed=seed) for settings in (plan.answers, plan.rewards))
+    lora_answers, lora_rewards = (replace(settings, seed=seed) for settings in (plan.lora_answers, plan.lora_rewards))
     return {
         "svf": sft(model, some, answers, **told).adapter,
         "svf rl": reinforce(model, some, reward, rewards, plan.policy, **told).adapter,
@@ -66,5 +66,5 @@ def _classifier(model: Any, parts: Decomposition, tasks: Tasks, question: Questi
         found = learning(tasks, group, plan.examples, plan.held, rng)
         for kept, examples in zip(sets, found, strict=True):
             kept[name_of(tasks, group[0])] = [example.prompt for example in examples]
-    course = replace(plan.classes, seed=seed)
-    return train_classifier(model, sets[0], question, course, validation=sets[1], decomposition=parts).adapter
+    settings = replace(plan.classes, seed=seed)
+    return train_classifier(model, sets[0], question, settings, validation=sets[1], decomposition=parts).adapter

@@ -61,11 +61,11 @@ class Lora:
 
 
 def lora_sft(
-    model: Any, lora: Lora, examples: Sequence[Example], held: Sequence[Example], course: TrainingSettings
+    model: Any, lora: Lora, examples: Sequence[Example], held: Sequence[Example], settings: TrainingSettings
 ) -> Lora:
     """Trains it on answers."""
-    task = Supervised(model, lora, tuple(examples), course, ())  # type: ignore[arg-type]
-    Run(lora, course, task.step, task.scorer(held) if held else None).run(None, uncounted)  # type: ignore[arg-type]
+    task = Supervised(model, lora, tuple(examples), settings, ())  # type: ignore[arg-type]
+    Run(lora, settings, task.step, task.scorer(held) if held else None).run(None, uncounted)  # type: ignore[arg-type]
     return lora
 
 
@@ -75,13 +75,13 @@ def lora_reinforce(
     examples: Sequence[Example],
     held: Sequence[Example],
     reward: Reward,
-    course: TrainingSettings,
+    settings: TrainingSettings,
     policy: Policy,
 ) -> Lora:
     """Trains it on rewards."""
-    task = Rewarded(model, lora, tuple(examples), reward, course, policy, ())  # type: ignore[arg-type]
+    task = Rewarded(model, lora, tuple(examples), reward, settings, policy, ())  # type: ignore[arg-type]
     scorer = task.scorer(held) if held else None
-    Run(lora, course, task.step, scorer, task.enough).run(None, uncounted)  # type: ignore[arg-type]
+    Run(lora, settings, task.step, scorer, task.enough).run(None, uncounted)  # type: ignore[arg-type]
     return lora
 
 

@@ -30,7 +30,7 @@ from torch.nn.functional import pad
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 import adaptrix
-from adaptrix.adapter import Adapter
+from adaptrix import Adapter
 from examples.tiny.descriptions import VOICES, Voice
 from examples.tiny.styles import Style
 from examples.tiny.train import pairs
@@ -68,7 +68,7 @@ def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> Hypern
     shape = shape_for(str(BASE), "L", ENCODER.width, roles=ROLES, rank=RANK, latent=LATENT)
     hypernetwork = Hypernetwork(replace(shape, head_in=HEAD_IN))
     tasks = [task(tokenizer, voice) for voice in VOICES]
-    fine_tune(hypernetwork, model, tasks, OBJECTIVE, RECIPE, watch=Watch(looked=_said))
+    fine_tune(hypernetwork, model, tasks, OBJECTIVE, RECIPE, watch=Watch(on_state=_said))
     return hypernetwork.eval()
 
 
@@ -79,8 +79,8 @@ def _said(state: State) -> None:
 def save(hypernetwork: Hypernetwork, out: Path) -> None:
     """In SakanaAI's format, the numbers rounded to fp16."""
     args = {"steps": RECIPE.steps, "learning_rate": RECIPE.rate, "seed": SEED}
-    card = CheckpointRecord(ALPHA, rslora=True, base="examples/tiny/base", encoder=ENCODER.name, args=args)
-    write_checkpoint(out, hypernetwork, card, dtype=torch.float16, force=True)
+    record = CheckpointRecord(ALPHA, rslora=True, base="examples/tiny/base", encoder=ENCODER.name, args=args)
+    write_checkpoint(out, hypernetwork, record, dtype=torch.float16, force=True)
 
 
 def losses(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, session: adaptrix.Session) -> Loss:

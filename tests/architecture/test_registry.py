@@ -12,7 +12,7 @@ import pytest
 
 from adaptrix.architecture import Layout, Orientation, Site, registry
 from adaptrix.architecture.dims import read_dims
-from adaptrix.architecture.registry import builtin_folder, parse_architecture, read_architecture, read_folder
+from adaptrix.architecture.registry import builtin_folder, parse_architecture, read_architecture, read_architectures
 from adaptrix.errors import RefusedError
 
 _GOOD = """
@@ -168,12 +168,12 @@ def test_a_folder_is_read_in_order(tmp_path: Path) -> None:
     for name in ("b", "a"):
         (tmp_path / f"{name}.toml").write_text(_GOOD.replace("sample", name))
     (tmp_path / "README.md").write_text("not read")
-    assert [record.family for record in read_folder(tmp_path)] == ["a", "b"]
+    assert [record.family for record in read_architectures(tmp_path)] == ["a", "b"]
     assert read_architecture(tmp_path / "a.toml").origin == str(tmp_path / "a.toml")
 
 
 def test_what_ships_is_sound_and_unambiguous() -> None:
-    records = list(read_folder(builtin_folder()))
+    records = list(read_architectures(builtin_folder()))
     claims = [kind for record in records for kind in record.model_types]
     assert len(claims) == len(set(claims))
     assert all(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adaptrix.base.svd import SvdCache, cache, decompose, resolve, spectral, tensor_hash
+from adaptrix.base.svd import SvdCache, cache, decompose, resolve, spectral_delta, tensor_hash
 from adaptrix.base.svd.lapack import sensitivity
 from adaptrix.delta import Basis, Spectral
 from adaptrix.errors import RefusedError
@@ -31,7 +31,7 @@ def pair(kept):
     """A bare delta and its weight, in bf16."""
     weight = Tensor.of(matrix(9, 14)).cast("BF16")
     z = 1 + 0.4 * np.random.default_rng(1).standard_normal(9)
-    return spectral(z, weight, kept).without_vectors(), weight
+    return spectral_delta(z, weight, kept).without_vectors(), weight
 
 
 @settings(max_examples=40, deadline=None)
@@ -69,7 +69,7 @@ def test_what_has_no_decomposition(bad):
 @pytest.mark.parametrize("shape", [(), (5,), (2, 3, 4), (0, 4)])
 def test_what_is_no_matrix_is_refused_before_anything_is_kept(kept, shape):
     with pytest.raises(RefusedError, match="a matrix"):
-        spectral(np.ones(2), Tensor.of(np.zeros(shape, np.float32)), kept)
+        spectral_delta(np.ones(2), Tensor.of(np.zeros(shape, np.float32)), kept)
     assert not kept.folder.exists()
 
 
@@ -150,7 +150,7 @@ def test_a_delta_gets_the_vectors_of_its_weight(pair, kept):
 
 def test_a_stored_transpose_is_the_weight_of_a_conv1d(kept):
     weight = Tensor.of(matrix(5, 8))  # [in, out]
-    delta = spectral(np.linspace(0.5, 2, 5), weight, kept, turned=True)
+    delta = spectral_delta(np.linspace(0.5, 2, 5), weight, kept, turned=True)
     assert delta.shape == (8, 5)
     again = resolve(delta.without_vectors(), weight, kept, turned=True)
     np.testing.assert_array_equal(again.dense(), delta.dense())
@@ -203,13 +203,13 @@ def test_given_vectors_are_held_to_the_weight(pair, kept):
 
 def test_values_too_close_to_say_what_z_means(kept):
     weight = Tensor.of(np.eye(6, 8, dtype=np.float32))
-    uneven = spectral(np.linspace(0.5, 1.5, 6), weight, kept)
+    uneven = spectral_delta(np.linspace(0.5, 1.5, 6), weight, kept)
     assert refusal(uneven.without_vectors(), weight, kept) == "svd-failed"
     assert resolve(uneven, weight, kept) is uneven  # with its vectors it says which
-    even = spectral(np.full(6, 1.5), weight, kept)
+    even = spectral_delta(np.full(6, 1.5), weight, kept)
     np.testing.assert_allclose(resolve(even.without_vectors(), weight, kept).dense(), 0.5 * np.eye(6, 8), atol=1e-6)
     nothing = Tensor.of(np.zeros((4, 3), np.float32))
-    assert not resolve(spectral(np.arange(3.0), nothing, kept).without_vectors(), nothing, kept).dense().any()
+    assert not resolve(spectral_delta(np.arange(3.0), nothing, kept).without_vectors(), nothing, kept).dense().any()
 
 
 def test_an_entry_that_goes_after_it_was_found_is_a_refusal(kept):

@@ -35,7 +35,7 @@ def _run(site: Path, *args: str, allow: str = "good,bad,greet", **env: str) -> s
 
 
 def _stated(listing: str) -> dict[str, dict[str, object]]:
-    return {plugin["distribution"]: plugin for plugin in json.loads(listing)}
+    return {plugin["distribution"]: plugin for plugin in json.loads(listing)["plugins"]}
 
 
 def test_plugins_are_listed(site: Path) -> None:
@@ -74,7 +74,8 @@ def test_json_is_json_whatever_plugins_print(site: Path) -> None:
         "import failed: SystemExit: 3",
     )
     assert done.stderr.split() == ["}", "{"]
-    (row,) = [row for row in json.loads(_run(site, "architectures", "--json").stdout) if row["family"] == "goodfamily"]
+    architectures = json.loads(_run(site, "architectures", "--json").stdout)["architectures"]
+    (row,) = [row for row in architectures if row["family"] == "goodfamily"]
     assert row["origin"] == "adaptrix-good"
 
 

@@ -80,7 +80,7 @@ def test_one_failing_source_does_not_stop_the_rest(run, demo):
     (run.folder / "empty").mkdir()
     result = run("convert", "empty", demo, "-o", "out", "--json")
     assert result.returncode == 1
-    first, second = json.loads(result.stdout)
+    first, second = json.loads(result.stdout)["results"]
     assert (first["ok"], second["ok"]) == (False, True)
     assert files(run.folder / "out") == ["adapter.adaptrix.safetensors"]
 
@@ -119,8 +119,8 @@ def test_inspect_as_json_has_the_norms_of_every_layer(run, demo):
     told = json.loads(run("inspect", demo, "--json").stdout)
     assert set(told["norms"]) == {"q", "k", "v", "o", "down"}
     assert all(len(row) == 12 for row in told["norms"].values())
-    assert told["source"]["config"]["peft_type"] == "LORA"
-    assert len(told["source"]["files"]["adapter_model.safetensors"]) == 64
+    assert told["provenance"]["config"]["peft_type"] == "LORA"
+    assert len(told["provenance"]["files"]["adapter_model.safetensors"]) == 64
 
 
 def test_inspect_draws(run, demo):

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from adaptrix.base.svd import SvdCache, spectral
+from adaptrix.base.svd import SvdCache, spectral_delta
 from adaptrix.delta import KINDS, Delta, LowRank
 from adaptrix.errors import RefusedError
 from adaptrix.formats import injection_kinds
@@ -28,7 +28,7 @@ def lora(rng):
 @pytest.fixture
 def deltas(tmp_path):
     rng = np.random.default_rng(0)
-    own = spectral(1 + rng.standard_normal(OUT), tensor(rng, OUT, INP), SvdCache(tmp_path))
+    own = spectral_delta(1 + rng.standard_normal(OUT), tensor(rng, OUT, INP), SvdCache(tmp_path))
     return {"lora": lora(rng), "dora": replace(lora(rng), magnitude=tensor(rng, OUT)), "spectral": own}
 
 

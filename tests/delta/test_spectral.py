@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import adaptrix
-from adaptrix.base.svd import SvdCache, spectral
+from adaptrix.base.svd import SvdCache, spectral_delta
 from adaptrix.delta import LowRank, Spectral
 from adaptrix.errors import RefusedError, UsageError
 from adaptrix.formats import safetensors_file
@@ -57,7 +57,7 @@ def a_delta(cache, out, inp, seed=0, spread=0.5):
     rng = np.random.default_rng(seed)
     weight = Tensor.of(rng.standard_normal((out, inp)).astype(np.float32))
     z = 1 + spread * rng.standard_normal(min(out, inp))
-    return spectral(z, weight, cache), weight
+    return spectral_delta(z, weight, cache), weight
 
 
 def changed_weights(base, made, architecture):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from adaptrix.architecture import Architecture, Role, Site
 from adaptrix.architecture.dims import Alternative, Dims, evaluate, read_dims
-from adaptrix.architecture.registry import builtin_folder, parse_architecture, read_folder
+from adaptrix.architecture.registry import builtin_folder, parse_architecture, read_architectures
 from adaptrix.derive import derive, to_toml
 from adaptrix.derive.expressions import ExpressionSearch
 from adaptrix.derive.naming import dim_names, role_names
@@ -53,7 +53,7 @@ def _check_laws(config: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("kind", UNKNOWN)
 def test_an_unknown_family_is_derived_lawfully(kind: str) -> None:
-    assert all(kind not in record.model_types for record in read_folder(builtin_folder()))
+    assert all(kind not in record.model_types for record in read_architectures(builtin_folder()))
     _check_laws({"model_type": kind, **UNKNOWN[kind]})
 
 
@@ -214,7 +214,7 @@ def test_what_is_no_config(tmp_path: Path, content: bytes) -> None:
 
 def test_missing_torch_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
-    with pytest.raises(UsageError, match=r"pip install 'adaptrix\[torch\]'"):
+    with pytest.raises(UsageError, match=r'transformers is not installed.*pip install "adaptrix\[torch\]"'):
         derive(_LLAMA)
 
 

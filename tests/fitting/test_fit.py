@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from hashlib import sha256
 
 import peft
@@ -134,7 +135,7 @@ WRONG = {
     "no-file": ({"text": "absent.txt"}, "there is no such file"),
     "other-policy": ({"layers": "middle"}, "without a plan to be fitted"),
     "stray-steps": ({"layers": "all", "text": None, "steps": 5}, "5 without a plan to be fitted"),
-    "peft": ({"to": "peft"}, "a peft folder has no place"),
+    "peft": ({"to": "peft"}, "the format cannot hold"),
 }
 
 
@@ -189,12 +190,12 @@ def test_a_fit_that_a_manifest_tells_wrongly_is_refused(fitted, tmp_path, name, 
 
 
 def test_attaching_does_not_fit(place):
-    with pytest.raises(UsageError, match="this is made by training"):
+    with pytest.raises(UsageError, match="a fitted plan needs training"):
         adaptrix.attach(tiny_model("llama", seed=3), {"a": place / "lora"}, layers="fit:2")
 
 
 def test_torch_that_is_not_installed_is_named(place, tmp_path, monkeypatch):
-    monkeypatch.setattr("adaptrix.fitting.maker.import_module", lambda name: (_ for _ in ()).throw(ImportError(name)))
+    monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(UsageError, match=r"torch is not installed.*pip install \"adaptrix\[torch\]\""):
         fit(place, tmp_path / "x.adaptrix.safetensors")
 

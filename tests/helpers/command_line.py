@@ -5,6 +5,7 @@ import faulthandler
 import sys
 
 from adaptrix import cli
+from tests.helpers.json_documents import document
 
 #: for one command; far more than any takes: what is slow is measured elsewhere, here nothing may hang
 LIMIT = 300
@@ -24,6 +25,8 @@ class Place:
         out, err = self.capsys.readouterr()
         assert "Traceback" not in out + err
         assert "internal error" not in out + err
+        if "--json" in args and code < 128:  # else it was interrupted
+            document(out, code)
         return code, out, err
 
     def convert(self, case, *more):

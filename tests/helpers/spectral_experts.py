@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from adaptrix.adapter import Adapter, Provenance, Target
-from adaptrix.base.svd import SvdCache, spectral
+from adaptrix.base.svd import SvdCache, spectral_delta
 from adaptrix.delta import Spectral
 from adaptrix.torch_tensor import as_stored
 
@@ -34,7 +34,7 @@ def expert(
         if name.endswith(tuple(modules)):
             weight, turned = as_stored(module.weight), type(module).__name__ in ("Conv1D", "Embedding")
             z = (1 + spread * rng.standard_normal(min(weight.shape))).astype(np.float32)
-            delta = spectral(z, weight, cache, turned=turned, where=name)
+            delta = spectral_delta(z, weight, cache, turned=turned, where=name)
             deltas[Target(name)] = delta if vectors else delta.without_vectors()
     return Adapter(f"expert{seed}", MappingProxyType(deltas), MappingProxyType({}), Provenance("memory", "made"))
 

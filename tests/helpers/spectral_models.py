@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from adaptrix.adapter import Adapter, Provenance, Target
-from adaptrix.base.svd import SvdCache, spectral
+from adaptrix.base.svd import SvdCache, spectral_delta
 from adaptrix.delta import Spectral
 from adaptrix.formats import safetensors_file
 from tests.helpers.families import architecture, tiny_model
@@ -34,7 +34,7 @@ def spectral_adapter(base: Path, family: str, cache: SvdCache, *, seed: int = 0,
             continue
         z = (1 + spread * rng.standard_normal(min(tensor.shape))).astype(np.float32)
         turned = roles[site.role].orientation == "conv1d"
-        deltas[Target(path)] = spectral(z, tensor, cache, turned=turned)
+        deltas[Target(path)] = spectral_delta(z, tensor, cache, turned=turned)
     return adapter(deltas)
 
 

@@ -3,11 +3,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adaptrix.binding.bind import bind
+from adaptrix.binding.identify import by_paths
 from adaptrix.errors import RefusedError, UsageError
-from adaptrix.planning.plan import make_plan, powerless
+from adaptrix.measuring.policies import planned
+from adaptrix.planning.plan import make_plan, plan_of, powerless
 from adaptrix.planning.prune import cast, pruned
 from adaptrix.planning.redistribute import _grouped, reshape_plan
-from tests.helpers.make import bound
+from tests.helpers.make import LLAMA, bound
 
 
 @pytest.mark.parametrize(
@@ -154,3 +157,14 @@ def test_dora_is_not_folded():
     with pytest.raises(RefusedError) as caught:
         reshape_plan(plan, "nearest", None)
     assert len(caught.value.problems) == 12  # every site, not the first
+
+
+def test_a_file_s_own_plan_holds_until_another_is_asked_for():
+    read = planned(make_plan(bound(8), "1,4"))  # as an injection file of this plan is read
+    again = bind(read, by_paths(read, [LLAMA]))
+    assert plan_of(again, None).policy == "1,4"
+    assert plan_of(again, None, "middle").policy == "1,4"
+    assert plan_of(again, "all").policy == "all"
+    assert [plan_of(bound(8), None, *default).policy for default in ((), ("middle",))] == ["all", "middle"]
+    with pytest.raises(UsageError, match="no policy"):  # empty is not absent
+        plan_of(again, "")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from adaptrix.plugins.catalog import Catalog
+from adaptrix.plugins.contribution import RULES
+from adaptrix.plugins.plugin import HOOKS as HOOK_TYPES
 from tests.helpers import plugins
 from tests.helpers.plugins import BUILT_IN, HOOKED, command, entry_points, families, family, install, plugins_of
 
@@ -100,6 +103,26 @@ HOOKS = {
     "no function": ("def adaptrix_formats(): yield Format('x', (('a',),), True, any)", "the detect of x is True"),
     "no writer": ("def adaptrix_formats(): yield Format('x', (('a',),), any, any, 'w')", "the write of x is 'w'"),
     "no suffix": ("def adaptrix_formats(): yield Format('x', (('a',),), any, any, any, None)", "the suffix of x is"),
+    "no features": (
+        "def adaptrix_formats(): yield Format('x', (('a',),), any, any, any, carries='no')",
+        "the carries of x is 'no', not a set of some of dora, ",
+    ),
+    "an unknown feature": (
+        "def adaptrix_formats(): yield Format('x', (('a',),), any, any, any, carries=frozenset({'colour'}))",
+        "the carries of x is frozenset({'colour'}), not",
+    ),
+    "a word of old": (
+        "def adaptrix_formats(): yield Format('x', (('a',),), any, any, any, keeps_spectral='no')",
+        "the keeps_spectral of x is 'no', not True or False",
+    ),
+    "no dims": (
+        "def adaptrix_architectures(): yield Architecture('x', ('y',), {'hidden': 'hidden_size'}, {})",
+        "the dims of x are {'hidden': 'hidden_size'}, not a mapping",
+    ),
+    "no origin": (
+        "def adaptrix_architectures(): yield Architecture('x', ('y',), {}, {}, origin=3)",
+        "the origin of x is 3, not text",
+    ),
     "no fetch": ("def adaptrix_sources(): yield Source('x', any, None, any)", "the fetch of x is None"),
     "no claims": ("def adaptrix_sources(): yield Source('x', 'x:', any, any)", "the claims of x is 'x:'"),
     "no generator": (
@@ -122,6 +145,10 @@ HOOKS = {
         "the model_types of x are 'llama'",
     ),
 }
+
+
+def test_every_field_of_every_record_has_a_rule() -> None:
+    assert {field.name for record in HOOK_TYPES.values() for field in fields(record)} == RULES.keys()
 
 
 TERMINATIONS = {

@@ -89,7 +89,7 @@ def right(*_, **__):
 
 @hookimpl
 def adaptrix_formats():
-    yield Format("aform", (("*.aform",),), {detect}, wrong, wrong)
+    yield Format("aform", (("*.aform",),), {detect}, wrong, wrong, carries=frozenset())
 
 @hookimpl
 def adaptrix_sources():

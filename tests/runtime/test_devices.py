@@ -137,7 +137,7 @@ def test_a_model_that_is_moved_says_so(training, tmp_path):
         given = {name: tensor.to("meta") for name, tensor in inputs(model).items()}
         with session.use("x"), pytest.raises(RefusedError, match="on meta now, and its adapters are on cpu"):
             logits(model, **given)
-        with session.route(["x", None, None]), pytest.raises(RefusedError, match="Attach anew"):
+        with session.route(["x", None, None]), pytest.raises(RefusedError, match="Attach again"):
             logits(model, **given)
         with pytest.raises(RefusedError, match="no weights"):
             session.load("y", tmp_path)

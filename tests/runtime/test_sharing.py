@@ -38,6 +38,8 @@ def test_each_choice_is_as_if_it_had_read_the_prompt_alone(family, padded, tmp_p
     given = prompt(padded=padded)
     with attach(model, upper(family, tmp_path, model)) as session:
         found = session.prefill_shared(given, CHOICES)
+        assert repr(found[1]).endswith("2 layers kept, 2 recomputed>")
+        assert "adapters a, b" in repr(session)
         assert [(one.kept, one.recomputed) for one in found] == [(0, 4)] + [(2, 2)] * 4
         assert session.report().layers_kept == 8
         for choice, one in zip(CHOICES, found, strict=True):

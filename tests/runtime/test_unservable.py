@@ -27,9 +27,9 @@ def edit(made, **keys):
 @pytest.mark.parametrize(
     ("keys", "code", "said"),
     [
-        ({"alora_invocation_tokens": [5, 6]}, "alora", "it would act on every token"),
-        ({"arrow_config": {"top_k": 2}}, "arrow", "chooses among adapters token by token"),
-        ({"layer_replication": [[0, 1], [0, 2]]}, "replication", "its config repeats layers"),
+        ({"alora_invocation_tokens": [5, 6]}, "conditional", "it would act on every token"),
+        ({"arrow_config": {"top_k": 2}}, "conditional", "chooses among adapters token by token"),
+        ({"layer_replication": [[0, 1], [0, 2]]}, "variant-unsupported", "its config repeats layers"),
     ],
 )
 def test_what_a_config_asks_for_and_no_session_does(keys, code, said, tmp_path):

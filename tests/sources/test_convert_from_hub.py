@@ -28,8 +28,8 @@ def convert(hub, tmp_path, published):  # noqa: F811  # the fixture
 def test_it_works_and_fetches_the_adapter_alone(convert, hub, tmp_path, published):  # noqa: F811  # the fixture
     done = convert()
     assert done.returncode == 0, done.stderr
-    (told,) = json.loads(done.stdout)
-    assert told["architecture"] == "llama"
+    (told,) = json.loads(done.stdout)["results"]
+    assert (told["adapter"]["family"], told["adapter"]["dims"]) == ("llama", "inferred")
     codes = {problem["code"]: problem for problem in told["problems"]}
     assert "decapoda-research/llama-7b-hf" in codes["base-unusable"]["where"]
     assert "hidden = 16" in codes["dims-inferred"]["found"]
@@ -59,21 +59,21 @@ def test_it_works_again_offline_from_the_cache(convert, hub):
     again = convert("--force", HF_HUB_OFFLINE="1")
     assert again.returncode == 0, again.stderr
     assert hub.asked() == []
-    (told,) = json.loads(again.stdout)
+    (told,) = json.loads(again.stdout)["results"]
     assert "hub-from-cache" in {problem["code"] for problem in told["problems"]}
 
 
 def test_a_base_that_is_there_is_checked_against(convert, hub):
     config = {"model_type": "llama", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     hub.add_repo("other/llama", {"config.json": json.dumps(config), "model.safetensors": "not to be touched"})
-    (fits,) = json.loads(convert("--base", "other/llama").stdout)
+    (fits,) = json.loads(convert("--base", "other/llama").stdout)["results"]
     assert fits["ok"]
     assert "dims-inferred" not in {problem["code"] for problem in fits["problems"]}
     hub.add_repo("other/wide", {"config.json": json.dumps(config | {"hidden_size": 32})})
     hub.asked()
     refused = convert("--base", "other/wide", "--force")
     assert refused.returncode == 1
-    (told,) = json.loads(refused.stdout)
+    (told,) = json.loads(refused.stdout)["results"]
     assert {problem["code"] for problem in told["problems"]} == {"shape"}
     assert len(told["problems"]) == 2 * 4 * 2  # both axes of q k v o in two layers
     assert not any("model.safetensors" in line for line in hub.asked())

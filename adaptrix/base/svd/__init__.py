@@ -9,4 +9,4 @@ from adaptrix.base.svd.lapack import decompose as decompose
 from adaptrix.base.svd.lapack import tensor_hash as tensor_hash
 from adaptrix.base.svd.resolving import require_weight as require_weight
 from adaptrix.base.svd.resolving import resolve as resolve
-from adaptrix.base.svd.resolving import spectral as spectral
+from adaptrix.base.svd.resolving import spectral_delta as spectral_delta

@@ -54,7 +54,7 @@ def within(delta: Spectral, own: Decomposition, where: str) -> Spectral:
     return replace(delta, U=own.U, Vt=own.Vt)
 
 
-def spectral(
+def spectral_delta(
     z: NDArray[np.floating], weight: Tensor, cache: SvdCache, *, turned: bool = False, where: str = "weight"
 ) -> Spectral:
     """The spectral delta of ``z`` ``[k]`` on a weight as its module stores it, with its U and V."""

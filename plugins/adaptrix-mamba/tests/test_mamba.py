@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import adaptrix
-from adaptrix.architecture.registry import read_architecture
+from adaptrix.extend import read_architecture
 from adaptrix.testing import ArchitectureLaws, PluginLaws
 
 FOLDER = Path(adaptrix_mamba.__file__).parent

@@ -15,6 +15,7 @@ from adaptrix_text_to_lora import Hypernetwork, Shape
 
 from adaptrix import cli
 from adaptrix.plugins import installed
+from tests.helpers.json_documents import document
 
 FLAGS = {"L": (False, False), "M": (True, False), "S": (True, True)}
 
@@ -93,6 +94,6 @@ def run(
     def ran(*args: str) -> tuple[int, Any]:
         capsys.readouterr()
         code = cli.run([*args, "--json"])
-        return code, json.loads(capsys.readouterr().out)
+        return code, document(capsys.readouterr().out, code)
 
     return ran

@@ -137,5 +137,9 @@ def test_what_a_model_cannot_read_is_refused(tmp_path: Path) -> None:
         with pytest.raises(adaptrix.UsageError):
             ModelStates(name, "last")
     (tmp_path / "config.json").write_text((BASE / "config.json").read_text())
+    with pytest.raises(adaptrix.RefusedError, match="there is no tokenizer in it"):
+        ModelStates(str(tmp_path), "last")
+    for file in BASE.glob("*token*.json"):
+        (tmp_path / file.name).symlink_to(file)
     with pytest.raises(adaptrix.RefusedError, match="transformers cannot load it"):
         ModelStates(str(tmp_path), "last")

@@ -17,7 +17,7 @@ from adaptrix_text_to_lora.shape import Variant
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import adaptrix
-from adaptrix.plugins.catalog import Catalog
+from adaptrix import Catalog
 from tests.helpers.families import FAMILIES, tiny_model
 
 BASE = Path(__file__).parents[3] / "examples" / "tiny" / "base"
@@ -155,7 +155,7 @@ def test_the_command(
     folder = written(tmp_path / "t2l", trained(shape_for(str(BASE), variant, 128, latent=16)))
     options = ["--base", str(BASE), "--checkpoint", str(folder / "hypermod.pt")]
     code, said = run("generate", TEXT, *options, "-o", str(tmp_path / "maths.adaptrix.safetensors"))
-    assert (code, said[0]["tensors"]) == (0, 32), said
+    assert (code, said["results"][0]["tensors"]) == (0, 32), said
     adapter = adaptrix.load(tmp_path / "maths.adaptrix.safetensors")
     assert adapter.recorded is not None
     assert adapter.recorded.policy == "all"
@@ -165,8 +165,8 @@ def test_the_command(
     (tmp_path / "out").mkdir()
     code, said = run("generate", TEXT, "--prompts", str(prompts), *options, "-o", f"{tmp_path}/out/", "--to", "peft")
     assert code == 0, said
-    assert len(said) == len(list((tmp_path / "out").iterdir())) == 3
-    assert adaptrix.check(said[1]["path"], BASE).ok
+    assert len(said["results"]) == len(list((tmp_path / "out").iterdir())) == 3
+    assert adaptrix.check(said["results"][1]["path"], BASE).ok
 
 
 def test_a_place_that_is_taken_stops_no_other_prompt(
@@ -175,9 +175,9 @@ def test_a_place_that_is_taken_stops_no_other_prompt(
     line = ("generate", "Add", "Sub", "--base", str(BASE), "--checkpoint", str(checkpoint), "--encoder", "hashed")
     code, said = run(*line)
     assert code == 0
-    Path(said[1]["path"]).unlink()
+    Path(said["results"][1]["path"]).unlink()
     code, said = run(*line)
-    assert (code, [one["ok"] for one in said]) == (2, [False, True])
+    assert (code, [one["ok"] for one in said["results"]]) == (2, [False, True])
     assert run(*line, "--force")[0] == 0
     assert len(list(tmp_path.glob("*.safetensors"))) == 2
 
@@ -192,7 +192,7 @@ def test_no_adapter_takes_the_place_of_what_it_is_made_with(
     before = file.read_bytes()
     line = ("generate", "--prompts", str(prompts), "--base", str(BASE), "--checkpoint", str(checkpoint))
     code, said = run(*line, "--encoder", "hashed", "-o", str(file), "--force")
-    assert (code, said[0]["problems"][0]["code"]) == (2, "output-taken")
+    assert (code, said["results"][0]["problems"][0]["code"]) == (2, "output-taken")
     assert file.read_bytes() == before
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import adaptrix
 from adaptrix import cli
 from examples.tiny.descriptions import VOICES
 from examples.tiny.text_to_lora import BASE, OUT, Loss, losses
+from tests.helpers.json_documents import document
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_the_command_needs_no_checkpoint_where_the_base_has_one(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert cli.run(["generate", "talk like a pirate", "--base", str(BASE), "--json"]) == 0
-    (said,) = json.loads(capsys.readouterr().out)
+    (said,) = document(capsys.readouterr().out, 0)["results"]
     assert (said["encoder"], said["tensors"]) == ("hashed", 64)
     named, found = (TextToLoRA(checkpoint, BASE).generate("talk like a pirate") for checkpoint in (OUT, None))
     for target, delta in adaptrix.load(tmp_path / said["path"]).deltas.items():

@@ -41,8 +41,8 @@ SMALL = {"rank": 3, "embedding": EMBEDDING, "latent": 8, "head_in": 10}
 
 def _shape(model: Any, variant: Variant = "L", roles: tuple[str, ...] = ("q", "v"), **sizes: Any) -> Shape:
     base = Base.of_model(model)
-    places = base.places(roles)
-    return Shape(variant, base.modules(places), base.layers(places), **{**SMALL, **sizes})
+    target_modules = base.find_modules(roles)
+    return Shape(variant, base.modules(target_modules), base.layers(target_modules), **{**SMALL, **sizes})
 
 
 def _network(shape: Shape, seed: int = SEED) -> Hypernetwork:
@@ -68,16 +68,16 @@ def _dense(model: Any, network: Hypernetwork, task: Task) -> dict[str, torch.Ten
     weights = dict(model.named_parameters())
     base = Base.of_model(model)
     factors = network(task.embeddings)
-    for place in base.places(factors):
-        A, B = factors[place.name]
+    for target in base.find_modules(factors):
+        A, B = factors[target.name]
         for layer in range(network.shape.layers):
-            name = f"{place.path(layer)}.weight"
+            name = f"{target.path(layer)}.weight"
             delta = SCALE * B[0, layer] @ A[0, layer]
-            if place.part is not None:
-                rows = torch.from_numpy(place.rows[place.part])
-                height = sum(map(len, place.rows.values()))
+            if target.part is not None:
+                rows = torch.from_numpy(target.rows[target.part])
+                height = sum(map(len, target.rows.values()))
                 delta = delta.new_zeros(height, delta.shape[1]).index_copy(0, rows, delta)
-            turned = type(model.get_submodule(place.path(layer))).__name__ == "Conv1D"
+            turned = type(model.get_submodule(target.path(layer))).__name__ == "Conv1D"
             weights[name] = weights[name] + (delta.T if turned else delta)
     return weights
 
@@ -90,10 +90,10 @@ def _wanted_gradients(
     for task in tasks:
         given_ = {"input_ids": task.ids, "use_cache": False}
         logits = functional_call(model, _dense(model, network, task), kwargs=given_).logits[0]
-        for place in range(1, task.ids.shape[1]):
-            if task.labels[0, place] != -100:
-                logs = logits[place - 1].log_softmax(-1)
-                sure, even = -logs[task.labels[0, place]], -logs.mean()
+        for position in range(1, task.ids.shape[1]):
+            if task.labels[0, position] != -100:
+                logs = logits[position - 1].log_softmax(-1)
+                sure, even = -logs[task.labels[0, position]], -logs.mean()
                 surprises.append((1 - objective.smoothing) * sure + objective.smoothing * even)
         pairs = network(task.embeddings).values()
         sizes.append(torch.stack([A.square().mean() + B.square().mean() for A, B in pairs]).sum())
@@ -122,7 +122,7 @@ def test_gradients_are_those_of_dense_weights(family: str, variant: Variant, rol
     recipe = Recipe(steps=1, rate=1e-9, tasks=3, clip=1e9, dropout=False, seed=SEED)
     with double():
         loss, wanted = _wanted_gradients(model, network, tasks, objective)
-        curve = fine_tune(network, model, tasks, objective, recipe, watch=Watch(looked=states.append))
+        curve = fine_tune(network, model, tasks, objective, recipe, watch=Watch(on_state=states.append))
     assert curve[0, 0].item() == pytest.approx(loss, rel=EXACT)
     for name, gradient in wanted.items():
         found = states[0].first[name] / 0.1  # AdamW's first moment after one step is (1 − β₁) of the gradient
@@ -134,12 +134,12 @@ def test_factors_act_in_every_family_as_the_adapters_made_of_them(family: str) -
     """Each row of a batch is what the session gives under the adapter that is written for that row's text."""
     model = tiny_model(family, 0)
     base = Base.of_model(model)
-    places = base.places(("q", "v"))
+    target_modules = base.find_modules(("q", "v"))
     with torch.no_grad():
         factors = _network(_shape(model)).eval()(torch.randn(2, EMBEDDING))
         origin = Origin("memory", {}, None, alpha=SCALE * 3, rslora=False, encoder="none")
         rows = [{name: (A[row], B[row]) for name, (A, B) in factors.items()} for row in range(2)]
-        adapters = {str(row): origin.adapter("text", pairs, places) for row, pairs in enumerate(rows)}
+        adapters = {str(row): origin.adapter("text", pairs, target_modules) for row, pairs in enumerate(rows)}
         inputs = {"input_ids": torch.tensor([[3, 5, 7, 9, 11], [4, 8, 2, 6, 1]])}
         if model.config.is_encoder_decoder:
             inputs["decoder_input_ids"] = torch.tensor([[3, 5, 7]] * 2)
@@ -147,7 +147,7 @@ def test_factors_act_in_every_family_as_the_adapters_made_of_them(family: str) -
             plain = model(**inputs)[0]
             with session.route(["0", "1"]):
                 wanted = model(**inputs)[0]
-            with session.given(by_path(factors, places), SCALE):
+            with session.given(by_path(factors, target_modules), SCALE):
                 found = model(**inputs)[0]
     assert (wanted - plain).abs().max() > 1e-3
     assert (found - wanted).abs().max() < 1e-5
@@ -206,7 +206,7 @@ def test_a_run_that_was_stopped_comes_to_the_same_bits(kind: str) -> None:
 
     torn = _network(shape)
     with pytest.raises(_StopError):
-        run(torn, watch=Watch(every=6, looked=states.append, advance=stop))
+        run(torn, watch=Watch(every=6, on_state=states.append, advance=stop))
     assert [state.step for state in states] == [6, 12]
     again = _network(shape, seed=99)
     assert torch.equal(run(again, states[-1]), curve)
@@ -218,7 +218,7 @@ def test_a_run_that_was_stopped_comes_to_the_same_bits(kind: str) -> None:
 def test_what_diverges_stops_and_says_where() -> None:
     model = tiny_model("llama", 0)
     network, states = _network(_shape(model)), list[State]()
-    recipe, watch = Recipe(steps=40, rate=1e30, warmup=0.5), Watch(every=1, looked=states.append)
+    recipe, watch = Recipe(steps=40, rate=1e30, warmup=0.5), Watch(every=1, on_state=states.append)
     with pytest.raises(adaptrix.RefusedError) as error:
         fine_tune(network, model, [_task(1)], Objective(SCALE), recipe, watch=watch)
     assert [problem.code for problem in error.value.problems] == ["diverged"]
@@ -304,10 +304,10 @@ def test_scores_are_those_of_the_dense_model_and_of_greedy_decoding() -> None:
     torch.nn.init.normal_(network.heads["q"].bias, std=0.5)
     tasks = [_task(1), _task(2)]
     for task in tasks[:1]:  # one that the model would answer so
-        for place in range(4, 7):
+        for position in range(4, 7):
             weights = _dense(model, network, task)
             logits = functional_call(model, weights, kwargs={"input_ids": task.ids}).logits
-            task.ids[0, place] = task.labels[0, place] = logits[0, place - 1].argmax()
+            task.ids[0, position] = task.labels[0, position] = logits[0, position - 1].argmax()
     found = evaluate(network, model, tasks, SCALE)
     assert (found.by_task[0].exact, found.by_task[0].accuracy) == (1.0, 1.0)
     assert found.generated.examples == found.base.examples == 2

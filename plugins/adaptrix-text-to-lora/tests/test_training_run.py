@@ -28,11 +28,8 @@ from adaptrix_text_to_lora.training.config import read_config
 from adaptrix_text_to_lora.training.files import read_tasks
 
 import adaptrix
-from adaptrix.adapter import Adapter, Provenance, Target
-from adaptrix.delta import LowRank
-from adaptrix.formats import safetensors_file
-from adaptrix.pipeline import Pipeline
-from adaptrix.tensor import Tensor
+from adaptrix import Adapter, LowRank, Provenance, Target, Tensor
+from adaptrix.extend import Pipeline, safetensors_file
 from tests.helpers.families import tiny_model
 
 BASE = Path(__file__).parents[3] / "examples" / "tiny" / "base"
@@ -65,8 +62,9 @@ def test_from_a_file_to_adapters(run: Run, tmp_path: Path) -> None:
     assert {file.name for file in folder.iterdir()} - {"curve.png"} == names - {"curve.png"}
     table = (folder / CURVE).read_text().splitlines()
     assert (table[0], len(table)) == ("step,loss,rate,norm", 41)
-    code, scores = run("text-to-lora", "evaluate", "tasks.jsonl", "--checkpoint", "t2l", "--base", str(BASE))
+    code, found = run("text-to-lora", "evaluate", "tasks.jsonl", "--checkpoint", "t2l", "--base", str(BASE))
     assert code == 0
+    scores = found["scores"]
     assert scores["generated"]["loss"] < scores["shuffled"]["loss"] < scores["base"]["loss"]
     assert scores["by_task"].keys() == {"shout", "echo"}
     adapter = TextToLoRA(folder, BASE).generate("Shout")
@@ -231,7 +229,7 @@ def test_a_library_has_the_adapters_own_changes(tmp_path: Path) -> None:
     model = tiny_model("gpt2", 0)
     model.save_pretrained(tmp_path)
     base, rng = Base.of_model(model), np.random.default_rng(0)
-    places = base.places(("q", "v", "up"))
+    places = base.find_modules(("q", "v", "up"))
     network_shape = _shape(base, places, rank=4)
     inner, hidden = model.config.n_embd * 4, model.config.n_embd
     fused = _low_rank(rng, 3 * hidden, hidden, 2, 5.0, rslora=True)

@@ -11,7 +11,8 @@ from adaptrix_transformer2 import decomposed_base, expert, save, z_of_expert
 
 import adaptrix
 from adaptrix.cli import run
-from adaptrix.pipeline import Pipeline
+from adaptrix.extend import Pipeline
+from tests.helpers.json_documents import document
 
 BASE = Path(__file__).parents[3] / "examples" / "tiny" / "base"
 LINES = [("The old sailor", " walked home."), ("A fox", " slept."), ("At noon", " it rained.")]
@@ -34,7 +35,7 @@ def line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_a_mixture_is_searched_and_written(line: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*line, "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
+    told = document(capsys.readouterr().out, 0)
     assert told["path"] == "mixture.adaptrix.safetensors"
     assert told["evaluations"] == 32
     shares = {name: one[0] for name, one in told["weights"].items()}

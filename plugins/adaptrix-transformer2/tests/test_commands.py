@@ -21,6 +21,7 @@ from transformers import AutoTokenizer
 import adaptrix
 from adaptrix.cli import run
 from adaptrix.testing import PluginLaws
+from tests.helpers.json_documents import document
 
 BASE = Path(__file__).parents[3] / "examples" / "tiny" / "base"
 LINES = [("The old sailor", " walked home."), ("A fox", " slept."), ("At noon", " it rained."), ("Tom", " sat.")]
@@ -48,9 +49,10 @@ def config(folder: Path, **options: Any) -> str:
 
 def test_train_and_evaluate(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["transformer2", "train", config(folder, history="figures.json"), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
+    told = document(capsys.readouterr().out, 0)
     assert told["path"] == "tales.adaptrix.safetensors"
     assert told["numbers"] == 6 * 128
+    assert (told["adapter"]["name"], told["adapter"]["deltas"]) == ("tales", 6)
     assert told["score"] > told["started"]
     figures = json.loads((folder / "figures.json").read_text())
     assert [set(one) for one in figures] == [
@@ -66,7 +68,7 @@ def test_train_and_evaluate(folder: Path, capsys: pytest.CaptureFixture[str]) ->
     ]
     line = ["transformer2", "evaluate", told["path"], "--base", str(BASE), "--examples", "data.jsonl"]
     assert run([*line, "--longest", "4", "--json"]) == 0
-    rows = json.loads(capsys.readouterr().out)["rows"]
+    rows = document(capsys.readouterr().out, 0)["rows"]
     assert [row["name"] for row in rows] == ["base", "tales.adaptrix.safetensors"]
     assert rows[1]["loss"] == pytest.approx(-told["score"], abs=1e-5)
     assert rows[1]["loss"] < rows[0]["loss"]
@@ -84,7 +86,7 @@ def test_rewards_from_the_command_line(folder: Path, capsys: pytest.CaptureFixtu
 
 def test_a_config_is_read_whole(folder: Path) -> None:
     found = read_config(Path(config(folder, method="faithful", layers="1,4-6", kl="1e-1", steps=7, chat=True)))
-    assert found.course == TrainingSettings.published(steps=7, every=2, batch=2, rate=0.02)
+    assert found.settings == TrainingSettings.published(steps=7, every=2, batch=2, rate=0.02)
     assert found.policy == Policy.published(kl=0.1)
     assert found.layers == (1, 4, 5, 6)
     assert found.chat

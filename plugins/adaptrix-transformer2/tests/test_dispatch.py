@@ -93,7 +93,7 @@ def test_the_search_keeps_the_incumbent_and_counts() -> None:
         judged.append(weights)
         return aim(weights)
 
-    found = search(objective, 3, how=Search(generations=6))
+    found = search(objective, 3, options=Search(generations=6))
     assert found.evaluations == len(judged) == 1 + 6 * 31
     assert all(((one >= 0) & (one <= 1)).all() and one.shape == (3, 1) for one in judged)
     assert judged[0].tolist() == [[1 / 3]] * 3
@@ -110,26 +110,26 @@ def test_the_best_of_any_generation_is_found(method: Any) -> None:
         judged.append(Score(0.0, float(np.sin(1e4 * weights.sum()))))  # as good as noise
         return judged[-1]
 
-    found = search(objective, 3, how=Search(method, population=4, elites=2, generations=9))
+    found = search(objective, 3, options=Search(method, population=4, elites=2, generations=9))
     assert found.score == max(judged) == Score(0.0, float(np.sin(1e4 * found.weights.sum())))
 
 
 def test_cross_entropy_beats_chance_at_equal_evaluations() -> None:
     scores = {
-        method: [search(aim, 3, how=Search(method, generations=6, seed=seed)).score.likelihood for seed in range(9)]
+        method: [search(aim, 3, options=Search(method, generations=6, seed=seed)).score.likelihood for seed in range(9)]
         for method in ("cem", "random")
     }
     assert np.mean(scores["cem"]) > np.mean(scores["random"]) + 0.02
 
 
 def test_ties_are_told_apart_by_likelihood() -> None:
-    found = search(lambda weights: Score(1.0, float(weights[0, 0])), 2, how=Search(generations=3))
+    found = search(lambda weights: Score(1.0, float(weights[0, 0])), 2, options=Search(generations=3))
     assert found.weights[0, 0] > 0.9
 
 
 def test_settings_that_make_no_sense_are_all_told() -> None:
     with pytest.raises(adaptrix.UsageError) as error:
-        search(aim, 3, how=Search("guess", population=1, generations=0))  # type: ignore[arg-type]
+        search(aim, 3, options=Search("guess", population=1, generations=0))  # type: ignore[arg-type]
     assert [problem.where for problem in error.value.problems] == ["method", "population", "generations"]
 
 
@@ -140,7 +140,7 @@ def test_adapting_finds_the_expert_that_fits(
     with adaptrix.attach(llama, experts) as session, session.use("two"):
         told = llama.generate(IDS, max_new_tokens=4, do_sample=False, eos_token_id=None)
     shots = [Example(tuple(row[:5]), tuple(row[5:])) for row in told.tolist()]
-    found = adapt(llama, parts, experts, shots, how=Search(generations=3), ends=())
+    found = adapt(llama, parts, experts, shots, options=Search(generations=3), ends=())
     assert found.score.right == 1.0
     assert found.weights[1, 0] > found.weights[[0, 2], 0].max()
     path = save(mixture(parts, experts, found.weights, "mixed"), parts, tmp_path / "mixed.adaptrix.safetensors")

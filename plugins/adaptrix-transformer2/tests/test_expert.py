@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import adaptrix
-from adaptrix.architecture import Site
+from adaptrix import Site
 from tests.helpers.families import FAMILIES, tiny_model
 
 

@@ -128,8 +128,8 @@ def test_a_classifier_learns_what_prompts_are_about(tmp_path: Path) -> None:
     parts = decomposed(model)
     with adaptrix.attach(model, {"low": untrained(parts, "low"), "high": untrained(parts, "high")}) as session:
         before = _right(TwoPasses(model, session, asked), prompts)
-    course = TrainingSettings(steps=120, batch=32, kind="paper")
-    made = train_classifier(model, prompts, asked, course, decomposition=parts).adapter
+    settings = TrainingSettings(steps=120, batch=32, kind="paper")
+    made = train_classifier(model, prompts, asked, settings, decomposition=parts).adapter
     made = adaptrix.load(save(made, parts, tmp_path / "sorter.adaptrix.safetensors"))
     assert question_of(made) == asked
     experts = {"low": untrained(parts, "low"), "high": untrained(parts, "high"), "sorter": made}

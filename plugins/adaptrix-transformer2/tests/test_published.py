@@ -15,8 +15,9 @@ from torch.func import functional_call
 
 import adaptrix
 from adaptrix.cli import run
-from adaptrix.pipeline import Pipeline
+from adaptrix.extend import Pipeline
 from tests.helpers.families import tiny_model
+from tests.helpers.json_documents import document
 
 
 class Policy(nn.Module):
@@ -196,6 +197,9 @@ def test_from_the_command_line_to_an_injection_file(
     line = ["transformer2", "import", "policy_params.pt", "--base", "base", "--name", "maths"]
     assert run(line) == 0, capsys.readouterr()
     assert "216 numbers for 9 matrices" in capsys.readouterr().out
+    assert run([*line, "--force", "--json"]) == 0
+    told = document(capsys.readouterr().out, 0)
+    assert (told["numbers"], told["adapter"]["deltas"], told["adapter"]["dims"]) == (216, 9, "stated")
     loaded = adaptrix.load("maths.adaptrix.safetensors")
     made = read_published("policy_params.pt", decomposed(llama))
     for target, delta in made.deltas.items():

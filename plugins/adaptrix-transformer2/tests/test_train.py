@@ -23,7 +23,7 @@ from adaptrix_transformer2.train import (
     sft,
 )
 from adaptrix_transformer2.train.answers import answers, chosen, log_probabilities
-from adaptrix_transformer2.train.trainable import live_on
+from adaptrix_transformer2.train.trainable import trainable_on
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -65,14 +65,14 @@ def test_gradients_are_those_of_the_formula(family: str, kind: Kind, in_double: 
     model = tiny_model(family).double()
     parts = decomposed(model)
     pairs = [((3, 4, 5), (6, 7)), ((8, 9), (3, 3, 4))]
-    with live_on(model, parts, kind, seed=0) as live:
-        live.put([leaf + 0.3 * torch.randn(len(leaf), dtype=leaf.dtype) for leaf in live.leaves])
-        numbers = [leaf.detach().clone().requires_grad_() for leaf in live.leaves]
-        with live.acting():
+    with trainable_on(model, parts, kind, seed=0) as trainable:
+        trainable.put([leaf + 0.3 * torch.randn(len(leaf), dtype=leaf.dtype) for leaf in trainable.leaves])
+        numbers = [leaf.detach().clone().requires_grad_() for leaf in trainable.leaves]
+        with trainable.acting():
             log_p, told, mask = log_probabilities(model, pairs)
         (chosen(log_p, told) * mask).sum().backward()
-        live.pull()
-        found = [leaf.grad for leaf in live.leaves]
+        trainable.pull()
+        found = [leaf.grad for leaf in trainable.leaves]
     weights = {}
     for p, (path, delta) in zip(numbers, parts.spectra.items(), strict=True):
         U, Vt = (torch.from_numpy(one.copy()).double() for one in delta.vectors())
@@ -110,8 +110,8 @@ def test_the_model_is_as_it_was(method: str, model: Any) -> None:
 def test_what_is_trained_is_what_is_attached(kind: Kind, model: Any, tmp_path: Path) -> None:
     data, held = examples(200, turned=True), examples(40, turned=True, seed=2)
     parts = decomposed(model)
-    course = TrainingSettings(steps=40, batch=32, every=10, kind=kind)
-    found = sft(model, data, course, validation=held, decomposition=parts, name="turned")
+    settings = TrainingSettings(steps=40, batch=32, every=10, kind=kind)
+    found = sft(model, data, settings, validation=held, decomposition=parts, name="turned")
     assert found.score is not None
     assert found.started is not None
     assert found.score > found.started + 0.05
@@ -242,20 +242,20 @@ def test_a_step_on_rewards_is_the_formula(model: Any) -> None:
         seen.append((example, answer))
         return float(sum(answer)) + 0.25 * len(seen)
 
-    course = TrainingSettings(steps=1, batch=6, kind="paper", clip=1e9)
-    found = reinforce(model, data, reward, course, Policy(samples=2, longest=3, kl=0.5), ends=())
+    settings = TrainingSettings(steps=1, batch=6, kind="paper", clip=1e9)
+    found = reinforce(model, data, reward, settings, Policy(samples=2, longest=3, kl=0.5), ends=())
     worth = [float(sum(answer)) + 0.25 * (at + 1) for at, (_, answer) in enumerate(seen)]
     parts = decomposed(model)
-    with live_on(model, parts, "paper", 0) as live:
-        with live.acting():
+    with trainable_on(model, parts, "paper", 0) as trainable:
+        with trainable.acting():
             log_p, told, mask = log_probabilities(model, [(one.prompt, answer) for one, answer in seen])
         gain = (chosen(log_p, told) * mask).sum(1)
         pairs = list(zip(gain, [worth[at] - worth[at ^ 1] for at in range(12)], strict=True))
         loss = -sum(one * other for one, other in pairs) / 12
         assert isinstance(loss, Tensor)
         loss.backward()
-        live.pull()
-        norm = float(torch.stack([leaf.grad.norm() for leaf in live.leaves if leaf.grad is not None]).norm())
+        trainable.pull()
+        norm = float(torch.stack([leaf.grad.norm() for leaf in trainable.leaves if leaf.grad is not None]).norm())
     assert found.history[0]["loss"] == pytest.approx(float(loss.detach()), rel=1e-4)
     assert found.history[0]["gradient"] == pytest.approx(norm, rel=1e-4)
     assert found.history[0]["kl"] == pytest.approx(0, abs=1e-6)
@@ -273,11 +273,11 @@ def test_kl_is_that_of_the_base_from_the_expert(model: Any, monkeypatch: pytest.
         return 2 * torch.randn(size, generator=generator)
 
     monkeypatch.setattr("adaptrix_transformer2.train.trainable.start", far)  # where the two directions differ
-    course = TrainingSettings(steps=1, batch=6)
-    found = reinforce(model, data, reward, course, Policy(samples=2, longest=3, kl=0.1), ends=())
-    with live_on(model, decomposed(model), course.kind, course.seed) as live, torch.no_grad():
+    settings = TrainingSettings(steps=1, batch=6)
+    found = reinforce(model, data, reward, settings, Policy(samples=2, longest=3, kl=0.1), ends=())
+    with trainable_on(model, decomposed(model), settings.kind, settings.seed) as trainable, torch.no_grad():
         base_p, _, mask = log_probabilities(model, seen)
-        with live.acting():
+        with trainable.acting():
             own_p = log_probabilities(model, seen)[0]
     kl = float(((base_p.exp() * (base_p - own_p)).sum(-1) * mask).sum() / 12)
     assert kl > 0.1
@@ -291,8 +291,8 @@ def test_every_step_draws_anew(model: Any) -> None:
         seen.append(answer)
         return float(len(seen))
 
-    course = TrainingSettings(steps=2, batch=6, rate=1e-12)
-    reinforce(model, examples(1, turned=True) * 6, reward, course, Policy(longest=3, temperature=3.0), ends=())
+    settings = TrainingSettings(steps=2, batch=6, rate=1e-12)
+    reinforce(model, examples(1, turned=True) * 6, reward, settings, Policy(longest=3, temperature=3.0), ends=())
     assert seen[:24] != seen[24:]
     assert len(set(seen[:24])) > 1
 
@@ -312,7 +312,9 @@ def _size(trained: Trained) -> float:
 def test_rewards_that_are_all_equal_are_told_and_refused(model: Any) -> None:
     data = examples(20, turned=True)
     policy = Policy(longest=4, patience=3)
-    with pytest.raises(adaptrix.RefusedError, match="every answer of 3 steps was worth 0; expected rewards that tell"):
+    with pytest.raises(
+        adaptrix.RefusedError, match="every answer of 3 steps was worth 0; expected rewards that differ"
+    ):
         reinforce(model, data, lambda *_: 0.0, RL, policy)
     with pytest.raises(adaptrix.RefusedError, match="worth 1"):
         reinforce(model, data, lambda *_: 5.0, RL, Policy.published(longest=4, patience=3))
@@ -367,9 +369,9 @@ def test_a_rate_that_no_optimiser_can_take_is_refused(rate: float, model: Any) -
 
 
 def test_every_number_that_makes_no_sense_is_told(model: Any) -> None:
-    course = TrainingSettings(steps=0, batch=-1, rate=float("inf"), clip=0, every=True, kind="free")  # type: ignore[arg-type]  # on purpose
+    settings = TrainingSettings(steps=0, batch=-1, rate=float("inf"), clip=0, every=True, kind="free")  # type: ignore[arg-type]  # on purpose
     with pytest.raises(adaptrix.UsageError) as error:
-        reinforce(model, examples(3, turned=True), right, course, Policy(samples=1, temperature=0.0, kl=-1.0))
+        reinforce(model, examples(3, turned=True), right, settings, Policy(samples=1, temperature=0.0, kl=-1.0))
     found = {problem.where for problem in error.value.problems}
     assert found == {"steps", "batch", "rate", "clip", "every", "kind", "baseline", "kl"}
 

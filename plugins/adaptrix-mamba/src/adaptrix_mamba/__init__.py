@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from adaptrix import Architecture, hookimpl
-from adaptrix.architecture.registry import read_folder
+from adaptrix.extend import read_architectures
 
 
 @hookimpl
 def adaptrix_architectures() -> Iterator[Architecture]:
     """Mamba with Falcon Mamba, and Mamba-2."""
-    return read_folder(Path(__file__).parent)
+    return read_architectures(Path(__file__).parent)

@@ -10,10 +10,8 @@ from typing import Any
 
 import torch
 
-from adaptrix.adapter import Adapter, Provenance, Target
-from adaptrix.delta import LowRank, fuse
-from adaptrix.errors import Problem, refuse
-from adaptrix.tensor import Tensor
+from adaptrix import Adapter, LowRank, Problem, Provenance, Target, Tensor
+from adaptrix.extend import fuse, refuse
 from adaptrix_text_to_lora.prompts import adapter_name
 from adaptrix_text_to_lora.targets import TargetModule
 
@@ -23,7 +21,7 @@ Pairs = Mapping[str, Pair]
 
 @dataclass(frozen=True)
 class Origin:
-    """What all adapters of one hypernetwork share: its file and digest, the base, and how ΔW is scaled."""
+    """Facts that all adapters of one hypernetwork share: its file and digest, the base, and how ΔW is scaled."""
 
     uri: str
     files: Mapping[str, str]
@@ -33,7 +31,7 @@ class Origin:
     encoder: str
     problems: tuple[Problem, ...] = field(default=())
 
-    def adapter(self, text: str, factors: Pairs, places: Sequence[TargetModule]) -> Adapter:
+    def adapter(self, text: str, factors: Pairs, target_modules: Sequence[TargetModule]) -> Adapter:
         """The adapter of one text. ``factors``: by name (A ``[layers, r, in]``, B ``[layers, out, r]``).
 
         Raises :class:`RefusedError` where the hypernetwork gave what is not finite.
@@ -44,20 +42,20 @@ class Origin:
         config: dict[str, Any] = {"prompt": text, "encoder": self.encoder}
         return Adapter(
             adapter_name(text),
-            MappingProxyType(dict(self._deltas(factors, places))),
+            MappingProxyType(dict(self._deltas(factors, target_modules))),
             MappingProxyType({}),
             Provenance(self.uri, "text-to-lora", files=self.files, config=MappingProxyType(config)),
             base=self.base,
             problems=self.problems,
         )
 
-    def _deltas(self, factors: Pairs, places: Sequence[TargetModule]) -> Iterator[tuple[Target, LowRank]]:
+    def _deltas(self, factors: Pairs, target_modules: Sequence[TargetModule]) -> Iterator[tuple[Target, LowRank]]:
         """Parts of one fused weight become one delta on it, of their ranks' sum: exact, and what peft can hold."""
-        ordered = sorted(places, key=lambda place: place.role.name)
-        for _, group in groupby(ordered, key=lambda place: place.role.name):
+        ordered = sorted(target_modules, key=lambda target: target.role.name)
+        for _, group in groupby(ordered, key=lambda target: target.role.name):
             together = list(group)
             for layer in range(len(factors[together[0].name][0])):
-                parts = {place.part: self._low_rank(factors[place.name], layer) for place in together}
+                parts = {target.part: self._low_rank(factors[target.name], layer) for target in together}
                 yield Target(together[0].path(layer)), _whole(parts, together[0])
 
     def _low_rank(self, pair: Pair, layer: int) -> LowRank:
@@ -65,6 +63,6 @@ class Origin:
         return LowRank(A, B, alpha=self.alpha, rslora=self.rslora)
 
 
-def _whole(parts: Mapping[str | None, LowRank], place: TargetModule) -> LowRank:
+def _whole(parts: Mapping[str | None, LowRank], target: TargetModule) -> LowRank:
     whole = parts.get(None)
-    return fuse({part: delta for part, delta in parts.items() if part}, place.rows) if whole is None else whole
+    return fuse({part: delta for part, delta in parts.items() if part}, target.rows) if whole is None else whole

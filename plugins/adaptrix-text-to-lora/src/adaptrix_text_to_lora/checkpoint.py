@@ -15,11 +15,8 @@ from typing import Any
 
 import torch
 
-from adaptrix.errors import Problem, RefusedError, UsageError
-from adaptrix.formats import torch_file
-from adaptrix.records import Bundle
-from adaptrix.tensor import FLOATS, Tensor
-from adaptrix.wording import some
+from adaptrix import Bundle, Problem, RefusedError, Tensor, UsageError
+from adaptrix.extend import FLOATS, some, torch_file
 from adaptrix_text_to_lora.hypernetwork import Hypernetwork
 from adaptrix_text_to_lora.layout import read_shape
 from adaptrix_text_to_lora.settings import Settings, read_settings

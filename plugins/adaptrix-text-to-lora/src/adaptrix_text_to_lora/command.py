@@ -5,26 +5,30 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from adaptrix.cli.common import (
+from adaptrix import AdaptrixError, Problem, UsageError
+from adaptrix.extend import (
+    Conversion,
+    Options,
+    Pipeline,
     Verbosity,
+    amount,
     bars,
     clean,
     output_options,
     print_json,
+    require_folder,
     show_problems,
     verbosity_options,
     working,
 )
-from adaptrix.destination import require_folder
-from adaptrix.errors import AdaptrixError, Problem, UsageError
-from adaptrix.options import Options
-from adaptrix.pipeline import Conversion, Pipeline
-from adaptrix.wording import amount
 from adaptrix_text_to_lora.prompts import read_prompts, require_prompts
+
+if TYPE_CHECKING:
+    from adaptrix_text_to_lora.schemas import FailedJSON, GeneratedJSON, GenerateJSON
 
 _CHECKPOINT = "A trained hypernetwork: hypermod.pt, or its folder.  [default: text-to-lora in the base's folder]"
 ENCODER = """base (its own last states), hashed (n-grams, a baseline), or a folder or OWNER/NAME of an embedding model.
@@ -61,7 +65,7 @@ def command(
     checkpoint is never unpickled by Python; its format is that of SakanaAI's text-to-lora.
     """
     texts, wanted = require_prompts([*prompts, *(read_prompts(file) if file else ())]), Options(**options)
-    out, pipeline = _place(out, wanted, texts), Pipeline()
+    out, pipeline = _output(out, wanted, texts), Pipeline()
     pipeline.prepare(out, wanted)
     from adaptrix_text_to_lora.generator import TextToLoRA  # torch: not before the command line is known to be right
 
@@ -69,7 +73,7 @@ def command(
     taken = _sources(checkpoint, wanted.base, file)
     with working(f"reading {len(texts)} prompts", verbosity):
         adapters = generator.generate_many(texts)
-    results, code = list[dict[str, Any]](), 0
+    results, code = list["GeneratedJSON | FailedJSON"](), 0
     with bars(verbosity)("generating", len(texts)) as advance:
         for text, adapter in zip(texts, adapters, strict=True):
             try:
@@ -83,13 +87,14 @@ def command(
                 _show(text, done, verbosity)
             advance(1)
     if verbosity.json:
-        print_json(results)
+        report: GenerateJSON = {"ok": code == 0, "problems": [], "results": results}
+        print_json(report, pipeline.catalog.problems)
     show_problems(pipeline.catalog.problems, verbosity)
     return code
 
 
 def _sources(checkpoint: str | None, base: str | None, prompts: Path | None) -> dict[Path, str]:
-    """What no adapter takes the place of, and why."""
+    """Files that no adapter is written over, and why."""
     from adaptrix_text_to_lora.checkpoint import own_checkpoint, source_files
 
     files = source_files(checkpoint or own_checkpoint(base))
@@ -97,8 +102,8 @@ def _sources(checkpoint: str | None, base: str | None, prompts: Path | None) -> 
     return taken if prompts is None else {**taken, prompts: "the prompts are in this file"}
 
 
-def _place(out: str | None, options: Options, texts: Sequence[str]) -> str | None:
-    """Where to write: for several prompts a folder, and names of their own. Raises :class:`UsageError`."""
+def _output(out: str | None, options: Options, texts: Sequence[str]) -> str | None:
+    """The output: for several prompts a folder, with a name for each. Raises :class:`UsageError`."""
     if len(texts) == 1:
         return out
     if options.name is not None:
@@ -107,18 +112,13 @@ def _place(out: str | None, options: Options, texts: Sequence[str]) -> str | Non
     return out if out is None else os.path.join(require_folder(out), "")
 
 
-def _result(text: str, done: Conversion) -> dict[str, Any]:
-    plan = done.plan
+def _result(text: str, done: Conversion) -> GeneratedJSON:
     return {
         "prompt": text,
         "ok": True,
-        "path": str(done.path),
-        "name": plan.bound.adapter.name,
-        "tensors": done.tensors,
-        "bytes": done.nbytes,
-        "architecture": plan.bound.architecture.family,
-        "encoder": plan.bound.adapter.provenance.config["encoder"],
         "problems": [problem.as_dict() for problem in done.problems],
+        **done.written(),
+        "encoder": done.plan.bound.adapter.provenance.config["encoder"],
     }
 
 

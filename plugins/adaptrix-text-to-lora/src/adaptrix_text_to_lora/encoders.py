@@ -1,4 +1,4 @@
-"""From a text to a vector: what an encoder is, and one that needs nothing but the text."""
+"""Encoders, which turn a text into a vector, and one that needs nothing but the text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from adaptrix.errors import refuse
+from adaptrix.extend import refuse
 
 #: which states of a model stand for a text: its last token's, its first one's, or the mean of all
 Pooling = Literal["last", "cls", "mean"]

@@ -1,4 +1,4 @@
-"""Which encoder a name means, and many texts embedded at once."""
+"""Encoders by name, and many texts embedded at once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from adaptrix.errors import Problem, RefusedError, UsageError
+from adaptrix import Problem, RefusedError, UsageError
 from adaptrix_text_to_lora.encoders import Encoder, HashedNgrams, Pooling
 
 

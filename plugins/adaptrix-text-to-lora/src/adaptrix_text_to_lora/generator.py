@@ -9,9 +9,8 @@ from os import PathLike, fspath
 
 import torch
 
-from adaptrix.adapter import Adapter
-from adaptrix.errors import Problem
-from adaptrix.pipeline import Pipeline
+from adaptrix import Adapter, Problem
+from adaptrix.extend import Pipeline
 from adaptrix_text_to_lora.adapters import Origin
 from adaptrix_text_to_lora.checkpoint import Checkpoint, own_checkpoint, read_checkpoint
 from adaptrix_text_to_lora.encoders import Encoder, Pooling, require_width, scaled
@@ -46,7 +45,7 @@ class TextToLoRA:
     ) -> None:
         wanted = None if base is None else fspath(base)
         self._checkpoint = read_checkpoint(own_checkpoint(wanted) if checkpoint is None else fspath(checkpoint))
-        self.places, note = _placed(self._checkpoint, wanted)
+        self.target_modules, note = _placed(self._checkpoint, wanted)
         self.encoder = _encoder(encoder, self._checkpoint, wanted, pooling)
         require_width(self.encoder.width, self.shape.embedding, self.encoder.name)
         settings = self._checkpoint.settings
@@ -73,7 +72,7 @@ class TextToLoRA:
 
     @property
     def alpha(self) -> float:
-        """What every adapter is scaled by, over its rank or, for rsLoRA, over the root of it."""
+        """Alpha of every adapter: ΔW is scaled by it over the rank or, for rsLoRA, over the root of the rank."""
         return self._origin.alpha
 
     def generate(self, text: str) -> Adapter:
@@ -95,13 +94,15 @@ class TextToLoRA:
     def _batch(self, texts: list[str], vectors: torch.Tensor) -> list[Adapter]:
         factors = self._checkpoint.hypernetwork(vectors)
         return [
-            self._origin.adapter(text, {name: (A[row], B[row]) for name, (A, B) in factors.items()}, self.places)
+            self._origin.adapter(
+                text, {name: (A[row], B[row]) for name, (A, B) in factors.items()}, self.target_modules
+            )
             for row, text in enumerate(texts)
         ]
 
 
 def _placed(checkpoint: Checkpoint, base: str | None) -> tuple[tuple[TargetModule, ...], tuple[Problem, ...]]:
-    """Where the modules are in the base; without one as most families spell them, and a note that says so."""
+    """The modules of the base; without one those of Llama, and a note that says so."""
     shape, pipeline = checkpoint.hypernetwork.shape, Pipeline()
     names = [module.name for module in shape.modules]
     if base is None:
@@ -109,9 +110,9 @@ def _placed(checkpoint: Checkpoint, base: str | None) -> tuple[tuple[TargetModul
         note = Problem("unverified", checkpoint.uri, found, remedy="Name it with --base MODEL.", severity="note")
         return without_base(names, pipeline.catalog.architectures), (note,)
     known = Base.read(base, pipeline)
-    places = known.places(names)
-    require_fit(shape, known, places)
-    return places, known.borrowed(names)
+    target_modules = known.find_modules(names)
+    require_fit(shape, known, target_modules)
+    return target_modules, known.borrowed(names)
 
 
 def _encoder(given: Encoder | str | None, checkpoint: Checkpoint, base: str | None, pooling: Pooling | None) -> Encoder:

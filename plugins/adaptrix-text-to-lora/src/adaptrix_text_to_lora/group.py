@@ -1,4 +1,4 @@
-"""``adaptrix text-to-lora``: train a hypernetwork, judge it, take over one that was trained elsewhere."""
+"""``adaptrix text-to-lora``: train a hypernetwork, evaluate it, import one that was trained elsewhere."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from adaptrix.cli.common import Verbosity, bars, clean, print_json, verbosity_options, whole_base_option
+from adaptrix.extend import Verbosity, bars, clean, number, print_json, verbosity_options, whole_base_option
 from adaptrix_text_to_lora.command import ENCODER
 
 if TYPE_CHECKING:
+    from adaptrix_text_to_lora.schemas import TrainJSON
     from adaptrix_text_to_lora.training.evaluation import EvaluationReport
     from adaptrix_text_to_lora.training.importing import ImportedCheckpoint
     from adaptrix_text_to_lora.training.job import Trained
@@ -22,7 +23,7 @@ _TENTH = 10
 
 @click.group()
 def command() -> None:
-    """Train a hypernetwork, judge it, or take over one that was trained elsewhere."""
+    """Train a hypernetwork, evaluate it, or import one that was trained elsewhere."""
 
 
 @command.command("train")
@@ -45,21 +46,29 @@ def train_command(config: Path, out: Path, force: bool, verbosity: Verbosity) ->
     from adaptrix_text_to_lora.training.job import train
 
     done = train(read_config(config), out, force=force, display=bars(verbosity))
+    said = _trained(done, config)
     if verbosity.json:
-        print_json(_trained(done))
+        print_json(said)
     elif not verbosity.quiet:
-        said = _trained(done)
         click.echo(f"{click.style(clean(str(out)), bold=True)}  {said['steps']} steps", nl=False)
         click.echo(f", {said['resumed']} of them before" if done.resumed else "")
         click.echo(f"  loss {said['first']:.4g} in the first tenth, {said['last']:.4g} in the last")
     return 0
 
 
-def _trained(done: Trained) -> dict[str, Any]:
+def _trained(done: Trained, config: Path) -> TrainJSON:
     loss = done.curve[:, 0]
     tenth = max(1, len(loss) // _TENTH)
-    ends = {"first": float(loss[:tenth].mean()), "last": float(loss[-tenth:].mean())}
-    return {"ok": True, "path": str(done.folder), "steps": len(loss), "resumed": done.resumed, **ends}
+    return {
+        "source": str(config),
+        "ok": True,
+        "problems": [],
+        "path": str(done.folder),
+        "steps": len(loss),
+        "resumed": done.resumed,
+        "first": number(float(loss[:tenth].mean())),
+        "last": number(float(loss[-tenth:].mean())),
+    }
 
 
 @command.command("evaluate")
@@ -73,7 +82,7 @@ def _trained(done: Trained) -> dict[str, Any]:
 @click.option("--device", metavar="DEVICE", help="Where to compute. [default: the accelerator, if there is one]")
 @verbosity_options
 def evaluate_command(tasks: Path, verbosity: Verbosity, **options: Any) -> int:
-    """Judge a hypernetwork by how its adapters answer the prompts in the JSONL file TASKS.
+    """Evaluate a hypernetwork by how its adapters answer the prompts in the JSONL file TASKS.
 
     \b
       adaptrix text-to-lora evaluate held-out.jsonl --checkpoint ./t2l --base ./llama
@@ -81,9 +90,9 @@ def evaluate_command(tasks: Path, verbosity: Verbosity, **options: Any) -> int:
     Beside it are the base alone, and every task under the description of another: an adapter that does as well
     under any description has not read it. `exact` is the share of responses that greedy decoding would write.
     """
-    from adaptrix_text_to_lora.training.evaluation import judge
+    from adaptrix_text_to_lora.training.evaluation import evaluate_file
 
-    found = judge(tasks, display=bars(verbosity), **options)
+    found = evaluate_file(tasks, display=bars(verbosity), **options)
     if verbosity.json:
         print_json(found.as_dict())
     elif not verbosity.quiet:
@@ -108,7 +117,7 @@ def _show(found: EvaluationReport) -> None:
 
 @command.command("import")
 @click.argument("checkpoint", type=click.Path())
-@click.option("-o", "--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Write it into another folder.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Write it into a folder.")
 @click.option("--force", is_flag=True, help="Replace an existing output, never the source.")
 @verbosity_options
 def import_command(checkpoint: str, out: Path | None, force: bool, verbosity: Verbosity) -> int:
@@ -119,23 +128,24 @@ def import_command(checkpoint: str, out: Path | None, force: bool, verbosity: Ve
 
     No base is needed, and the pickle is never executed: what is written holds tensors alone, in their order.
     """
-    from adaptrix_text_to_lora.training.importing import take_over
+    from adaptrix_text_to_lora.training.importing import import_checkpoint
 
-    found = take_over(checkpoint, out, force=force)
+    found = import_checkpoint(checkpoint, out, force=force)
     if verbosity.json:
         print_json(found.as_dict())
     elif not verbosity.quiet:
-        _tell(found)
+        _show_imported(found)
     return 0
 
 
-def _tell(found: ImportedCheckpoint) -> None:
+def _show_imported(found: ImportedCheckpoint) -> None:
     said = found.as_dict()
     head = clean(str(found.path or found.source))
     click.echo(f"{click.style(head, bold=True)}  {said['variant']}, {said['parameters']:,} parameters")
     scale = "alpha/√rank, rsLoRA" if said["rslora"] else "alpha/rank"
     click.echo(f"  rank {said['rank']}, alpha {said['alpha']:g}: ΔW = {said['scale']:.4g} · B·A ({scale})")
     for module in said["modules"]:
-        click.echo(clean(f"  {module['name']}  in {module['in']}, out {module['out']}, {said['layers']} layers"))
+        out, inp = module["shape"]
+        click.echo(clean(f"  {module['name']}  in {inp}, out {out}, {said['layers']} layers"))
     base, encoder = said["base"] or "not said", said["encoder"] or "the base's own states"
     click.echo(clean(f"  base {base}; encoder {encoder}, {said['embedding']} wide; trained by {said['task']}"))

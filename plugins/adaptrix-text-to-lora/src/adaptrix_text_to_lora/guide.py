@@ -15,9 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from adaptrix.adapter import Adapter, Target
-from adaptrix.errors import Problem, RefusedError, UsageError
-from adaptrix.pipeline import Pipeline
+from adaptrix import Adapter, Problem, RefusedError, Target, UsageError
+from adaptrix.extend import Pipeline
 from adaptrix_text_to_lora.encoders import Encoder
 from adaptrix_text_to_lora.generator import TextToLoRA
 from adaptrix_text_to_lora.hypernetwork import Hypernetwork
@@ -55,9 +54,9 @@ class TextToLoRAConfig:
         Raises :class:`AdaptrixError` for targets that the base cannot serve.
         """
         found = Base.read(fspath(base), Pipeline())
-        places = found.places(self.target_modules)
+        target_modules = found.find_modules(self.target_modules)
         sizes = (self.adapter_rank, embedding, self.skill_embeddings_dim, self.hyper_network_size)
-        made = Hypernetwork(Shape(variant, found.modules(places), found.layers(places), *sizes))
+        made = Hypernetwork(Shape(variant, found.modules(target_modules), found.layers(target_modules), *sizes))
         for module in made.modules():
             if isinstance(module, nn.Dropout):
                 module.p = self.dropout
@@ -67,9 +66,9 @@ class TextToLoRAConfig:
 class SakanaAIIntegration:
     """Adapters and skills from prompts.
 
-    ``checkpoint``: the hypernetwork, by default the one in a model's own folder ``text-to-lora``. ``config``: held to
-    the hypernetwork, which is refused if it was made with other sizes; by default whatever the hypernetwork has, in
-    every layer.
+    ``checkpoint``: the hypernetwork, by default the one in a model's own folder ``text-to-lora``. ``config``: must
+    agree with the hypernetwork, which is refused if it was made with other sizes; by default whatever the
+    hypernetwork has, in every layer.
     """
 
     def __init__(
@@ -84,7 +83,7 @@ class SakanaAIIntegration:
         self._generators: dict[str, TextToLoRA] = {}
 
     def add_custom_skills(self, skills: Mapping[str, Any]) -> None:
-        """Adds skills that are told by keywords, examples or a description. Raises :class:`RefusedError`."""
+        """Adds skills that are defined by keywords, examples or a description. Raises :class:`RefusedError`."""
         self._skills.add_custom_skills(skills)
 
     def generate_adapter_from_text(self, prompt: str, model_path: str | PathLike[str]) -> dict[str, Any]:
@@ -138,8 +137,11 @@ def _faults(config: TextToLoRAConfig) -> Iterator[Problem]:
 def _require_same(config: TextToLoRAConfig, generator: TextToLoRA, model_path: str) -> None:
     """Raises :class:`RefusedError` with every field in which the hypernetwork was made otherwise."""
     shape = generator.shape
-    wanted = Base.read(model_path, Pipeline()).places(config.target_modules)
-    targets = [sorted({(place.role.name, place.part or "") for place in each}) for each in (wanted, generator.places)]
+    wanted = Base.read(model_path, Pipeline()).find_modules(config.target_modules)
+    targets = [
+        sorted({(target.role.name, target.part or "") for target in each})
+        for each in (wanted, generator.target_modules)
+    ]
     fields = {
         "hyper_network_size": (config.hyper_network_size, shape.head_in),
         "skill_embeddings_dim": (config.skill_embeddings_dim, shape.latent),
@@ -149,9 +151,9 @@ def _require_same(config: TextToLoRAConfig, generator: TextToLoRA, model_path: s
     }
     remedy = "Leave the config out, or train a hypernetwork with it."
     if problems := [
-        Problem("config-mismatch", field, f"{asked}", f"{made}, as the hypernetwork has", remedy)
-        for field, (asked, made) in fields.items()
-        if asked != made
+        Problem("config-mismatch", field, f"{configured}", f"{made}, as the hypernetwork has", remedy)
+        for field, (configured, made) in fields.items()
+        if configured != made
     ]:
         raise RefusedError(problems)
 
@@ -160,8 +162,12 @@ def _central(adapter: Adapter, generator: TextToLoRA, count: int) -> Adapter:
     """The deltas of so many layers in the middle; of all where there are no more."""
     layers = generator.shape.layers
     first = max(layers - count, 0) // 2
-    kept = {Target(place.path(layer)) for place in generator.places for layer in range(layers)[first : first + count]}
-    deltas = {target: delta for target, delta in adapter.deltas.items() if target in kept}
+    central = {
+        Target(target.path(layer))
+        for target in generator.target_modules
+        for layer in range(layers)[first : first + count]
+    }
+    deltas = {target: delta for target, delta in adapter.deltas.items() if target in central}
     return replace(adapter, deltas=MappingProxyType(deltas))
 
 

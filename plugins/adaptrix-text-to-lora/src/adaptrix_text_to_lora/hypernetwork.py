@@ -96,7 +96,7 @@ class Hypernetwork(nn.Module):
         return self._narrowed(module, self.mlp3(hidden[..., None, :] + ranks), width)
 
     def _narrowed(self, module: Module, hidden: Tensor, width: int) -> Tensor:
-        """What the head of M or S puts out, without the columns that the narrower side leaves unused."""
+        """Output of the head of M or S, without the columns that the narrower side leaves unused."""
         head = self.heads[module.name]
         weight, bias = (
             None if rows is None else rows.unflatten(0, (-1, module.widest))[:, :width].flatten(0, 1)
@@ -135,7 +135,7 @@ class _Residual(nn.Module):
 
 
 class _Sides(nn.Module):
-    """What tells a pass for A from one for B."""
+    """Learned embeddings that tell a pass for A from one for B."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

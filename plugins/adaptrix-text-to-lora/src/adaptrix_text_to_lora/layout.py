@@ -1,4 +1,4 @@
-"""What a hypernetwork's state dict says of its own shape."""
+"""Reads the shape of a hypernetwork off its state dict."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from collections.abc import Iterator, Mapping
 
 from torch import nn
 
-from adaptrix.errors import Problem, RefusedError
-from adaptrix.tensor import Tensor
-from adaptrix.wording import some
+from adaptrix import Problem, RefusedError, Tensor
+from adaptrix.extend import some
 from adaptrix_text_to_lora.settings import Settings
 from adaptrix_text_to_lora.shape import Module, Output, Shape, Variant
 
@@ -64,7 +63,7 @@ def _absent(tensors: Mapping[str, Tensor], names: list[str], where: str) -> Iter
 def _disagreements(
     names: list[str], tensors: Mapping[str, Tensor], settings: Settings, where: str
 ) -> Iterator[Problem]:
-    """What the adapter's config says of modules and rank, and the state dict does not."""
+    """Problems of modules and ranks in which the adapter's config and the state dict differ."""
     if settings.targets is not None and settings.targets != set(names):
         found = f"heads for {some(sorted(names))}"
         yield Problem("hypernetwork-invalid", where, found, f"{some(sorted(settings.targets))}, as target_modules say")
@@ -104,7 +103,7 @@ def _output(settings: Settings) -> Output:
 
 
 def _contradictions(shape: Shape, settings: Settings, where: str) -> Iterator[Problem]:
-    """What args.yaml says of the shape, where it says something else."""
+    """Problems of sizes in which args.yaml and the state dict differ."""
     found = {
         "hypernet_latent_size": shape.latent,
         "head_in_size": shape.head_in,

@@ -1,4 +1,4 @@
-"""What a prompt must be, and how it is written before it is embedded."""
+"""Prompts: what one may be, and its form before it is embedded."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
 
-from adaptrix.errors import Problem, RefusedError, UsageError
+from adaptrix import Problem, RefusedError, UsageError
 
 #: an encoder's own limit is far below; this one keeps a file given by mistake from being tokenised
 MAX_CHARACTERS = 32_768
@@ -40,7 +40,7 @@ def adapter_name(text: str) -> str:
 
 
 def named(text: str) -> str:
-    """What messages call a prompt: its beginning, as it can be printed anywhere."""
+    """The name of a prompt in messages: its beginning, as it can be printed anywhere."""
     return f"prompt {text[:_SHOWN]!a}"
 
 
@@ -62,7 +62,7 @@ def read_prompts(path: Path) -> list[str]:
 
 
 def problem_of(text: object) -> Problem | None:
-    """What keeps a value from being a prompt; None where nothing does."""
+    """The problem of a value that is no prompt; None for a prompt."""
     if not isinstance(text, str):
         return Problem("prompt", "prompt", f"a {type(text).__name__}", "a sentence, as text")
     where = named(text)

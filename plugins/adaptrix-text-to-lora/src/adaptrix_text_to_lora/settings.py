@@ -1,4 +1,4 @@
-"""What ``args.yaml`` and ``adapter_config.json`` say beside a hypernetwork's weights."""
+"""Settings of a hypernetwork in ``args.yaml`` and ``adapter_config.json``, beside its weights."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from adaptrix.errors import Problem, RefusedError
-from adaptrix.json_file import read_object
-from adaptrix.yaml_file import read_mapping
+from adaptrix import Problem, RefusedError
+from adaptrix.extend import json_file, yaml_file
 
 _EXPECTED = "the arguments of a training run"
 _KEPT = ("hypernet_latent_size", "head_in_size", "shared_AB_head", "autoreg_gen")
@@ -20,7 +19,7 @@ _PLAIN = ("use_dora", "rank_pattern", "alpha_pattern", "layers_to_transform", "l
 
 @dataclass(frozen=True)
 class Settings:
-    """What cannot be read off the weights.
+    """Settings that cannot be read off the weights.
 
     ``encoder``: the embedding model, None for the base's own states; ``task``: ``sft`` or ``recon``;
     ``targets``: the modules, None where the config does not list them; ``stated``: args that the weights must bear out.
@@ -39,7 +38,8 @@ class Settings:
 
 def read_settings(args_file: Path, config_file: Path) -> Settings:
     """The settings in two files. Raises :class:`RefusedError` with every problem in both."""
-    args, config = read_mapping(args_file, _EXPECTED, "config-value"), read_object(config_file, str(config_file))
+    args = yaml_file.read_mapping(args_file, _EXPECTED, "config-value")
+    config = json_file.read_object(config_file, str(config_file))
     if problems := [*_args_problems(args, str(args_file)), *_config_problems(config, str(config_file))]:
         raise RefusedError(problems)
     targets, base = config.get("target_modules"), config.get("base_model_name_or_path") or args.get("model_dir")

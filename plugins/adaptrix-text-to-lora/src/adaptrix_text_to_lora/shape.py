@@ -21,7 +21,7 @@ class Module:
 
     @property
     def widest(self) -> int:
-        """What a head of M and S makes room for, that it may serve A and B both."""
+        """The width of a head of M and S, which serves both A and B."""
         return max(self.inp, self.out)
 
 

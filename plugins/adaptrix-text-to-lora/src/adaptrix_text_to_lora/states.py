@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 from torch import Tensor
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel
 
-from adaptrix.base.checkpoint import CARRIED
-from adaptrix.base.file_kinds import INDEX, SINGLE
-from adaptrix.errors import Problem, UsageError, refuse
-from adaptrix.json_file import read_object
-from adaptrix.sources import hub, local
+from adaptrix import Problem, UsageError
+from adaptrix.extend import json_file, load_tokenizer, load_whole, model_folder, refuse
 from adaptrix_text_to_lora.encoders import Pooling
 from adaptrix_text_to_lora.prompts import named
 
-_WEIGHTS = (SINGLE, INDEX, "model-*-of-*.safetensors")
 _POOLING = "1_Pooling/config.json"  # where sentence-transformers keeps it
 _MODES: Mapping[str, Pooling] = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_lasttoken": "last",
 }
-#: what transformers raises for files that it cannot make a model or a tokenizer of
-_UNLOADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError)
 
 
 class ModelStates:
@@ -37,23 +30,14 @@ class ModelStates:
     """
 
     def __init__(self, uri: str, pooling: Pooling | None = None) -> None:
-        folder, self.name = _folder(uri), uri
+        folder, self.name = model_folder(uri, "encoder"), uri
         self._pooling = pooling or _stated(folder, uri)
         if self._pooling not in get_args(Pooling):
             raise UsageError(Problem("encoder", uri, repr(self._pooling)[:80], " or ".join(get_args(Pooling))))
-        options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-            model, info = AutoModel.from_pretrained(
-                folder, dtype="auto", use_safetensors=True, output_loading_info=True, **options
-            )
-        except _UNLOADABLE as error:
-            said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise refuse("encoder", uri, f"transformers cannot load it as it is: {said}") from None
-        if lacking := sorted(name for name in info["missing_keys"] if "pooler" not in name):
-            raise refuse("encoder", uri, f"its weights lack {lacking[0]}, and more would be random: {len(lacking)}")
+        self._tokenizer = load_tokenizer(folder, uri)
+        model = load_whole(AutoModel, folder, uri, "encoder", unused="pooler")
         inner = model.get_encoder() if model.config.is_encoder_decoder else model
-        self._model = inner.eval().requires_grad_(False)
+        self._model = inner.requires_grad_(False)
         self._limit = _limit(self._tokenizer, model.config)
 
     @property
@@ -76,21 +60,14 @@ class ModelStates:
         return states.mean(0) if self._pooling == "mean" else states[-1 if self._pooling == "last" else 0]
 
 
-def _folder(uri: str) -> Path:
-    """The model's files. Raises :class:`AdaptrixError` for a name that is none, or out of reach."""
-    if not local.claims(uri):
-        return hub.folder(uri, (*_WEIGHTS, *CARRIED))[0]
-    path = Path(os.path.expanduser(uri))
-    if not path.is_dir():
-        found = "this is a file" if path.exists() else "there is no such folder"
-        raise UsageError(Problem("encoder", uri, found, "a folder with a model, its weights and its tokenizer"))
-    return path
-
-
 def _stated(folder: Path, uri: str) -> Pooling:
     """The pooling that sentence-transformers' own file states. Raises :class:`UsageError` where there is none."""
     file = folder / _POOLING
-    modes = [mode for key, mode in _MODES.items() if read_object(file, str(file)).get(key)] if file.is_file() else []
+    modes = (
+        [mode for key, mode in _MODES.items() if json_file.read_object(file, str(file)).get(key)]
+        if file.is_file()
+        else []
+    )
     if len(modes) != 1:
         found, remedy = f"no {_POOLING} says which states stand for a text", "Say --pooling cls, mean or last."
         raise UsageError(Problem("encoder", uri, found, remedy=remedy))
@@ -98,7 +75,7 @@ def _stated(folder: Path, uri: str) -> Pooling:
 
 
 def _limit(tokenizer: Any, config: Any) -> int:
-    """How many tokens the model has positions for; a model that counts none takes what a prompt may be."""
+    """The number of tokens that the model has positions for; 65,536 where neither model nor tokenizer has a limit."""
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     known = [limit for limit in (positions, tokenizer.model_max_length) if isinstance(limit, int) and limit > 0]
     return min([*known, 1 << 16])

@@ -1,4 +1,4 @@
-"""Where a base has the modules that a hypernetwork speaks of, and how large they are there.
+"""The modules of a base that a hypernetwork makes deltas for, and their sizes there.
 
 A module is asked for by its role (``q``), by its part in a fused weight (GPT-2's ``q`` of ``qkv``), or as a
 checkpoint names it (``q_proj``), and found in the architecture registry; dimensions are those of config.json. A name
@@ -12,13 +12,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from adaptrix.adapter import Adapter, Provenance
-from adaptrix.architecture import Architecture, Role
-from adaptrix.architecture.dims import Dims
-from adaptrix.architecture.layout import RowIndex, role_rows
-from adaptrix.binding.identify import by_config
-from adaptrix.errors import Problem, RefusedError, errors_in
-from adaptrix.pipeline import Pipeline
+from adaptrix import Architecture, Problem, RefusedError
+from adaptrix.extend import Dims, Pipeline, Role, RowIndex, family_of, role_rows
 from adaptrix_text_to_lora.shape import Module, Shape, Variant
 
 DEFAULT = ("q", "v")
@@ -61,52 +56,45 @@ class Base:
 
     @classmethod
     def _of_config(cls, uri: str, config: Mapping[str, Any], pipeline: Pipeline) -> Base:
-        nothing = Adapter(uri, {}, {}, Provenance(uri, "text-to-lora"))
-        found = by_config(config, pipeline.catalog.architectures, nothing, f"{uri} config.json")
-        if problems := errors_in(found.problems):
-            raise RefusedError(problems)
-        if not found.known:
-            kind = config.get("model_type")
-            remedy = "See `adaptrix architectures`; a family can be taught with `adaptrix architectures derive MODEL`."
-            raise RefusedError(Problem("architecture-unknown", uri, f"no architecture claims {kind!r}", remedy=remedy))
+        found = family_of(config, pipeline.catalog.architectures, uri)
         return cls(uri, found.architecture, found.dims, _plainest(pipeline.catalog.architectures))
 
-    def places(self, names: Iterable[str]) -> tuple[TargetModule, ...]:
-        """Where it has these modules. Raises :class:`RefusedError` with every name that cannot be served."""
+    def find_modules(self, names: Iterable[str]) -> tuple[TargetModule, ...]:
+        """Its modules of these names. Raises :class:`RefusedError` with every name that it has no module for."""
         found = [self._find(name) for name in names]
-        problems = [place for place in found if isinstance(place, Problem)]
-        places = [place for place in found if isinstance(place, TargetModule)]
-        problems += _overlaps(places)
+        problems = [target for target in found if isinstance(target, Problem)]
+        target_modules = [target for target in found if isinstance(target, TargetModule)]
+        problems += _overlaps(target_modules)
         if problems:
             raise RefusedError(problems)
-        return tuple(self._with_rows(place) for place in places)
+        return tuple(self._with_rows(target) for target in target_modules)
 
     def borrowed(self, names: Iterable[str]) -> tuple[Problem, ...]:
         """Notes on the names that only Llama has, and on the role that is meant by them here."""
         return tuple(
-            Problem("targets", f"{self.name} {name}", f"{self.architecture.family} has none: {_meant(place)} is meant",
+            Problem("targets", f"{self.name} {name}", f"{self.architecture.family} has none: {_meant(target)} is meant",
                     severity="note")
             for name in names
             if isinstance(find(name, self.architecture), Problem)
-            and isinstance(place := self._find(name), TargetModule)
+            and isinstance(target := self._find(name), TargetModule)
         )  # fmt: skip
 
     def _find(self, name: str) -> TargetModule | Problem:
-        place = find(name, self.architecture)
-        elsewhere = _by_path(name, self.plainest) if isinstance(place, Problem) else None
+        target = find(name, self.architecture)
+        elsewhere = _by_path(name, self.plainest) if isinstance(target, Problem) else None
         here = find(elsewhere.role.name, self.architecture) if elsewhere else None
-        return TargetModule(name, here.role, here.part) if isinstance(here, TargetModule) else place
+        return TargetModule(name, here.role, here.part) if isinstance(here, TargetModule) else target
 
-    def modules(self, places: Sequence[TargetModule]) -> tuple[Module, ...]:
+    def modules(self, target_modules: Sequence[TargetModule]) -> tuple[Module, ...]:
         """Their sizes here. Raises :class:`RefusedError` for what config.json does not say."""
-        sizes = [(place, *map(self._size, reversed(place.role.shape(place.part)))) for place in places]
-        if problems := [self._unsized(place.name) for place, *both in sizes if None in both]:
+        sizes = [(target, *map(self._size, reversed(target.role.shape(target.part)))) for target in target_modules]
+        if problems := [self._unsized(target.name) for target, *both in sizes if None in both]:
             raise RefusedError(problems)
-        return tuple(Module(place.name, inp, out) for place, inp, out in sizes if inp is not None and out is not None)
+        return tuple(Module(target.name, inp, out) for target, inp, out in sizes if inp is not None and out is not None)
 
-    def layers(self, places: Sequence[TargetModule]) -> int:
+    def layers(self, target_modules: Sequence[TargetModule]) -> int:
         """The number of layers, which all must share. Raises :class:`RefusedError`."""
-        stacks = sorted({place.role.depth for place in places})
+        stacks = sorted({target.role.depth for target in target_modules})
         found = self.dims.get(stacks[0]) if len(stacks) == 1 else None
         if found is None:
             said = (
@@ -121,13 +109,13 @@ class Base:
     def _unsized(self, name: str) -> Problem:
         return Problem("base-config", f"{self.name} config.json", f"it does not say how large {name} is")
 
-    def _with_rows(self, place: TargetModule) -> TargetModule:
-        if place.part is None:
-            return place
-        rows = role_rows(place.role, self.dims)
+    def _with_rows(self, target: TargetModule) -> TargetModule:
+        if target.part is None:
+            return target
+        rows = role_rows(target.role, self.dims)
         if rows is None:
-            raise RefusedError(self._unsized(place.role.name))
-        return TargetModule(place.name, place.role, place.part, MappingProxyType(rows))
+            raise RefusedError(self._unsized(target.role.name))
+        return TargetModule(target.name, target.role, target.part, MappingProxyType(rows))
 
 
 def shape_for(
@@ -138,14 +126,14 @@ def shape_for(
     ``roles``: the targets in the order of their type embeddings; ``embedding``: E of the text encoder.
     """
     found = Base.read(base, Pipeline())
-    places = found.places(roles)
-    return Shape(variant, found.modules(places), found.layers(places), rank, embedding, latent)
+    target_modules = found.find_modules(roles)
+    return Shape(variant, found.modules(target_modules), found.layers(target_modules), rank, embedding, latent)
 
 
-def require_fit(shape: Shape, base: Base, places: Sequence[TargetModule]) -> None:
+def require_fit(shape: Shape, base: Base, target_modules: Sequence[TargetModule]) -> None:
     """Raises :class:`RefusedError` with every dimension in which a checkpoint and a base differ."""
-    here = {module.name: module for module in base.modules(places)}
-    pairs = [("layers", shape.layers, base.layers(places))]
+    here = {module.name: module for module in base.modules(target_modules)}
+    pairs = [("layers", shape.layers, base.layers(target_modules))]
     for module in shape.modules:
         pairs += [(f"{module.name} in", module.inp, here[module.name].inp)]
         pairs += [(f"{module.name} out", module.out, here[module.name].out)]
@@ -164,9 +152,9 @@ def without_base(names: Sequence[str], architectures: Iterable[Architecture]) ->
     Raises :class:`RefusedError` for modules that these do not have.
     """
     plainest = _plainest(architectures)
-    places = [place for name in names if (place := _by_path(name, plainest)) is not None]
-    if len(places) == len(names):
-        return tuple(places)
+    target_modules = [target for name in names if (target := _by_path(name, plainest)) is not None]
+    if len(target_modules) == len(names):
+        return tuple(target_modules)
     found = f"{_PLAINEST} has no modules called {', '.join(names)}, and no base is named that has them"
     remedy = "Name the base with --base MODEL: only its config.json is read."
     raise RefusedError(Problem("base-needed", "base", found, remedy=remedy))
@@ -176,22 +164,22 @@ def _plainest(architectures: Iterable[Architecture]) -> Architecture:
     return next(architecture for architecture in architectures if architecture.family == _PLAINEST)
 
 
-def _meant(place: TargetModule) -> str:
-    path = place.role.paths[0]
-    return f"part {place.part} of {path}" if place.part else path
+def _meant(target: TargetModule) -> str:
+    path = target.role.paths[0]
+    return f"part {target.part} of {path}" if target.part else path
 
 
 def find(name: str, architecture: Architecture) -> TargetModule | Problem:
     """The place of a name in a family, or what is wrong with it."""
-    place = next(_candidates(name, architecture), None)
-    if place is None:
+    target = next(_candidates(name, architecture), None)
+    if target is None:
         served = ", ".join(dict.fromkeys(_served(architecture)))
         return Problem("targets", architecture.family, f"it has no {name}", f"one of {served}")
-    if fault := _fault(place.role):
+    if fault := _fault(target.role):
         return Problem(
-            "targets", f"{architecture.family} {name}", f"{place.role.name} {fault}", "a module in every layer"
+            "targets", f"{architecture.family} {name}", f"{target.role.name} {fault}", "a module in every layer"
         )
-    return place
+    return target
 
 
 def _candidates(name: str, architecture: Architecture) -> Iterator[TargetModule]:
@@ -202,8 +190,8 @@ def _candidates(name: str, architecture: Architecture) -> Iterator[TargetModule]
     yield from (TargetModule(name, role, name) for role in roles.values() if name in role.parts and role.layered)
     if f"decoder_{name}" in roles:
         yield TargetModule(name, roles[f"decoder_{name}"])
-    if (place := _by_path(name, architecture)) is not None:
-        yield place
+    if (target := _by_path(name, architecture)) is not None:
+        yield target
 
 
 def _by_path(name: str, architecture: Architecture) -> TargetModule | None:
@@ -212,7 +200,7 @@ def _by_path(name: str, architecture: Architecture) -> TargetModule | None:
 
 
 def _fault(role: Role) -> str:
-    """Why no delta can be made for a role in every layer; nothing where one can."""
+    """The reason why no delta can be made for a role in every layer; empty where one can."""
     if not role.layered:
         return "is outside the layers"
     if role.orientation not in ("linear", "conv1d") or "{expert}" in role.paths[0]:
@@ -226,11 +214,11 @@ def _served(architecture: Architecture) -> Iterator[str]:
             yield from (role.name, *role.parts)
 
 
-def _overlaps(places: Sequence[TargetModule]) -> Iterator[Problem]:
+def _overlaps(target_modules: Sequence[TargetModule]) -> Iterator[Problem]:
     """Names that mean the same weight, or a weight and a part of it."""
     seen: dict[tuple[str, str | None], str] = {}
-    for place in places:
-        wholes = {part for role, part in seen if role == place.role.name}
-        if place.part in wholes or None in wholes or (place.part is None and wholes):
-            yield Problem("targets", place.name, f"{place.role.name} is named twice", "each weight once")
-        seen[place.role.name, place.part] = place.name
+    for target in target_modules:
+        wholes = {part for role, part in seen if role == target.role.name}
+        if target.part in wholes or None in wholes or (target.part is None and wholes):
+            yield Problem("targets", target.name, f"{target.role.name} is named twice", "each weight once")
+        seen[target.role.name, target.part] = target.name

@@ -8,24 +8,24 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
-from adaptrix.errors import Problem, UsageError, refuse
-from adaptrix.yaml_file import read_mapping
+from adaptrix import Problem, UsageError
+from adaptrix.extend import refuse, yaml_file
 from adaptrix_transformer2.texts import REWARDS
-from adaptrix_transformer2.train.settings import Policy, TrainingSettings, senseless
+from adaptrix_transformer2.train.settings import Policy, TrainingSettings, invalid_settings
 
 Method = Literal["sft", "reinforce", "faithful"]
 METHODS: tuple[Method, ...] = ("sft", "reinforce", "faithful")
 
 _TEXTS = ("base", "examples", "validation", "out", "name", "method", "reward", "layers", "device", "dtype", "history")
 _NEEDED = ("base", "examples")
-_COURSE = tuple(field.name for field in fields(TrainingSettings))
+_SETTINGS = tuple(field.name for field in fields(TrainingSettings))
 _POLICY = tuple(field.name for field in fields(Policy))
 _FLOATS = ("rate", "clip", "temperature", "kl")
 
 
 @dataclass(frozen=True)
 class Config:
-    """What a training needs. ``policy`` is there for methods that train on rewards.
+    """A training as its file describes it. ``policy`` is there for methods that train on rewards.
 
     ``base``: a folder or OWNER/NAME; ``examples``, ``validation``: files of JSON lines; ``out``: the injection file;
     ``reward``: what an answer is worth; ``chat``: prompts are turns of the tokenizer's template; ``layers``: whose
@@ -34,7 +34,7 @@ class Config:
 
     base: str
     examples: Path
-    course: TrainingSettings
+    settings: TrainingSettings
     policy: Policy | None
     validation: Path | None = None
     out: str | None = None
@@ -56,44 +56,44 @@ def read_config(path: Path) -> Config:
     """
     given = _mapping(path)
     method: Method = given.get("method", "sft")
-    told = {key: _number(key, value) for key, value in given.items() if key in (*_COURSE, *_POLICY)}
-    course, policy = _course(told, method), _policy(told, method)
-    if problems := [*_problems(given, str(path)), *senseless(course, policy)]:
+    numbers = {key: _number(key, value) for key, value in given.items() if key in (*_SETTINGS, *_POLICY)}
+    settings, policy = _training_settings(numbers, method), _policy(numbers, method)
+    if problems := [*_problems(given, str(path)), *invalid_settings(settings, policy)]:
         raise UsageError(problems)
     plain = {key: given[key] for key in ("out", "name", "reward", "chat", "device", "dtype") if key in given}
     paths: dict[str, Any] = {key: Path(given[key]) for key in ("validation", "history") if key in given}
     layers = _layers(given["layers"]) if given.get("layers", "all") != "all" else None
     return Config(
-        given["base"], Path(given["examples"]), course, policy, method=method, layers=layers, **plain, **paths
+        given["base"], Path(given["examples"]), settings, policy, method=method, layers=layers, **plain, **paths
     )
 
 
-def _course(told: Mapping[str, Any], method: Method) -> TrainingSettings:
-    own = {key: value for key, value in told.items() if key in _COURSE}
+def _training_settings(numbers: Mapping[str, Any], method: Method) -> TrainingSettings:
+    own = {key: value for key, value in numbers.items() if key in _SETTINGS}
     return TrainingSettings.published(**own) if method == "faithful" else TrainingSettings(**own)
 
 
-def _policy(told: Mapping[str, Any], method: Method) -> Policy | None:
-    own = {key: value for key, value in told.items() if key in _POLICY}
+def _policy(numbers: Mapping[str, Any], method: Method) -> Policy | None:
+    own = {key: value for key, value in numbers.items() if key in _POLICY}
     if method == "sft":
         return None
     return Policy.published(**own) if method == "faithful" else Policy(**own)
 
 
 def _mapping(path: Path) -> dict[str, Any]:
-    """What is in the file. Raises :class:`AdaptrixError` unless it is a YAML mapping of plain values."""
+    """The mapping in a file. Raises :class:`AdaptrixError` unless it is YAML of keys and plain values."""
     expected = "a YAML file of keys and values"
     if not path.is_file():
         found = "this is a folder" if path.is_dir() else "there is no such file"
         raise UsageError(Problem("config-value", str(path), found, expected))
-    value = read_mapping(path, expected, "config-value")
+    value = yaml_file.read_mapping(path, expected, "config-value")
     if not all(isinstance(key, str) for key in value):
         raise refuse("config-value", path, "it has keys that are no text", expected)
     return {str(key): one for key, one in value.items() if one is not None}
 
 
 def _problems(given: Mapping[str, Any], where: str) -> Iterator[Problem]:
-    known = (*_TEXTS, "chat", *_COURSE, *_POLICY)
+    known = (*_TEXTS, "chat", *_SETTINGS, *_POLICY)
     for key in sorted(given.keys() - set(known)):
         near = get_close_matches(key, known, 1)
         yield Problem(

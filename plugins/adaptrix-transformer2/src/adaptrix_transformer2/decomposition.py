@@ -1,4 +1,4 @@
-"""A base taken apart: the singular value decomposition of every MLP matrix, from the cache that Adaptrix keeps."""
+"""Decomposition of a base: the singular value decomposition of every MLP matrix, from the cache that Adaptrix keeps."""
 
 from __future__ import annotations
 
@@ -9,18 +9,14 @@ from types import MappingProxyType
 import numpy as np
 from torch import nn
 
-from adaptrix.base.svd import SvdCache, spectral
-from adaptrix.binding.identify import Identity
-from adaptrix.delta import Spectral
-from adaptrix.errors import Problem, RefusedError, refuse
-from adaptrix.pipeline import Pipeline
-from adaptrix.progress import Counted, uncounted
+from adaptrix import Problem, RefusedError, Spectral
+from adaptrix.extend import Counted, Identity, Pipeline, SvdCache, refuse, spectral_delta, uncounted
 from adaptrix_transformer2.matrices import Matrices, Matrix, of_base, of_model
 
 
 @dataclass(frozen=True, eq=False)
 class Decomposition:
-    """What every expert of a base shares: its name, its family, and by module path the delta of z = 1 with U and V."""
+    """A base's name and family, and by module path the delta of z = 1 with U and V: all that its experts share."""
 
     base: str | None
     identity: Identity
@@ -34,7 +30,7 @@ def decomposed(
     cache: SvdCache | None = None,
     display: Counted = uncounted,
 ) -> Decomposition:
-    """The MLP matrices of a live model, in some ``layers`` or in all, taken apart.
+    """The MLP matrices of a model in memory, in some ``layers`` or in all, decomposed.
 
     Each is decomposed once: the cache keeps it, and an interrupted call goes on where it was. Raises
     :class:`AdaptrixError` with every problem.
@@ -72,7 +68,7 @@ def _decomposed(matrices: Matrices, cache: SvdCache | None, display: Counted) ->
 def _spectral(matrix: Matrix, cache: SvdCache) -> Spectral:
     weight = matrix.stored()
     ones = np.ones(min(weight.shape, default=0), dtype=np.float32)
-    found = spectral(ones, weight, cache, turned=matrix.transposed, where=matrix.path)
+    found = spectral_delta(ones, weight, cache, turned=matrix.transposed, where=matrix.path)
     if not found.S.float32().any():
         raise refuse("svd-failed", matrix.path, "a weight of zeros, which no z changes", "a trained weight")
     return found

@@ -7,21 +7,19 @@ from dataclasses import replace
 from os import PathLike, fspath
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adaptrix.adapter import Adapter, Provenance, Target
-from adaptrix.binding.bind import bind
-from adaptrix.delta import Spectral
-from adaptrix.errors import Problem, RefusedError, errors_in
-from adaptrix.options import Options
-from adaptrix.pipeline import Pipeline
-from adaptrix.planning.plan import make_plan
-from adaptrix.tensor import Tensor as Stored
+from adaptrix import Adapter, Problem, Provenance, RefusedError, Spectral, Target
+from adaptrix import Tensor as Stored
+from adaptrix.extend import Options, Pipeline, bind, errors_in, make_plan
 from adaptrix_transformer2.decomposition import Decomposition
+
+if TYPE_CHECKING:
+    from adaptrix.extend import AdapterJSON
 
 FORMAT = "transformer2"  # of the provenance
 Numbers = Tensor | NDArray[Any]
@@ -42,8 +40,8 @@ def expert(
     if problems := _faults(decomposition, numbers):
         raise RefusedError(problems)
     deltas = {Target(path): replace(delta, z=Stored.of(numbers[path])) for path, delta in decomposition.spectra.items()}
-    told, digests = MappingProxyType(dict(config or {})), MappingProxyType(dict(files or {}))
-    provenance = Provenance(next(iter(digests), name), FORMAT, files=digests, config=told)
+    recorded, digests = MappingProxyType(dict(config or {})), MappingProxyType(dict(files or {}))
+    provenance = Provenance(next(iter(digests), name), FORMAT, files=digests, config=recorded)
     return Adapter(name, MappingProxyType(deltas), MappingProxyType({}), provenance, decomposition.base)
 
 
@@ -80,6 +78,11 @@ def save(
     target = None if out is None else fspath(out)
     pipeline.prepare(target, options)
     return pipeline.publish(make_plan(bound, "all"), target, options).path
+
+
+def as_json(adapter: Adapter, decomposition: Decomposition) -> AdapterJSON:
+    """An expert as every ``--json`` has an adapter."""
+    return bind(adapter, decomposition.identity).as_dict()
 
 
 def _array(numbers: Numbers) -> NDArray[np.float32]:

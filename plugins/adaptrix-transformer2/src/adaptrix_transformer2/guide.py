@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
-from os import PathLike
+from os import PathLike, fspath
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import adaptrix
-from adaptrix.adapter import Adapter
-from adaptrix.base.model import require_in_vocabulary
-from adaptrix.errors import Problem, UsageError
+from adaptrix import Adapter, Problem, UsageError
+from adaptrix.extend import load_whole, model_folder, require_in_vocabulary
 from adaptrix_transformer2.decomposition import Decomposition, decomposed
 from adaptrix_transformer2.dispatch import OTHER, Question, TwoPasses, mixture, question, question_of
 from adaptrix_transformer2.experts import expert, untrained, z_of_expert
@@ -66,7 +65,7 @@ class Transformer2Model:
         model: Any,
         experts: Mapping[str, Adapter],
         config: Transformer2Config,
-        asked: Question | None,
+        question: Question | None,
         classifier: Adapter | None,
     ) -> None:
         self.model, self.config, self.experts = model, config, tuple(experts)
@@ -74,7 +73,7 @@ class Transformer2Model:
         self.session = adaptrix.attach(model, {**experts, **own})
         try:
             named = None if classifier is None else _CLASSIFIER
-            self._passes = None if asked is None else TwoPasses(model, self.session, asked, named)
+            self._passes = None if question is None else TwoPasses(model, self.session, question, named)
         except BaseException:
             self.session.detach()
             raise
@@ -124,7 +123,7 @@ class Transformer2Model:
         return self._passes.choose(inputs).names
 
     def _acting(self, names: Sequence[str | None]) -> tuple[str | None, ...]:
-        """Who acts on each row: at no strength the base, whatever was detected."""
+        """The expert that acts on each row: at strength 0 the base, whatever was detected."""
         return tuple(names) if self.config.adaptation_strength else (None,) * len(names)
 
 
@@ -138,19 +137,19 @@ def create_transformer2_model(
 ) -> Transformer2Model:
     """A base with experts: a model, or a folder or name that transformers loads.
 
-    ``experts``: adapters or their files, by skill. Which one is for an input is told by a ``classifier`` that
-    :func:`train_classifier` made, or, with a ``tokenizer`` alone, by the base itself, which is asked. Raises
+    ``experts``: adapters or their files, by skill. A ``classifier`` that :func:`train_classifier` made
+    chooses the one for an input, or, with a ``tokenizer`` alone, the base itself. Raises
     :class:`AdaptrixError` with every problem, and then leaves the base as it was.
     """
     config = config or Transformer2Config()
-    _require_sane(config)
+    _require_valid(config)
     model = base_model if isinstance(base_model, nn.Module) else _loaded(base_model)
     parts = decomposed(model)
     _require_layers(config, parts)
     if not experts:
         idle = _idle(parts, config)
         return Transformer2Model(model, idle, config, None, None)
-    _require_way(experts, classifier, tokenizer)
+    _require_dispatch(experts, classifier, tokenizer)
     shaped = {name: _shaped(parts, name, _adapter(one), config) for name, one in experts.items()}
     if classifier is None:
         return Transformer2Model(model, shaped, config, question([*experts, OTHER], tokenizer), None)
@@ -168,8 +167,8 @@ def _idle(parts: Decomposition, config: Transformer2Config) -> dict[str, Adapter
 def _loaded(base: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
-    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
-    return model.eval()
+    uri = fspath(base)
+    return load_whole(AutoModelForCausalLM, model_folder(uri), uri)
 
 
 def _adapter(one: Expert) -> Adapter:
@@ -185,8 +184,8 @@ def _shaped(parts: Decomposition, name: str, adapter: Adapter, config: Transform
     whole = z_of_expert(mixture(parts, {name: adapter}, np.ones((1, 1)), name))
     z = {path: _z(parts, path, one, config) for path, one in whole.items()}
     made = expert(parts, name, z, adapter.provenance.config)
-    kept = {target: delta for target, delta in made.deltas.items() if (z[str(target)] != 1).any()}
-    return replace(made, deltas=MappingProxyType(kept or dict(made.deltas)))
+    changed = {target: delta for target, delta in made.deltas.items() if (z[str(target)] != 1).any()}
+    return replace(made, deltas=MappingProxyType(changed or dict(made.deltas)))
 
 
 def _z(parts: Decomposition, path: str, z: NDArray[np.float64], config: Transformer2Config) -> NDArray[np.float64]:
@@ -213,7 +212,7 @@ def _inputs(tokens: Any, mask: Tensor | None, model: Any) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids) if mask is None else mask.to(model.device)}
 
 
-def _require_way(experts: Mapping[str, Expert], classifier: Expert | None, tokenizer: Any) -> None:
+def _require_dispatch(experts: Mapping[str, Expert], classifier: Expert | None, tokenizer: Any) -> None:
     problems = []
     if classifier is None and tokenizer is None:
         remedy = "classifier=… of train_classifier, or tokenizer=… to ask the base itself"
@@ -227,7 +226,7 @@ def _require_way(experts: Mapping[str, Expert], classifier: Expert | None, token
         raise UsageError(problems)
 
 
-def _require_sane(config: Transformer2Config) -> None:
+def _require_valid(config: Transformer2Config) -> None:
     problems, strength, layers = list[Problem](), config.adaptation_strength, config.adaptation_layers
     for name, value in (
         ("expert_vector_dim", config.expert_vector_dim),

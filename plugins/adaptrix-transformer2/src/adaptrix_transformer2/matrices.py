@@ -1,26 +1,30 @@
-"""Which matrices an expert changes: those of a model's MLPs, found by their roles in the architecture registry."""
+"""The matrices that an expert changes: those of a model's MLPs, found by their roles in the architecture registry."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
 
-from adaptrix.adapter import Adapter, Provenance
-from adaptrix.architecture import Architecture, Role, Site
-from adaptrix.base.fetch import fetch_base
-from adaptrix.binding.identify import Identity, by_config
-from adaptrix.errors import Problem, RefusedError, UsageError, errors_in, refuse
-from adaptrix.pipeline import Pipeline
-from adaptrix.runtime.modules import reached, require_plain
-from adaptrix.tensor import FLOATS
-from adaptrix.tensor import Tensor as Stored
-from adaptrix.torch_tensor import NAMES, as_stored
-from adaptrix.wording import some
+from adaptrix import Architecture, Problem, RefusedError, Site, UsageError
+from adaptrix import Tensor as Stored
+from adaptrix.extend import (
+    FLOATS,
+    Identity,
+    Pipeline,
+    Role,
+    as_stored,
+    base_model_of,
+    family_of,
+    fetch_base,
+    reached,
+    refuse,
+    some,
+    storable,
+)
 
 #: the roles of an MLP's matrices, in the order in which the published artifacts list those of a layer
 ROLES = ("gate", "gate_up", "up", "gated_up", "down")
@@ -46,12 +50,9 @@ class Matrices:
 
 
 def of_model(model: nn.Module, layers: Collection[int] | None = None) -> Matrices:
-    """The matrices of a live model, in some layers or in all. Raises :class:`AdaptrixError` with every problem."""
-    require_plain(model)
-    config, kind = getattr(model, "config", None), type(model).__name__
-    if config is None or not hasattr(config, "to_dict"):
-        raise UsageError(Problem("model-unsupported", kind, "the model has no config", "a transformers model"))
-    identity = _identity(config.to_dict(), Pipeline(), kind)
+    """The matrices of a model in memory, in some layers or in all. Raises :class:`AdaptrixError` with every problem."""
+    kind = type(model).__name__
+    identity = family_of(base_model_of(model).config, Pipeline().catalog.architectures, kind)
     modules = {one.name: one.module for one in reached(model, identity.architecture).values()}
     problems = [problem for name in _paths(modules, identity, layers) for problem in _faults(name, modules[name])]
     if problems:
@@ -67,7 +68,7 @@ def of_base(uri: str, pipeline: Pipeline, layers: Collection[int] | None = None)
     Raises :class:`AdaptrixError` with every problem.
     """
     base = fetch_base(uri, pipeline)
-    identity = _identity(base.config, pipeline, uri)
+    identity = family_of(base.config, pipeline.catalog.architectures, uri)
     tensors = {name.removesuffix(".weight"): tensor for name, tensor in base.tensors().items()}
     faults = [
         Problem("dtype", f"{uri} {path}", f"its dtype is {tensors[path].dtype}", "a floating-point dtype")
@@ -81,19 +82,6 @@ def of_base(uri: str, pipeline: Pipeline, layers: Collection[int] | None = None)
 
 def _itself(tensor: Stored) -> Stored:
     return tensor
-
-
-def _identity(config: Mapping[str, Any], pipeline: Pipeline, where: str) -> Identity:
-    """The family of a config. Raises :class:`RefusedError` for one that the registry does not know."""
-    nothing = Adapter(where, {}, {}, Provenance(where, "transformer2"))
-    found = by_config(config, pipeline.catalog.architectures, nothing, f"{where} config.json")
-    if problems := errors_in(found.problems):
-        raise RefusedError(problems)
-    if not found.known:
-        remedy = "See `adaptrix architectures`; a family can be taught with `adaptrix architectures derive MODEL`."
-        kind = config.get("model_type")
-        raise refuse("architecture-unknown", where, f"no architecture claims {kind!r}", remedy=remedy)
-    return found
 
 
 def _matrices(
@@ -149,9 +137,9 @@ def _without(where: str, architecture: Architecture) -> RefusedError:
 
 
 def _faults(name: str, module: nn.Module) -> Iterator[Problem]:
-    """Why a module's weight cannot be taken apart."""
+    """Problems that keep a module's weight from being decomposed."""
     weight = getattr(module, "weight", None)
-    if not isinstance(weight, torch.Tensor) or weight.dim() != 2 or weight.dtype not in NAMES:
+    if not isinstance(weight, torch.Tensor) or weight.dim() != 2 or not storable(weight.dtype):
         kind = f"a {type(module).__name__}" + ("" if weight is None else f" in {weight.dtype}")
         yield Problem("quantised", name, kind, "a matrix of floating-point numbers", "Load the model unquantised.")
     elif weight.is_meta:

@@ -1,4 +1,4 @@
-"""How the trained numbers p of an expert make z, by which the singular values of a weight are multiplied.
+"""The map from an expert's trained numbers p to z, by which the singular values of a weight are multiplied.
 
 ``paper``: z = p, free, and 1 at the start: the expert begins as the base. ``reference``: as the code published with
 the paper has it, m = sigmoid(p) and z = m·Σs/Σ(s⊙m), so that the weight's nuclear norm Σ(s⊙z) stays Σs; p starts

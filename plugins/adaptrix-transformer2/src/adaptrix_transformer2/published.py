@@ -21,13 +21,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from adaptrix.adapter import Adapter
-from adaptrix.delta import Spectral
-from adaptrix.errors import Problem, RefusedError, UsageError, refuse
-from adaptrix.formats import torch_file
-from adaptrix.records import Bundle
-from adaptrix.tensor import FLOATS, Tensor
-from adaptrix.wording import some
+from adaptrix import Adapter, Bundle, Problem, RefusedError, Spectral, Tensor, UsageError
+from adaptrix.extend import FLOATS, refuse, some, torch_file
 from adaptrix_transformer2.decomposition import Decomposition
 from adaptrix_transformer2.experts import expert
 from adaptrix_transformer2.parametrisation import norm_kept
@@ -50,7 +45,7 @@ def read_published(
     *,
     name: str | None = None,
 ) -> Adapter:
-    """The expert in a ``policy_params.pt`` or a ``learnable_params.pt``, for a base that was taken apart.
+    """The expert in a ``policy_params.pt`` or a ``learnable_params.pt``, for a decomposed base.
 
     ``decomposed``: the ``*_decomposed_params.pt`` that it was trained with. Raises :class:`RefusedError` with every
     problem of the file that has one.
@@ -196,7 +191,7 @@ def _part_faults(path: str, delta: Spectral, named: Mapping[tuple[str, str], Ten
 def _other_base(
     path: str, delta: Spectral, part: tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]], file: Path
 ) -> Iterator[Problem]:
-    """Whether U·diag(S)·Vᵀ is another weight than the base's, as far as random vectors tell."""
+    """A problem where U·diag(S)·Vᵀ is another weight than the base's, as far as random vectors tell."""
     ones = np.ones(delta.rank)
     gap = _gap(delta, delta.S.float64() * ones, part, part[1].astype(np.float64))
     if not gap <= _SAME:
@@ -205,7 +200,7 @@ def _other_base(
 
 
 def _apart(made: Adapter, parts: Parts) -> Iterator[Problem]:
-    """Where the base's own decomposition makes another ΔW of z than the published one did."""
+    """A warning where the base's own decomposition makes another ΔW of z than the published one did."""
     gaps = {}
     for target, delta in made.deltas.items():
         if str(target) in parts and isinstance(delta, Spectral):

@@ -9,7 +9,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from adaptrix.errors import Problem, RefusedError, UsageError, refuse
+from adaptrix import Problem, RefusedError, UsageError
+from adaptrix.extend import refuse
 from adaptrix_transformer2.train.answers import Tokens
 from adaptrix_transformer2.train.examples import Example
 from adaptrix_transformer2.train.policy_gradient import Reward
@@ -47,7 +48,7 @@ def _pairs(path: Path) -> list[tuple[str, str]]:
 
 
 def _text(path: Path) -> str:
-    """What is in the file. Raises :class:`AdaptrixError` where it cannot be read as text."""
+    """The text in a file. Raises :class:`AdaptrixError` where it cannot be read as text."""
     if not path.is_file():
         found = "this is a folder" if path.is_dir() else "there is no such file"
         raise UsageError(Problem("examples", str(path), found, "a file of examples, one JSON object a line"))
@@ -96,7 +97,7 @@ def _contains(answer: str, wanted: str) -> bool:
 
 
 def _number(answer: str, wanted: str) -> bool:
-    """Whether the last number in each is the same; thousands may be set apart by commas."""
+    """True where the last number in each is the same; thousands may be set apart by commas."""
     last = [[float(found.replace(",", "")) for found in _NUMBER.findall(text)][-1:] for text in (answer, wanted)]
     return bool(last[0]) and last[0] == last[1]
 
@@ -110,10 +111,10 @@ REWARDS: Mapping[str, Callable[[str, str], bool]] = MappingProxyType(
 
 def reward_on_text(name: str, tokenizer: Any) -> Reward:
     """The reward of a name, 1 or 0, on the texts of an answer and of the example's response."""
-    judge = REWARDS[name]
+    is_right = REWARDS[name]
 
     def reward(example: Example, answer: Tokens) -> float:
         texts = [tokenizer.decode(list(tokens), skip_special_tokens=True) for tokens in (answer, example.response)]
-        return float(judge(*texts))
+        return float(is_right(*texts))
 
     return reward

@@ -1,4 +1,4 @@
-"""Which skills a prompt asks for: keywords and an embedding of the text, weighed together and calibrated."""
+"""Detection of the skills that a prompt asks for: keywords and an embedding, weighed together and calibrated."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from adaptrix.errors import Problem, RefusedError
+from adaptrix import Problem, RefusedError
 from adaptrix_text_to_lora.encoders import Encoder
 from adaptrix_text_to_lora.skills.classifier import Scaling, regression
 from adaptrix_text_to_lora.skills.features import counted, embedded
@@ -52,7 +52,7 @@ class CustomScorer:
 
 
 def scorer(skill: CustomSkill, keyword: Scaling, encoder: Encoder) -> CustomScorer:
-    """What scores texts for a skill; a row is trained where it has examples, a second's work."""
+    """The scorer of a skill; a row of weights is trained where it has examples, which takes a second."""
     if not skill.examples:
         return CustomScorer(skill, keyword, None, None)
     others = [prompt.text for prompt in of_split("train")]

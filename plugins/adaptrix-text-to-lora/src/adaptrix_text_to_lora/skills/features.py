@@ -1,4 +1,4 @@
-"""What a classifier sees of a prompt: its embedding, and how many keywords of every skill it has."""
+"""Features of a prompt for the classifier: its embedding, and the number of keywords of every skill in it."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ KEYWORDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 
 def count(text: str, keywords: Iterable[str]) -> int:
-    """How many of the keywords are in a text, each counted once; words are matched whole and without regard to case."""
+    """The number of keywords that are in a text, each counted once; words are matched whole, in any case."""
     plain = text.casefold()
     return sum(1 for keyword in keywords if _pattern(keyword).search(plain))
 

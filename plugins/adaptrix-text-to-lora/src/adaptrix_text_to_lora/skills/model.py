@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from adaptrix.formats import safetensors_file
-from adaptrix.tensor import Tensor
+from adaptrix import Tensor
+from adaptrix.extend import safetensors_file
 from adaptrix_text_to_lora.encoders import Encoder
 from adaptrix_text_to_lora.skills.classifier import Classifier, Scaling, best_threshold, fitted, scaled
 from adaptrix_text_to_lora.skills.features import Kind, counted, labels, looking

@@ -9,6 +9,7 @@ Both take what is in memory and change the hypernetwork that they are given; fil
     curve = reconstruct(hypernetwork, library, Recipe(steps=2000, rate=1e-3))
 """
 
+from adaptrix.extend import renamed_names
 from adaptrix_text_to_lora.training.canonical import canonical
 from adaptrix_text_to_lora.training.finetuning import FINE_TUNING, Objective, fine_tune
 from adaptrix_text_to_lora.training.library import Library
@@ -35,3 +36,5 @@ __all__ = [
     "reconstruct",
     "write_checkpoint",
 ]
+
+__getattr__ = renamed_names(__name__, {"Card": "CheckpointRecord"})

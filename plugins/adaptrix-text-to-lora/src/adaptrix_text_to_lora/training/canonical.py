@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from adaptrix.errors import refuse
+from adaptrix.extend import refuse
 
 _ROUNDING = 1e-6  # of the largest singular value: what fp32 factors leave of a rank that they do not have
 

@@ -10,8 +10,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, get_args
 
-from adaptrix.errors import Problem, UsageError
-from adaptrix.yaml_file import read_mapping
+from adaptrix import Problem, UsageError
+from adaptrix.extend import yaml_file
 from adaptrix_text_to_lora.encoders import Pooling
 from adaptrix_text_to_lora.shape import Variant
 from adaptrix_text_to_lora.targets import DEFAULT
@@ -83,8 +83,8 @@ class Config:
 
 def read_config(path: Path) -> Config:
     """The config in a file. Raises :class:`AdaptrixError` with everything that is wrong with it."""
-    given = read_mapping(path, "the settings of a training run", "config-value")
-    problems = [*_strange(given, path), *_bad(given, path), *_torn(given, path)]
+    given = yaml_file.read_mapping(path, "the settings of a training run", "config-value")
+    problems = [*_unknown_keys(given, path), *_invalid(given, path), *_inconsistent(given, path)]
     if problems:
         raise UsageError(problems)
     values = dict(given)
@@ -156,7 +156,7 @@ _CHECKS: Mapping[str, tuple[Check, str]] = {
 }
 
 
-def _strange(given: Mapping[Any, Any], path: Path) -> Iterator[Problem]:
+def _unknown_keys(given: Mapping[Any, Any], path: Path) -> Iterator[Problem]:
     known = [field.name for field in fields(Config)]
     for key in given:
         if key not in known:
@@ -165,7 +165,7 @@ def _strange(given: Mapping[Any, Any], path: Path) -> Iterator[Problem]:
             yield Problem("config-value", f"{path} {ascii(key)[:60]}", "there is no such key", expected)
 
 
-def _bad(given: Mapping[Any, Any], path: Path) -> Iterator[Problem]:
+def _invalid(given: Mapping[Any, Any], path: Path) -> Iterator[Problem]:
     for key, (check, expected) in _CHECKS.items():
         if key in given and not check(given[key]):
             remedy = "Write it as 1.0e-3: YAML takes 1e-3 for text." if _exponent(given[key]) else ""
@@ -173,7 +173,7 @@ def _bad(given: Mapping[Any, Any], path: Path) -> Iterator[Problem]:
 
 
 def _exponent(value: object) -> bool:
-    """Whether a text is a number as people write it, which YAML 1.1 does not take for one."""
+    """True for a text that is a number as people write it, which YAML 1.1 does not take for one."""
     if not isinstance(value, str) or "e" not in value.lower():
         return False
     try:
@@ -183,7 +183,7 @@ def _exponent(value: object) -> bool:
     return True
 
 
-def _torn(given: Mapping[Any, Any], path: Path) -> Iterator[Problem]:
+def _inconsistent(given: Mapping[Any, Any], path: Path) -> Iterator[Problem]:
     """Keys that are missing, or that others leave no room for."""
     if "base" not in given:
         yield Problem("config-value", f"{path} base", "it is not there", "the model that the LoRAs are for")

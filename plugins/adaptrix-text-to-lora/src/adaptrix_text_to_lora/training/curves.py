@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptrix import atomic
+from adaptrix.extend import atomic
 
 TABLE, DRAWING = "curve.csv", "curve.png"
 _SMOOTH = 50  # points of the drawn mean
@@ -24,9 +24,9 @@ def write_curve(folder: Path, curve: Tensor) -> None:
     with atomic.output(folder / TABLE, force=True) as work:
         work.write_text("\n".join(lines) + "\n")
     if find_spec("matplotlib") is not None:
-        from adaptrix.cli.plot import save
+        from adaptrix.extend import save_figure
 
-        save(lambda: _figure(curve), folder / DRAWING, force=True)
+        save_figure(lambda: _figure(curve), folder / DRAWING, force=True)
 
 
 def _figure(curve: Tensor) -> Any:
@@ -37,8 +37,8 @@ def _figure(curve: Tensor) -> Any:
     axes.plot(range(1, len(loss) + 1), loss.tolist(), linewidth=0.5, alpha=0.5, label="a step")
     width = max(1, len(loss) // _SMOOTH)
     means = [float(part.mean()) for part in torch.split(loss, width)]
-    places = [min(len(loss), (at + 1) * width) for at in range(len(means))]
-    axes.plot(places, means, marker=".", label=f"mean of {width}")
+    steps = [min(len(loss), (at + 1) * width) for at in range(len(means))]
+    axes.plot(steps, means, marker=".", label=f"mean of {width}")
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
     axes.legend()

@@ -1,4 +1,4 @@
-"""What a hypernetwork is trained or judged on, from JSONL files: a line an example, or a line an adapter."""
+"""Training and evaluation data in JSONL files: an example a line, or an adapter a line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adaptrix.errors import Problem, RefusedError, UsageError
+from adaptrix import Problem, RefusedError, UsageError
 from adaptrix_text_to_lora.prompts import formatted, problem_of
 
 _MAX_FILE = 1 << 30
@@ -83,7 +83,7 @@ def _lines(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _value(line: str) -> Any:
-    """The value of a line; the error itself where it has none, to be told with all others."""
+    """The value of a line; the error itself where it has none, which is reported with all others."""
     try:
         value = json.loads(line)
         json.dumps(value, ensure_ascii=False).encode()  # no tokenizer reads half a character
@@ -93,7 +93,7 @@ def _value(line: str) -> Any:
 
 
 def _faults(path: Path, number: int, line: Any, wanted: Mapping[str, bool]) -> Iterator[Problem]:
-    """What is wrong with a line. ``wanted``: whether a key must be there, beside its descriptions."""
+    """Problems of a line. ``wanted``: by key, true where it must be there, beside the descriptions."""
     where = f"{path}:{number}"
     if not isinstance(line, dict):
         found = f"it is no JSON: {line}" if isinstance(line, Exception) else f"it holds a {type(line).__name__}"

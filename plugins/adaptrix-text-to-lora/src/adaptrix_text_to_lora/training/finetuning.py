@@ -51,26 +51,27 @@ def fine_tune(
     and as it was afterwards. Raises :class:`RefusedError` for one that the hypernetwork does not fit, and where it
     diverges.
     """
-    places = places_on(model, hypernetwork)
+    target_modules = target_modules_of(model, hypernetwork)
     examples = Examples(tasks, next(hypernetwork.parameters()).device)
     with evaluating(model), adaptrix.attach(model, {}) as session:
 
         def loss() -> Tensor:
             batch = examples.draw(recipe.tasks, recipe.rows)
             factors = hypernetwork(batch.embeddings)
-            with session.given(by_path(factors, places), objective.scale):
+            with session.given(by_path(factors, target_modules), objective.scale):
                 logits = model(input_ids=batch.ids, use_cache=False).logits
             return _cross_entropy(logits, batch, objective.smoothing) + objective.penalty * _size(factors)
 
         return run(hypernetwork, loss, recipe, state, watch)
 
 
-def places_on(model: nn.Module, hypernetwork: Hypernetwork) -> tuple[TargetModule, ...]:
-    """Where a hypernetwork's modules are in a live model. Raises :class:`RefusedError` where they do not fit."""
+def target_modules_of(model: nn.Module, hypernetwork: Hypernetwork) -> tuple[TargetModule, ...]:
+    """The modules of a live model that a hypernetwork makes deltas for. Raises :class:`RefusedError` where they do
+    not fit."""
     base = Base.of_model(model)
-    places = base.places(module.name for module in hypernetwork.shape.modules)
-    require_fit(hypernetwork.shape, base, places)
-    return places
+    target_modules = base.find_modules(module.name for module in hypernetwork.shape.modules)
+    require_fit(hypernetwork.shape, base, target_modules)
+    return target_modules
 
 
 def _cross_entropy(logits: Tensor, batch: Batch, smoothing: float) -> Tensor:

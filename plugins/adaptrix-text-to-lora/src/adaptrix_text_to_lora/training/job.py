@@ -14,13 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adaptrix import atomic
-from adaptrix.base import model as base_model
-from adaptrix.binding.bind import BoundAdapter
-from adaptrix.destination import require_apart
-from adaptrix.errors import Problem, RefusedError, UsageError, errors_in
-from adaptrix.pipeline import Pipeline
-from adaptrix.progress import Counted
+from adaptrix import BoundAdapter, Problem, RefusedError, UsageError
+from adaptrix.extend import Counted, Pipeline, atomic, base_model_at, errors_in, placement, require_apart
 from adaptrix_text_to_lora.checkpoint import NAME, read_checkpoint, source_files
 from adaptrix_text_to_lora.encoders import Encoder, require_width, scaled
 from adaptrix_text_to_lora.encoding import embedded, named_encoder
@@ -50,7 +45,7 @@ class Job:
     """A run that is ready to begin. ``key``: what another has to share to go on where this one was."""
 
     hypernetwork: Hypernetwork
-    card: CheckpointRecord
+    record: CheckpointRecord
     run: Run
     key: str
 
@@ -67,69 +62,69 @@ class Trained:
 def train(config: Config, out: Path, *, force: bool, display: Counted) -> Trained:
     """Runs a config to its end, from where an earlier run of it was stopped, and writes the checkpoint into ``out``.
 
-    The folder appears with the first state that is kept. ``force`` begins anew. Raises :class:`AdaptrixError`; where
+    The folder appears with the first state that is kept. ``force`` starts again. Raises :class:`AdaptrixError`; where
     the run diverges after a state was kept, the checkpoint is that of the last one.
     """
-    _require_place(out, force)
+    _require_output(out, force)
     if config.start is not None:
         require_apart(out, source_files(config.start))
     with _job(config) as job:
-        kept = RunState(out, job.key)
+        saved = RunState(out, job.key)
         if force:
-            kept.remove()
-        state = kept.read()
+            saved.remove()
+        state = saved.read()
         begun = 0 if state is None else state.step
-        with display("training", config.steps) as advance, _noting(kept):
+        with display("training", config.steps) as advance, _noting_saved(saved):
             advance(begun)
-            curve = _watched(job, kept, state, config.save_every, advance)
+            curve = _watched(job, saved, state, config.save_every, advance)
         _publish(job, out, job.hypernetwork.state_dict(), curve)
-    kept.remove()
+    saved.remove()
     return Trained(out, curve, begun)
 
 
 def _watched(
-    job: Job, kept: RunState, state: State | None, every: int | None, advance: Callable[[int], object]
+    job: Job, saved: RunState, state: State | None, every: int | None, advance: Callable[[int], object]
 ) -> Tensor:
     last = [state]
 
-    def looked(now: State) -> None:
-        kept.write(now)
+    def on_state(now: State) -> None:
+        saved.write(now)
         last[0] = now
 
     try:
-        return job.run(state=state, watch=Watch(every, looked, advance))
+        return job.run(state=state, watch=Watch(every, on_state, advance))
     except RefusedError as error:
         if last[0] is None or error.problems[0].code != DIVERGED:
             raise
-        _publish(job, kept.folder, dict(last[0].network), last[0].curve)
-        kept.remove()
+        _publish(job, saved.folder, dict(last[0].network), last[0].curve)
+        saved.remove()
         found = f"the checkpoint of step {last[0].step} was kept"
         remedy = "Train on from it with `start`, or start over with --force."
-        note = Problem("run-kept", str(kept.folder), found, remedy=remedy, severity="note")
+        note = Problem("run-kept", str(saved.folder), found, remedy=remedy, severity="note")
         raise RefusedError([*error.problems, note]) from None
 
 
 def _publish(job: Job, out: Path, tensors: dict[str, Tensor], curve: Tensor) -> None:
     """Writes what a checkpoint is, its weights last: until then the folder is one that is not finished."""
     curves.write_curve(out, curve)
-    files = checkpoint_files(job.hypernetwork.shape, tensors, job.card)
+    files = checkpoint_files(job.hypernetwork.shape, tensors, job.record)
     for name in reversed(FILES):
         with atomic.output(out / name, force=True) as work:
             work.write_bytes(files[name])
 
 
 @contextmanager
-def _noting(kept: RunState) -> Iterator[None]:
-    """A block whose interruption says what is kept."""
+def _noting_saved(saved: RunState) -> Iterator[None]:
+    """A block whose interruption names the state that is kept."""
     try:
         yield
     except BaseException as stopped:
-        if not isinstance(stopped, Exception) and kept.path.exists():
-            stopped.add_note(f"{kept.path} is kept: the same command goes on from it")
+        if not isinstance(stopped, Exception) and saved.path.exists():
+            stopped.add_note(f"{saved.path} is kept: the same command goes on from it")
         raise
 
 
-def _require_place(out: Path, force: bool) -> None:
+def _require_output(out: Path, force: bool) -> None:
     """Raises :class:`UsageError` for a folder that a run may not write to."""
     atomic.require_free(out, force=True, holds=_HOLDS)
     if out.exists() and not out.is_dir():
@@ -147,16 +142,16 @@ def _job(config: Config) -> AbstractContextManager[Job]:
 def _fine_tuning(config: Config) -> Iterator[Job]:
     assert config.tasks is not None
     texts, pipeline = read_tasks(config.tasks), Pipeline()
-    ground = base_model.stored(config.base, pipeline, base_model.placement(config.device, config.dtype))
-    hypernetwork, card, encoder, _ = _made(config, pipeline, "added")
-    tasks = prepared(texts, ground.tokenizer(), encoder, config.length)
-    with ground.model() as model:
+    base_model = base_model_at(config.base, pipeline, placement(config.device, config.dtype))
+    hypernetwork, record, encoder, _ = _made(config, pipeline, "added")
+    tasks = prepared(texts, base_model.tokenizer(), encoder, config.length)
+    with base_model.model() as model:
         require_readable(model, tasks, config.base)
         hypernetwork.to(next(model.parameters()).device)
-        objective = Objective(card.scale(hypernetwork.shape.rank), config.smoothing, config.penalty)
+        objective = Objective(record.scale(hypernetwork.shape.rank), config.smoothing, config.penalty)
         recipe = config.recipe(FINE_TUNING)
         run = partial(fine_tune, hypernetwork, model, tasks, objective, recipe)
-        yield Job(hypernetwork, card, run, _key(config, [config.tasks], [hypernetwork, model]))
+        yield Job(hypernetwork, record, run, _key(config, [config.tasks], [hypernetwork, model]))
 
 
 @contextmanager
@@ -165,19 +160,19 @@ def _reconstruction(config: Config) -> Iterator[Job]:
     entries, pipeline = read_library(config.library), Pipeline()
     bound = _checked(entries, config.base, pipeline)
     output: Output = "z-score" if config.loss == "factors" else "plain"
-    hypernetwork, card, encoder, places = _made(config, pipeline, output)
+    hypernetwork, record, encoder, target_modules = _made(config, pipeline, output)
     vectors = [embedded(entry.descriptions, lambda text: scaled(encoder(text), encoder)) for entry in entries]
     shape = hypernetwork.shape
-    library = Library.of_adapters(vectors, bound, places, shape, card.scale(shape.rank))
+    library = Library.of_adapters(vectors, bound, target_modules, shape, record.scale(shape.rank))
     recipe = config.recipe(RECONSTRUCTION)
-    hypernetwork.to(base_model.placement(config.device, None).device)
+    hypernetwork.to(placement(config.device, None).device)
     run = partial(reconstruct, hypernetwork, library, recipe, loss=config.loss)
     files = [digest for one in bound for digest in one.adapter.provenance.files.values()]
-    yield Job(hypernetwork, card, run, _key(config, [config.library], [hypernetwork], files))
+    yield Job(hypernetwork, record, run, _key(config, [config.library], [hypernetwork], files))
 
 
 def _checked(entries: list[Described], base: str, pipeline: Pipeline) -> list[BoundAdapter]:
-    """The adapters of a library. Raises :class:`AdaptrixError`, numbers that are not finite among what is told."""
+    """The adapters of a library. Raises :class:`AdaptrixError`, also for numbers that are not finite."""
     reports = [pipeline.check(entry.adapter, base) for entry in entries]
     if problems := [problem for report in reports for problem in errors_in(report.problems)]:
         raise RefusedError(problems)
@@ -191,11 +186,11 @@ def _made(
     base = Base.read(config.base, pipeline)
     if config.start is not None:
         return _continued(config, config.start, base)
-    places = base.places(config.targets)
+    target_modules = base.find_modules(config.targets)
     name = None if config.encoder == "base" else config.encoder
     encoder = named_encoder(config.encoder, config.width, config.base, config.pooling, "config")
     sizes = (config.rank, encoder.width, config.latent, config.head)
-    shape = Shape(config.variant, base.modules(places), base.layers(places), *sizes, output=output)
+    shape = Shape(config.variant, base.modules(target_modules), base.layers(target_modules), *sizes, output=output)
     with torch.random.fork_rng([]):
         torch.manual_seed(config.seed)
         hypernetwork = Hypernetwork(shape)
@@ -203,7 +198,7 @@ def _made(
         hypernetwork,
         CheckpointRecord(config.alpha, config.rslora, config.base, name, _record(config)),
         encoder,
-        places,
+        target_modules,
     )
 
 
@@ -213,27 +208,27 @@ def _continued(
     """A checkpoint's hypernetwork, as :func:`_made` has it."""
     checkpoint = read_checkpoint(start)
     hypernetwork, settings = checkpoint.hypernetwork, checkpoint.settings
-    places = base.places(module.name for module in hypernetwork.shape.modules)
-    require_fit(hypernetwork.shape, base, places)
+    target_modules = base.find_modules(module.name for module in hypernetwork.shape.modules)
+    require_fit(hypernetwork.shape, base, target_modules)
     name, width = settings.encoder or "base", hypernetwork.shape.embedding
     encoder = named_encoder(name, width, config.base, config.pooling, start)
     require_width(encoder.width, width, encoder.name)
-    card = CheckpointRecord(settings.alpha, settings.rslora, config.base, settings.encoder, _record(config))
-    return hypernetwork, card, encoder, places
+    record = CheckpointRecord(settings.alpha, settings.rslora, config.base, settings.encoder, _record(config))
+    return hypernetwork, record, encoder, target_modules
 
 
 def _record(config: Config) -> dict[str, Any]:
-    """What the checkpoint's args.yaml says of its training: the settings that had a part in it."""
+    """The training settings that are recorded in the checkpoint's args.yaml."""
     usual = RECONSTRUCTION if config.tasks is None else FINE_TUNING
     loss = {"loss": config.loss} if config.tasks is None else {"smoothing": config.smoothing, "penalty": config.penalty}
     return asdict(config.recipe(usual)) | loss
 
 
 def _key(config: Config, data: list[Path], networks: list[nn.Module], files: list[str] | None = None) -> str:
-    """What makes a run the one that it is: settings, data, and the beginning of every tensor of what it starts from."""
-    asked = {key: str(value) for key, value in asdict(config).items() if key != "save_every"}
+    """The identity of a run: its settings, data, and the first numbers of every tensor that it starts from."""
+    settings = {key: str(value) for key, value in asdict(config).items() if key != "save_every"}
     digests = [sha256(path.read_bytes()).hexdigest() for path in data] + (files or [])
-    return json.dumps([asked, digests, [_digest(network) for network in networks]], sort_keys=True)
+    return json.dumps([settings, digests, [_digest(network) for network in networks]], sort_keys=True)
 
 
 def _digest(network: nn.Module) -> str:

@@ -9,10 +9,8 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from adaptrix.architecture import Site
-from adaptrix.binding.bind import BoundAdapter
-from adaptrix.delta import Delta, LowRank
-from adaptrix.errors import Problem, RefusedError, errors_in, refuse
+from adaptrix import BoundAdapter, Delta, LowRank, Problem, RefusedError, Site
+from adaptrix.extend import errors_in, refuse
 from adaptrix_text_to_lora.hypernetwork import Factors
 from adaptrix_text_to_lora.shape import Shape
 from adaptrix_text_to_lora.targets import TargetModule
@@ -40,7 +38,7 @@ class Library:
 
     @classmethod
     def of_adapters(
-        cls, embeddings: Sequence[Tensor], adapters: Sequence[BoundAdapter], places: Sequence[TargetModule],
+        cls, embeddings: Sequence[Tensor], adapters: Sequence[BoundAdapter], target_modules: Sequence[TargetModule],
         shape: Shape, scale: float,
     ) -> Library:  # fmt: skip
         """One of adapters, of any rank up to the hypernetwork's and of any scale of their own.
@@ -48,21 +46,21 @@ class Library:
         A module that an adapter leaves alone is one where its ΔW is zero. Raises :class:`RefusedError` with every
         delta that a LoRA of this shape cannot stand for.
         """
-        if problems := [problem for adapter in adapters for problem in _strangers(adapter, places)]:
+        if problems := [problem for adapter in adapters for problem in _unservable(adapter, target_modules)]:
             raise RefusedError(problems)
         sizes = {module.name: (module.inp, module.out) for module in shape.modules}
         targets = {}
-        for place in places:
-            pairs = [_stacked(adapter, place, shape, *sizes[place.name], scale) for adapter in adapters]
-            targets[place.name] = (torch.stack([A for A, _ in pairs]), torch.stack([B for _, B in pairs]))
+        for target in target_modules:
+            pairs = [_stacked(adapter, target, shape, *sizes[target.name], scale) for adapter in adapters]
+            targets[target.name] = (torch.stack([A for A, _ in pairs]), torch.stack([B for _, B in pairs]))
         return cls(tuple(embeddings), MappingProxyType(targets))
 
 
-def _strangers(bound: BoundAdapter, places: Sequence[TargetModule]) -> Iterator[Problem]:
+def _unservable(bound: BoundAdapter, target_modules: Sequence[TargetModule]) -> Iterator[Problem]:
     """Deltas elsewhere than at the places, or of another kind than theirs; errors of binding, too."""
     yield from errors_in(bound.problems)
     name = bound.adapter.name
-    served = {(place.role.name, place.part) for place in places}
+    served = {(target.role.name, target.part) for target in target_modules}
     for site, delta in bound.deltas.items():
         where = f"{name} {site}"
         whole = (site.role, None) in served
@@ -72,39 +70,39 @@ def _strangers(bound: BoundAdapter, places: Sequence[TargetModule]) -> Iterator[
         elif not isinstance(delta, LowRank) or delta.tensors().keys() != {"lora_A", "lora_B"} or delta.experts:
             yield Problem("kind-unsupported", where, "it is no plain LoRA", "A and B alone")
         elif site.part is None and not whole:
-            yield from _outside(where, delta, [place for place in places if place.role.name == site.role])
+            yield from _outside(where, delta, [target for target in target_modules if target.role.name == site.role])
     if bound.adapter.extras:
         yield Problem(
             "extra-unsupported", name, f"it has {next(iter(bound.adapter.extras))}, which is no delta", "deltas alone"
         )
 
 
-def _outside(where: str, delta: LowRank, places: Sequence[TargetModule]) -> Iterator[Problem]:
-    """What a delta on a fused weight does to parts that the hypernetwork leaves alone."""
+def _outside(where: str, delta: LowRank, target_modules: Sequence[TargetModule]) -> Iterator[Problem]:
+    """Problems of a delta on a fused weight that changes parts for which the hypernetwork makes no delta."""
     B = delta.B.float64()
-    own = {place.part for place in places}
-    for part, rows in places[0].rows.items():
+    own = {target.part for target in target_modules}
+    for part, rows in target_modules[0].rows.items():
         if part not in own and B[rows].any():
             yield Problem("targets", where, f"it changes {part}", f"{', '.join(map(str, sorted(map(str, own))))} alone")
 
 
 def _stacked(
-    bound: BoundAdapter, place: TargetModule, shape: Shape, inp: int, out: int, scale: float
+    bound: BoundAdapter, target: TargetModule, shape: Shape, inp: int, out: int, scale: float
 ) -> tuple[Tensor, Tensor]:
     """An adapter's factors at a place, ``[layers, r, in]`` and ``[layers, out, r]``."""
     made = []
     for layer in range(shape.layers):
-        A, B = _pair(bound.deltas, place, layer, inp, out)
+        A, B = _pair(bound.deltas, target, layer, inp, out)
         made.append(canonical(A, B / scale, shape.rank))
     return torch.stack([A for A, _ in made]), torch.stack([B for _, B in made])
 
 
-def _pair(deltas: Mapping[Site, Delta], place: TargetModule, layer: int, inp: int, out: int) -> tuple[Tensor, Tensor]:
+def _pair(deltas: Mapping[Site, Delta], target: TargetModule, layer: int, inp: int, out: int) -> tuple[Tensor, Tensor]:
     """A ``[r, in]`` and B ``[out, r]``, its own scale folded in; of a part of a fused weight, the part's rows."""
-    own = deltas.get(Site(layer, place.role.name, place.part))
-    delta = own or deltas.get(Site(layer, place.role.name))
+    own = deltas.get(Site(layer, target.role.name, target.part))
+    delta = own or deltas.get(Site(layer, target.role.name))
     if not isinstance(delta, LowRank):
         return torch.zeros(1, inp), torch.zeros(out, 1)
     A, B = (torch.from_numpy(factor.float32().copy()) for factor in (delta.A, delta.B))
-    B = B if own is not None or place.part is None else B[torch.from_numpy(place.rows[place.part])]
+    B = B if own is not None or target.part is None else B[torch.from_numpy(target.rows[target.part])]
     return A, B * delta.scale

@@ -14,7 +14,7 @@ from math import isfinite
 import torch
 from torch import Tensor, nn
 
-from adaptrix.errors import refuse
+from adaptrix.extend import refuse
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Recipe:
 #: the code of the problem of a run whose numbers are no longer finite
 DIVERGED = "diverged"
 
-_LOOKS = 20  # how often in a run its state is taken down
+_STATES = 20  # of a run, where `every` is not given
 _APART = 1_000_003  # between the seeds of two runs, more than steps
 
 #: the loss of the hypernetwork as it is, on what torch's generator draws
@@ -67,11 +67,11 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """Who is told of a run: ``looked`` of its state every so many steps (by default a twentieth of the run) and at its
-    end, ``advance`` of every step taken."""
+    """Callbacks of a run: ``on_state`` gets its state after ``every`` steps (by default a twentieth of the run) and at
+    its end, ``advance`` the number of steps taken."""
 
     every: int | None = None
-    looked: Callable[[State], object] = lambda _state: None
+    on_state: Callable[[State], object] = lambda _state: None
     advance: Callable[[int], object] = lambda _count: None
 
 
@@ -86,17 +86,17 @@ def run(network: nn.Module, loss: Loss, recipe: Recipe, state: State | None = No
     """
     with _training(network, recipe.dropout):
         optimiser, curve = _optimiser(network, recipe, state), list(state.curve if state else ())
-        every, begun = watch.every or max(1, recipe.steps // _LOOKS), len(curve)
+        every, begun = watch.every or max(1, recipe.steps // _STATES), len(curve)
         for step in range(begun, recipe.steps):
             point = _differentiated(network, loss, recipe, step)
             if step % every == 0 and step > begun:
-                watch.looked(_state(network, optimiser, curve))
+                watch.on_state(_state(network, optimiser, curve))
             _take(optimiser, recipe, step)
             curve.append(point)
             watch.advance(1)
         with torch.no_grad(), _drawing(recipe.seed, recipe.steps, network):
             _require_finite(float(loss()), "loss", recipe.steps)
-        watch.looked(_state(network, optimiser, curve))
+        watch.on_state(_state(network, optimiser, curve))
     return _stacked(curve)
 
 

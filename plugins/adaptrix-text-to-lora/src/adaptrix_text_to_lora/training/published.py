@@ -19,7 +19,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from adaptrix import atomic
+from adaptrix.extend import atomic, renamed_parameters
 from adaptrix_text_to_lora.checkpoint import ARGS, CONFIG, NAME
 from adaptrix_text_to_lora.hypernetwork import Hypernetwork
 from adaptrix_text_to_lora.shape import Shape
@@ -29,7 +29,7 @@ FILES = (NAME, ARGS, CONFIG)
 
 @dataclass(frozen=True, slots=True)
 class CheckpointRecord:
-    """What a checkpoint says beside its weights: how its LoRAs are scaled, the ``base`` that they are for, the
+    """Facts of a checkpoint beside its weights: the scale of its LoRAs, the ``base`` that they are for, the
     ``encoder`` that it reads (``hashed``, a model's name, None for the base's own states), and ``args`` for the record.
     """
 
@@ -40,14 +40,15 @@ class CheckpointRecord:
     args: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
     def scale(self, rank: int) -> float:
-        """What ΔW = scale · B·A is multiplied by."""
+        """The scale of ΔW = scale · B·A."""
         return self.alpha / (sqrt(rank) if self.rslora else rank)
 
 
+@renamed_parameters(card="record")
 def write_checkpoint(
     folder: Path,
     hypernetwork: Hypernetwork,
-    card: CheckpointRecord,
+    record: CheckpointRecord,
     *,
     dtype: torch.dtype | None = None,
     force: bool = False,
@@ -58,27 +59,27 @@ def write_checkpoint(
     """
     with atomic.output(folder, force=force, holds=FILES) as work:
         work.mkdir()
-        for name, data in checkpoint_files(hypernetwork.shape, hypernetwork.state_dict(), card, dtype).items():
+        for name, data in checkpoint_files(hypernetwork.shape, hypernetwork.state_dict(), record, dtype).items():
             (work / name).write_bytes(data)
 
 
 def checkpoint_files(
-    shape: Shape, tensors: Mapping[str, Tensor], card: CheckpointRecord, dtype: torch.dtype | None = None
+    shape: Shape, tensors: Mapping[str, Tensor], record: CheckpointRecord, dtype: torch.dtype | None = None
 ) -> dict[str, bytes]:
     """The bytes of a checkpoint's files by name. Modules are in the shape's order, which that of the heads records."""
     state = {name: tensor.detach().cpu().to(dtype or tensor.dtype) for name, tensor in tensors.items()}
     weights = io.BytesIO()  # of a file, its name would be among the bytes
     torch.save(state, weights)
-    args = yaml.safe_dump({**card.args, **_args(shape, card)}, sort_keys=True, allow_unicode=True)
-    config = json.dumps(_config(shape, card), indent=2, ensure_ascii=False) + "\n"
+    args = yaml.safe_dump({**record.args, **_args(shape, record)}, sort_keys=True, allow_unicode=True)
+    config = json.dumps(_config(shape, record), indent=2, ensure_ascii=False) + "\n"
     return {NAME: weights.getvalue(), ARGS: args.encode(), CONFIG: config.encode()}
 
 
-def _args(shape: Shape, card: CheckpointRecord) -> dict[str, Any]:
+def _args(shape: Shape, record: CheckpointRecord) -> dict[str, Any]:
     ranked = shape.variant == "S"
     return {
-        "model_dir": card.base or "",
-        "emb_model": card.encoder or "",
+        "model_dir": record.base or "",
+        "emb_model": record.encoder or "",
         "encoder_type": "linear",
         "training_task": "sft" if shape.output == "added" else "recon",
         "pred_z_score": shape.output == "z-score",
@@ -91,14 +92,14 @@ def _args(shape: Shape, card: CheckpointRecord) -> dict[str, Any]:
     }
 
 
-def _config(shape: Shape, card: CheckpointRecord) -> dict[str, Any]:
+def _config(shape: Shape, record: CheckpointRecord) -> dict[str, Any]:
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": card.base or "",
+        "base_model_name_or_path": record.base or "",
         "r": shape.rank,
-        "lora_alpha": card.alpha,
-        "use_rslora": card.rslora,
+        "lora_alpha": record.alpha,
+        "use_rslora": record.rslora,
         "target_modules": [module.name for module in shape.modules],
         "lora_dropout": 0.0,
         "bias": "none",

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from adaptrix.errors import refuse
+from adaptrix.extend import refuse
 from adaptrix_text_to_lora.hypernetwork import Factors, Hypernetwork
 from adaptrix_text_to_lora.training.library import Library
 from adaptrix_text_to_lora.training.loop import QUIET, Recipe, State, Watch, run
@@ -106,7 +106,7 @@ def _of_deltas(targets: Factors) -> Compare:
 
 
 def _unit(factor: Tensor) -> Tensor:
-    """What a difference is measured in: the deviation of each number; 1 where nothing varies at all."""
+    """The unit of differences: the standard deviation of each number; 1 where nothing varies at all."""
     std = factor.std(0, correction=0)
     floor = float(std.mean()) * _FLOOR
     return std.clamp_min(floor) if floor else torch.ones_like(std)

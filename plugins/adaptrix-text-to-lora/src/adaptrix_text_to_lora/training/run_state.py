@@ -10,11 +10,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from adaptrix import atomic
-from adaptrix.errors import Problem, UsageError, refuse
-from adaptrix.formats import safetensors_file
-from adaptrix.tensor import Tensor as Stored
-from adaptrix.torch_tensor import as_stored, as_torch
+from adaptrix import Problem, UsageError
+from adaptrix import Tensor as Stored
+from adaptrix.extend import as_stored, as_torch, atomic, refuse, safetensors_file
 from adaptrix_text_to_lora.training.loop import State
 
 NAME = "training.safetensors"

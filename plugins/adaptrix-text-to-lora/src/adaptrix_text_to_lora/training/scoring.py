@@ -1,4 +1,4 @@
-"""How well the LoRAs of a hypernetwork answer, beside the base alone and the LoRAs of other tasks' descriptions."""
+"""Scores of a hypernetwork's LoRAs, beside the base alone and the LoRAs of other tasks' descriptions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional
 
 import adaptrix
 from adaptrix_text_to_lora.hypernetwork import Hypernetwork
-from adaptrix_text_to_lora.training.finetuning import evaluating, places_on
+from adaptrix_text_to_lora.training.finetuning import evaluating, target_modules_of
 from adaptrix_text_to_lora.training.module_factors import by_path
 from adaptrix_text_to_lora.training.tasks import IGNORED, Task
 
@@ -48,12 +48,12 @@ def evaluate(
     scale: float,
     advance: Callable[[int], object] = lambda _count: None,
 ) -> Evaluation:
-    """Scores every task under every one of its descriptions; ``advance`` is told of tasks.
+    """Scores every task under every one of its descriptions; ``advance`` is called after every task.
 
     The next task is that which follows in the list, the first after the last: no task has its own descriptions in
     the control. Raises :class:`RefusedError` for a model that the hypernetwork does not fit.
     """
-    places = places_on(model, hypernetwork)
+    target_modules = target_modules_of(model, hypernetwork)
     own, shuffled, base = list[Tensor](), list[Tensor](), list[Tensor]()
     device = next(hypernetwork.parameters()).device
     with torch.no_grad(), evaluating(model, hypernetwork), adaptrix.attach(model, {}) as session:
@@ -61,7 +61,7 @@ def evaluate(
         def scored(task: Task, described: Task) -> Tensor:
             total = torch.zeros(5, dtype=torch.float64)
             for embedding in described.embeddings:
-                factors = by_path(hypernetwork(embedding[None].float().to(device)), places)
+                factors = by_path(hypernetwork(embedding[None].float().to(device)), target_modules)
                 with session.given(factors, scale):
                     total += _sums(model, task)
             return total

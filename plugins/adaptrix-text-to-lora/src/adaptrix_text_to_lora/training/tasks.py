@@ -1,4 +1,4 @@
-"""What a hypernetwork is trained on: tasks with descriptions, and examples of what is to be answered."""
+"""Tasks to train a hypernetwork on: descriptions, and examples of prompts and answers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adaptrix.errors import refuse
+from adaptrix.extend import refuse
 
 #: the label of a token that is not to be learned
 IGNORED = -100
@@ -63,8 +63,8 @@ class Examples:
         longest = max(task.ids.shape[1] for task in tasks)
         self._ids = torch.cat([_widened(task.ids, longest, 0) for task in tasks]).to(device)
         self._labels = torch.cat([_widened(task.labels, longest, IGNORED) for task in tasks]).to(device)
-        places = torch.arange(1, longest + 1)
-        self._lengths = ((self._labels.cpu() != IGNORED) * places).amax(1)
+        positions = torch.arange(1, longest + 1)
+        self._lengths = ((self._labels.cpu() != IGNORED) * positions).amax(1)
         self._counts, self._starts = _offsets([len(task.ids) for task in tasks])
 
     def draw(self, tasks: int, rows: int) -> Batch:

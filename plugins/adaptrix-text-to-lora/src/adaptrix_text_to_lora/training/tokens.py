@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptrix.base import model as base_model
-from adaptrix.errors import Problem, RefusedError
+from adaptrix import Problem, RefusedError
+from adaptrix.extend import require_causal, require_in_vocabulary
 from adaptrix_text_to_lora.encoders import Encoder, scaled
 from adaptrix_text_to_lora.encoding import embedded
 from adaptrix_text_to_lora.training.files import Texts
@@ -34,8 +34,8 @@ def prepared(tasks: Sequence[Texts], tokenizer: Any, encoder: Encoder, length: i
 def require_readable(model: Any, tasks: Sequence[Task], name: str) -> None:
     """Raises :class:`RefusedError` for a model that is no causal one, or has no embedding for some of the tokens."""
     for task in tasks:
-        base_model.require_in_vocabulary(model, task.ids.flatten(), name)
-    base_model.require_causal(model, tasks[0].ids[0], name)
+        require_in_vocabulary(model, task.ids.flatten(), name)
+    require_causal(model, tasks[0].ids[0], name)
 
 
 Pair = tuple[list[int], list[int]]

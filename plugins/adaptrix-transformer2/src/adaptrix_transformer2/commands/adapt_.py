@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from adaptrix.cli.common import (
+from adaptrix.extend import (
+    Options,
+    Pipeline,
     Verbosity,
     bars,
     clean,
+    number,
     offering,
     print_json,
+    require_options,
     show_problems,
     verbosity_options,
     whole_base_option,
 )
-from adaptrix.destination import destination
-from adaptrix.options import Options, require_options
-from adaptrix.pipeline import Pipeline
 from adaptrix_transformer2.commands.evaluate_ import named
 
 if TYPE_CHECKING:
-    from adaptrix.adapter import Adapter
+    from adaptrix import Adapter
     from adaptrix_transformer2.decomposition import Decomposition
     from adaptrix_transformer2.dispatch import Search, SearchResult
+    from adaptrix_transformer2.schemas import AdaptJSON
 
 _METHOD = "How mixtures are searched: cem or random. [default: cem]"
 
@@ -74,20 +77,36 @@ def command(
     The base counts as an expert of z = 1.
     """
     from adaptrix_transformer2.dispatch import Search
-    from adaptrix_transformer2.dispatch.searching import require_sane
-    from adaptrix_transformer2.experts import save
+    from adaptrix_transformer2.dispatch.searching import require_valid
+    from adaptrix_transformer2.experts import as_json, save
 
-    how: Search = Search(method=method, generations=generations, seed=seed)  # type: ignore[arg-type]  # looked at below
-    require_sane(how)
+    settings: Search = Search(method=method, generations=generations, seed=seed)  # type: ignore[arg-type]  # looked at below
+    require_valid(settings)
     options, pipeline = Options(name=name, force=force), Pipeline()
     require_options(options)
     pipeline.prepare(out, options)
-    path = destination(out, name, next(form for form in pipeline.catalog.formats if form.name == "injection"))
-    assert path is not None  # there is a name
+    path = pipeline.output_path(name, out)
     on, where = (examples, chat, each), (device, dtype)
-    found, mixed, parts = _adapted(named(experts), base, on, how, where, pipeline, verbosity)
-    save(replace(mixed, name=name), parts, path, force=force)
-    _show(path, found, mixed, verbosity)
+    found, mixed, parts = _adapted(named(experts), base, on, settings, where, pipeline, verbosity)
+    mixed = replace(mixed, name=name)
+    save(mixed, parts, path, force=force)
+    weights = mixed.provenance.config["weights"]
+    if verbosity.json:
+        report: AdaptJSON = {
+            "sources": list(experts),
+            "base": base,
+            "ok": True,
+            "problems": [],
+            "path": str(path),
+            "adapter": as_json(mixed, parts),
+            "weights": weights,
+            "right": number(found.score.right),
+            "likelihood": number(found.score.likelihood),
+            "evaluations": found.evaluations,
+        }
+        print_json(report, pipeline.catalog.problems)
+    elif not verbosity.quiet:
+        _show(path, found, weights)
     show_problems(pipeline.catalog.problems, verbosity)
     return 0
 
@@ -96,37 +115,31 @@ def _adapted(
     experts: dict[str, str],
     base: str,
     on: tuple[Path, bool, bool],
-    how: Search,
+    settings: Search,
     where: tuple[str | None, str | None],
     pipeline: Pipeline,
     verbosity: Verbosity,
 ) -> tuple[SearchResult, Adapter, Decomposition]:
-    """What the search found, and the mixture of it."""
+    """The result of the search, and its mixture."""
     import adaptrix
-    from adaptrix.base.model import placement, stored
+    from adaptrix.extend import base_model_at, placement
     from adaptrix_transformer2 import decomposed, untrained
     from adaptrix_transformer2.dispatch import adapt, mixture
     from adaptrix_transformer2.texts import read_examples
 
     examples, chat, each = on
     loaded = {name: adaptrix.load(uri) for name, uri in experts.items()}
-    ground = stored(base, pipeline, placement(*where))
-    shots = read_examples(examples, ground.tokenizer(), chat=chat)
-    with ground.model() as model:
+    base_model = base_model_at(base, pipeline, placement(*where))
+    shots = read_examples(examples, base_model.tokenizer(), chat=chat)
+    with base_model.model() as model:
         parts = replace(decomposed(model, display=bars(verbosity)), base=base)
         members = {**loaded, "base": untrained(parts, "base")}
-        found = adapt(model, parts, members, shots, each=each, how=how)
+        found = adapt(model, parts, members, shots, each=each, options=settings)
     return found, mixture(parts, members, found.weights), parts
 
 
-def _show(path: Path, found: SearchResult, mixed: Adapter, verbosity: Verbosity) -> None:
-    weights = mixed.provenance.config["weights"]
-    told: dict[str, Any] = {"path": str(path), "weights": weights, "right": found.score.right}
-    told |= {"likelihood": found.score.likelihood, "evaluations": found.evaluations}
-    if verbosity.json:
-        print_json({**told, "ok": True})
-    elif not verbosity.quiet:
-        said = f"{found.score.right:.0%} of the examples right, {found.evaluations} mixtures judged"
-        click.echo(f"{click.style(clean(str(path)), bold=True)}  {said}")
-        for name, shares in weights.items():
-            click.echo(f"  {clean(name)}: {sum(shares) / len(shares):.3f}")
+def _show(path: Path, found: SearchResult, weights: Mapping[str, Sequence[float]]) -> None:
+    said = f"{found.score.right:.0%} of the examples right, {found.evaluations} mixtures judged"
+    click.echo(f"{click.style(clean(str(path)), bold=True)}  {said}")
+    for name, shares in weights.items():
+        click.echo(f"  {clean(name)}: {sum(shares) / len(shares):.3f}")

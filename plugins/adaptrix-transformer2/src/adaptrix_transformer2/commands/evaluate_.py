@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
-from adaptrix.cli.common import (
+from adaptrix import Problem, UsageError
+from adaptrix.extend import (
+    Pipeline,
     Verbosity,
     bars,
     clean,
@@ -18,8 +20,9 @@ from adaptrix.cli.common import (
     verbosity_options,
     whole_base_option,
 )
-from adaptrix.errors import Problem, UsageError
-from adaptrix.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from adaptrix_transformer2.schemas import EvaluateJSON, ExpertScoreJSON
 
 _REWARD = "What makes an answer right: exact, contains or number. [default: exact]"
 
@@ -62,7 +65,16 @@ def command(
     pipeline = Pipeline()
     rows = _measured(named(experts), base, (examples, reward, longest, chat), (device, dtype), pipeline, verbosity)
     if verbosity.json:
-        print_json({"ok": True, "examples": str(examples), "rows": rows})
+        sources = list(experts)
+        report: EvaluateJSON = {
+            "sources": sources,
+            "base": base,
+            "ok": True,
+            "problems": [],
+            "examples": str(examples),
+            "rows": rows,
+        }
+        print_json(report, pipeline.catalog.problems)
     elif not verbosity.quiet:
         width = max(len(row["name"]) for row in rows)
         click.echo(f"{'':{width}}  loss a token    right")
@@ -82,28 +94,28 @@ def named(experts: tuple[str, ...]) -> dict[str, str]:
 def _measured(
     experts: dict[str, str],
     base: str,
-    how: tuple[Path, str, int, bool],
+    task: tuple[Path, str, int, bool],
     where: tuple[str | None, str | None],
     pipeline: Pipeline,
     verbosity: Verbosity,
-) -> list[dict[str, Any]]:
+) -> list[ExpertScoreJSON]:
     import adaptrix
-    from adaptrix.base.model import placement, stored
+    from adaptrix.extend import base_model_at, placement
     from adaptrix_transformer2.texts import read_examples, reward_on_text
     from adaptrix_transformer2.train import mean_loss, mean_reward
-    from adaptrix_transformer2.train.setup import require_ground
+    from adaptrix_transformer2.train.setup import require_usable
 
-    file, reward, longest, chat = how
-    ground = stored(base, pipeline, placement(*where))
-    tokenizer = ground.tokenizer()
+    file, reward, longest, chat = task
+    base_model = base_model_at(base, pipeline, placement(*where))
+    tokenizer = base_model.tokenizer()
     examples = read_examples(file, tokenizer, chat=chat)
-    judge, rows = reward_on_text(reward, tokenizer), list[dict[str, Any]]()
-    with ground.model() as model:
-        require_ground(model, {str(file): examples}, longest)
+    rewarded, rows = reward_on_text(reward, tokenizer), list["ExpertScoreJSON"]()
+    with base_model.model() as model:
+        require_usable(model, {str(file): examples}, longest)
         with adaptrix.attach(model, experts) as session, bars(verbosity)("measuring", 1 + len(experts)) as advance:
             for name in (None, *experts):
                 with session.use(name):
-                    loss, right = mean_loss(model, examples), mean_reward(model, examples, judge, longest)
+                    loss, right = mean_loss(model, examples), mean_reward(model, examples, rewarded, longest)
                 rows.append({"name": name or "base", "loss": loss, "right": right})
                 advance(1)
     return rows

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
-from adaptrix.cli.common import Verbosity, bars, clean, print_json, show_problems, verbosity_options, whole_base_option
-from adaptrix.options import Options, require_options
-from adaptrix.pipeline import Pipeline
+from adaptrix.extend import (
+    Options,
+    Pipeline,
+    Verbosity,
+    bars,
+    clean,
+    print_json,
+    require_options,
+    show_problems,
+    verbosity_options,
+    whole_base_option,
+)
 from adaptrix_transformer2.commands.outputs import require_no_source
+
+if TYPE_CHECKING:
+    from adaptrix_transformer2.schemas import ImportJSON
 
 _DECOMPOSED = "The *_decomposed_params.pt that they were trained with; what the base's own makes of them is measured."
 
@@ -41,7 +53,7 @@ def command(
     pipeline.prepare(out, options)
     require_no_source(out, name or file.stem, pipeline, (file, decomposed))
     from adaptrix_transformer2.decomposition import decomposed_base
-    from adaptrix_transformer2.experts import save
+    from adaptrix_transformer2.experts import as_json, save
     from adaptrix_transformer2.published import read_published, require_readable
 
     require_readable(file, decomposed)
@@ -49,9 +61,17 @@ def command(
     made = read_published(file, parts, decomposed, name=name)
     path = save(made, parts, out, force=force)
     numbers = sum(delta.rank for delta in made.deltas.values())
-    told: dict[str, Any] = {"path": str(path), "name": made.name, "matrices": len(made.deltas), "numbers": numbers}
     if verbosity.json:
-        print_json({**told, "ok": True, "problems": [problem.as_dict() for problem in made.problems]})
+        report: ImportJSON = {
+            "source": str(file),
+            "base": base,
+            "ok": True,
+            "problems": [problem.as_dict() for problem in made.problems],
+            "path": str(path),
+            "adapter": as_json(made, parts),
+            "numbers": numbers,
+        }
+        print_json(report, pipeline.catalog.problems)
     elif not verbosity.quiet:
         held = f"{numbers:,} numbers for {len(made.deltas)} matrices"
         click.echo(f"{click.style(clean(str(path)), bold=True)}  {held}")

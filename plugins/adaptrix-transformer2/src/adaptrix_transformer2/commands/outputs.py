@@ -1,4 +1,4 @@
-"""Where a command writes: never over what it reads, nor two things to one place."""
+"""Checks of outputs: never over what a command reads, nor two to one path."""
 
 from __future__ import annotations
 
@@ -6,16 +6,13 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
-from adaptrix.destination import destination, require_apart
-from adaptrix.errors import Problem, UsageError
-from adaptrix.pipeline import Pipeline
+from adaptrix import Problem, UsageError
+from adaptrix.extend import Pipeline, require_apart
 
 
 def require_no_source(out: str | None, name: str, pipeline: Pipeline, sources: Collection[Path | None]) -> Path:
     """The path of an expert's injection file. Raises :class:`UsageError` where a source is, or a folder around one."""
-    form = next(form for form in pipeline.catalog.formats if form.name == "injection")
-    path = destination(out, name, form)
-    assert path is not None  # there is a name
+    path = pipeline.output_path(name, out)
     _require_apart(path, sources)
     return path
 

@@ -10,16 +10,26 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adaptrix import atomic
-from adaptrix.cli.common import Verbosity, bars, clean, print_json, show_problems, verbosity_options
-from adaptrix.errors import Problem
-from adaptrix.options import Options, require_options
-from adaptrix.pipeline import Pipeline
+from adaptrix import Problem
+from adaptrix.extend import (
+    Options,
+    Pipeline,
+    Verbosity,
+    atomic,
+    bars,
+    clean,
+    number,
+    print_json,
+    require_options,
+    show_problems,
+    verbosity_options,
+)
 from adaptrix_transformer2.commands.outputs import require_no_source, require_other
 
 if TYPE_CHECKING:
     from adaptrix_transformer2.config import Config
     from adaptrix_transformer2.decomposition import Decomposition
+    from adaptrix_transformer2.schemas import TrainJSON
     from adaptrix_transformer2.train import Trained
 
 
@@ -60,54 +70,69 @@ def command(config: Path, force: bool, verbosity: Verbosity) -> int:
     if wanted.history is not None:
         with atomic.output(wanted.history, force=force) as work:
             work.write_text(json.dumps([dict(figures) for figures in trained.history]))
-    _show(path, trained, wanted, verbosity)
-    show_problems((*pipeline.catalog.problems, *_wasted(trained)), verbosity)
+    equal = list(_equal_rewards(trained))
+    if verbosity.json:
+        print_json(_result(config, path, trained, wanted, parts, equal), pipeline.catalog.problems)
+    elif not verbosity.quiet:
+        _show(path, trained, wanted)
+    show_problems((*pipeline.catalog.problems, *equal), verbosity)
     return 0
 
 
 def _trained(wanted: Config, pipeline: Pipeline, state: Path, verbosity: Verbosity) -> tuple[Trained, Decomposition]:
-    from adaptrix.base.model import placement, stored
+    from adaptrix.extend import base_model_at, placement
     from adaptrix_transformer2.decomposition import decomposed
     from adaptrix_transformer2.texts import read_examples, reward_on_text
     from adaptrix_transformer2.train import reinforce, sft
 
-    ground = stored(wanted.base, pipeline, placement(wanted.device, wanted.dtype))
-    tokenizer, display = ground.tokenizer(), bars(verbosity)
+    base_model = base_model_at(wanted.base, pipeline, placement(wanted.device, wanted.dtype))
+    tokenizer, display = base_model.tokenizer(), bars(verbosity)
     examples = read_examples(wanted.examples, tokenizer, chat=wanted.chat)
     held = [] if wanted.validation is None else read_examples(wanted.validation, tokenizer, chat=wanted.chat)
-    with ground.model() as model:
+    with base_model.model() as model:
         parts = replace(decomposed(model, layers=wanted.layers, display=display), base=wanted.base)
-        told: dict[str, Any] = {"validation": held, "name": wanted.name, "state": state, "display": display}
+        options: dict[str, Any] = {"validation": held, "name": wanted.name, "state": state, "display": display}
         if wanted.policy is None:
-            return sft(model, examples, wanted.course, decomposition=parts, **told), parts
+            return sft(model, examples, wanted.settings, decomposition=parts, **options), parts
         reward = reward_on_text(wanted.reward, tokenizer)
-        return reinforce(model, examples, reward, wanted.course, wanted.policy, decomposition=parts, **told), parts
+        return reinforce(model, examples, reward, wanted.settings, wanted.policy, decomposition=parts, **options), parts
 
 
-def _wasted(trained: Trained) -> Iterator[Problem]:
-    """What is to be said of steps whose rewards told no answer from another."""
+def _equal_rewards(trained: Trained) -> Iterator[Problem]:
+    """A note on steps whose rewards were all equal."""
     equal = sum("equal" in figures for figures in trained.history)
     if equal:
         found = f"the rewards of {equal} of {len(trained.history)} steps were all equal, and taught little or nothing"
         yield Problem("rewards-equal", "reward", found, severity="note")
 
 
-def _show(path: Path, trained: Trained, wanted: Config, verbosity: Verbosity) -> None:
-    numbers = sum(delta.rank for delta in trained.adapter.deltas.values())
-    told: dict[str, Any] = {
+def _result(
+    config: Path, path: Path, trained: Trained, wanted: Config, parts: Decomposition, problems: list[Problem]
+) -> TrainJSON:
+    from adaptrix_transformer2.experts import as_json
+
+    return {
+        "source": str(config),
+        "base": wanted.base,
+        "ok": True,
+        "problems": [problem.as_dict() for problem in problems],
         "path": str(path),
-        "name": wanted.name,
+        "adapter": as_json(trained.adapter, parts),
         "method": wanted.method,
-        "numbers": numbers,
+        "numbers": _numbers(trained),
         "steps": len(trained.history),
-        "started": trained.started,
-        "score": trained.score,
+        "started": number(trained.started),
+        "score": number(trained.score),
     }
-    if verbosity.json:
-        print_json({**told, "ok": True})
-    elif not verbosity.quiet:
-        held = f"{numbers:,} numbers for {len(trained.adapter.deltas)} matrices, {len(trained.history)} steps"
-        click.echo(f"{click.style(clean(str(path)), bold=True)}  {held}")
-        if trained.score is not None and trained.started is not None:
-            what, sign = ("loss a token", -1) if wanted.method == "sft" else ("mean reward", 1)
-            click.echo(f"  {what} on the validation examples {sign * trained.started:.4f} → {sign * trained.score:.4f}")
+
+
+def _numbers(trained: Trained) -> int:
+    return sum(delta.rank for delta in trained.adapter.deltas.values())
+
+
+def _show(path: Path, trained: Trained, wanted: Config) -> None:
+    held = f"{_numbers(trained):,} numbers for {len(trained.adapter.deltas)} matrices, {len(trained.history)} steps"
+    click.echo(f"{click.style(clean(str(path)), bold=True)}  {held}")
+    if trained.score is not None and trained.started is not None:
+        what, sign = ("loss a token", -1) if wanted.method == "sft" else ("mean reward", 1)
+        click.echo(f"  {what} on the validation examples {sign * trained.started:.4f} → {sign * trained.score:.4f}")

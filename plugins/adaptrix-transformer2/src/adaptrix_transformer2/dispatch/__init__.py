@@ -1,7 +1,8 @@
-"""Which experts act on an input: told by the model, by a classifier, or found as a mixture on a few examples."""
+"""Choice of the experts for an input: by the model itself, by a classifier, or by a search over mixtures."""
 
 from __future__ import annotations
 
+from adaptrix.extend import renamed_names
 from adaptrix_transformer2.dispatch.classifier import OTHER, Question, question, question_of, train_classifier
 from adaptrix_transformer2.dispatch.few_shot import adapt, score_on
 from adaptrix_transformer2.dispatch.mixtures import mixture
@@ -24,3 +25,5 @@ __all__ = [
     "search",
     "train_classifier",
 ]
+
+__getattr__ = renamed_names(__name__, {"Found": "SearchResult"})

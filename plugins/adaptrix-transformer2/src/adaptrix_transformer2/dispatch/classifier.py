@@ -1,4 +1,4 @@
-"""What a prompt is about: a question after it, the names that answer the question, and an expert that learns to."""
+"""Classification of a prompt: a question after it, names that answer it, and an expert that learns to answer."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from adaptrix.adapter import Adapter
-from adaptrix.errors import Problem, RefusedError, UsageError, refuse
+from adaptrix import Adapter, Problem, RefusedError, UsageError
+from adaptrix.extend import refuse, renamed_parameters
 from adaptrix_transformer2.decomposition import Decomposition, decomposed
 from adaptrix_transformer2.train.answers import Tokens
 from adaptrix_transformer2.train.examples import Example
@@ -56,11 +56,12 @@ def question(names: Sequence[str], tokenizer: Any, ask: str | None = None) -> Qu
     return Question(tuple(tokenizer(ask, add_special_tokens=False)["input_ids"]), MappingProxyType(say))
 
 
+@renamed_parameters(asked="question", course="settings")
 def train_classifier(
     model: nn.Module,
     prompts: Mapping[str, Sequence[Tokens]],
-    asked: Question,
-    course: TrainingSettings | None = None,
+    question: Question,
+    settings: TrainingSettings | None = None,
     *,
     validation: Mapping[str, Sequence[Tokens]] = MappingProxyType({}),
     decomposition: Decomposition | None = None,
@@ -71,29 +72,29 @@ def train_classifier(
 
     The question is kept with it: see :func:`question_of`. Raises :class:`AdaptrixError`.
     """
-    sets = [_examples(prompts, asked), _examples(validation, asked)]
+    sets = [_examples(prompts, question), _examples(validation, question)]
     parts = decomposition or decomposed(model)
-    trained = sft(model, sets[0], course, validation=sets[1], ends=(), decomposition=parts, name=name, **options)
-    kept = {"ask": list(asked.ask), "names": {name: list(tokens) for name, tokens in asked.names.items()}}
+    trained = sft(model, sets[0], settings, validation=sets[1], ends=(), decomposition=parts, name=name, **options)
+    stored = {"ask": list(question.ask), "names": {name: list(tokens) for name, tokens in question.names.items()}}
     origin = trained.adapter.provenance
-    told = replace(origin, config=MappingProxyType({**origin.config, _KEY: kept}))
-    return replace(trained, adapter=replace(trained.adapter, provenance=told))
+    provenance = replace(origin, config=MappingProxyType({**origin.config, _KEY: stored}))
+    return replace(trained, adapter=replace(trained.adapter, provenance=provenance))
 
 
 def question_of(classifier: Adapter) -> Question:
-    """What a classifier was trained to answer. Raises :class:`RefusedError` for an adapter that is none."""
+    """The question that a classifier was trained to answer. Raises :class:`RefusedError` for any other adapter."""
     try:
-        kept = classifier.provenance.config[_KEY]
-        names = {str(name): tuple(map(int, tokens)) for name, tokens in kept["names"].items()}
-        return Question(tuple(map(int, kept["ask"])), MappingProxyType(names))
+        stored = classifier.provenance.config[_KEY]
+        names = {str(name): tuple(map(int, tokens)) for name, tokens in stored["names"].items()}
+        return Question(tuple(map(int, stored["ask"])), MappingProxyType(names))
     except (KeyError, TypeError, ValueError, AttributeError):
         found = "it says of no question that it answers it"
         raise refuse("classifier", classifier.name, found, "an expert that train_classifier made") from None
 
 
-def require_known(asked: Question, experts: Sequence[str], where: str) -> None:
+def require_known(question: Question, experts: Sequence[str], where: str) -> None:
     """Raises :class:`RefusedError` with every class that is neither an expert nor :data:`OTHER`."""
-    unknown = [name for name in asked.names if name != OTHER and name not in experts]
+    unknown = [name for name in question.names if name != OTHER and name not in experts]
     if unknown:
         expected = ", ".join([*experts, OTHER])
         raise RefusedError(
@@ -102,10 +103,12 @@ def require_known(asked: Question, experts: Sequence[str], where: str) -> None:
         )
 
 
-def _examples(prompts: Mapping[str, Sequence[Tokens]], asked: Question) -> list[Example]:
+def _examples(prompts: Mapping[str, Sequence[Tokens]], question: Question) -> list[Example]:
     """Prompts with the question, and their class as the answer. Raises :class:`UsageError` for unknown classes."""
-    if strange := [name for name in prompts if name not in asked.names]:
+    if strange := [name for name in prompts if name not in question.names]:
         raise UsageError(Problem("classifier", name, "the question has no such answer") for name in strange)
     return [
-        Example((*prompt, *asked.ask), asked.names[name]) for name, several in prompts.items() for prompt in several
+        Example((*prompt, *question.ask), question.names[name])
+        for name, several in prompts.items()
+        for prompt in several
     ]

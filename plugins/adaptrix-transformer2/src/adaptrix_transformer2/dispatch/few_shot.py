@@ -1,4 +1,4 @@
-"""How good a mixture is on a few examples: the share that it answers rightly, and how likely it holds the answers."""
+"""Scores of a mixture on a few examples: the share that it answers rightly, and the likelihood of the answers."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import nn
 
+from adaptrix.extend import renamed_parameters
 from adaptrix_transformer2.decomposition import Decomposition
 from adaptrix_transformer2.dispatch.mixtures import Experts, mixing
 from adaptrix_transformer2.dispatch.searching import Score, Search, SearchResult, Weights, search
 from adaptrix_transformer2.train.answers import chosen, log_probabilities
 from adaptrix_transformer2.train.examples import Example
-from adaptrix_transformer2.train.setup import ends_of, require_ground
+from adaptrix_transformer2.train.setup import ends_of, require_usable
 
 _ROWS = 128  # at once
 
 
+@renamed_parameters(how="options")
 def adapt(
     model: nn.Module,
     parts: Decomposition,
@@ -24,7 +26,7 @@ def adapt(
     shots: Sequence[Example],
     *,
     each: bool = False,
-    how: Search | None = None,
+    options: Search | None = None,
     ends: Collection[int] | None = None,
 ) -> SearchResult:
     """The mixture of experts that answers a few examples best; ten are usual.
@@ -33,14 +35,14 @@ def adapt(
     is afterwards as it was.
     """
     ends = ends_of(model, ends)
-    require_ground(model, {"shots": shots}, len(ends[:1]))
+    require_usable(model, {"shots": shots}, len(ends[:1]))
     with mixing(model, parts, experts) as mixed:
 
         def objective(weights: Weights) -> Score:
             with mixed.acting(weights):
                 return score_on(model, shots, ends)
 
-        return search(objective, len(experts), len(parts.spectra) if each else 1, how)
+        return search(objective, len(experts), len(parts.spectra) if each else 1, options)
 
 
 @torch.no_grad()
@@ -54,7 +56,7 @@ def score_on(model: nn.Module, examples: Sequence[Example], ends: Collection[int
     for start in range(0, len(examples), _ROWS):
         part = examples[start : start + _ROWS]
         pairs = [(example.prompt, (*example.response, *ends[:1])) for example in part]
-        log_p, told, mask = log_probabilities(model, pairs)
-        right += int(((log_p.argmax(-1) == told) | (mask == 0)).all(1).sum())
-        likelihood += float((chosen(log_p, told) * mask).sum())
+        log_p, tokens, mask = log_probabilities(model, pairs)
+        right += int(((log_p.argmax(-1) == tokens) | (mask == 0)).all(1).sum())
+        likelihood += float((chosen(log_p, tokens) * mask).sum())
     return Score(right / len(examples), likelihood)

@@ -10,11 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from adaptrix.adapter import Adapter
-from adaptrix.attaching import attach
-from adaptrix.delta import Spectral
-from adaptrix.errors import Problem, RefusedError, UsageError
-from adaptrix.runtime.session import Session
+from adaptrix import Adapter, Problem, RefusedError, Session, Spectral, UsageError, attach
 from adaptrix_transformer2.decomposition import Decomposition
 from adaptrix_transformer2.dispatch.searching import Weights, normalised
 from adaptrix_transformer2.experts import expert, untrained, z_of_expert
@@ -101,7 +97,7 @@ def _other_base(parts: Decomposition, name: str, adapter: Adapter) -> Iterator[P
 
 
 def _same_weight(own: Spectral, other: Spectral) -> bool:
-    """Whether two deltas are of one weight. Where it was read in two dtypes, its singular values tell."""
+    """True for two deltas of one weight. Where it was read in two dtypes, its singular values tell."""
     if own.basis.dtype == other.basis.dtype:
         return own.basis.weight == other.basis.weight
     ours, theirs = own.S.float64(), other.S.float64()

@@ -14,7 +14,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from adaptrix.errors import Problem, UsageError
+from adaptrix import Problem, UsageError
+from adaptrix.extend import renamed_parameters
 
 Weights = NDArray[np.float64]
 Method = Literal["cem", "random"]
@@ -22,7 +23,7 @@ METHODS: tuple[Method, ...] = ("cem", "random")
 
 
 class Score(NamedTuple):
-    """How good a candidate is, compared from left to right."""
+    """Quality of a candidate, compared from left to right."""
 
     right: float
     likelihood: float
@@ -47,7 +48,7 @@ class Search:
 
     @property
     def evaluations(self) -> int:
-        """How many candidates are judged, by either method; an incumbent is judged once."""
+        """The number of candidates that are scored, by either method; an incumbent is scored once."""
         return 1 + self.generations * (self.population - 1)
 
 
@@ -70,60 +71,65 @@ def normalised(weights: Weights) -> Weights:
     return np.where(sums > 0, weights / np.where(sums > 0, sums, 1), 1 / len(weights))
 
 
-def search(objective: Objective, experts: int, groups: int = 1, how: Search | None = None) -> SearchResult:
+@renamed_parameters(how="options")
+def search(objective: Objective, experts: int, groups: int = 1, options: Search | None = None) -> SearchResult:
     """The best of the candidates that were judged. Raises :class:`UsageError` for settings that make no sense."""
-    how = how or Search()
-    require_sane(how)
-    generations = (_cem if how.method == "cem" else _random)(experts, groups, how)
+    options = options or Search()
+    require_valid(options)
+    generations = (_cem if options.method == "cem" else _random)(experts, groups, options)
     uniform = np.full((experts, groups), 1 / experts)
-    judged, history = [(objective(uniform), uniform)], list[Score]()
+    scored, history = [(objective(uniform), uniform)], list[Score]()
     population = next(generations)
     while True:
-        incumbent = _best(judged)
-        judged = [incumbent, *((objective(one), one) for one in population)]
-        history.append(_best(judged)[0])
-        if len(history) == how.generations:
+        incumbent = _best(scored)
+        scored = [incumbent, *((objective(one), one) for one in population)]
+        history.append(_best(scored)[0])
+        if len(history) == options.generations:
             break
-        population = generations.send(judged)
-    score, weights = _best(judged)
-    return SearchResult(weights, score, tuple(history), how.evaluations)
+        population = generations.send(scored)
+    score, weights = _best(scored)
+    return SearchResult(weights, score, tuple(history), options.evaluations)
 
 
-def require_sane(how: Search) -> None:
+def require_valid(options: Search) -> None:
     """Raises :class:`UsageError` with every setting that makes no sense."""
-    problems = [] if how.method in METHODS else [Problem("option", "method", repr(how.method), ", ".join(METHODS))]
+    problems = (
+        [] if options.method in METHODS else [Problem("option", "method", repr(options.method), ", ".join(METHODS))]
+    )
     for name, least in (("population", 2), ("elites", 1), ("generations", 1), ("seed", 0)):
-        value = getattr(how, name)
+        value = getattr(options, name)
         if type(value) is not int or value < least:
             problems.append(Problem("option", name, repr(value)[:80], f"a whole number of at least {least}"))
-    if not problems and how.elites > how.population:
-        problems.append(Problem("option", "elites", f"{how.elites} of {how.population}", "at most the population"))
-    if not 0 < how.spread < float("inf"):
-        problems.append(Problem("option", "spread", repr(how.spread)[:80], "a finite number above 0"))
+    if not problems and options.elites > options.population:
+        problems.append(
+            Problem("option", "elites", f"{options.elites} of {options.population}", "at most the population")
+        )
+    if not 0 < options.spread < float("inf"):
+        problems.append(Problem("option", "spread", repr(options.spread)[:80], "a finite number above 0"))
     if problems:
         raise UsageError(problems)
 
 
-_Judged = list[tuple[Score, Weights]]
-_Generations = Generator[list[Weights], _Judged, None]
+_Scored = list[tuple[Score, Weights]]
+_Generations = Generator[list[Weights], _Scored, None]
 
 
-def _best(judged: _Judged) -> tuple[Score, Weights]:
+def _best(scored: _Scored) -> tuple[Score, Weights]:
     """The first of the best: an incumbent is only replaced by something better."""
-    return max(judged, key=lambda one: one[0])
+    return max(scored, key=lambda one: one[0])
 
 
-def _cem(experts: int, groups: int, how: Search) -> _Generations:
-    generator = np.random.default_rng(how.seed)
-    mean, spread = np.full((experts, groups), 1 / experts), np.full((experts, groups), how.spread)
+def _cem(experts: int, groups: int, options: Search) -> _Generations:
+    generator = np.random.default_rng(options.seed)
+    mean, spread = np.full((experts, groups), 1 / experts), np.full((experts, groups), options.spread)
     while True:
-        drawn = mean + spread * generator.standard_normal((how.population - 1, experts, groups))
-        judged = yield list(drawn.clip(0, 1))
-        elites = np.stack([weights for _, weights in sorted(judged, key=lambda one: one[0])[-how.elites :]])
+        drawn = mean + spread * generator.standard_normal((options.population - 1, experts, groups))
+        scored = yield list(drawn.clip(0, 1))
+        elites = np.stack([weights for _, weights in sorted(scored, key=lambda one: one[0])[-options.elites :]])
         mean, spread = elites.mean(0), elites.std(0)
 
 
-def _random(experts: int, groups: int, how: Search) -> _Generations:
-    generator = np.random.default_rng(how.seed)
+def _random(experts: int, groups: int, options: Search) -> _Generations:
+    generator = np.random.default_rng(options.seed)
     while True:
-        yield list(generator.random((how.population - 1, experts, groups)))
+        yield list(generator.random((options.population - 1, experts, groups)))

@@ -14,9 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptrix.errors import Problem, RefusedError, UsageError
-from adaptrix.runtime.cache import AdapterCache
-from adaptrix.runtime.session import Session
+from adaptrix import AdapterCache, Problem, RefusedError, Session, UsageError
 from adaptrix_transformer2.dispatch.classifier import OTHER, Question, require_known
 from adaptrix_transformer2.train.answers import Tokens
 
@@ -73,7 +71,7 @@ class TwoPasses:
         return Dispatched(names, log_p.softmax(1), cache, done.kept, done.recomputed)
 
     def generate(self, inputs: Mapping[str, Tensor], **options: Any) -> tuple[Tensor, Dispatched]:
-        """What ``model.generate`` gives under the expert of each row, and who they were."""
+        """The output of ``model.generate`` under the expert of each row, and the experts."""
         chosen = self.choose(inputs)
         ids, mask = _placed(inputs, self.model.device)
         cached = {} if chosen.cache is None else {"past_key_values": chosen.cache}
@@ -98,8 +96,8 @@ class TwoPasses:
         for name in self.question.names.values():
             if name[:-1] not in read:
                 read[name[:-1]] = self._continued(last, mask, cache, name[:-1])
-            told = torch.tensor(name, device=last.device).expand(len(last), -1)
-            found.append(read[name[:-1]].gather(2, told[..., None])[..., 0].sum(1))
+            tokens = torch.tensor(name, device=last.device).expand(len(last), -1)
+            found.append(read[name[:-1]].gather(2, tokens[..., None])[..., 0].sum(1))
         return torch.stack(found, 1)
 
     def _continued(self, last: Tensor, mask: Tensor, cache: AdapterCache | None, begun: Tokens) -> Tensor:
@@ -111,9 +109,9 @@ class TwoPasses:
         return logits[:, -len(begun) - 1 :].float().log_softmax(-1)
 
 
-def _require_tokens(asked: Question, vocabulary: int, where: str) -> None:
+def _require_tokens(question: Question, vocabulary: int, where: str) -> None:
     """A question comes with its classifier, whose file may be anyone's."""
-    said = {"the question": asked.ask} | {f"the name {name!r}": tokens for name, tokens in asked.names.items()}
+    said = {"the question": question.ask} | {f"the name {name!r}": tokens for name, tokens in question.names.items()}
     problems = [
         Problem(
             "vocabulary", where, f"{what} has tokens up to {max(tokens)}", f"0 to {vocabulary - 1}, as the model has"

@@ -1,4 +1,4 @@
-"""What a model answers, token by token, and how likely it holds an answer to be."""
+"""Answers of a model, token by token, and the probabilities that it gives to answers."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ def answers(
     that the same generator gives the same answers.
     """
     ids, mask = padded(prompts, model.device, left=True)
-    places = (mask.cumsum(-1) - 1).clamp_min(0)
-    takes_places = "position_ids" in signature(model.forward).parameters
+    positions = (mask.cumsum(-1) - 1).clamp_min(0)
+    takes_positions = "position_ids" in signature(model.forward).parameters
     found, open_, cache = [], torch.ones(len(prompts), dtype=torch.bool), None
     for _ in range(longest):
-        given = {"position_ids": places} if takes_places else {}
-        told = model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **given)
-        token = _chosen(told.logits[:, -1].float().cpu(), temperature, generator)
+        given = {"position_ids": positions} if takes_positions else {}
+        output = model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **given)
+        token = _chosen(output.logits[:, -1].float().cpu(), temperature, generator)
         found.append(torch.where(open_, token, -1))
         open_ &= ~torch.isin(token, torch.tensor(sorted(ends), dtype=torch.long))
         if not open_.any():
             break
-        cache, ids, places = told.past_key_values, token[:, None].to(mask.device), places[:, -1:] + 1
+        cache, ids, positions = output.past_key_values, token[:, None].to(mask.device), positions[:, -1:] + 1
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
     return [tuple(int(token) for token in row if token >= 0) for row in torch.stack(found, 1)]
 
@@ -52,17 +52,17 @@ def _chosen(logits: Tensor, temperature: float, generator: torch.Generator | Non
 
 
 def log_probabilities(model: Any, pairs: Sequence[tuple[Tokens, Tokens]]) -> tuple[Tensor, Tensor, Tensor]:
-    """The log π of every token of the vocabulary at each place ``[rows, places, vocabulary]``, the answers
-    ``[rows, places]``, and a mask that is 1 where there is one."""
+    """The log π of every token of the vocabulary at each position ``[rows, positions, vocabulary]``, the answers
+    ``[rows, positions]``, and a mask that is 1 where there is one."""
     ids, mask = padded([(*prompt, *answer) for prompt, answer in pairs], model.device)
-    told, own = padded([answer for _, answer in pairs], model.device)
+    tokens, own = padded([answer for _, answer in pairs], model.device)
     starts = torch.tensor([len(prompt) - 1 for prompt, _ in pairs], device=ids.device)
-    places = starts[:, None] + torch.arange(told.shape[1], device=ids.device)
+    positions = starts[:, None] + torch.arange(tokens.shape[1], device=ids.device)
     logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-    places = places.clamp_max(logits.shape[1] - 1)[..., None].expand(-1, -1, logits.shape[2])
-    return logits.gather(1, places).float().log_softmax(-1), told, own
+    positions = positions.clamp_max(logits.shape[1] - 1)[..., None].expand(-1, -1, logits.shape[2])
+    return logits.gather(1, positions).float().log_softmax(-1), tokens, own
 
 
-def chosen(log_p: Tensor, told: Tensor) -> Tensor:
-    """The log π of the answers' own tokens ``[rows, places]``."""
-    return log_p.gather(2, told[..., None])[..., 0]
+def chosen(log_p: Tensor, tokens: Tensor) -> Tensor:
+    """The log π of the answers' own tokens ``[rows, positions]``."""
+    return log_p.gather(2, tokens[..., None])[..., 0]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adaptrix.errors import Problem, RefusedError
+from adaptrix import Problem, RefusedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ def require_examples(examples: Sequence[Example], name: str, limit: int | None, 
 
 
 def rows_of(count: int, size: int, step: int, seed: int) -> list[int]:
-    """Which of ``count`` examples a step takes, at most ``size``; every epoch has an order of its own."""
+    """The numbers of the examples that a step takes of ``count``, at most ``size``; every epoch has its own order."""
     size = min(size, count)
     epoch, place = divmod(step, count // size)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed + epoch))

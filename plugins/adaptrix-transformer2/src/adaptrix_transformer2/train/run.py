@@ -1,6 +1,6 @@
 """The steps of a training, whatever its objective: resumable, and bit for bit the same when it is taken up again.
 
-What a step does depends on the seed, its number and the numbers of the leaves alone. Every ``course.every`` steps the
+What a step does depends on the seed, its number and the numbers of the leaves alone. Every ``settings.every`` steps the
 state is written; a training that was stopped takes the steps since then once more, as it took them before.
 """
 
@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adaptrix.errors import RefusedError, refuse
-from adaptrix.progress import Counted
+from adaptrix import RefusedError
+from adaptrix.extend import Counted, refuse
 from adaptrix_transformer2.train.run_state import RunState
 from adaptrix_transformer2.train.settings import TrainingSettings
 from adaptrix_transformer2.train.trainable import TrainableExpert
@@ -30,7 +30,7 @@ _AGAIN = ("diverged", "reward", "rewards-equal")  # what the same steps would be
 
 @dataclass(eq=False)
 class State:
-    """How far a training has come: p, the optimiser's moments, the best p so far and its score, and every step.
+    """State of a training: p, the optimiser's moments, the best p so far and its score, and the figures of each step.
 
     ``started``: the score before the first step. ``taken`` are the optimiser's own steps: fewer than ``step`` where
     some had nothing to learn from.
@@ -65,8 +65,8 @@ class Run:
     the figures so far whether to stop.
     """
 
-    live: TrainableExpert
-    course: TrainingSettings
+    trainable: TrainableExpert
+    settings: TrainingSettings
     objective: Callable[[int], Figures]
     score: Callable[[], float] | None
     enough: Callable[[Sequence[Figures]], bool] = lambda _figures: False
@@ -77,29 +77,29 @@ class Run:
         Raises :class:`RefusedError` for a loss that is not finite, and whatever the objective raises; what was
         ``saved`` by then is kept, unless the same steps would end in the same way.
         """
-        state = self._begun(saved)
-        with display("training", self.course.steps) as advance:
+        state = self._initial_state(saved)
+        with display("training", self.settings.steps) as advance:
             advance(state.step)
             try:
                 self._steps(state, saved, advance)
             except BaseException as error:
-                self._leave(state, saved, error)
+                self._note_progress(state, saved, error)
                 raise
-        self.live.put(state.best)
+        self.trainable.put(state.best)
         return state
 
-    def _leave(self, state: State, saved: RunState | None, error: BaseException) -> None:
+    def _note_progress(self, state: State, saved: RunState | None, error: BaseException) -> None:
         """Sees to what is saved of a training that does not come to its end."""
         if saved is None:
             return
         if isinstance(error, RefusedError) and error.problems[0].code in _AGAIN:
             saved.remove()
             return
-        kept = f"{state.step} of {self.course.steps} steps"
-        error.add_note(f"{saved.path} keeps {kept}: the same command goes on from there")
+        progress = f"{state.step} of {self.settings.steps} steps"
+        error.add_note(f"{saved.path} has {progress}: the same command goes on from there")
 
-    def _begun(self, saved: RunState | None) -> State:
-        leaves = self.live.leaves
+    def _initial_state(self, saved: RunState | None) -> State:
+        leaves = self.trainable.leaves
         names = [_name(name, at) for name in LISTS for at in range(len(leaves))]
         found = None if saved is None else saved.read(names, NUMBERS)
         if found is None:
@@ -113,14 +113,14 @@ class Run:
     def _steps(self, state: State, saved: RunState | None, advance: Callable[[int], object]) -> None:
         optimiser = self._optimiser(state)
         step, figures = state.step, list(state.history)
-        while step < self.course.steps and not self.enough(figures):
+        while step < self.settings.steps and not self.enough(figures):
             figures.append(self._step(optimiser, step))
             step += 1
             advance(1)
-            if step % self.course.every == 0 or step == self.course.steps:
-                self._look(state, optimiser, figures, saved)
+            if step % self.settings.every == 0 or step == self.settings.steps:
+                self._measure(state, optimiser, figures, saved)
         if step != state.step:
-            self._look(state, optimiser, figures, saved)
+            self._measure(state, optimiser, figures, saved)
 
     def _step(self, optimiser: torch.optim.Optimizer, step: int) -> Figures:
         optimiser.zero_grad()
@@ -131,15 +131,15 @@ class Run:
                 "diverged", "training", f"the loss of step {step + 1} is {figures['loss']}", "a number", remedy
             )
         if not figures.get(SKIPPED):
-            figures["gradient"] = float(nn.utils.clip_grad_norm_(self.live.leaves, self.course.clip))
-            self.live.step(optimiser)
+            figures["gradient"] = float(nn.utils.clip_grad_norm_(self.trainable.leaves, self.settings.clip))
+            self.trainable.step(optimiser)
         return figures
 
-    def _look(
+    def _measure(
         self, state: State, optimiser: torch.optim.Optimizer, figures: list[Figures], saved: RunState | None
     ) -> None:
         """Measures, keeps the best, and takes down where everything is."""
-        leaves, moments = self.live.leaves, [optimiser.state[leaf] for leaf in self.live.leaves]
+        leaves, moments = self.trainable.leaves, [optimiser.state[leaf] for leaf in self.trainable.leaves]
         state.step, state.history = len(figures), list(figures)
         state.taken = int(moments[0]["step"])
         state.now = [leaf.detach().clone() for leaf in leaves]
@@ -158,9 +158,9 @@ class Run:
 
     def _optimiser(self, state: State) -> torch.optim.Adam:
         """Adam as it was in a state, which the leaves take their numbers from."""
-        optimiser = torch.optim.Adam(self.live.leaves, lr=self.course.rate)
-        self.live.put(state.now)
-        for leaf, first, second in zip(self.live.leaves, state.first, state.second, strict=True):
+        optimiser = torch.optim.Adam(self.trainable.leaves, lr=self.settings.rate)
+        self.trainable.put(state.now)
+        for leaf, first, second in zip(self.trainable.leaves, state.first, state.second, strict=True):
             moments = {"exp_avg": first.clone(), "exp_avg_sq": second.clone()}
             optimiser.state[leaf] = {"step": torch.tensor(float(state.taken)), **moments}
         return optimiser

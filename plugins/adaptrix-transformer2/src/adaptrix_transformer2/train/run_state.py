@@ -13,11 +13,9 @@ from typing import Any
 
 from torch import Tensor
 
-from adaptrix import atomic
-from adaptrix.errors import Problem, UsageError
-from adaptrix.formats import safetensors_file
-from adaptrix.tensor import Tensor as Stored
-from adaptrix.torch_tensor import as_torch
+from adaptrix import Problem, UsageError
+from adaptrix import Tensor as Stored
+from adaptrix.extend import as_torch, atomic, safetensors_file
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""How an expert is trained: what every training has, and what the one on rewards has beside it."""
+"""Settings of a training: those of every training, and those of the one on rewards."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from adaptrix.errors import Problem, UsageError
+from adaptrix import Problem, UsageError
 from adaptrix_transformer2.parametrisation import KINDS, Kind
 
 _LARGEST = 1e30  # of a number: an optimiser's sums of larger ones are none in fp32
@@ -38,7 +38,7 @@ class TrainingSettings:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How answers are drawn and judged.
+    """Sampling of answers, and their rewards.
 
     ``samples`` answers of at most ``longest`` tokens to each prompt, drawn at ``temperature`` (0: the likeliest
     token); ``baseline``: from each reward the mean of those of the other answers to the same prompt is taken away;
@@ -60,27 +60,27 @@ class Policy:
         return cls(**{"samples": 1, "temperature": 0.0, "baseline": False, "signed": True, "kl": 0.0, **changes})
 
 
-def require_sane(course: TrainingSettings, policy: Policy | None = None) -> None:
+def require_valid(settings: TrainingSettings, policy: Policy | None = None) -> None:
     """Raises :class:`UsageError` with every number that makes no sense."""
-    if problems := list(senseless(course, policy)):
+    if problems := list(invalid_settings(settings, policy)):
         raise UsageError(problems)
 
 
-def senseless(course: TrainingSettings, policy: Policy | None = None) -> Iterator[Problem]:
+def invalid_settings(settings: TrainingSettings, policy: Policy | None = None) -> Iterator[Problem]:
     """A problem for every number that makes no sense."""
-    yield from _problems(course)
+    yield from _problems(settings)
     if policy is not None:
         yield from _policy_problems(policy)
 
 
-def _problems(course: TrainingSettings) -> Iterator[Problem]:
+def _problems(settings: TrainingSettings) -> Iterator[Problem]:
     for name in ("steps", "batch", "every", "rows"):
-        yield from _whole(name, getattr(course, name), 1)
-    yield from _whole("seed", course.seed, 0)
+        yield from _whole(name, getattr(settings, name), 1)
+    yield from _whole("seed", settings.seed, 0)
     for name in ("rate", "clip"):
-        yield from _number(name, getattr(course, name), above=True)
-    if course.kind not in KINDS:
-        yield Problem("option", "kind", repr(course.kind)[:80], " or ".join(KINDS))
+        yield from _number(name, getattr(settings, name), above=True)
+    if settings.kind not in KINDS:
+        yield Problem("option", "kind", repr(settings.kind)[:80], " or ".join(KINDS))
 
 
 def _policy_problems(policy: Policy) -> Iterator[Problem]:

@@ -1,4 +1,4 @@
-"""What every training stands on: a causal model that is taken apart, and examples that it can read."""
+"""Preparation and result of a training: the model and examples that it needs, its state file, its expert."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 
-from adaptrix.adapter import Adapter
-from adaptrix.base.model import context_of, require_causal, require_in_vocabulary
-from adaptrix.errors import refuse
+from adaptrix import Adapter
+from adaptrix.extend import context_of, refuse, require_causal, require_in_vocabulary
 from adaptrix_transformer2.decomposition import Decomposition
 from adaptrix_transformer2.experts import expert
 from adaptrix_transformer2.train.examples import Example, require_examples
@@ -46,7 +45,7 @@ def ends_of(model: Any, ends: Collection[int] | None) -> tuple[int, ...]:
 
 
 @torch.no_grad()
-def require_ground(model: Any, sets: Mapping[str, Sequence[Example]], extra: int) -> None:
+def require_usable(model: Any, sets: Mapping[str, Sequence[Example]], extra: int) -> None:
     """Raises :class:`AdaptrixError` for a model that is none to train on, and for examples that it cannot read."""
     if not getattr(model, "can_generate", lambda: False)():
         found, kind = "it is of no class that writes text", type(model).__name__
@@ -61,21 +60,21 @@ def require_ground(model: Any, sets: Mapping[str, Sequence[Example]], extra: int
 
 
 def saved_at(
-    path: Path | None, decomposition: Decomposition, sets: Mapping[str, Sequence[Example]], settings: Mapping[str, Any]
+    path: Path | None, decomposition: Decomposition, sets: Mapping[str, Sequence[Example]], record: Mapping[str, Any]
 ) -> RunState | None:
-    """Where a training's state is kept, for this base, these examples and these settings alone."""
+    """The state file of a training, for this base, these examples and these settings alone."""
     if path is None:
         return None
-    told = json.dumps({name: [asdict(example) for example in examples] for name, examples in sets.items()})
+    texts = json.dumps({name: [asdict(example) for example in examples] for name, examples in sets.items()})
     weights = [delta.basis.weight for delta in decomposition.spectra.values()]
-    digest = hashlib.sha256((told + "".join(weights)).encode()).hexdigest()
-    return RunState.at(path, {**settings, "on": digest})
+    digest = hashlib.sha256((texts + "".join(weights)).encode()).hexdigest()
+    return RunState.at(path, {**record, "on": digest})
 
 
-def result(live: TrainableExpert, name: str, state: State, settings: Mapping[str, Any]) -> Trained:
-    """What became of a training; the settings go into the expert's provenance."""
+def result(trainable: TrainableExpert, name: str, state: State, record: Mapping[str, Any]) -> Trained:
+    """The result of a training; the settings go into the expert's provenance."""
     with torch.no_grad():
-        z = dict(zip(live.decomposition.spectra, live.z(), strict=True))
-    told = {**settings, "taken": state.taken} | ({} if state.score is None else {"score": state.score})
+        z = dict(zip(trainable.decomposition.spectra, trainable.z(), strict=True))
+    config = {**record, "taken": state.taken} | ({} if state.score is None else {"score": state.score})
     history = tuple(MappingProxyType(figures) for figures in state.history)
-    return Trained(expert(live.decomposition, name, z, told), history, state.score, state.started)
+    return Trained(expert(trainable.decomposition, name, z, config), history, state.score, state.started)

@@ -10,22 +10,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adaptrix.progress import Counted, uncounted
+from adaptrix.extend import Counted, renamed_parameters, uncounted
 from adaptrix_transformer2.decomposition import Decomposition, decomposed
 from adaptrix_transformer2.train.answers import Tokens, chosen, log_probabilities
 from adaptrix_transformer2.train.examples import Example, rows_of
 from adaptrix_transformer2.train.run import Figures, Run
-from adaptrix_transformer2.train.settings import TrainingSettings, require_sane
-from adaptrix_transformer2.train.setup import Trained, ends_of, require_ground, result, saved_at
-from adaptrix_transformer2.train.trainable import TrainableExpert, live_on
+from adaptrix_transformer2.train.settings import TrainingSettings, require_valid
+from adaptrix_transformer2.train.setup import Trained, ends_of, require_usable, result, saved_at
+from adaptrix_transformer2.train.trainable import TrainableExpert, trainable_on
 
 _ROWS = 128  # at once where only the loss is asked for
 
 
+@renamed_parameters(course="settings")
 def sft(
     model: nn.Module,
     examples: Sequence[Example],
-    course: TrainingSettings | None = None,
+    settings: TrainingSettings | None = None,
     *,
     validation: Sequence[Example] = (),
     ends: Collection[int] | None = None,
@@ -41,17 +42,17 @@ def sft(
     whoever trains several experts. ``state``: a file in which a training that is stopped keeps how far it came, and
     from which the same call goes on. Raises :class:`AdaptrixError` with every problem.
     """
-    course, ends = course or TrainingSettings(), ends_of(model, ends)
-    require_sane(course)
+    settings, ends = settings or TrainingSettings(), ends_of(model, ends)
+    require_valid(settings)
     sets = {"examples": examples} | ({"validation": validation} if validation else {})
-    require_ground(model, sets, len(ends[:1]))
+    require_usable(model, sets, len(ends[:1]))
     parts = decomposition or decomposed(model)
-    settings = {"method": "sft", **asdict(course), "ends": ends}
-    saved = saved_at(state, parts, sets, settings)
-    with live_on(model, parts, course.kind, course.seed) as live:
-        task = Supervised(model, live, tuple(examples), course, ends)
-        done = Run(live, course, task.step, task.scorer(validation) if validation else None).run(saved, display)
-        trained = result(live, name, done, settings)
+    record = {"method": "sft", **asdict(settings), "ends": ends}
+    saved = saved_at(state, parts, sets, record)
+    with trainable_on(model, parts, settings.kind, settings.seed) as trainable:
+        task = Supervised(model, trainable, tuple(examples), settings, ends)
+        done = Run(trainable, settings, task.step, task.scorer(validation) if validation else None).run(saved, display)
+        trained = result(trainable, name, done, record)
     if saved is not None:
         saved.remove()
     return trained
@@ -73,28 +74,28 @@ class Supervised:
     """The steps on answers, of an expert or of whatever else can act as one."""
 
     model: Any
-    live: TrainableExpert
+    trainable: TrainableExpert
     examples: tuple[Example, ...]
-    course: TrainingSettings
+    settings: TrainingSettings
     ends: tuple[int, ...]
 
     def step(self, step: int) -> Figures:
         """Leaves the gradient of a batch."""
-        batch = [self.examples[at] for at in rows_of(len(self.examples), self.course.batch, step, self.course.seed)]
+        batch = [self.examples[at] for at in rows_of(len(self.examples), self.settings.batch, step, self.settings.seed)]
         count, total = sum(len(_whole(example, self.ends)) for example in batch), 0.0
-        for start in range(0, len(batch), self.course.rows):
-            with self.live.acting():
-                loss = _losses(self.model, batch[start : start + self.course.rows], self.ends)[0].sum() / count
+        for start in range(0, len(batch), self.settings.rows):
+            with self.trainable.acting():
+                loss = _losses(self.model, batch[start : start + self.settings.rows], self.ends)[0].sum() / count
             loss.backward()  # type: ignore[no-untyped-call]  # torch has no types there
             total += float(loss.detach())
-        self.live.pull()
+        self.trainable.pull()
         return {"loss": total}
 
     def scorer(self, validation: Sequence[Example]) -> Callable[[], float]:
         """Minus the loss on the validation examples."""
 
         def score() -> float:
-            with self.live.acting():
+            with self.trainable.acting():
                 return -mean_loss(self.model, validation, self.ends)
 
         return score
@@ -106,7 +107,7 @@ def _whole(example: Example, ends: tuple[int, ...]) -> Tokens:
 
 
 def _losses(model: Any, batch: Sequence[Example], ends: tuple[int, ...]) -> tuple[Tensor, int]:
-    """−log π of every token of the answers ``[rows, places]``, 0 where there is none, and how many there are."""
+    """−log π of every token of the answers ``[rows, positions]``, 0 where there is none, and how many there are."""
     pairs = [(example.prompt, _whole(example, ends)) for example in batch]
-    log_p, told, mask = log_probabilities(model, pairs)
-    return -chosen(log_p, told) * mask, sum(len(answer) for _, answer in pairs)
+    log_p, tokens, mask = log_probabilities(model, pairs)
+    return -chosen(log_p, tokens) * mask, sum(len(answer) for _, answer in pairs)

@@ -12,9 +12,8 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
-from adaptrix.attaching import attach
-from adaptrix.runtime.session import Session
-from adaptrix.torch_tensor import as_torch
+from adaptrix import Session, attach
+from adaptrix.extend import as_torch
 from adaptrix_transformer2.decomposition import Decomposition
 from adaptrix_transformer2.experts import untrained
 from adaptrix_transformer2.parametrisation import Kind, start, z_of
@@ -23,7 +22,7 @@ _NAME = "in-training"
 
 
 class TrainableExpert:
-    """The expert that is trained. It acts inside ``with live.acting():``; elsewhere the model is the base."""
+    """The expert that is trained. It acts inside ``with trainable.acting():``; elsewhere the model is the base."""
 
     def __init__(self, session: Session, decomposition: Decomposition, kind: Kind, seed: int) -> None:
         self.decomposition, self._kind, self._session = decomposition, kind, session
@@ -33,7 +32,7 @@ class TrainableExpert:
         self._S = [as_torch(delta.S, z.device, z.dtype) for delta, z in zip(spectra, self._z, strict=True)]
         generator = torch.Generator().manual_seed(seed)
         self.leaves = [nn.Parameter(start(kind, len(S), generator).to(S)) for S in self._S]
-        self._tell()
+        self._update_session()
 
     @contextmanager
     def acting(self) -> Iterator[None]:
@@ -55,24 +54,24 @@ class TrainableExpert:
     def step(self, optimiser: torch.optim.Optimizer) -> None:
         """Takes a step of an optimiser of the leaves."""
         optimiser.step()
-        self._tell()
+        self._update_session()
 
     @torch.no_grad()
     def put(self, numbers: Sequence[Tensor]) -> None:
         """Gives p these numbers."""
         for leaf, number in zip(self.leaves, numbers, strict=True):
             leaf.copy_(number)
-        self._tell()
+        self._update_session()
 
     @torch.no_grad()
-    def _tell(self) -> None:
+    def _update_session(self) -> None:
         """Gives the session's z what p makes of them."""
         for z, now in zip(self._z, self.z(), strict=True):
             z.copy_(now)
 
 
 @contextmanager
-def live_on(model: nn.Module, decomposition: Decomposition, kind: Kind, seed: int) -> Iterator[TrainableExpert]:
+def trainable_on(model: nn.Module, decomposition: Decomposition, kind: Kind, seed: int) -> Iterator[TrainableExpert]:
     """The expert in training on a model, which is in evaluation mode meanwhile, and afterwards as it was."""
     with ExitStack() as undone:
         for module in model.modules():

@@ -1,0 +1,50 @@
+"""All public names of Adaptrix; :mod:`adaptrix.exports` reads them here."""
+
+__version__: str
+
+from adaptrix.adapter import Adapter as Adapter
+from adaptrix.adapter import Extra as Extra
+from adaptrix.adapter import Provenance as Provenance
+from adaptrix.adapter import Target as Target
+from adaptrix.algebra.comparison import Comparison as Comparison
+from adaptrix.algebra.outcome import Outcome as Outcome
+from adaptrix.api import check as check
+from adaptrix.api import combine as combine
+from adaptrix.api import convert as convert
+from adaptrix.api import diff as diff
+from adaptrix.api import extract as extract
+from adaptrix.api import inspect as inspect
+from adaptrix.api import load as load
+from adaptrix.api import merge as merge
+from adaptrix.api import resize as resize
+from adaptrix.architecture import Architecture as Architecture
+from adaptrix.architecture import Site as Site
+from adaptrix.attaching import attach as attach
+from adaptrix.binding.bind import BoundAdapter as BoundAdapter
+from adaptrix.delta import Delta as Delta
+from adaptrix.delta import LowRank as LowRank
+from adaptrix.delta import Spectral as Spectral
+from adaptrix.errors import AdaptrixError as AdaptrixError
+from adaptrix.errors import AdaptrixWarning as AdaptrixWarning
+from adaptrix.errors import Problem as Problem
+from adaptrix.errors import RefusedError as RefusedError
+from adaptrix.errors import UnreachableError as UnreachableError
+from adaptrix.errors import UsageError as UsageError
+from adaptrix.inspection import Inspection as Inspection
+from adaptrix.measuring.measure import fidelity as fidelity
+from adaptrix.measuring.report import FidelityReport as FidelityReport
+from adaptrix.planning.plan import Plan as Plan
+from adaptrix.plugins.catalog import Catalog as Catalog
+from adaptrix.plugins.hookspecs import hookimpl as hookimpl
+from adaptrix.records import Bundle as Bundle
+from adaptrix.records import Command as Command
+from adaptrix.records import Format as Format
+from adaptrix.records import Generator as Generator
+from adaptrix.records import Source as Source
+from adaptrix.results import CheckReport as CheckReport
+from adaptrix.runtime.cache import AdapterCache as AdapterCache
+from adaptrix.runtime.report import SessionReport as SessionReport
+from adaptrix.runtime.session import Session as Session
+from adaptrix.runtime.sharing import Prefill as Prefill
+from adaptrix.runtime.swapping import Swap as Swap
+from adaptrix.tensor import Tensor as Tensor

@@ -1,0 +1,29 @@
+"""Features of adapters that not every file format can hold: a format states those that it can in ``Format.carries``.
+
+What a format does not carry is folded where that changes no ΔW (:mod:`adaptrix.planning.features`), and refused
+otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+#: a feature's name -> what it is, as messages say it
+FEATURES: Mapping[str, str] = MappingProxyType(
+    {
+        "dora": "magnitudes of DoRA",
+        "bias": "biases of lora_B (lora_bias)",
+        "mixed_rank": "deltas of different ranks",
+        "mixed_scale": "deltas of different scales",
+        "rslora": "scales that are alpha/√r (rsLoRA)",
+        "embeddings": "deltas on embeddings",
+        "head": "deltas outside the layers that are on no embedding: heads, classifiers, projections",
+        "experts": "stacked experts, one pair of factors for all of them",
+        "extras": "tensors that are no deltas: trained heads, biases, tokens",
+        "spectral": "spectral deltas",
+        "plan": "deltas that do not act, or act changed by a plan",
+    }
+)
+#: all that PEFT's LoRA checkpoints hold, which is also what a format that states nothing was taken to hold
+LORA = frozenset(FEATURES) - {"plan", "spectral"}
