@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -165,6 +166,19 @@ def test_everything_that_is_wrong_with_a_config_is_told_at_once(tmp_path: Path) 
     (tmp_path / "idle.yaml").write_text("base: x\nlibrary: all.jsonl\nsmoothing: 0.1\n")
     with pytest.raises(adaptrix.UsageError, match="no meaning"):
         read_config(tmp_path / "idle.yaml")
+
+
+def test_the_guides_published_values_are_the_defaults(tmp_path: Path) -> None:
+    guide = (Path(__file__).parents[3] / "docs" / "guides" / "text-to-lora.md").read_text("utf-8")
+    listed = guide.partition("Every other key has the published value:")[2].partition(". What follows")[0]
+    stated = dict(re.findall(r"`(\w+): ([^`]+)`", listed))
+    assert len(stated) >= 10
+    keys = "".join(f"{key}: {value}\n" for key, value in stated.items())
+    for name, more in (("bare", ""), ("stated", keys)):
+        (tmp_path / f"{name}.yaml").write_text(f"base: ./llama\ntasks: tasks.jsonl\n{more}")
+    bare, all_stated = read_config(tmp_path / "bare.yaml"), read_config(tmp_path / "stated.yaml")
+    assert all_stated.recipe(finetuning.FINE_TUNING) == bare.recipe(finetuning.FINE_TUNING)
+    assert replace(all_stated, rate=None) == bare  # which rate is published depends on the loss
 
 
 def test_every_line_that_is_wrong_is_told(tmp_path: Path) -> None:
