@@ -78,8 +78,8 @@ def _homes(module: str) -> dict[str, str]:
         match line.split():
             case ["from", home, "import", name, "as", again, *_] if name == again:
                 homes[name] = home
-            case ["from", *_]:  # wrapped by a formatter, its name would be missed
-                raise SyntaxError(f"{spec.origin}i: a line is not `from home import name as name`: {line}")
+            case ["from", _, "import", *_, "("] | ["from", _, "import", "("]:  # wrapped by a formatter
+                raise SyntaxError(f"{spec.origin}i: a name has no line of its own: {line}")
             case ["def", signature, *_]:
                 homes[signature.partition("(")[0]] = ""
             case [name, _] if name.endswith(":") and line.startswith(name):
