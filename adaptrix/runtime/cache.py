@@ -54,7 +54,7 @@ class AdapterCache(DynamicCache):
             self.chunks[-1] = replace(self.chunks[-1], entering=hidden.detach())
 
     def filled(self) -> Chunk:
-        """All that it was filled with. Raises :class:`UsageError` where that is not known."""
+        """Everything that the cache was filled with. Raises :class:`UsageError` where that is not known."""
         lengths = {layer.get_seq_length() for layer in self.layers if isinstance(layer, DynamicLayer)}
         length = self.get_seq_length()
         self._drop_unfinished(length)

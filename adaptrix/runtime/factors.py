@@ -1,4 +1,4 @@
-"""From a delta's numbers to a kernel: once for an adapter that stays as it is, at every pass for one in training."""
+"""Makes kernels of low-rank deltas: once for an adapter that stays as it is, at every pass for one in training."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class Chunk:
     strange: frozenset[str] = frozenset()
 
     def changed(self, change: Callable[[Tensor], Tensor]) -> Chunk:
-        """Every tensor changed alike."""
+        """The chunk with every tensor changed alike."""
         tokens, positions, attended, entering = (
             None if tensor is None else change(tensor)
             for tensor in (self.tokens, self.positions, self.attended, self.entering)
@@ -55,7 +55,7 @@ class Chunk:
         return Chunk(self.size, tokens, positions, attended, entering, self.strange)
 
     def first(self, size: int) -> Chunk:
-        """Its first tokens."""
+        """The chunk of its first ``size`` tokens a row."""
         return replace(self.changed(lambda tensor: tensor[:, :size]), size=size)
 
 

@@ -88,7 +88,7 @@ class SpectralLeaves:
         return self.kernel.delta(x, y)
 
     def named(self) -> Iterator[tuple[Site, str, nn.Parameter]]:
-        """Its z."""
+        """The leaf z."""
         yield self.site, "spectral_z", self.z
 
     def stored(self, plan: Plan) -> Mapping[Site, Delta]:

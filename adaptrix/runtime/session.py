@@ -163,10 +163,7 @@ class Session:
         self.adopt(name, *self._build(adapter))
 
     def adopt(self, name: str, kernels: Mapping[Site, SiteKernel], plan: Plan | None = None) -> None:
-        """Loads kernels that were built for this model under a name.
-
-        Without a ``plan`` they can neither be trained nor read back by :meth:`adapter`.
-        """
+        """Names kernels that were built for this model; without a ``plan`` they cannot be trained or read back."""
         if self._slots is not None:
             kernels = self._slots.admit(name, kernels)
         self._hooks.cover(kernels)
