@@ -45,17 +45,36 @@ def attach(
     slots: int | None = None,
     max_rank: int | None = None,
 ) -> Session:
-    """A session of ``model`` with ``adapters`` loaded by name; none is active yet.
+    """Loads adapters by name onto a model, and returns the session that switches among them; none is active yet.
 
-    An adapter is a uri, a path or an :class:`Adapter`. An injection file acts as its plan says, a PEFT
-    checkpoint as peft would run it; ``layers`` (a policy, as for ``convert``) overrides both. Nothing is
-    put on the model but forward hooks, and these come off when the session ends. Adapters stay where the model is
-    now and in its dtype: a model that is moved under a session is refused, one that is cast goes on.
-    ``max_drift`` bounds
-    ‖d‖/‖y‖ for every token and module (see :mod:`adaptrix.runtime.drift`); ``measure`` only reports it.
-    ``slots``: that many adapters at a time lie on the model's device, in buffers whose addresses never change, and the
-    rest wait in memory; ``max_rank`` is the largest rank they hold, by default that of ``adapters``.
-    Raises :class:`AdaptrixError` with every problem, and then the model is as it was.
+    Nothing is put on the model but forward hooks, and these come off when the session ends. Adapters stay where the
+    model is now and in its dtype: a model that is moved under a session is refused, one that is cast goes on.
+
+    - ``model``: a transformers model with its weights, neither compiled nor wrapped by peft.
+    - ``adapters``: a mapping from names to adapters, each a uri, a path or an :class:`Adapter`. It may be empty:
+      :meth:`Session.load` brings more.
+    - ``layers``: a policy for all of them, as for :func:`convert`. By default an injection file acts as its plan says,
+      a PEFT checkpoint as peft would run it.
+    - ``max_drift``: a finite number of at least 0, which bounds ‖d‖/‖y‖ for every token and module, d being what is
+      added to the module's output y. By default nothing is bounded.
+    - ``measure``: True has :meth:`Session.report` give the drift ‖d‖/‖y‖ without a bound; ``max_drift`` measures
+      it too. By default False.
+    - ``slots``: a whole number of at least 1. That many adapters at a time lie on the model's device, in buffers whose
+      addresses never change, and the rest wait in memory; low-rank deltas alone. By default all lie on the device.
+    - ``max_rank``: a whole number of at least 1, the largest rank that slots hold. By default that of ``adapters``;
+      an error without ``slots``.
+
+    Raises :class:`UsageError` for an argument that makes no sense, :class:`RefusedError` for a model or an adapter that
+    cannot be served, and other kinds of :class:`AdaptrixError` for an adapter that cannot be read: with the problems
+    of every adapter, and the model is as it was.
+
+    ```python
+    with adaptrix.attach(model, {"math": "./math-lora", "code": "./code-lora"}) as session:
+        session.activate("math")
+        model.generate(**inputs)
+        with session.use({"math": 0.7, "code": 0.3}):
+            model.generate(**inputs)
+    ```
     """
     require_plain(model)
     _require_named(adapters)
@@ -159,7 +178,7 @@ class _Loader:
         return found, plan
 
     def _modules_of(self, architecture: Architecture) -> Mapping[Site, Reached]:
-        """Those of the model when it was first asked: hooks stay on them. Unknown families have an adapter's roles."""
+        """The model's modules as first found: hooks stay on them. Unknown families have an adapter's roles."""
         key = (architecture.family, *architecture.roles)
         if key not in self._reached:
             self._reached[key] = reached(self._model, architecture)
@@ -167,7 +186,7 @@ class _Loader:
 
 
 def _unanswered(problems: Iterable[Problem]) -> Iterator[Problem]:
-    """The problems but for those of shapes that nobody has checked: the live model has answered these."""
+    """The problems without those of unchecked shapes, which the live model has settled."""
     return (problem for problem in problems if problem.code not in ("unknown-family", "unverified"))
 
 

@@ -1,4 +1,4 @@
-"""From a plan to kernels: one kernel for each module of the model that the plan changes."""
+"""Makes kernels of a plan: one for each module of the model that the plan changes."""
 
 from __future__ import annotations
 

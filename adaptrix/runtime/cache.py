@@ -36,7 +36,7 @@ class AdapterCache(DynamicCache):
         self.mask: Tensor | None = None
 
     def note(self, owner: int, selection: Selection, given: Mapping[str, Any]) -> None:
-        """Takes down what a forward pass is about to add. Raises :class:`UsageError` under other adapters."""
+        """Records what a forward pass is about to add. Raises :class:`UsageError` under other adapters."""
         past = self.get_seq_length()
         self._require_fit(owner, selection, past)
         chunk = chunk_of(given, past)
@@ -49,19 +49,19 @@ class AdapterCache(DynamicCache):
         self.mask = given.get("attention_mask")
 
     def enter(self, hidden: Tensor) -> None:
-        """Takes down what enters the layer at ``depth``, in the pass noted last."""
+        """Records what enters the layer at ``depth``, in the pass noted last."""
         if self.chunks and self.chunks[-1].entering is None:
             self.chunks[-1] = replace(self.chunks[-1], entering=hidden.detach())
 
     def filled(self) -> Chunk:
-        """All that it was filled with. Raises :class:`UsageError` where that is not known."""
+        """Everything that the cache was filled with. Raises :class:`UsageError` where that is not known."""
         lengths = {layer.get_seq_length() for layer in self.layers if isinstance(layer, DynamicLayer)}
         length = self.get_seq_length()
         self._drop_unfinished(length)
         remedy = "Make a new cache and give the model the whole prompt."
         if len(lengths) > 1:
-            found = "its layers hold unlike numbers of tokens: a forward pass broke off"
-            raise UsageError(Problem("cache-mismatch", "swap", found, "as many in each", remedy))
+            found = "its layers hold different numbers of tokens: a forward pass was interrupted"
+            raise UsageError(Problem("cache-mismatch", "swap", found, "the same number in each", remedy))
         if sum(chunk.size for chunk in self.chunks) != length:
             found = "it was filled by passes that the session did not see"
             raise UsageError(Problem("cache-mismatch", "swap", found, "calls of the session's model alone", remedy))
@@ -118,6 +118,6 @@ class AdapterCache(DynamicCache):
             found = "a cache of another session, whose adapters this one does not know"
             raise UsageError(Problem("cache-mismatch", "past_key_values", found, "a cache of this session", remedy))
         if past and self.made_under not in (None, selection.key):
-            found = "the cache was filled under other adapters than those in force"
+            found = "the cache was filled under other adapters than the active ones"
             remedy = "session.swap(choice, cache) makes it fit."
             raise UsageError(Problem("cache-mismatch", "past_key_values", found, "the same adapters", remedy))

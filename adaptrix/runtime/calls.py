@@ -9,7 +9,7 @@ from threading import Lock
 class Calls:
     """Each call takes the next of the ``numbers``, which is atomic, unlike an addition, and needs no lock.
 
-    To read the count takes a number as well; how many were taken so is known, and left out.
+    Reading the count takes a number as well; these reads are counted, and left out.
     """
 
     def __init__(self) -> None:
@@ -19,7 +19,7 @@ class Calls:
 
     @property
     def taken(self) -> int:
-        """How many calls there were so far."""
+        """The number of calls so far."""
         with self._reading:
             found = next(self.numbers) - self._reads
             self._reads += 1

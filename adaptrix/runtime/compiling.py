@@ -1,7 +1,7 @@
-"""A compiled forward pass for a session with slots: one graph, whatever is in force.
+"""A compiled forward pass for a session with slots: one graph for every selection.
 
 The graph reads the numbers of the slots from a tensor. They are written before each pass, under a lock that the pass
-holds to its end: threads and tasks may choose what they like, and wait for one another here.
+holds to its end: threads and tasks may choose different adapters, and wait for one another here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def outside_graphs(function: Function) -> Function:
 
 @outside_graphs
 def apart(function: Callable[..., Any], *given: Any) -> Any:
-    """Calls a function outside a graph that somebody else compiles: what is in force is not the graph's to know."""
+    """Calls a function outside a graph that the user compiles: the active selection must not become part of it."""
     return function(*given)
 
 
@@ -78,6 +78,6 @@ def compile_forward(
         else:
             model.forward = own
 
-    run.__wrapped__ = compiled  # so that whoever attaches next sees that it is compiled
+    run.__wrapped__ = compiled  # so that the next attach sees that it is compiled
     model.forward = run
     return undo

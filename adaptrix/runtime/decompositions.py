@@ -1,7 +1,7 @@
 """The singular vectors of a model's weights, for as long as a spectral adapter uses them.
 
-Whose decomposition it is has to be certain before anything is hooked: the weight is held to the hash that the delta
-names, and what comes back is shared by all adapters whose vectors are the same to the bit.
+The decomposition has to be that of the weight before anything is hooked: the weight's hash is compared with the one
+that the delta names. The vectors are shared by all adapters that have the same ones to the bit.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Resolver(Protocol):
     """
 
     def hold(self, delta: Spectral, weight: Callable[[], Stored], *, of: Hashable, turned: bool, where: str) -> None:
-        """Holds a weight to the delta's hash, and decomposes nothing."""
+        """Checks a weight against the delta's hash, and decomposes nothing."""
 
     def __call__(
         self, delta: Spectral, weight: Callable[[], Stored], *, of: Hashable, turned: bool, where: str
@@ -54,7 +54,7 @@ class Decompositions:
         self._axes: WeakValueDictionary[tuple[object, ...], Axes] = WeakValueDictionary()
 
     def problems(self, plan: Plan, modules: Mapping[Site, Reached]) -> Iterator[Problem]:
-        """Why weights are not those of the plan's spectral deltas; asked before the first is decomposed."""
+        """Problems for weights that are not those of the plan's spectral deltas, found before any is decomposed."""
         for site, delta in of_class({site: plan.delta(site) for site in plan.sites}, Spectral).items():
             where = f"{plan.bound.adapter.name} {site}"
             try:
@@ -76,7 +76,7 @@ class Decompositions:
         return SpectralKernel(axes, changes(plan, site, delta, axes.V.device).to(dtype))
 
     def _shared(self, found: Spectral, reached: Reached, dtype: torch.dtype) -> Axes:
-        """Its axes: those that are there already where U and V are the same."""
+        """The axes of a resolved delta; those that are there already where U and V are the same."""
         assert found.U is not None and found.Vt is not None  # noqa: PT018  # it is resolved
         key = (reached.site, dtype, _hash(found.U), _hash(found.Vt))
         axes = self._axes.get(key)
@@ -97,7 +97,7 @@ def spectral_kernel(plan: Plan, sites: list[Site], reached: Reached, decompositi
 
 
 def changes(plan: Plan, site: Site, delta: Spectral, device: torch.device) -> Tensor:
-    """What the singular values change by under a plan, its gain included, in fp64."""
+    """The changes ``[k]`` of the singular values under a plan, its gain included, in fp64."""
     return torch.from_numpy(delta.d * gain_of(plan, site)).to(device)
 
 
@@ -109,7 +109,7 @@ class _Asked(TypedDict):
 
 
 def _asked(reached: Reached, where: str) -> _Asked:
-    """What a resolver is asked of a module's weight."""
+    """The arguments of a resolver for a module's weight."""
     turned = type(reached.module).__name__ == "Conv1D"
     return {
         "weight": partial(_weight, reached, where),
@@ -120,7 +120,7 @@ def _asked(reached: Reached, where: str) -> _Asked:
 
 
 def _state(reached: Reached) -> tuple[int, int | None]:
-    """Where the numbers of a weight lie, and how often they were written: other ones are another weight."""
+    """The address of a weight and the count of writes to it: where either differs, it is another weight."""
     weight = reached.module.get_parameter("weight")
     return weight.data_ptr(), None if weight.is_inference() else weight._version
 
@@ -142,7 +142,7 @@ def _weight(reached: Reached, where: str) -> Stored:
 
 
 def _require_matrix(reached: Reached, where: str) -> None:
-    """Raises :class:`RefusedError` for rows that are looked up, of a family that nobody knows as such."""
+    """Raises :class:`RefusedError` for an embedding, which is looked up; a family that is not known may name one."""
     if isinstance(reached.module, nn.Embedding):
         raise refuse("kind-unsupported", where, "a spectral delta on an embedding", "one on a linear module")
 

@@ -1,4 +1,4 @@
-"""How far an adapter moves what a module says, measured and, if asked, bounded.
+"""Drift: the size of an adapter's change to a module's output, measured and, if asked, bounded.
 
 The drift of a token is ‖d‖/‖y‖, d being what is added to the module's output y. A bound τ scales d down
 where it would be exceeded: y' = y + min(1, τ‖y‖/‖d‖)·d.

@@ -49,9 +49,9 @@ class ExtraTarget:
 
 
 def places(plan: Plan, model: nn.Module, modules: Mapping[Site, Reached]) -> tuple[list[ExtraTarget], list[Problem]]:
-    """Where the extras that act go, and a problem for each that no hook can serve.
+    """The targets of the extras that act, and a problem for each that no hook can serve.
 
-    One that the model has already is neither: peft saves the embeddings of the base beside deltas on them.
+    One that the model has already is in neither list: peft saves the embeddings of the base beside deltas on them.
     """
     found: list[ExtraTarget] = []
     problems: list[Problem] = []
@@ -85,7 +85,7 @@ def with_extras(kernels: Mapping[Site, Adding], extras: Iterable[ExtraTarget]) -
 def _place(
     key: str, extra: Extra, plan: Plan, names: Mapping[str, nn.Module], modules: Mapping[Site, Reached]
 ) -> ExtraTarget | None:
-    """Where an extra goes; None where it does not act, or the model has it. Raises :class:`RefusedError`."""
+    """The target of an extra; None where it does not act, or the model has it already. Raises :class:`RefusedError`."""
     where = f"{plan.bound.adapter.name} {key}"
     if extra.kind == "token_delta":
         raise refuse(
@@ -118,8 +118,8 @@ def _place(
 
 
 def _is_echo(key: str, plan: Plan) -> bool:
-    """Whether a tensor is there under its module's own name too: under ``bias="all"`` peft saves the biases of a
-    module saved whole three times, those of the original too, and reads one."""
+    """True for a tensor that is there under its module's own name too: under ``bias="all"`` peft saves the biases of
+    a module saved whole three times, those of the original too, and reads one."""
     plain = _COPY.sub("", key)
     return plain != key and plain in plan.bound.adapter.extras
 
@@ -138,7 +138,7 @@ def _reach(path: str, plan: Plan, names: Mapping[str, nn.Module], modules: Mappi
 
 
 def _acts(plan: Plan, reached: Reached) -> bool:
-    """Whether the plan has the layer of a module; outside the layers of the family every extra acts."""
+    """True where the plan has the layer of a module; outside the layers of the family every extra acts."""
     stack = _stack(plan, reached)
     return plan.policy == "all" or stack is None or reached.site.layer in plan.layers.get(stack, ())
 
@@ -205,7 +205,7 @@ def _require_servable(place: ExtraTarget, key: str, extra: Extra, plan: Plan) ->
 
 
 def _adds_last(module: nn.Module) -> bool:
-    """Whether a module's answer is something plus its bias, by the last dimension."""
+    """True for a module whose output is something plus its bias, along the last dimension."""
     return isinstance(module, (nn.Linear, nn.LayerNorm)) or type(module).__name__ == "Conv1D"
 
 

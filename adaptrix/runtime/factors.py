@@ -1,4 +1,4 @@
-"""From a delta's numbers to a kernel: once for an adapter that stays as it is, at every pass for one in training."""
+"""Makes kernels of low-rank deltas: once for an adapter that stays as it is, at every pass for one in training."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def beside_others(site: Site, delta: Delta) -> RefusedError:
 
 
 def gain_of(plan: Plan, site: Site) -> float:
-    """What the plan multiplies ΔW of a site by."""
+    """The factor that the plan multiplies ΔW of a site by."""
     return 1.0 if site.layer is None else plan.gains.get(site.layer, 1.0)
 
 
@@ -103,12 +103,12 @@ def weight_of(reached: Reached) -> Tensor:
 
 
 def is_embedding(delta: Delta) -> bool:
-    """Whether a delta changes the rows of an embedding."""
+    """True for a delta that changes the rows of an embedding."""
     return isinstance(delta, LowRank) and delta.embedding
 
 
 def home(module: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """Where a module computes, and the float dtype of its weight; fp32 where it is quantised."""
+    """The device that a module computes on, and the float dtype of its weight; fp32 where it is quantised."""
     weight = module.weight
     assert isinstance(weight, Tensor)
     floats = weight.is_floating_point() and weight.itemsize > 1
@@ -116,21 +116,21 @@ def home(module: nn.Module) -> tuple[torch.device, torch.dtype]:
 
 
 def output_scale(module: nn.Module) -> float:
-    """What an embedding multiplies its rows by on their way out (Gemma 3), which ΔW must be too."""
+    """The factor that an embedding multiplies its output by (Gemma 3), and that ΔW needs too."""
     return float(getattr(module, "embed_scale", 1.0)) if isinstance(module, nn.Embedding) else 1.0
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where a module computes: where its parameters lie, or are brought to by accelerate when they are offloaded."""
+    """The device that a module computes on: that of its parameters, or the one accelerate brings them to."""
     if offloaded(module):
         hook: Any = module._hf_hook
         return torch.device(hook.execution_device)
-    weight = module._parameters.get("weight")  # asked of every module of every adapter: a search would show
+    weight = module._parameters.get("weight")  # called for every module of every adapter: a search would be slow
     return next(module.parameters()).device if weight is None else weight.device
 
 
 def offloaded(module: nn.Module) -> bool:
-    """Whether accelerate has put a module's parameters elsewhere until it runs."""
+    """True for a module whose parameters accelerate keeps elsewhere until it runs."""
     return "_hf_hook" in vars(module) and next(module.parameters()).is_meta
 
 
@@ -138,7 +138,7 @@ def offloaded(module: nn.Module) -> bool:
 def present(module: nn.Module) -> Iterator[None]:
     """A block in which a module that is offloaded has its weights."""
     if offloaded(module):
-        from accelerate.utils import align_module_device  # who offloads has it
+        from accelerate.utils import align_module_device  # there, as it has offloaded the module
 
         with align_module_device(module):
             yield

@@ -1,4 +1,4 @@
-"""What a cache was filled with: the inputs of its forward passes, and what entered the first injected layer."""
+"""The record of a cache: the inputs of its forward passes, and what entered the first injected layer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from adaptrix.errors import Problem, UsageError
 
-#: inputs that are noted, or that change no layer
+#: inputs that are recorded, or that change no layer
 _KNOWN = frozenset(
     [
         "input_ids",
@@ -32,7 +32,7 @@ _KNOWN = frozenset(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Chunk:
-    """What one forward pass brought: ``size`` tokens a row. Tensors have rows first and tokens second.
+    """The contribution of one forward pass: ``size`` tokens a row. Tensors have rows first and tokens second.
 
     ``tokens`` are ids, None where the model was given embeddings; ``positions`` and ``attended`` as given, None
     where the model was left to count, and to look at all of them; ``entering`` ``[rows, size, hidden]`` is what
@@ -47,7 +47,7 @@ class Chunk:
     strange: frozenset[str] = frozenset()
 
     def changed(self, change: Callable[[Tensor], Tensor]) -> Chunk:
-        """Every tensor changed alike."""
+        """The chunk with every tensor changed alike."""
         tokens, positions, attended, entering = (
             None if tensor is None else change(tensor)
             for tensor in (self.tokens, self.positions, self.attended, self.entering)
@@ -55,12 +55,12 @@ class Chunk:
         return Chunk(self.size, tokens, positions, attended, entering, self.strange)
 
     def first(self, size: int) -> Chunk:
-        """Its first tokens."""
+        """The chunk of its first ``size`` tokens a row."""
         return replace(self.changed(lambda tensor: tensor[:, :size]), size=size)
 
 
 def chunk_of(given: Mapping[str, Any], past: int) -> Chunk | None:
-    """What a pass with these inputs adds to a cache of ``past`` tokens; None where it has no tokens at all.
+    """The chunk that a pass with these inputs adds to a cache of ``past`` tokens; None where it has no tokens at all.
 
     Raises :class:`UsageError` for tokens that are there already.
     """
@@ -82,7 +82,7 @@ def chunk_of(given: Mapping[str, Any], past: int) -> Chunk | None:
 
 
 def _flat(value: object) -> bool:
-    """Whether it is what can be noted: nothing, or one number a row and token."""
+    """True for an input that can be recorded: none, or one number a row and token."""
     return value is None or (isinstance(value, Tensor) and value.dim() == 2)
 
 
@@ -94,7 +94,7 @@ def _require_width(width: int, past: int, size: int) -> None:
 
 
 def _require_onward(positions: Tensor, mask: Tensor | None, past: int) -> None:
-    """Raises :class:`UsageError` for a text that begins anew after ``past`` tokens, as ``generate`` reads a prompt
+    """Raises :class:`UsageError` for a text that starts over after ``past`` tokens, as ``generate`` reads a prompt
     again that is in the cache to its end."""
     if past and mask is None and positions.shape[1] > 1 and bool((positions[:, 0] == 0).any()):
         raise _twice("position_ids", f"they begin at 0, and the cache holds {past} tokens already", f"from {past} on")
@@ -117,7 +117,7 @@ def trimmed(chunks: Sequence[Chunk], surplus: int) -> list[Chunk]:
 
 
 def joined(chunks: Sequence[Chunk]) -> Chunk:
-    """All of it as if it had come in one pass; None for what a part of it lacks and nothing can stand for."""
+    """One chunk for all, as if they had come in one pass; None for what one of them lacks and cannot be filled in."""
     return Chunk(
         sum(chunk.size for chunk in chunks),
         _together([chunk.tokens for chunk in chunks]),

@@ -1,4 +1,4 @@
-"""The hooks on a model, and how they know what is in force."""
+"""The hooks on a model, and the active selection that they look up."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _CHOSEN: ContextVar[Mapping[int, Selection]] = ContextVar("adaptrix_chosen", def
 
 
 class Hooks:
-    """One hook a module, one pair on the model; ``default`` is in force where a context chose nothing.
+    """One hook a module, one pair on the model; ``default`` is active where a context chose nothing.
 
     The pair on the model makes the default of the moment the choice of the whole forward pass.
     """
@@ -95,7 +95,7 @@ class Hooks:
         return require_own(cache, self._session)
 
     def _watch(self, depth: int) -> None:
-        """From now on caches of this depth learn what enters that layer."""
+        """Records what enters the layer at this depth, from now on, in caches of this depth."""
         found = layers_of(self.model)
         layers = list(getattr(*found)) if found else []
         if depth in self._watched or not 0 < depth < len(layers):
@@ -124,7 +124,7 @@ class Hooks:
 
     @contextmanager
     def choosing(self, selection: Selection) -> Iterator[None]:
-        """A selection, which is counted as in use, for this context while the block runs."""
+        """Makes a selection, which is counted as in use, active in this context while the block runs."""
         token = _CHOSEN.set({**_CHOSEN.get(), self._session: selection})
         try:
             with self._pass.under(selection, self._injector.table):
@@ -144,7 +144,7 @@ class Hooks:
 
     @property
     def current(self) -> Selection:
-        """What is in force in this context, or was in the forward pass of what is recomputed here."""
+        """The active selection of this context, or, of what is recomputed here, that of its forward pass."""
         if recompute.in_backward():
             then: Mapping[int, Selection] = recompute.recomputed()
             return then.get(self._session, BASE)
@@ -152,7 +152,7 @@ class Hooks:
 
     @property
     def injections(self) -> dict[Site, int]:
-        """How often each hooked module was injected so far."""
+        """The number of times that each hooked module was injected so far."""
         return self._injector.injections
 
     def _require_no_slots(self) -> None:
@@ -178,7 +178,7 @@ class Hooks:
             cache.note(self._session, current, given)
 
     def _taken(self, block: ExitStack) -> Selection:
-        """What a pass runs under from its start to its end, whatever becomes the default meanwhile."""
+        """The selection that a pass runs under from start to end, whatever becomes the default meanwhile."""
         if self._session in _CHOSEN.get() or recompute.in_backward():
             return self.current
         if self.default is BASE:  # it uses nothing that could be unloaded

@@ -1,4 +1,4 @@
-"""What one adapter does at one module: the numbers, ready for the hook.
+"""The kernel of one adapter at one module: its numbers, ready for the hook.
 
 Every kind of delta on a weight (whatever its storage: Linear, Conv1D, quantised) comes to
 
@@ -23,26 +23,26 @@ from adaptrix.runtime.rows import RowKernels, side_by_side
 
 
 class ActiveKernel(Protocol):
-    """What a hook applies at one module: the kernel of one adapter, a mixture of several, a replacement."""
+    """A change that a hook applies at one module: the kernel of one adapter, a mixture of several, a replacement."""
 
     @property
     def embedding(self) -> bool:
-        """Whether it acts on an embedding, and so changes what enters every layer."""
+        """True where it acts on an embedding, and so changes what enters every layer."""
 
     def delta(self, x: Tensor, y: Tensor) -> Tensor:
-        """What is added to the module's output ``y`` ``[batch, …, out]`` for its input ``x``; ``y`` stays as it is."""
+        """The change to the module's output ``y`` ``[batch, …, out]`` for its input ``x``; ``y`` stays as it is."""
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
         """``y`` with the delta added, in its dtype; in place where that is safe and pays."""
 
 
 class Adding(ActiveKernel, Protocol):
-    """What one adapter adds to a module's output, its numbers fixed: what every kind of delta comes to on a live model.
+    """A change that one adapter adds to a module's output, its numbers fixed; every kind of delta becomes one.
 
     Several at one module become one where they are of one ``family``; of different families each acts in its turn.
     """
 
-    #: what messages say of it where it cannot be used: "a spectral delta, of full rank"
+    #: the words of messages where it cannot be used: "a spectral delta, of full rank"
     described: ClassVar[str]
     #: whether the delta may depend on the module's output, as DoRA's does: then it acts before the others
     reads_output: ClassVar[bool]
@@ -55,7 +55,7 @@ class Adding(ActiveKernel, Protocol):
         """The tensors that come from the adapter, or are made with it."""
 
     def agrees(self, loaded: object) -> bool:
-        """Whether it has the numbers of one that was loaded before, as far as that one's dtype goes."""
+        """True if it has the numbers of one that was loaded before, within the precision of that one's dtype."""
 
     @classmethod
     def combined(cls, terms: Sequence[tuple[float, Self]]) -> ActiveKernel:
@@ -98,7 +98,7 @@ class Kernel:
         return replace(self, At=self.At.to(device), Bt=self.Bt.to(device), g=g, c=c)
 
     def delta(self, x: Tensor, y: Tensor) -> Tensor:
-        """What is added to the module's output ``y`` for its input ``x``, in the kernel's dtype."""
+        """The change to the module's output ``y`` for its input ``x``, in the kernel's dtype."""
         inner = functional.embedding(x, self.At) if self.embedding else x.to(self.At.dtype) @ self.At
         d = inner @ self.Bt
         if self.g is not None:
@@ -126,7 +126,7 @@ class Kernel:
         return (tensor for tensor in (self.At, self.Bt, self.g, self.c) if tensor is not None)
 
     def agrees(self, loaded: object) -> bool:
-        """Whether the factors are those of the one loaded; under DoRA's g, which is the base's too, only the first."""
+        """True if the factors are those of the one loaded; under DoRA's g, in which the base is too, A alone counts."""
         if not isinstance(loaded, Kernel):
             return False
         pairs = [(self.At, loaded.At)] + ([(self.Bt, loaded.Bt)] if self.g is None else [])

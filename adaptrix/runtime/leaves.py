@@ -42,7 +42,7 @@ class LowRankLeaves:
         return kernel_of(list(self.parts.values()), self.reached, self.dtype, embedding=self.embedding)
 
     def delta(self, x: Tensor, y: Tensor) -> Tensor:
-        """What is added to ``y`` for ``x``."""
+        """The change to the module's output ``y`` for its input ``x``."""
         kernel = self.kernel
         if not self.dropout or self.embedding or not self.reached.module.training:
             return kernel.delta(x, y)
@@ -84,11 +84,11 @@ class SpectralLeaves:
         return SpectralKernel(self.axes, self.s * (self.z - 1) * self.gain)
 
     def delta(self, x: Tensor, y: Tensor) -> Tensor:
-        """What is added to ``y`` for ``x``."""
+        """The change to the module's output ``y`` for its input ``x``."""
         return self.kernel.delta(x, y)
 
     def named(self) -> Iterator[tuple[Site, str, nn.Parameter]]:
-        """Its z."""
+        """The leaf z."""
         yield self.site, "spectral_z", self.z
 
     def stored(self, plan: Plan) -> Mapping[Site, Delta]:
@@ -133,7 +133,7 @@ def file_changed(plan: Plan, site: Site) -> RefusedError:
 
 
 def _home(reached: Reached) -> tuple[torch.device, torch.dtype]:
-    """Where the leaves of a module lie, and their dtype: no less than fp32."""
+    """The device of the leaves of a module, and their dtype: no less than fp32."""
     device, own = home(reached.module)
     return device, torch.float64 if own is torch.float64 else torch.float32
 

@@ -47,7 +47,7 @@ class LoadedAdapters:
         return self._named([require_name(name)])[0]
 
     def put(self, loaded: Loaded) -> None:
-        """Gives an adapter its name; what had it before lives on for those who use it, and for nobody else."""
+        """Gives an adapter its name; the version that had it before stays only for its present users."""
         with self._users.changed:
             before = self._loaded.get(loaded.name)
             self._loaded = {**self._loaded, loaded.name: loaded}
@@ -59,7 +59,7 @@ class LoadedAdapters:
         self._loaded = {name: kept for name, kept in self._loaded.items() if name != loaded.name}
 
     def forget(self, loaded: Loaded) -> None:
-        """Keeps nothing that was made of an adapter; nobody uses it any more."""
+        """Drops what was made of an adapter that is no longer loaded."""
         with self._users.changed:
             self._selector.forget(loaded)
 
@@ -68,12 +68,12 @@ class LoadedAdapters:
         self._loaded, self._selector = {}, Selector()
 
     def chosen(self, choice: Choice | RowChoice) -> Selection:
-        """What a choice, for a batch or for each of its rows, stands for. Raises :class:`UsageError`."""
+        """The selection of a choice, for a batch or for each of its rows. Raises :class:`UsageError`."""
         by_row = isinstance(choice, Sequence) and not isinstance(choice, str)
         return self.routed(choice) if by_row else self.summed(choice)
 
     def summed(self, choice: object) -> Selection:
-        """What a choice for a whole batch stands for. Raises :class:`UsageError`."""
+        """The selection of a choice for a whole batch. Raises :class:`UsageError`."""
         if choice is None:
             return BASE
         weights = weights_of(choice)
@@ -81,7 +81,7 @@ class LoadedAdapters:
         return self._selector.weighted(sorted(terms, key=lambda term: term[1].version))
 
     def routed(self, rows: object) -> Selection:
-        """What rows stand for. Raises :class:`UsageError`."""
+        """The selection of a choice for each row of a batch. Raises :class:`UsageError`."""
         by_row = rows_of_names(rows)
         names = list(dict.fromkeys(name for name in by_row if name is not None))
         known = dict(zip(names, self._named(names), strict=True))
@@ -100,7 +100,7 @@ class LoadedAdapters:
 
 
 class Selector:
-    """Makes selections. Whoever calls holds the lock of the users, and keeps it until the user is counted."""
+    """Makes selections. The caller holds the lock of the users, and keeps it until the user is counted."""
 
     def __init__(self, slots: Slots | None = None) -> None:
         self.slots = slots
@@ -128,7 +128,7 @@ class Selector:
         return self._remembered(by_row, lambda: replace(routed(seated), adapters=tuple(present), seats=by_row))
 
     def forget(self, loaded: Loaded) -> None:
-        """Makes nothing of this adapter any more."""
+        """Drops the selections that were made of this adapter, and empties those of its slots that are not in use."""
         for remembered in (self._alone, self._copies):
             for key in [key for key, made in remembered.items() if loaded in made.adapters]:
                 del remembered[key]
@@ -136,7 +136,7 @@ class Selector:
             self.slots.forget(loaded.version)
 
     def _remembered(self, key: tuple[Any, ...], make: Callable[[], Selection], *, alone: bool = False) -> Selection:
-        """A selection, made once; of those that are copies the one that was wanted longest ago is forgotten first."""
+        """A selection, made once; of those that are copies the least recently used is forgotten first."""
         kept = self._alone if alone else self._copies
         if key not in kept:
             with torch.inference_mode(False):  # it outlives the block, and may be differentiated later
@@ -149,7 +149,7 @@ class Selector:
 
 
 def _is_alone(terms: Terms) -> bool:
-    """Whether a sum is an adapter as it was loaded."""
+    """True for a sum that is one adapter as it was loaded."""
     return len(terms) == 1 and terms[0][0] == 1.0
 
 

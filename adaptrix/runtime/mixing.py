@@ -19,17 +19,17 @@ from adaptrix.runtime.trainable import Sum, Trainable
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Together:
-    """Changes that act one after another. Only the first may look at what the module says, as DoRA does."""
+    """Changes that act one after another. Only the first may read the module's own output, as DoRA does."""
 
     parts: tuple[ActiveKernel, ...]
 
     @property
     def embedding(self) -> bool:
-        """Whether it changes what enters every layer."""
+        """True where it changes what enters every layer."""
         return any(part.embedding for part in self.parts)
 
     def delta(self, x: Tensor, y: Tensor) -> Tensor:
-        """What is added to ``y``."""
+        """The change to the module's output ``y`` for its input ``x``."""
         first, *others = (part.delta(x, y) for part in self.parts)
         return sum(others, start=first)
 
@@ -71,7 +71,7 @@ def _families(kernels: Iterable[Adding]) -> list[Adding]:
 
 
 def _together(families: Sequence[Adding], made: Sequence[ActiveKernel]) -> ActiveKernel:
-    """What each family comes to, as one."""
+    """One change made of those of the families."""
     if len(made) == 1:
         return made[0]
     if sum(kernel.reads_output for kernel in families) > 1:  # each of the module's own output

@@ -1,7 +1,7 @@
-"""What the hooks on modules do: find what is in force at a module, and let it act.
+"""The hooks on modules: each finds the kernel that the active selection has for its module, and applies it.
 
-One function serves all modules, and a pass looks up once what it runs under, by module: what is touched for every
-module anew has to come from memory, and costs more than what is computed.
+One function serves all modules, and a pass looks up the kernels of its selection once: whatever each module would
+touch separately has to come from memory, which costs more than the arithmetic.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from adaptrix.runtime.modules import Links, Reached, links
 from adaptrix.runtime.selection import Selection
 from adaptrix.runtime.slots import Slots
 
-#: what acts on a module, and a count of how often it did
+#: the kernel that acts on a module, and the counter of how often it did
 Table = Mapping[nn.Module, tuple[ActiveKernel, Iterator[int]]]
 
 
 class Pass(threading.local):
-    """One for each thread, which runs one pass of a model at a time.
+    """The pass of a model that a thread is running; a thread runs one at a time.
 
     A hook after the pass does not run when Ctrl-C ends it; what it left behind is ended before the next one.
     """
 
-    #: what the pass runs under, and what that does by module; None between passes
+    #: the selection that the pass runs under, and its kernels by module; None between passes
     selection: Selection | None = None
     table: Table | None = None
     _block: ExitStack | None = None
@@ -50,19 +50,19 @@ class Pass(threading.local):
         return self._block
 
     def set(self, selection: Selection | None, table: Table | None) -> None:
-        """From here on the pass runs under this."""
+        """Makes the pass run under this selection from here on."""
         self.selection, self.table = selection, table
 
     @contextmanager
     def under(self, selection: Selection, find: Callable[[Selection], Table]) -> Iterator[None]:
-        """If a pass is running, it goes on under this while the block runs."""
+        """Makes the pass, if one is running, go on under this selection while the block runs."""
         block, outer = self._block, (self.selection, self.table)
         if block is not None:
             self.set(selection, find(selection))
         try:
             yield
         finally:
-            if self._block is not block:  # a pass that began in here was torn off
+            if self._block is not block:  # a pass that began in here was interrupted
                 self.end()
             elif block is not None:
                 self.set(*outer)
@@ -79,7 +79,18 @@ Hook = Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor | None]
 
 
 class ModuleHooks:
-    """The hooks on the modules of one session. ``current``: what is in force outside a pass of the whole model."""
+    """The hooks on the modules of one session. ``current``: the active selection outside a pass of the whole model.
+
+    An example: "math" changes ``q_proj`` of layers 0 and 1, "code" that of layer 1 alone, and "code" is active. Both
+    modules are hooked, since :meth:`cover` has seen both adapters, and the table of "code" is
+    ``{layers.1 q_proj: (kernel, counter)}``. In a pass of the model
+
+    - the hook of layer 0 finds no entry in the table, and leaves the output as it is;
+    - the hook of layer 1 takes the next number of the counter and returns ``kernel.add(x, y)``, y + x·Aᵀ·Bᵀ for LoRA.
+
+    A module that is called by itself, outside a pass, has its hook look up the table of ``current()``. In a graph that
+    the session compiles there is no look-up: the hook takes the factors of each row's slot from the module's bank.
+    """
 
     def __init__(
         self,
@@ -111,7 +122,7 @@ class ModuleHooks:
         return reached.module.register_forward_hook(hook)
 
     def table(self, selection: Selection) -> Table:
-        """What a selection does, by module, and the counter of its injections."""
+        """The kernels of a selection by module, each with the counter of its injections."""
         found = self._tables.get(selection)
         if found is None:
             sites = selection.kernels.items()
@@ -132,7 +143,7 @@ class ModuleHooks:
 
     @property
     def injections(self) -> dict[Site, int]:
-        """How often each hooked module was injected so far."""
+        """The number of times that each hooked module was injected so far."""
         return {site: calls.taken for site, calls in self._calls.items()}
 
     def _inject(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""Finds the modules of a live model that sites name, and says which models it will not touch."""
+"""Finds the modules of a live model that sites name, and refuses models and modules that hooks cannot serve."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Reached:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Links:
-    """The steps from a model down to modules of it: whose child, by which name, and what was there."""
+    """The steps from a model down to modules of it: a table of children, a name in it, and the module there."""
 
     tables: tuple[dict[str, nn.Module | None], ...]
     names: tuple[str, ...]
@@ -34,7 +34,7 @@ class Links:
 
     @property
     def intact(self) -> bool:
-        """Whether all is still there. Asked before every pass, and so without a step of Python's for each."""
+        """True while every module is still there. Read before every pass, so it makes no Python call for each step."""
         return all(map(is_, map(dict.get, self.tables, self.names), self.modules))
 
 
@@ -91,7 +91,7 @@ def _compiled(model: nn.Module) -> Iterator[Problem]:
 
 
 def _compiled_forward(module: nn.Module) -> bool:
-    """Whether a module's own forward was replaced by a compiled one, by a session's or its owner."""
+    """True for a module whose forward was replaced by a compiled one, by a session's or by the user's."""
     own = vars(module).get("forward")
     marked = [each for each in (own, getattr(own, "__wrapped__", None)) if hasattr(each, "_torchdynamo_orig_callable")]
     return any(not getattr(each, "_torchdynamo_disable", False) for each in marked)
@@ -118,7 +118,7 @@ def unreachable(plan: Plan, modules: Mapping[Site, Reached]) -> Iterator[Problem
 
 
 def _obstacles(plan: Plan, site: Site, found: Reached | None) -> Iterator[tuple[str, str, str, str]]:
-    """What keeps a hook from serving a site: code, found, expected, remedy."""
+    """Reasons why no hook can serve a site: code, found, expected, remedy."""
     weight = None if found is None else getattr(found.module, "weight", None)
     if not plan.delta(site).rank:
         yield "rank", "a delta of rank 0", "a rank of at least 1", "Leave the module out."
@@ -128,7 +128,7 @@ def _obstacles(plan: Plan, site: Site, found: Reached | None) -> Iterator[tuple[
         remedy = "Attach with layers=… that leave it out, or to the model it was made for."
         yield "module-missing", "the model has no such module", "one for every site", remedy
     elif not isinstance(found.module, _PRODUCTS):
-        said = f"its module is a {type(found.module).__name__}, which may answer with other than its product"
+        said = f"its module is a {type(found.module).__name__}, which may return something other than its product"
         yield "module-unsupported", said, "a linear layer or an embedding", _MERGE
     elif weight.is_meta and not hasattr(found.module, "_hf_hook"):
         yield (
@@ -152,12 +152,12 @@ def inert(plan: Plan, modules: Mapping[Site, Reached]) -> Iterator[Problem]:
 
 
 _MERGE = "Merge the adapter into its base instead, or attach with layers=… that leave it out."
-#: modules whose answer is the product of their input and their weight, so that what a hook adds is what ΔW does
+#: modules whose output is the product of their input and their weight, so that what a hook adds is what ΔW does
 _PRODUCTS = (nn.Linear, nn.Embedding, Conv1D)
 
 
 def _is_stacked(plan: Plan, site: Site) -> bool:
-    """Whether a delta is one on a stack of experts, whatever the family is."""
+    """True for a delta on a stack of experts, whatever the family is."""
     return getattr(plan.delta(site), "experts", None) is not None
 
 

@@ -1,9 +1,9 @@
-"""Which adapters a layer is recomputed under.
+"""The adapters that a layer is recomputed under.
 
 Gradient checkpointing runs layers a second time in the middle of the backward pass: when the forward pass is
 long over, after other adapters were activated, in a thread of autograd's. What a recomputation starts from are
-tensors that its forward pass has saved. They are saved with the choice in force beside them, so that the
-choice comes back with them; where none comes back, a recomputation is refused, never guessed.
+tensors that its forward pass has saved. They are saved with the active selection beside them, so that the
+selection comes back with them; where none comes back, a recomputation is refused, never guessed.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ _UNPACKED = threading.local()
 
 
 def recomputable(model: nn.Module) -> list[nn.Module]:
-    """The modules that transformers can tell to be recomputed."""
+    """The modules for which transformers can turn gradient checkpointing on."""
     return [module for module in model.modules() if hasattr(module, "gradient_checkpointing")]
 
 
 def checkpointing(layers: Iterable[nn.Module]) -> bool:
-    """Whether a forward pass now would have layers that are recomputed."""
+    """True if a forward pass now would have layers that are recomputed."""
     return torch.is_grad_enabled() and any(layer.gradient_checkpointing and layer.training for layer in layers)
 
 
 def in_backward() -> bool:
-    """Whether this runs inside a backward pass, as nothing but a recomputation does."""
+    """True inside a backward pass, where modules run only to be recomputed."""
     return torch.is_grad_enabled() and not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
@@ -71,7 +71,7 @@ class _Noting:
 
 
 def recomputed() -> Mapping[int, Any]:
-    """What was chosen in the forward pass of the layer that now runs again, by session.
+    """The selections, by session, of the forward pass of the layer that now runs again.
 
     Raises :class:`RefusedError` where a checkpoint was not taken inside a forward pass of the model.
     """

@@ -1,7 +1,7 @@
-"""Who is using what: adapters by their version, and the slots that they lie in.
+"""The users of adapters, by version, and of the slots that they lie in.
 
-Unloading an adapter waits for its users, and nothing that is in use is paged out. What is chosen is counted
-under the lock that it was found under, so that nothing can vanish in between.
+Unloading an adapter waits for its users, and nothing that is in use is paged out. A selection is counted
+under the lock that it was looked up under, so that nothing can vanish in between.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from threading import Condition, RLock, get_ident
 from adaptrix.runtime.selection import Loaded, Selection
 
 _VERSIONS = count(1)
-#: the owner of what is in force where nobody chose anything
+#: the owner of the default selection, in the place of a thread
 DEFAULT = 0
 
 
@@ -66,16 +66,16 @@ class Users:
         return set(self._owners.get(item, ()))
 
     def mine(self, loaded: Loaded) -> bool:
-        """Whether this very thread uses this version."""
+        """True if the current thread uses this version."""
         with self.changed:
             return get_ident() in self.of(loaded.version)
 
     def busy(self, loaded: Loaded) -> bool:
-        """Whether somebody uses this version."""
+        """True if this version is in use, by a thread or as the default."""
         with self.changed:
             return loaded.version in self._owners
 
     def drain(self, loaded: Loaded) -> None:
-        """Returns when nobody uses this version any more."""
+        """Waits until this version is no longer in use."""
         with self.changed:
             self.changed.wait_for(lambda: loaded.version not in self._owners)

@@ -1,6 +1,6 @@
 """A module whose own tensors an adapter replaces: a trained head, an embedding saved whole, a norm.
 
-y ← f'(x), f' being the module's own arithmetic on the adapter's tensors; what the module itself answered is
+y ← f'(x), f' being the module's own arithmetic on the adapter's tensors; the output of the module itself is
 dropped. No difference W' − W is ever made, so the result is that of the replaced module to the bit.
 """
 
@@ -30,15 +30,15 @@ class Replaced:
 
     @property
     def embedding(self) -> bool:
-        """Whether it changes what enters every layer."""
+        """True where it changes what enters every layer."""
         return isinstance(self.module, nn.Embedding)
 
     def delta(self, x: Tensor, y: Tensor) -> Tensor:
-        """What is added to ``y`` to come to the replaced module's answer."""
+        """The difference of the replaced module's output from ``y``."""
         return self.add(x, y) - y
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
-        """The replaced module's answer to ``x``, in the dtype of ``y``."""
+        """The replaced module's output for ``x``, in the dtype of ``y``."""
         own = next(self.module.parameters(), y).dtype  # the model may have been cast since the adapter was loaded
         x = x.to(own) if x.is_floating_point() and own.is_floating_point else x
         answer: Tensor = type(self.module).forward(self.module, x)  # an instance's own forward is the original's
@@ -62,11 +62,11 @@ class Mixed:
 
     @property
     def embedding(self) -> bool:
-        """Whether it changes what enters every layer."""
+        """True where it changes what enters every layer."""
         return any(change.embedding for change in self.changes if change is not None)
 
     def delta(self, x: Tensor, y: Tensor) -> Tensor:
-        """What is added to ``y`` ``[batch, …, out]``. Beams of a row lie together, so they share its change."""
+        """The change to ``y`` ``[batch, …, out]``. Beams of a row lie together, so they share its change."""
         return self.add(x, y) - y
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a session did, in numbers."""
+"""The figures of a session: injections, swaps, drift, paging."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 class SessionReport:
     """Counts since a session began. ``layers_kept``: layers of caches that swaps and shared prefills did not run.
 
-    Drift is ‖d‖/‖y‖ a token and module; None where the session does not measure it. ``paged``: how often an adapter was
-    put into a slot; None without slots.
+    Drift is ‖d‖/‖y‖ a token and module; None where the session does not measure it. ``paged``: the number of times
+    that an adapter was put into a slot; None without slots.
     """
 
     injections: Mapping[str, int]

@@ -36,7 +36,7 @@ class RowFactorKernel:
     embedding: ClassVar[bool] = False
 
     def delta(self, x: Tensor, y: Tensor) -> Tensor:
-        """What is added to ``y`` ``[batch, …, out]``. Rows that lie together share their factors, as beams do."""
+        """The change to ``y`` ``[batch, …, out]``. Rows that lie together share their factors, as beams do."""
         count = rows_of(x, len(self.At))
         inner = x.to(self.At.dtype).reshape(count, -1, x.shape[-1]) @ self.At
         return (inner @ self.Bt).view(y.shape)
@@ -47,7 +47,7 @@ class RowFactorKernel:
 
 
 class GivenFactors:
-    """Where factors go on a model. They are bound as an adapter of their paths and shapes is, once for each of these.
+    """Binds factors to a model, as an adapter of their paths and shapes is bound, once for each set of these.
 
     ``build``: from an adapter to the sites that it changes, and its plan.
     """
@@ -57,7 +57,7 @@ class GivenFactors:
         self._known: dict[frozenset[tuple[str, int, int, int]], Mapping[Site, tuple[str, float]]] = {}
 
     def changes(self, factors: RowFactors, scale: float) -> dict[Site, RowFactorKernel]:
-        """What the factors do at each site. Raises :class:`RefusedError` with every one that does not fit."""
+        """The kernels of the factors by site. Raises :class:`RefusedError` with every one that does not fit."""
         if problems := list(_faults(factors)):
             raise RefusedError(problems)
         key = frozenset((path, *A.shape[1:], B.shape[1]) for path, (A, B) in factors.items())

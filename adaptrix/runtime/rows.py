@@ -46,7 +46,7 @@ class RowKernels:
     embedding: bool
 
     def delta(self, x: Tensor, y: Tensor) -> Tensor:
-        """What is added to ``y`` ``[batch, …, out]``. Beams of a row lie together, so they share its adapter."""
+        """The change to ``y`` ``[batch, …, out]``. Beams of a row lie together, so they share its adapter."""
         count = rows_of(x, len(self.foreign))
         inner = functional.embedding(x, self.At) if self.embedding else x.to(self.At.dtype) @ self.At
         inner = inner.view(count, -1, inner.shape[-1]).masked_fill(self.foreign, 0) @ self.Bt
@@ -104,7 +104,7 @@ def side_by_side(kernels: Sequence[Kernel | None]) -> RowKernels:
 
 
 def _foreign(kernels: Sequence[Kernel | None], distinct: Sequence[Kernel]) -> Tensor:
-    """``[rows, R]``: whether a column is of another kernel than the row's own."""
+    """A mask ``[rows, R]``, true where a column is of another kernel than the row's own."""
     columns = [kernel for kernel in distinct for _ in range(kernel.rank)]
     return torch.tensor([[own is not other for other in columns] for own in kernels], device=distinct[0].At.device)
 

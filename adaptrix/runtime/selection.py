@@ -1,4 +1,4 @@
-"""What is in force: for each hooked module, the kernel to apply. Values; switching is choosing another."""
+"""Selections: for each hooked module, the kernel to apply. They are values; switching is choosing another."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Resident:
-    """What lies in a slot: an adapter, or a weighted sum of several."""
+    """The content of a slot: an adapter, or a weighted sum of several."""
 
     slot: int
     kernels: Mapping[Site, Kernel]
@@ -34,7 +34,7 @@ class Resident:
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """The kernels in force by site, and the adapters they are made of; the base has none.
+    """The kernels to apply by site, and the adapters they are made of; the base has none.
 
     ``key`` is equal for selections that do the same: versions and weights, or versions by row. ``seats``: where a
     session has slots, those of the rows of a batch, or one for all; None for the base.
@@ -47,12 +47,12 @@ class Selection:
 
     @property
     def uses(self) -> tuple[Hashable, ...]:
-        """What must stay while it is in force."""
+        """The versions and slots that must stay while it is active."""
         return (*(loaded.version for loaded in self.adapters), *(seat for seat in self.seats if seat is not None))
 
     @property
     def first_layer(self) -> float:
-        """The lowest layer whose input does not depend on the selection; Inf for the base."""
+        """The lowest layer that the selection changes, 0 for an embedding; Inf where it changes none."""
         return min((_layer(site, kernel) for site, kernel in self.kernels.items()), default=float("inf"))
 
 
@@ -60,7 +60,7 @@ BASE = Selection()
 
 
 def _layer(site: Site, kernel: ActiveKernel) -> float:
-    """Where a change enters: an embedding's reaches every layer, a head's none."""
+    """The lowest layer that a change reaches: an embedding's reaches every layer, a head's none."""
     if site.layer is not None:
         return site.layer
     return 0 if kernel.embedding else float("inf")

@@ -1,6 +1,6 @@
 """A model with adapters attached: what users switch, mix and route.
 
-Hooks are registered once and never toggled. What is in force is a value that they look up: the one that
+Hooks are registered once and never toggled. They look up the active selection, a value: the one that
 the current context chose (``use``, ``route``), else the session's default (``activate``). A forward pass
 of the whole model takes the default once, at its start, so that a switch by another thread never falls
 into the middle of it.
@@ -43,10 +43,10 @@ Builder = Callable[[Any], tuple[Mapping[Site, SiteKernel], Plan]]
 
 
 class Session:
-    """What :func:`adaptrix.attach` returns; a context manager that detaches at its end.
+    """A model with adapters attached, made by :func:`adaptrix.attach`; a context manager that detaches at its end.
 
     Thread- and asyncio-safe: ``use`` and ``route`` hold for the context that entered them, ``activate``
-    for everyone who chose nothing. Every load has a version of its own; unloading waits for its users.
+    for every context that chose nothing. Every load has a version of its own; unloading waits for its users.
     """
 
     def __init__(self, hooks: Hooks, users: Users, build: Builder, slots: Slots | None = None) -> None:
@@ -63,7 +63,7 @@ class Session:
     def activate(self, choice: Choice) -> None:
         """Makes a choice the default of every context that has none of its own. One write.
 
-        It stays in force, in the version of that moment, until the next ``activate``.
+        It stays active, in the version of that moment, until the next ``activate``.
         """
         with self._users.changed:
             self._make_default(self._open.summed(choice))
@@ -86,7 +86,7 @@ class Session:
 
     @contextmanager
     def given(self, factors: RowFactors, scale: float = 1.0) -> Iterator[None]:
-        """Factors that the caller has made, a pair for each row of the batch, are in force in this context.
+        """Applies factors that the caller has made, a pair for each row of the batch, in this context.
 
         By module path A ``[rows, r, in]`` and B ``[rows, out, r]``; ΔW = scale · B·A. They are used as they are, so
         that gradients reach what they were made of; where they do, the base is frozen until ``detach``. Where the batch
@@ -113,13 +113,14 @@ class Session:
         return self._hooks.new_cache(lowest)
 
     def swap(self, choice: Choice | RowChoice, cache: AdapterCache) -> Swap:
-        """Activates a choice and makes the cache what it would have been under it; says what that took, and why.
+        """Activates a choice and makes the cache what it would have been under it; returns the layers kept, and why.
 
         Layers under the first injected one are kept, the rest computed from the hidden states that entered
         it, for the families in :data:`adaptrix.runtime.swapping.FAMILIES`; others read the tokens again, as after
-        loading an adapter that starts at a lower layer than those known to ``new_cache``. RowChoice of adapters, as for
-        :meth:`route`, are for a batch. What was filled in a way that cannot be repeated, and another cache than
-        one of this session, is refused by name; then, and after an interrupt, cache and default are as they were.
+        loading an adapter that starts at a lower layer than those known to ``new_cache``. A list of adapters,
+        one a row as for :meth:`route`, is for a batch. What was filled in a way that cannot be repeated, and another
+        cache than one of this session, is refused by name; then, and after an interrupt, cache and default are as they
+        were.
         """
         with self._users.using(lambda: self._open.chosen(choice)) as selection:
             with self._hooks.choosing(selection):
@@ -162,7 +163,7 @@ class Session:
         self.adopt(name, *self._build(adapter))
 
     def adopt(self, name: str, kernels: Mapping[Site, SiteKernel], plan: Plan | None = None) -> None:
-        """Takes kernels that were built for this model, by a plan or out of thin air, under a name."""
+        """Names kernels that were built for this model; without a ``plan`` they cannot be trained or read back."""
         if self._slots is not None:
             kernels = self._slots.admit(name, kernels)
         self._hooks.cover(kernels)
@@ -196,7 +197,7 @@ class Session:
         return adapter_now(self._planned(loaded), loaded.kernels)
 
     def report(self) -> SessionReport:
-        """What was injected where, and what it did, since the session began."""
+        """Counts since the session began: injections by site, swaps, drift and paging."""
         drift = self._hooks.drift
         return SessionReport(
             injections={str(site): count for site, count in self._hooks.injections.items()},
@@ -211,9 +212,9 @@ class Session:
     def compile(self, **options: Any) -> None:
         """Compiles the model's forward pass (``torch.compile(…, **options)``) until the session is detached.
 
-        One graph for whatever is in force, which it reads from a tensor; it has to be in slots for that. Passes
+        One graph serves every selection: it reads the active slots from a tensor, so the session needs slots. Passes
         wait for one another, whatever thread or task they are of, and are not counted in :meth:`report`. An adapter
-        that is loaded later and changes other modules than those before it makes torch compile everything anew.
+        that is loaded later and changes other modules than those before it makes torch compile everything again.
         A session without slots works in a model that was compiled after it was attached, with a break in the graph at
         every module that it changes. Raises :class:`UsageError`, :class:`RefusedError` for a model compiled already.
         """
@@ -226,7 +227,7 @@ class Session:
         self._hooks.compile(**options)
 
     def unload(self, name: str) -> None:
-        """Forgets an adapter once nobody uses it any more; new users are refused from now on.
+        """Forgets an adapter once it is no longer in use; new users are refused from now on.
 
         Raises :class:`UsageError` while this thread uses it, its asyncio tasks included: it would wait for itself.
         """

@@ -1,8 +1,8 @@
-"""Room for a fixed number of adapters: buffers whose addresses never change, and who lies in which slot.
+"""Room for a fixed number of adapters: buffers whose addresses never change, and the adapter in each slot.
 
 For every module that adapters change there is a bank, all slots' factors in two tensors, so that a compiled
 graph needs to know nothing but the numbers of the slots. Slot 0 is the base's and stays zero. More adapters than slots
-take turns: the one that was wanted longest ago, and that nobody uses, makes room. A slot is zeroed when it is left.
+take turns: the least recently used one that is not in use now makes room. A slot is zeroed when it is left.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BUCKETS = (4, 8, 16, 32, 64, 128, 256)
 Kernels = Mapping[Site, Kernel]
 #: an adapter's version and weight, for each of a sum
 Key = tuple[tuple[int, float], ...]
-#: what to seat, and how to come by its kernels
+#: the sums to seat, each with a function that makes its kernels
 Wanted = Mapping[Key, Callable[[], Kernels]]
 
 
@@ -87,7 +87,7 @@ class Bank:
 
 
 class Slots:
-    """``count`` slots beside the base's. Whoever seats or forgets holds the lock of the users."""
+    """``count`` slots beside the base's. The caller of :meth:`seat` and :meth:`forget` holds the lock of the users."""
 
     def __init__(self, count: int, max_rank: int, users: Users) -> None:
         if not all(type(number) is int and number >= 1 for number in (count, max_rank)):
@@ -100,7 +100,7 @@ class Slots:
         self.paged = 0
 
     def problems(self, name: str, changes: Mapping[Site, SiteKernel]) -> Iterator[Problem]:
-        """What keeps an adapter from lying in a slot."""
+        """A problem for each change of an adapter that no slot can hold."""
         for site, change in changes.items():
             where = f"{name} {site}"
             if not isinstance(change, Kernel):
@@ -149,19 +149,19 @@ class Slots:
             self._leave(key)
 
     def close(self) -> None:
-        """Gives the buffers back; whoever waits for a slot is refused."""
+        """Gives the buffers back; threads that wait for a slot are refused."""
         with self._users.changed:
             for kept in (self.banks, self._seated, self._free):
                 kept.clear()
             self._users.changed.notify_all()
 
     def _require_fit(self, kernels: Kernels) -> None:
-        """A sum has the ranks of all its adapters."""
+        """Raises :class:`UsageError` for what no slot can hold: a sum has the ranks of all its adapters."""
         if problems := list(self.problems("the sum at", kernels)):
             raise UsageError(problems)
 
     def _make_room(self, wanted: Wanted) -> bool:
-        """Whether there are enough free slots for what is not seated yet, once those nobody wants are left."""
+        """Frees idle slots for what is not seated yet; False where that would not be enough, and then frees none."""
         missing = sum(key not in self._seated for key in wanted)
         idle = [key for key, one in self._seated.items() if key not in wanted and not self._users.of(one)]
         if missing > len(self._free) + len(idle):
@@ -171,11 +171,13 @@ class Slots:
         return True
 
     def _require_patience(self, wanted: Wanted) -> None:
-        """Waiting must end: only for others, and never while this thread keeps a slot that others may wait for."""
+        """Raises :class:`UsageError` where waiting might not end, as while this thread itself keeps a slot."""
         owners = set().union(*(self._users.of(one) for one in self._seated.values()))
         mine = get_ident() in owners
         if len(wanted) > self._count or mine or owners <= {DEFAULT}:
-            found = f"{len(wanted)} wanted at once, {self._count} slots" + (", some in use around this" if mine else "")
+            found = f"{len(wanted)} wanted at once, {self._count} slots" + (
+                ", some used by this thread" if mine else ""
+            )
             remedy = f"attach(…, slots={max(len(wanted), self._count) + 1}), or leave an outer use() first."
             raise UsageError(Problem("slots", "slots", found, "a slot for each adapter in use", remedy))
 

@@ -1,4 +1,4 @@
-"""What a spectral delta does at one module, and what several do there.
+"""The kernels of spectral deltas at one module: of one, of a weighted sum, of a batch's rows.
 
 Singular-value fine-tuning (arXiv 2501.06252) changes a weight W = U·diag(s)·Vᵀ by ΔW = U·diag(d)·Vᵀ, so that
 
@@ -51,7 +51,7 @@ class SpectralKernel:
     reads_output: ClassVar[bool] = False
 
     def delta(self, x: Tensor, y: Tensor) -> Tensor:
-        """What is added to the module's output for its input ``x``, in the dtype of the axes."""
+        """The change to the module's output for its input ``x``, in the dtype of the axes."""
         V = self.axes.V
         return ((x.to(V.dtype) @ V) * self.d).to(V.dtype) @ self.axes.Ut
 
@@ -76,7 +76,7 @@ class SpectralKernel:
         yield self.d
 
     def agrees(self, loaded: object) -> bool:
-        """Whether d is that of the one loaded."""
+        """True if d is that of the one loaded, within the precision of its dtype."""
         return isinstance(loaded, SpectralKernel) and torch.allclose(self.d.to(loaded.d), loaded.d, rtol=1e-2)
 
     @classmethod
@@ -109,7 +109,7 @@ class SpectralRowKernels:
     embedding: ClassVar[bool] = False
 
     def delta(self, x: Tensor, y: Tensor) -> Tensor:
-        """What is added to ``y`` ``[batch, …, out]``. Beams of a row lie together, so they share its adapter."""
+        """The change to ``y`` ``[batch, …, out]``. Beams of a row lie together, so they share its adapter."""
         V = self.axes.V
         inner = (x.to(V.dtype) @ V).view(rows_of(x, len(self.d)), -1, V.shape[1]) * self.d
         if self.idle is not None:

@@ -3,8 +3,8 @@
 Layers under the first injected one do not depend on the adapter, so their keys and values stay valid. What
 entered that layer is kept (one hidden state a token); a swap runs the layers from there on, under the new
 adapter and with an empty cache, and puts their keys and values in the place of the old. The decoder runs as it
-always does, its lower layers replaced by one that hands over what was kept, so embeddings cannot matter, and
-masks, positions and layer types are its own business.
+always does, its lower layers replaced by one that returns what was kept, so embeddings cannot matter, and
+masks, positions and layer types are left to it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FAMILIES = {"gpt2": "h", **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", 
 
 @dataclass(frozen=True, slots=True)
 class Swap:
-    """What a swap did: how many layers of the cache were kept and how many computed anew, and why so many."""
+    """The outcome of a swap: the numbers of layers of the cache that were kept and recomputed, and the reason."""
 
     kept: int
     recomputed: int
@@ -37,7 +37,7 @@ class Swap:
 
 
 class _Kept(nn.Module):
-    """Stands in for the lower layers: whatever it is given, it answers what is known to come out of them."""
+    """Stands in for the lower layers: whatever its input, it returns what is known to come out of them."""
 
     def __init__(self, hidden: Tensor) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ def layers_of(model: nn.Module) -> tuple[nn.Module, str] | None:
 
 
 def why_whole(model: nn.Module) -> str:
-    """Why the upper layers of a model cannot run alone; empty where they can."""
+    """The reason why the upper layers of a model cannot run alone; empty where they can."""
     kind = _model_type(model)
     if kind not in FAMILIES:
         known = ", ".join(sorted(FAMILIES))
@@ -71,14 +71,14 @@ def why_whole(model: nn.Module) -> str:
 
 
 def depth_of(model: nn.Module, first_layer: float) -> int:
-    """How many layers lie under the first injected one and can be kept; 0 for a model that only runs whole."""
+    """The number of layers under the first injected one, which can be kept; 0 for a model that only runs whole."""
     found = layers_of(model)
     return 0 if found is None else int(min(first_layer, len(getattr(*found))))
 
 
 @torch.no_grad()
 def refill(model: nn.Module, cache: AdapterCache, selection: Selection, empty: Callable[[], AdapterCache]) -> Swap:
-    """Makes a cache what it would have been under ``selection``, which is in force.
+    """Makes a cache what it would have been under ``selection``, which is active.
 
     ``empty`` makes an empty one, which it becomes where no layer can be kept. An error, whatever its kind, leaves the
     cache as it was. Raises :class:`UsageError` for one that was filled in a way that cannot be repeated.
@@ -166,7 +166,7 @@ def _reread(model: nn.Module, cache: AdapterCache, filled: Chunk, fresh: Adapter
 
 
 def _recording_like(cache: AdapterCache, fresh: DynamicCache) -> DynamicCache:
-    """The fresh one, its windows left open if those of the cache are: for who takes tokens back."""
+    """The fresh one, its windows left open if those of the cache are, so that tokens can be taken back."""
     if any(cache.is_recording_past(i) for i in range(len(cache.layers))):
         fresh.activate_past_recording()  # type: ignore[no-untyped-call]  # transformers has no types there
     return fresh
@@ -185,7 +185,7 @@ def _mask(cache: AdapterCache, filled: Chunk) -> Tensor | None:
 
 
 def _all(*masks: Tensor | None) -> bool:
-    """Whether the masks that are there hide nothing."""
+    """True if the masks that are there hide nothing."""
     return all(bool(mask.all()) for mask in masks if mask is not None)
 
 

@@ -1,4 +1,4 @@
-"""What an adapter in training does: made again from its leaves at every pass, so that gradients reach them."""
+"""The kernels of an adapter in training: made again from its leaves at every pass, so that gradients reach them."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from adaptrix.runtime.kernel import ActiveKernel, Adding
 
 
 class Leaves(Protocol):
-    """The numbers of the deltas on one module as leaves of autograd: what every kind of delta comes to in training."""
+    """The numbers of the deltas on one module as leaves of autograd: every kind of delta has them in training."""
 
     @property
     def embedding(self) -> bool:
-        """Whether they are those of an embedding."""
+        """True for the leaves of a delta on an embedding."""
 
     @property
     def kernel(self) -> Adding:
         """The kernel of the leaves as they are now, differentiable in them."""
 
     def delta(self, x: Tensor, y: Tensor) -> Tensor:
-        """What is added to the module's output ``y`` for its input ``x``."""
+        """The change to the module's output ``y`` for its input ``x``."""
 
     def named(self) -> Iterator[tuple[Site, str, nn.Parameter]]:
         """Each leaf by its site and by its name in an injection file."""
@@ -37,17 +37,17 @@ class Leaves(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trainable:
-    """What an adapter in training does at one module."""
+    """The kernel of an adapter in training at one module."""
 
     leaves: Leaves
 
     @property
     def embedding(self) -> bool:
-        """Whether it changes what enters every layer."""
+        """True where it changes what enters every layer."""
         return self.leaves.embedding
 
     def delta(self, x: Tensor, y: Tensor) -> Tensor:
-        """What is added to ``y`` for ``x``."""
+        """The change to the module's output ``y`` for its input ``x``."""
         return self.leaves.delta(x, y)
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
@@ -63,11 +63,11 @@ class Sum:
 
     @property
     def embedding(self) -> bool:
-        """Whether it changes what enters every layer."""
+        """True where it changes what enters every layer."""
         return self.terms[0][1].embedding
 
     def delta(self, x: Tensor, y: Tensor) -> Tensor:
-        """What is added to ``y``."""
+        """The change to the module's output ``y`` for its input ``x``."""
         first, *others = (weight * change.delta(x, y) for weight, change in self.terms)
         return sum(others, start=first)
 

@@ -26,9 +26,9 @@ from adaptrix.runtime.trainable import Trainable
 
 @torch.inference_mode(False)
 def learned(plan: Plan, modules: Mapping[Site, Reached], loaded: Mapping[Site, object]) -> dict[Site, Trainable]:
-    """What a plan does, by the site of the whole weight, with leaves for its numbers; they are those ``loaded``.
+    """The kernels of a plan in training, by the site of the whole weight; their numbers are those ``loaded``.
 
-    Raises :class:`RefusedError` for extras, and where the files of the adapter say something else than when it was
+    Raises :class:`RefusedError` for extras, and where the files of the adapter have other numbers than when it was
     loaded; :class:`UsageError` for a dropout that is no share.
     """
     _require_deltas_only(plan)

@@ -136,4 +136,4 @@ def test_a_pass_that_broke_off_can_be_tried_again_or_is_refused(family, tmp_path
         with pytest.raises(ZeroDivisionError):
             nexts(model, cache, head)
         handle.remove()
-        assert refused(session, "b", cache, "broke off")
+        assert refused(session, "b", cache, "was interrupted")
