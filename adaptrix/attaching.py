@@ -19,7 +19,7 @@ from adaptrix.binding.bind import bind
 from adaptrix.binding.identify import by_config
 from adaptrix.errors import AdaptrixError, Problem, RefusedError, UsageError, errors_in, warn_of
 from adaptrix.pipeline import Pipeline
-from adaptrix.planning.plan import Plan, plan_of
+from adaptrix.planning.plan import Plan, inactive, plan_of
 from adaptrix.runtime.build import kernels, require_finite
 from adaptrix.runtime.decompositions import Decompositions
 from adaptrix.runtime.drift import Drift
@@ -174,7 +174,7 @@ class _Loader:
         require_finite(found, plan)
         modules |= {place.reached.site: place.reached for place in extras}
         self.modules |= {site: modules[site] for site in found}
-        warn_of((*_unanswered(bound.problems), *inert(plan, modules)))
+        warn_of((*_unanswered(bound.problems), *inactive(plan, self._layers), *inert(plan, modules)))
         return found, plan
 
     def _modules_of(self, architecture: Architecture) -> Mapping[Site, Reached]:

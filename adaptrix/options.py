@@ -23,9 +23,9 @@ _DTYPES = {"FP": "F", "FLOAT": "F", "BFLOAT": "BF", "FLOAT8_": "F8_", "FP8_": "F
 class Options:
     """What can be asked of a conversion; the command line's options by the same names.
 
-    ``layers``: a policy; None is ``middle`` for an injection file (or the plan of the injection file
-    that is read) and ``all`` for a PEFT folder, which cannot hold inactive deltas; pruning an injection
-    file means its own plan. ``dtype``: as safetensors, numpy or torch name it (``BF16``, ``bfloat16`` …).
+    ``layers``: a policy; None is the plan of the injection file that is read, and ``all`` otherwise, and for a PEFT
+    folder, which cannot hold inactive deltas; pruning an injection file means its own plan.
+    ``dtype``: as safetensors, numpy or torch name it (``BF16``, ``bfloat16`` …).
     ``max_error``: how much of a spectral delta's ‖ΔW‖ a rank may leave out; None is :data:`TOLERANCE`. ``vectors``:
     whether spectral deltas are written with the U and V of the base, by default as they came.
     ``text``: the file that ``fit:K`` is fitted on, in so many ``steps`` with a ``seed``; for no other policy.

@@ -265,7 +265,7 @@ def _chosen(bound: BoundAdapter, options: Options, form: Format) -> Plan:
     """The plan that the options choose; one that a file was written with only where what it leaves out can go."""
     if options.layers is None and "plan" not in form.carries and not options.prune:
         return make_plan(bound, "all")
-    return plan_of(bound, options.layers, "middle" if "plan" in form.carries else "all")
+    return plan_of(bound, options.layers)
 
 
 def _spectral(plan: Plan, options: Options, form: Format, resolver: Resolver | None) -> Plan:

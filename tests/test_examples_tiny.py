@@ -24,9 +24,10 @@ def test_what_ships_is_small():
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
-def test_the_default_plan_keeps_all_of_an_adapter(name, tmp_path):
+def test_the_middle_plan_keeps_all_of_these_adapters(name, tmp_path):
     assert adaptrix.check(ADAPTERS[name], base=TINY / "base").ok
-    path = adaptrix.convert(ADAPTERS[name], tmp_path / "it.adaptrix.safetensors", base=TINY / "base")
+    out = tmp_path / "it.adaptrix.safetensors"
+    path = adaptrix.convert(ADAPTERS[name], out, base=TINY / "base", layers="middle")
     recorded = adaptrix.load(path).recorded
     assert recorded.policy == "middle"
     assert {role.layers for role in adaptrix.inspect(path).roles} == {"4-5"}

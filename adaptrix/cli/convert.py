@@ -26,6 +26,7 @@ from adaptrix.fitting.maker import maker_for
 from adaptrix.options import Options
 from adaptrix.pipeline import Pipeline
 from adaptrix.planning.lowering import TOLERANCE
+from adaptrix.planning.plan import Plan, make_plan
 from adaptrix.results import Conversion
 from adaptrix.wording import amount
 
@@ -34,8 +35,7 @@ if TYPE_CHECKING:
 
 _BASE = """Base to check against: a folder or OWNER/NAME. Its config.json is read; fit:K reads the whole base, and
     spectral deltas without their U and V the weights that they are of, where these are to be written."""
-_LAYERS = """{}. [default: for an injection file the plan of the one that is read, or middle; all for other
-    formats]"""
+_LAYERS = """{}. [default: all; the plan of an injection file that is read, where the output can hold one]"""
 
 
 @click.command()
@@ -141,13 +141,26 @@ class _Batch:
         else:
             self._taken[done.path] = f"this run has just written it, from {source}"
             self.results.append(done.as_dict())
-            _show(done, self._verbosity)
+            form = next(form for form in self._pipeline.catalog.formats if form.name == self._options.to)
+            _show(done, self._verbosity, chooses="plan" in form.carries)
 
 
-def _show(done: Conversion, verbosity: Verbosity) -> None:
+def _show(done: Conversion, verbosity: Verbosity, *, chooses: bool) -> None:
+    """Prints what was written, and its plan; ``chooses``: the format can hold a plan that leaves layers out."""
     if not verbosity.json and not verbosity.quiet:
         held = f"{done.tensors} tensors, {amount(done.nbytes)}"
         click.echo(f"{click.style(str(done.path), bold=True)}  {held}, {done.plan.bound.architecture.family}")
         rest = "" if done.plan.complete else "; --layers all makes every layer act"
+        rest = _middle(done.plan) if chooses and done.plan.complete else rest
         click.echo(f"  {done.plan.describe()}{rest}")
     show_problems(done.problems, verbosity)
+
+
+def _middle(plan: Plan) -> str:
+    """The share that the middle layers alone would keep, where it is less, and how to measure what that costs."""
+    if not plan.bound.depths or plan.policy != "all":
+        return ""
+    middle = make_plan(plan.bound, "middle")
+    if not middle.idle or middle.retained is None:
+        return ""
+    return f"; --layers middle keeps {middle.retained:.1%} of it, and adaptrix fidelity measures the cost"

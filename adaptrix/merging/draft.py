@@ -17,7 +17,7 @@ from adaptrix.merging.options import MergeOptions, QloraBase
 from adaptrix.merging.tensor_change import TensorChange
 from adaptrix.merging.tied import is_tied, tied_changes, tied_parameters, tied_problems, vocabulary
 from adaptrix.pipeline import Pipeline
-from adaptrix.planning.plan import Plan, plan_of, powerless
+from adaptrix.planning.plan import Plan, inactive, plan_of, powerless
 from adaptrix.progress import Counted, uncounted
 from adaptrix.records import Bundle
 from adaptrix.results import CheckReport
@@ -76,7 +76,8 @@ def draft(pipeline: Pipeline, uri: str, base: str, options: MergeOptions, displa
         raise RefusedError(errors_in(report.problems))
     plan = plan_of(report.bound, options.layers)
     merge = settle(plan, fetch_base(base, pipeline), report, display)
-    merge = replace(merge, allow_nonfinite=options.allow_nonfinite)
+    said = (*merge.problems, *inactive(plan, options.layers))
+    merge = replace(merge, problems=said, allow_nonfinite=options.allow_nonfinite)
     if options.qlora_base is None:
         return merge
     _require_low_rank(merge)

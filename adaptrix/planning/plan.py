@@ -183,10 +183,9 @@ def _all(depth: int) -> tuple[int, ...]:
 
 
 def _middle(depth: int) -> tuple[int, ...]:
-    """The central half, rounded up: 8–23 of 32."""
-    count = (depth + 1) // 2
-    first = (depth - count) // 2
-    return tuple(range(first, first + count))
+    """The central half, or what is nearest to it around the centre: 8–23 of 32, 2–4 of 7, 1–4 of 6."""
+    outside = (depth + 1) // 4
+    return tuple(range(outside, depth - outside))
 
 
 def _spread(bound: BoundAdapter, stack: str, count: int) -> tuple[int, ...]:
@@ -247,15 +246,24 @@ def _usage(policy: str, found: str, expected: str, remedy: str = "") -> UsageErr
     return UsageError(Problem("policy", f"layers {policy}", found, expected, remedy))
 
 
-def plan_of(bound: BoundAdapter, policy: str | None, default: str = "all") -> Plan:
-    """The plan of a policy; where none is given, the one that an injection file was written with, or ``default``'s.
+def plan_of(bound: BoundAdapter, policy: str | None) -> Plan:
+    """The plan of a policy; where none is given, the one that an injection file was written with, or ``all``.
 
     Raises :class:`UsageError` as :func:`make_plan` and :func:`recorded_plan` do.
     """
     recorded = bound.adapter.recorded
     if policy is None and recorded is not None:
         return recorded_plan(bound, recorded)
-    return make_plan(bound, default if policy is None else policy)
+    return make_plan(bound, "all" if policy is None else policy)
+
+
+def inactive(plan: Plan, policy: str | None) -> Iterator[Problem]:
+    """A warning where an injection file's own plan leaves deltas out; none where a ``policy`` was asked for."""
+    if policy is None and plan.idle and plan.bound.adapter.recorded is not None:
+        acting = f"{len(plan.sites)} of {len(plan.bound.deltas)} deltas act, {plan.share}"
+        found = f"its file's plan {plan.policy} is followed: {acting}"
+        remedy = "Choose layers all to have every delta act (--layers all, layers='all')."
+        yield Problem("left-out", plan.bound.adapter.name, found, remedy=remedy, severity="warning")
 
 
 def recorded_plan(bound: BoundAdapter, recorded: Recorded) -> Plan:

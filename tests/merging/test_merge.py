@@ -203,7 +203,7 @@ def test_the_record_names_what_was_merged_and_no_path(tmp_path):
     record = json.loads(text)
     assert str(tmp_path) not in text
     assert record["base"]["model"] == "base"
-    assert record["plan"] == {"policy": "middle", "layers": {"layers": [0, 1]}}
+    assert record["plan"] == {"policy": "middle", "layers": {"layers": [1]}}
     assert len(record["adapter"]["files"]["adapter_model.safetensors"]) == 64
 
 

@@ -183,7 +183,7 @@ def test_what_is_not_carried_is_folded_or_refused_by_name(
 def test_everything_that_is_refused_is_said_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     made = replace(_changed(magnitude=_vector(24), bias=_vector(24), alpha=1.0), extras={"score.weight": HEAD})
     with pytest.raises(UsageError) as caught:
-        _publish(monkeypatch, plain(()), make_plan(_bound(made), "middle"), tmp_path / "x.plain.safetensors")
+        _publish(monkeypatch, plain(()), make_plan(_bound(made), "0"), tmp_path / "x.plain.safetensors")
     assert {problem.expected.rpartition(" ")[2] for problem in caught.value.problems} == {
         *("", "dora", "bias", "extras", "mixed_scale"),
     }

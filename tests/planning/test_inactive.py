@@ -1,0 +1,38 @@
+"""Files whose plan leaves deltas out: whoever follows it without having asked is warned."""
+
+import warnings
+
+import pytest
+
+import adaptrix
+from tests.helpers.merge_models import pair
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return pair(tmp_path_factory.mktemp("inactive"), "llama", targets=["q_proj"])
+
+
+@pytest.fixture
+def half(made, tmp_path):
+    return adaptrix.convert(made.adapter, tmp_path / "half.adaptrix.safetensors", base=made.base, layers="middle")
+
+
+def test_every_layer_acts_unless_fewer_are_asked_for(made, tmp_path):
+    path = adaptrix.convert(made.adapter, tmp_path / "it.adaptrix.safetensors", base=made.base)
+    assert adaptrix.load(path).recorded.policy == "all"
+
+
+def test_attaching_and_merging_such_a_file_warns_once(made, half, tmp_path):
+    with pytest.warns(adaptrix.AdaptrixWarning, match="1 of 3 deltas act, .*% of") as caught:
+        adaptrix.attach(made.model.unload(), {"x": half}).detach()
+    assert len(caught) == 1
+    with pytest.warns(adaptrix.AdaptrixWarning, match="its file's plan middle is followed: 1 of 3 deltas act"):
+        adaptrix.merge(half, made.base, tmp_path / "merged")
+
+
+@pytest.mark.parametrize("layers", ["all", "middle", "1"])
+def test_layers_that_were_asked_for_warn_of_nothing(made, half, tmp_path, layers):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", adaptrix.AdaptrixWarning)
+        adaptrix.merge(half, made.base, tmp_path / "merged", layers=layers)
