@@ -1,5 +1,5 @@
-"""An adapter as its checkpoint has it: deltas by module path, whatever else was in the files, and
-where it all came from. No architecture is known here."""
+"""An adapter as its checkpoint has it: deltas by module path, the other tensors of the files, and their
+provenance. No architecture is known here."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Extra:
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """Where an adapter came from. ``files``: sha256 by name; ``config``: the format's own, verbatim."""
+    """The origin of an adapter. ``files``: sha256 by name; ``config``: the format's own, verbatim."""
 
     uri: str
     format: str
@@ -58,11 +58,15 @@ class Provenance:
 
 @dataclass(frozen=True, slots=True)
 class FitRecord:
-    """How the deltas of a plan were fitted, and what came of it.
+    """The record of a fit: its settings, and the KL before and after.
 
-    ``text``: SHA-256 of the text, of so many ``tokens``; ``steps`` were asked for, with this ``seed``, and so many
-    ``taken`` until nothing became better; ``before`` and ``after``: KL(full ‖ plan) in nats a token on windows of the
-    text that were held out, with the adapter's own deltas on the plan's layers and with the fitted ones.
+    - ``text``: SHA-256 of the text.
+    - ``tokens``: the length of the text.
+    - ``steps``: the most steps that were allowed.
+    - ``taken``: the steps after which the result no longer improved.
+    - ``seed``: of the training.
+    - ``before``, ``after``: KL(full ‖ plan) in nats a token on windows that were not trained on, with the adapter's own
+      deltas on the plan's layers and with the fitted ones.
     """
 
     text: str
@@ -76,11 +80,11 @@ class FitRecord:
 
 @dataclass(frozen=True, eq=False)
 class Recorded:
-    """What an injection file remembers of the binding and the plan it was written with.
+    """The binding and the plan that an injection file was written with.
 
     ``sites`` gives the site name of each target and ``overrides`` the deltas that replace it by site
-    name; ``notes`` say what making the plan has cost, ``fit`` how it was fitted, if it was; ``known`` is False where
-    no family was known.
+    name; ``notes`` say what the plan lost when it was made, ``fit`` how it was fitted, if it was; ``known`` is False
+    where no family was known.
     """
 
     family: str
@@ -96,24 +100,24 @@ class Recorded:
 
     @property
     def verified(self) -> bool:
-        """Whether a base's config stated the dims; else they were inferred, and a base may know better."""
+        """True where a base's config stated the dims; inferred dims are checked again against a base."""
         return "config" in self.dims.origins.values()
 
 
-def nothing_targeted(path: str) -> bool:  # noqa: ARG001  # it is asked like any other
-    """For an adapter that nobody said anything about: whatever it lacks was never promised."""
+def nothing_targeted(path: str) -> bool:  # noqa: ARG001  # called as any ``targeted`` is
+    """The ``targeted`` of an adapter without a config: nothing is promised, so nothing can be missing."""
     return False
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Adapter:
-    """Deltas by target, extras by the key their checkpoint gives them, and the story of both.
+    """Deltas by target, extras by the key their checkpoint gives them, and where both came from.
 
     ``base`` is the id of the model it was made for, where known. ``problems`` is all that reading
     found; an adapter with errors among them can be looked at, and is refused by every other step.
     ``altered``: the deltas are no longer those that the provenance's config describes. ``recorded``
-    is there when an injection file was read. ``targeted``: whether its config promises a delta on the
-    module or parameter of a path, spelled as the checkpoint spells it, wherever the model has one.
+    is set for an injection file. ``targeted``: True for the path of a module or parameter, as the checkpoint spells
+    it, on which the config promises a delta if the model has one there.
     """
 
     name: str

@@ -31,7 +31,9 @@ Uri = str | PathLike[str]
 
 
 def load(uri: Uri) -> Adapter:
-    """The adapter at a uri, sound in itself; whether it fits a model is for :func:`check` to say.
+    """The adapter at a uri, sound in itself; :func:`check` says whether it fits a model.
+
+    - ``uri``: a folder, a file, or ``owner/name[@revision]``.
 
     Raises :class:`AdaptrixError` with every problem found.
     """
@@ -39,16 +41,24 @@ def load(uri: Uri) -> Adapter:
 
 
 def check(adapter: Adapter | Uri, base: Uri | None = None, *, allow_nonfinite: bool = False) -> CheckReport:
-    """Everything that is wrong with an adapter, alone and on ``base`` (its config's own base by default).
+    """Everything that is wrong with an adapter, alone and on ``base``.
 
-    What is wrong with files, of the adapter or of the base, is in the report. Raises :class:`UsageError` for a
-    path or name that is none, :class:`UnreachableError` where the adapter or ``base`` cannot be reached.
+    - ``adapter``: an adapter, or its path or uri.
+    - ``base``: a folder, a ``config.json`` or ``owner/name``, of which only the config is read; by default the base
+      that the adapter names, where it can be reached.
+    - ``allow_nonfinite``: do not look for NaN and Inf in the numbers; False by default.
+
+    Problems of files, the adapter's and the base's, are in the report. Raises :class:`UsageError` for a missing
+    path or an invalid name, :class:`UnreachableError` where the adapter or ``base`` cannot be reached.
     """
     return Pipeline().check(_subject(adapter), _path(base), allow_nonfinite=allow_nonfinite)
 
 
 def inspect(uri: Adapter | Uri, base: Uri | None = None) -> Inspection:
-    """What is in an adapter: provenance, config, shapes by role, ‖ΔW‖ by role and layer.
+    """The contents of an adapter: provenance, config, shapes by role, ‖ΔW‖ by role and layer.
+
+    - ``uri``: an adapter, or its path or uri.
+    - ``base``: as for :func:`check`: the family and the dims come from its config.
 
     Raises :class:`AdaptrixError` where there is nothing to show.
     """
@@ -79,20 +89,37 @@ def convert(
 ) -> Path:
     """Writes an adapter, or the one at ``uri``, as an injection file or a PEFT folder and returns its path.
 
-    ``out``: the file or folder to write, or with a ``/`` at its end the folder to write it in; by default
-    the adapter's name in the current folder, ``<name>.adaptrix.safetensors`` or ``<name>-peft``.
-    ``layers``: ``all``, ``middle``, ``spread:K``, ``energy:K``, ``fit:K`` or a list such as ``8-23,28``; None is
-    ``middle`` for an injection file made from a checkpoint, the file's own plan where one is read, and
-    ``all`` for a PEFT folder. ``prune`` drops what the plan leaves out, ``dtype`` (``F32``, ``bf16``,
-    ``bfloat16`` …) rounds the deltas; nothing else loses anything. ``layers="fit:K"`` chooses K layers by what they
-    do on ``text``, a file, and trains their deltas in at most ``steps`` (300) with a ``seed`` (0) to do on ``base``,
-    a model with its weights, what the whole adapter does; the file holds them beside the adapter's own. Needs
-    ``adaptrix[torch]``; stopped, and called again, it goes on where it was. Spectral deltas become LoRA in a PEFT
-    folder: exactly, or at ``rank`` if that leaves out at most ``max_error`` (0.05) of each ‖ΔW‖; the U and V that it
-    takes are in the file or come from ``base``, weights and all. ``vectors``: ``include`` writes them into an
-    injection file, ``omit`` leaves them out. Problems of severity ``warning`` are
-    issued as :class:`AdaptrixWarning`. Raises :class:`AdaptrixError` with every problem, and then leaves
-    nothing behind.
+    For example ``convert("./my-lora", "out/", layers="energy:8", dtype="bf16")``.
+
+    - ``uri``: an adapter, or its path or uri.
+    - ``out``: the file or folder to write, or with a ``/`` at its end the folder to write it in; by default the
+      adapter's name in the current folder, ``<name>.adaptrix.safetensors`` or ``<name>-peft``.
+    - ``to``: the format to write, ``injection`` by default, ``peft``, or one of a plugin's.
+    - ``base``: the model that shapes are checked against, as for :func:`check`. ``fit:K`` and missing singular vectors
+      take its weights too.
+    - ``layers``: ``all``, ``middle``, ``spread:K``, ``energy:K``, ``fit:K`` or a list such as ``8-23,28``. By default
+      the plan of the injection file that is read, and ``all`` otherwise, and for a PEFT folder.
+      ``fit:K`` chooses K layers by their effect on ``text`` and trains their deltas to do on ``base`` what
+      the whole adapter does; the file holds them beside the adapter's own. It needs ``adaptrix[torch]``, and continues
+      where it was stopped when it is called again.
+    - ``redistribute``: ``nearest`` adds the deltas of dropped layers to the nearest kept layer; ``none`` by default.
+    - ``rank``: the largest rank of a delta that acts, one above it is recompressed; by default ranks stay. Spectral
+      deltas become LoRA in a PEFT folder: exactly, or at this rank. The U and V that this takes are in the file or are
+      computed from ``base``.
+    - ``prune``: drop what the plan leaves out or replaces; False by default.
+    - ``max_error``: the share of each spectral ‖ΔW‖ that ``rank`` may leave out, from 0 to 1; 0.05 by default.
+    - ``vectors``: ``include`` writes the U and V of spectral deltas into an injection file, ``omit`` leaves them out;
+      by default they stay as they were read.
+    - ``dtype``: rounds the deltas to ``F32``, ``bf16``, ``bfloat16`` …; by default each keeps its own.
+    - ``name``: of the adapter, by default the source's.
+    - ``force``: replace an existing output, never the source; False by default.
+    - ``allow_nonfinite``: write NaN and Inf; False by default.
+    - ``text``, ``steps``, ``seed``: for ``fit:K`` alone: the path of the text, which it requires, the most steps of
+      training, 300 by default, and the seed, 0 by default.
+
+    An injection file keeps every trained number but those that ``prune`` drops and ``dtype`` rounds. Problems of
+    severity ``warning`` are issued as :class:`AdaptrixWarning`. Raises :class:`AdaptrixError` with every problem, and
+    then leaves nothing behind.
     """
     options = Options(
         to=to,
@@ -135,12 +162,22 @@ def combine(
 ) -> Outcome:
     """Writes one adapter for the weighted sum of several adapters' ΔW; ``error`` of what it returns is its error.
 
-    ``weights``: one each, by default equal shares of 1. ``method``: ``cat`` (ranks side by side: exact), ``svd`` (the
-    best of ``rank``, by default the largest of the adapters' own), ``linear``, ``ties``, ``dare`` or ``dare-ties`` (as
-    peft adds factors; the last three keep the share ``density`` of the numbers, 0.5 by default, and what DARE drops
-    depends on ``seed``). An injection file counts as its plan has it act. Trained heads, biases and tokens are
-    refused unless ``drop_extras``. The rest is as in :func:`convert`; every delta of the result acts. Raises
-    :class:`AdaptrixError` with every problem, and then leaves nothing behind.
+    For example ``combine(["./math", "./code"], [0.7, 0.3], method="svd", rank=16)``.
+
+    - ``adapters``: adapters of one model, or their paths or uris. An injection file counts as its plan has it act.
+    - ``weights``: a finite number other than 0 for each, by default equal shares of 1.
+    - ``out``, ``to``, ``name``, ``force``: as for :func:`convert`; the name is by default the adapters' joined by
+      ``+``.
+    - ``base``: the model that shapes are checked against, as for :func:`check`.
+    - ``method``: ``cat`` (ranks side by side: exact) by default, ``svd`` (the best sum of ``rank``), ``linear``,
+      ``ties``, ``dare`` or ``dare-ties`` (as peft adds factors).
+    - ``rank``: of ``svd`` alone, by default the largest of the adapters' own.
+    - ``density``: the share of the numbers that the last three methods keep, above 0 and at most 1; 0.5 by default.
+    - ``seed``: of the numbers that ``dare`` and ``dare-ties`` drop; 0 by default.
+    - ``drop_extras``: leave out trained heads, biases and tokens, which are refused by default.
+    - ``dtype``: of the result, by default the adapters' own where their numbers stay as they are, else fp32 or more.
+
+    Every delta of the result acts. Warnings and errors are as in :func:`convert`.
     """
     if isinstance(adapters, str | PathLike | Adapter):
         raise UsageError(Problem("option", "adapters", "one adapter", "a list of them", "As in [first, second]."))
@@ -166,8 +203,16 @@ def resize(
 ) -> Outcome:
     """Writes an adapter at another ``rank``, or at the smallest ranks that keep a share ``energy`` of each ‖ΔW‖².
 
-    A smaller rank is the best one in the Frobenius norm, and ``error`` of what is returned says what it costs; a
-    larger one changes nothing. Extras are kept as they are. The rest is as in :func:`combine`.
+    - ``adapter``: an adapter, or its path or uri.
+    - ``rank``: of every delta, at least 1. A smaller one gives the best approximation in the Frobenius norm, and
+      ``error`` of what is returned is its relative error; a larger one changes nothing. Either it or ``energy`` is
+      required.
+    - ``energy``: the share to keep, above 0 and at most 1.
+    - ``out``, ``to``, ``name``, ``force``: as for :func:`convert`.
+    - ``base``: the model that shapes are checked against, as for :func:`check`.
+    - ``dtype``: of the result, by default each delta's own.
+
+    Extras are kept as they are. Every delta of the result acts. Warnings and errors are as in :func:`convert`.
     """
     options = _output(to, base, dtype, name, force=force)
     done = resize_adapter(Pipeline(), _subject(adapter), Size(rank, energy), out, options)
@@ -176,9 +221,12 @@ def resize(
 
 
 def diff(first: Adapter | Uri, second: Adapter | Uri, base: Uri | None = None) -> Comparison:
-    """How alike two adapters are, site by site: the cosine, the ratio of the norms and the distance of their ΔW.
+    """A comparison of two adapters, site by site: the cosine, the ratio of the norms and the distance of their ΔW.
 
-    Raises :class:`AdaptrixError` for adapters that are of no one model.
+    - ``first``, ``second``: adapters, or their paths or uris.
+    - ``base``: the model that shapes are checked against, as for :func:`check`.
+
+    Raises :class:`AdaptrixError` for adapters of different models.
     """
     return compare_adapters(Pipeline(), _subject(first), _subject(second), _path(base))
 
@@ -198,12 +246,20 @@ def extract(
     name: str | None = None,
     force: bool = False,
 ) -> Outcome:
-    """Writes the LoRA of a ``rank`` that turns ``base`` into ``finetuned``, two models with their weights.
+    """Writes the LoRA of a ``rank`` that turns ``base`` into ``finetuned``, as nearly as the rank allows.
 
-    ``kept`` of what is returned, and of each of its ``losses``, is the share of ‖ΔW‖² that is kept. ``svd``:
-    ``exact``, ``randomised`` (with ``seed``) or what suits the sizes. Tensors that differ and are no weights of linear
-    layers are refused unless a pattern of ``save`` (kept whole) or ``ignore`` (left out) names them. The rest is as
-    in :func:`combine`.
+    - ``finetuned``, ``base``: two models of one family and size with their weights, folders or ``owner/name``.
+    - ``rank``: of every delta, 16 by default; a weight with a smaller side gets that.
+    - ``out``, ``to``, ``force``: as for :func:`convert`.
+    - ``svd``: ``exact``, ``randomised``, or by default ``auto``, which chooses by the sizes.
+    - ``seed``: of the randomised method; 0 by default.
+    - ``save``, ``ignore``: patterns of the names of tensors that differ and are not weights of linear layers: kept
+      whole, or left out. Such tensors are refused unless a pattern names them.
+    - ``dtype``: of the result, fp32 by default.
+    - ``name``: of the adapter, by default ``<finetuned>-lora``.
+
+    ``kept`` of what is returned, and of each of its ``losses``, is the share of ‖ΔW‖² that is kept. Every delta of the
+    result acts. Warnings and errors are as in :func:`convert`.
     """
     extraction = Extraction(rank, svd, seed, tuple(save), tuple(ignore))
     options = _output(to, None, dtype, name, force=force)
@@ -226,14 +282,22 @@ def merge(
 ) -> Path:
     """Writes ``base`` with the adapter at ``uri`` merged into it, and returns the folder. Needs ``adaptrix[torch]``.
 
-    ``base``: the whole model, a folder or ``owner/name``. ``out``: the folder to write, by default ``<name>-merged``
-    in the current one. Shards, tokenizer and config are the base's; a tensor that the adapter does not change is
-    the same bytes, the others are added in fp32 and rounded once, to the base's dtype or to ``dtype``. ``layers``:
-    as for :func:`convert`; None is what :func:`attach` does. ``verify`` compares logits with those of the base with
-    the adapter attached, and writes nothing where rounding does not explain the difference. ``qlora_base``: for
-    an adapter trained on the base in NF4; ``nf4`` merges it into what NF4 leaves of the base (needs
-    ``adaptrix[qlora]``), ``bf16`` into its full precision. Problems of severity ``warning`` are issued as
-    :class:`AdaptrixWarning`. Raises :class:`AdaptrixError` with every problem, and then leaves nothing behind.
+    For example ``merge("./my-lora", "./llama", "./llama-merged", dtype="bf16", verify=True)``.
+
+    - ``uri``: the path or uri of the adapter.
+    - ``base``: the whole model, a folder or ``owner/name``. Its shards, tokenizer and config are kept.
+    - ``out``: the folder to write, by default ``<name>-merged`` in the current one.
+    - ``layers``: a policy as for :func:`convert`; by default what :func:`attach` does.
+    - ``dtype``: of the result, by default each tensor's own in the base: then a tensor that the adapter does not change
+      keeps its bytes. Changed ones are added in fp32 and rounded once.
+    - ``verify``: compare logits with those of the base with the adapter attached, and write nothing where rounding does
+      not explain the difference; False by default.
+    - ``qlora_base``: for an adapter trained on the base in NF4: ``nf4`` merges it into the dequantised base (needs
+      ``adaptrix[qlora]``), ``bf16`` into its full precision. By default the base is taken as stored.
+    - ``force``: replace an earlier merged model, never the base or the adapter; False by default.
+    - ``allow_nonfinite``: merge NaN and Inf; False by default.
+
+    Warnings and errors are as in :func:`convert`.
     """
     options = MergeOptions(layers, dtype, force, allow_nonfinite, verify, qlora_base)
     target = _path(out)

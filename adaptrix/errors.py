@@ -20,7 +20,7 @@ Severity = Literal["error", "warning", "note"]
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong, odd or worth saying.
+    """One thing that is wrong, unusual or worth saying.
 
     ``code`` is a stable slug for scripts, ``where`` names a file, tensor or site; the rest is prose.
     Only ``error`` stops the work; a ``warning`` may surprise the user; a ``note`` is for the record.
@@ -51,7 +51,7 @@ class Problem:
 
 
 class AdaptrixWarning(UserWarning):
-    """What may surprise the caller of a public function, and is no reason to stop."""
+    """A warning of a public function: something unexpected that is no reason to stop."""
 
 
 class AdaptrixError(Exception):

@@ -1,4 +1,4 @@
-"""What can be asked of a conversion, and what cannot."""
+"""The options of a conversion, and their checks."""
 
 from __future__ import annotations
 
@@ -21,14 +21,22 @@ _DTYPES = {"FP": "F", "FLOAT": "F", "BFLOAT": "BF", "FLOAT8_": "F8_", "FP8_": "F
 
 @dataclass(frozen=True)
 class Options:
-    """What can be asked of a conversion; the command line's options by the same names.
+    """The options of a conversion; the command line's by the same names.
 
-    ``layers``: a policy; None is the plan of the injection file that is read, and ``all`` otherwise, and for a PEFT
-    folder, which cannot hold inactive deltas; pruning an injection file means its own plan.
-    ``dtype``: as safetensors, numpy or torch name it (``BF16``, ``bfloat16`` …).
-    ``max_error``: how much of a spectral delta's ‖ΔW‖ a rank may leave out; None is :data:`TOLERANCE`. ``vectors``:
-    whether spectral deltas are written with the U and V of the base, by default as they came.
-    ``text``: the file that ``fit:K`` is fitted on, in so many ``steps`` with a ``seed``; for no other policy.
+    - ``to``: the format to write.
+    - ``base``: the model that shapes are checked against; by default the adapter's own.
+    - ``layers``: a policy; None is the plan of the injection file that is read, and ``all`` otherwise, and for a PEFT
+      folder, which cannot hold inactive deltas; pruning an injection file means its own plan.
+    - ``redistribute``: ``nearest`` folds the deltas of dropped layers into the nearest kept layer.
+    - ``rank``: the largest rank of a delta that acts; one above it is recompressed.
+    - ``prune``: drop what the plan leaves out or replaces.
+    - ``max_error``: the share of a spectral delta's ‖ΔW‖ that a rank may leave out; None is :data:`TOLERANCE`.
+    - ``vectors``: ``include`` or ``omit`` the base's U and V of spectral deltas; by default they stay as read.
+    - ``dtype``: as safetensors, numpy or torch name it (``BF16``, ``bfloat16`` …); by default each tensor's own.
+    - ``name``: of the adapter; by default the source's.
+    - ``force``: replace an existing output.
+    - ``allow_nonfinite``: write NaN and Inf.
+    - ``text``, ``steps``, ``seed``: of ``fit:K`` alone: the file that it is fitted on, the most steps, the seed.
     """
 
     to: str = "injection"
@@ -49,7 +57,7 @@ class Options:
 
     @property
     def wants_fit(self) -> bool:
-        """Whether the plan is to be fitted."""
+        """True where the plan is to be fitted."""
         return self.layers is not None and self.layers.partition(":")[0] == FITTED
 
 

@@ -83,8 +83,8 @@ class Pipeline:
     def read_and_bind(self, subject: Adapter | str, base: str | None = None) -> CheckReport:
         """An adapter read and bound, its numbers not looked at yet: every step that may need a network.
 
-        Raises :class:`UsageError` for a uri or ``base`` that cannot be meant, :class:`UnreachableError` for one
-        that cannot be reached; whatever is wrong with files, those of the base too, is a problem of the report.
+        Raises :class:`UsageError` for a uri or ``base`` of an invalid form, :class:`UnreachableError` for one
+        that cannot be reached; faults of files, those of the base too, are problems of the report.
         """
         name = subject if isinstance(subject, str) else subject.name
         try:
@@ -97,7 +97,7 @@ class Pipeline:
         try:
             bound = self.bind(adapter, base)
         except RefusedError as error:  # the files of the base: the adapter has problems of its own all the same
-            bound = bind(adapter, self._unaided(adapter))
+            bound = bind(adapter, self._without_base(adapter))
             return CheckReport(name, (*error.problems, *bound.problems), bound, bundle)
         return CheckReport(name, bound.problems, bound, bundle)
 
@@ -143,9 +143,9 @@ class Pipeline:
         maker: Maker | None = None,
         resolver: Resolver | None = None,
     ) -> Conversion:
-        """What :meth:`convert` does after :meth:`prepare` and :meth:`read_and_bind`; needs no network.
+        """Plans and writes: :meth:`convert` after :meth:`prepare` and :meth:`read_and_bind`. Needs no network.
 
-        ``taken``: paths that are not replaced even so, with what to say of each: other outputs of the same run.
+        ``taken``: paths that are not replaced even with ``force``, with the reason: other outputs of the same run.
         ``maker``: makes the plan. ``resolver``: finds the singular vectors that spectral deltas lack.
         """
         form = self._writable(options.to)
@@ -192,7 +192,7 @@ class Pipeline:
         sources: Iterable[Bundle],
         taken: Mapping[Path, str],
     ) -> Path:
-        """Where an adapter of a name goes. Raises :class:`UsageError` where something else is there to stay."""
+        """The path that an adapter is written to. Raises :class:`UsageError` for one of the run's own files."""
         path = self.output_path(name, out, options.to)
         for bundle in sources:
             require_apart(path, bundle.files.values())
@@ -215,18 +215,18 @@ class Pipeline:
         if base is not None:
             return by_config(self.base_config(base), architectures, adapter, _config_of(base))
         if adapter.base is None or (adapter.recorded is not None and adapter.recorded.verified):
-            return self._unaided(adapter)
+            return self._without_base(adapter)
         try:
             found = by_config(self.base_config(adapter.base), architectures, adapter, _config_of(adapter.base))
             if errors := errors_in(found.problems):
                 raise RefusedError(errors)
-        except AdaptrixError as error:  # nobody asked for this base by name: the adapter may do without it
-            found = self._unaided(adapter)
+        except AdaptrixError as error:  # the user did not name this base: the adapter may do without it
+            found = self._without_base(adapter)
             return replace(found, problems=(_no_base(adapter.base, error), *found.problems))
         return found
 
-    def _unaided(self, adapter: Adapter) -> Identity:
-        """What the adapter is where no base is asked: by its record, or by its paths."""
+    def _without_base(self, adapter: Adapter) -> Identity:
+        """The identity of the adapter without a base: by its record, or by its paths."""
         architectures = self.catalog.architectures
         recorded = adapter.recorded
         return by_paths(adapter, architectures) if recorded is None else by_record(adapter, recorded, architectures)
@@ -253,7 +253,7 @@ def _named(bound: BoundAdapter, options: Options) -> BoundAdapter:
 
 
 def _plan(bound: BoundAdapter, options: Options, form: Format, made: Plan | None, resolver: Resolver | None) -> Plan:
-    """The plan to write; ``made``: by another's hands, as the options say."""
+    """The plan to write; ``made``: one that a maker made, as the options say."""
     plan = made or reshape_plan(_chosen(bound, options, form), options.redistribute, options.rank)
     if options.prune:
         plan = pruned(plan)
@@ -286,7 +286,7 @@ def _spectral(plan: Plan, options: Options, form: Format, resolver: Resolver | N
 
 
 class _Written(Bundle):
-    """What was just written; nobody asks for its digests."""
+    """The files just written. They are read back once, and need no digests."""
 
     @property
     def sha256(self) -> Mapping[str, str]:
@@ -294,7 +294,7 @@ class _Written(Bundle):
 
 
 def _read_back(form: Format, work: Path, path: Path) -> Adapter:
-    """What was written; raises :class:`RefusedError` where the format would not read it: then nothing is written."""
+    """The output read back. Raises :class:`RefusedError` where its own format cannot read it; nothing is then left."""
     files = {file.name: file for file in work.iterdir()} if work.is_dir() else {path.name: work}
     try:
         return form.read(_Written(str(path), path.name, files)).require_sound()
@@ -310,7 +310,7 @@ def _base_config_file(base: str | None) -> dict[Path, str]:
 
 
 def _config_of(base: str) -> str:
-    """What messages call a base's config."""
+    """The name of a base's config in messages."""
     return base if base.endswith(".json") else f"{base.rstrip('/')}/config.json"
 
 

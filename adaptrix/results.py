@@ -42,11 +42,11 @@ class CheckReport:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing found is an error."""
+        """True where none of the problems is an error."""
         return not errors_in(self.problems)
 
     def examined(self) -> CheckReport:
-        """The report after a look at every number: NaN and Inf are problems, each told once."""
+        """The report after a look at every number: NaN and Inf are problems, each listed once."""
         if self.bound is None:
             return self
         return replace(self, problems=tuple(dict.fromkeys((*self.problems, *nonfinite(self.bound)))))

@@ -60,7 +60,7 @@ def load_tokenizer(folder: Path, name: str) -> Any:
 
 
 def load_model(kind: Any, folder: Path, **options: Any) -> Any:
-    """What ``kind.from_pretrained`` makes of the safetensors in a folder; raises as transformers does.
+    """The model that ``kind.from_pretrained`` loads from the safetensors in a folder; raises as transformers does.
 
     ``kind``: a model class of transformers, or one of its ``Auto`` classes.
     """
@@ -96,7 +96,7 @@ def require_whole(info: Mapping[str, Any], name: str, code: str = "base-unusable
 def model_class(config: Any, name: str) -> Any:
     """The model class that a config names, where that is one of transformers' own for this type of config.
 
-    Raises :class:`RefusedError` for any other name: a stranger's config may name anything. Without a name it is the
+    Raises :class:`RefusedError` for any other name: a downloaded config may name anything. Without a name it is the
     class without a head.
     """
     import transformers

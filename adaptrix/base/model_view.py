@@ -1,4 +1,4 @@
-"""What a base's model class says of its weights: how each is stored, which are one, and what files call them.
+"""The weights of a base as its model class describes them: orientation, tying, and names in the files.
 
 The class is built on torch's meta device, from the config alone. It is asked where the registry knows nothing of a
 module: of families without a file of their own, and of the towers of models that read pictures or sound.
@@ -59,7 +59,7 @@ def view_of(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], na
         model = build(_class_of(made, name), made)
     except AdaptrixError:
         raise
-    except Exception as error:  # a stranger's config can make transformers raise nearly anything
+    except Exception as error:  # a malformed config can make transformers raise nearly anything
         said = " ".join(str(error).split())[:200]
         found = f"transformers cannot build a model of its config ({type(error).__name__}: {said})"
         raise RefusedError(
@@ -103,7 +103,7 @@ def _tied(model: Any) -> tuple[frozenset[str], ...]:
 def _files(
     model: Any, shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[dict[str, str], dict[str, tuple[Piece, ...]], dict[str, str]]:
-    """What the tensors of files become in the model, by transformers' own conversion mapping."""
+    """The tensors of files by transformers' own mapping: parameters, pieces of parameters, and unreadable ones."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, dot_natural_key, rename_source_key
 

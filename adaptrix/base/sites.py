@@ -1,4 +1,4 @@
-"""The weights of a base by site, whatever layout its files have.
+"""The weights of a base by site, for every layout that its files may have.
 
 A fused weight may be stored whole or as its parts, experts stacked or one by one, and the names may begin with any of
 the family's prefixes. From that follows what a delta adds to each tensor.
@@ -51,7 +51,7 @@ class Term:
 
 
 def is_kept(role: Role) -> bool:
-    """Whether a role is a module path of which no architecture knows anything."""
+    """True for the role of a module path that no architecture describes."""
     return role.name.startswith("modules.")
 
 
@@ -88,14 +88,14 @@ class BaseSites:
         return self._architecture.locate(name if bare else path), leaf
 
     def has(self, site: Site) -> bool:
-        """Whether the files have the weight of a site, whole or in parts."""
+        """True where the files have the weight of a site, whole or in parts."""
         found = self._weights.keys() | self._pieces.keys()
         return bool(found & {site, Site(site.layer, site.role)} or (site.layer, site.role) in self._apart)
 
     def turned(self, name: str, term: Term, target: str) -> bool | Problem:
-        """Whether a tensor is stored ``[in, out]``: as the registry says, as the model class does, or as shapes tell.
+        """True for a tensor stored as ``[in, out]``, by the registry, else by the model class, else by its shape.
 
-        ``target``: the module's path. A problem where nothing tells: ΔW and its transpose would both fit.
+        ``target``: the module's path. Returns a problem where none of them decides: ΔW and its transpose both fit.
         """
         role = self._architecture.roles[term.site.role]
         if not is_kept(role):
@@ -169,7 +169,7 @@ class BaseSites:
         ``target``: the module's path.
         """
         stated = self.view.orientations.get(target) if self.view else None
-        # such a stack is stored as peft has always described it, whatever its version did to others
+        # such a stack is stored as every version of peft has described it, unlike others
         turned = replace(delta, transposed=False) if stated == "experts_transposed" else straightened(delta)
         term = Term(site, turned, gain)
         whole = Site(site.layer, site.role)

@@ -126,7 +126,7 @@ def _is_turned(plan: Plan, site: Site, delta: Spectral, weight: Tensor) -> bool:
 
 
 def draws(bound: BoundAdapter) -> bool:
-    """Whether resolving an adapter's deltas may show how far it is."""
+    """True where resolving an adapter's deltas may take long enough to display progress."""
     return any(delta.needs_base for delta in bound.deltas.values())
 
 

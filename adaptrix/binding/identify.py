@@ -64,11 +64,11 @@ def by_config(
         if found := families.get(str(part.get("model_type"))):
             merged = {**config, **part}
             here = any(found.locate(path) or _is_of_other_part(path, config) for path in _paths(adapter))
-            rivals = () if here else _matching(architectures, adapter)
-            names = tuple(architecture.family for architecture in rivals)
-            dims, odd = read_dims(found.dims, merged), tuple(_dim_problems(found, merged, where))
-            known = Identity(found, dims, True, odd, names)
-            return known if part is config or rivals else _with_strangers(known, adapter, config)
+            matching = () if here else _matching(architectures, adapter)
+            names = tuple(architecture.family for architecture in matching)
+            dims, problems = read_dims(found.dims, merged), tuple(_dim_problems(found, merged, where))
+            known = Identity(found, dims, True, problems, names)
+            return known if part is config or matching else _with_other_parts(known, adapter, config)
     kind = config.get("model_type")
     if not isinstance(kind, str):
         return _no_type(kind, adapter, where)
@@ -80,7 +80,7 @@ def by_config(
 
 
 def family_of(config: Mapping[str, Any], architectures: Collection[Architecture], where: str) -> Identity:
-    """The family of a base and its dimensions, by its config alone, for whoever has no adapter yet.
+    """The family of a base and its dimensions, by its config alone, where there is no adapter yet.
 
     ``where`` names the base in problems. Raises :class:`RefusedError` for a family that no architecture describes, and
     for values of the config that are no dimensions.
@@ -97,13 +97,13 @@ def family_of(config: Mapping[str, Any], architectures: Collection[Architecture]
 
 
 def _is_of_other_part(path: str, config: Mapping[str, Any]) -> bool:
-    """Whether a path names a part beside the text model that the config describes, as ``vision_tower`` does."""
+    """True for a path that names a part beside the text model that the config describes, as ``vision_tower`` does."""
     parts = (key.removesuffix("_config") for key, part in config.items() if isinstance(part, dict))
     return any(part in path for part in parts if part not in ("text", "quantization"))
 
 
-def _with_strangers(identity: Identity, adapter: Adapter, config: Mapping[str, Any]) -> Identity:
-    """The family of a multimodal base's text model, and as they are the modules of its other parts."""
+def _with_other_parts(identity: Identity, adapter: Adapter, config: Mapping[str, Any]) -> Identity:
+    """The family of a multimodal base's text model, with the modules of its other parts under their own paths."""
     architecture = identity.architecture
     outside = sorted(path for path in _paths(adapter) if architecture.locate(path) is None)
     if not outside:

@@ -75,7 +75,7 @@ class Commands(click.Group):
 def _plugin_commands(*, to_run: bool = False) -> dict[str, tuple[str, Callable[[], click.Command]]]:
     """Summary and loader of plugins' commands; costs nothing where no plugin is installed.
 
-    To list them, plugins are asked for nothing else; ``to_run``: those of plugins that load whole.
+    To list commands, no other hook of a plugin is called; ``to_run``: only those of plugins that load completely.
     """
     from adaptrix.plugins.installed import entry_points
 
@@ -123,8 +123,8 @@ def main() -> NoReturn:
         if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # nohup asks to ignore it
             signal.signal(number, _terminate)
     code = run(sys.argv[1:])
-    # All is written: taking the interpreter apart would cost a tenth of a conversion, and whoever sent a
-    # signal need not wait for threads that still read or fetch.
+    # All is written: taking the interpreter apart would cost a tenth of a conversion, and the sender of
+    # a signal need not wait for threads that still read or fetch.
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):
             stream.flush()
@@ -132,10 +132,10 @@ def main() -> NoReturn:
 
 
 def _open_streams() -> None:
-    """Lets nothing that is printed fail: not for a closed stream, nor for a sign that the terminal lacks."""
+    """Keeps printing from failing on a closed stream or on a character that the terminal lacks."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None:  # closed by whoever started us
+        if stream is None:  # closed by the parent process
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  # for as long as we run
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -159,12 +159,12 @@ def run(args: list[str]) -> int:
     except AdaptrixError as error:
         return _fail(error, args, reached.command)
     except click.ClickException as error:
-        return _misused(error, args)
+        return _usage_error(error, args)
     except (KeyboardInterrupt, click.Abort) as stopped:
-        _tell_of_stop("interrupted", stopped.__cause__ or stopped)
+        _show_stop("interrupted", stopped.__cause__ or stopped)
         return 130
     except _Terminated as signalled:
-        _tell_of_stop("terminated", signalled)
+        _show_stop("terminated", signalled)
         return 128 + int(signalled.args[0])
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left: say no more
@@ -175,21 +175,21 @@ def run(args: list[str]) -> int:
         where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "adaptrix"
         problem = Problem("system", where, f"the system says: {error.strerror or error}")
         return _fail(AdaptrixError(problem), args, reached.command)
-    except Exception as error:  # the last net: a fault of ours is told in a line, the traceback on demand
+    except Exception as error:  # a bug of ours: one line, and the traceback on request
         if os.environ.get("ADAPTRIX_TRACEBACK"):
             raise
         return _fail(_internal(error), args, reached.command)
 
 
-def _tell_of_stop(how: str, error: BaseException) -> None:
-    """What is left of a command that was stopped; its notes say what is kept to go on from."""
+def _show_stop(how: str, error: BaseException) -> None:
+    """Shows that a command was stopped, with the notes of the error: they say what a second run resumes from."""
     click.echo(f"adaptrix: {how}; nothing was left half-written", err=True)
     for note in getattr(error, "__notes__", ()):
         click.echo(f"  {note}", err=True)
 
 
-def _misused(error: click.ClickException, args: list[str]) -> int:
-    """What click objects to: in its own words, or as JSON where that was asked for."""
+def _usage_error(error: click.ClickException, args: list[str]) -> int:
+    """Shows an error of click's in its own words, or as JSON with ``--json``; returns the exit code."""
     if "--json" not in args:
         error.show()
         return error.exit_code

@@ -1,4 +1,4 @@
-"""What every command shares: its options, how problems look, how JSON goes out."""
+"""The parts that all commands share: options, the display of problems, the output of JSON."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SHOWN = 20
 
 @dataclass(frozen=True, slots=True)
 class Verbosity:
-    """How much to say: ``json`` for machines, ``quiet`` for errors only, ``verbose`` for everything."""
+    """The amount of output: ``json`` for machines, ``quiet`` for errors only, ``verbose`` for everything."""
 
     json: bool = False
     quiet: bool = False
@@ -98,7 +98,7 @@ def print_json(report: Mapping[str, Any], problems: Iterable[Problem] = ()) -> N
 
 
 def _print_document(command: str | None, report: Mapping[str, Any]) -> None:
-    """JSON in ASCII, with no character that a terminal obeys: names in files come from strangers."""
+    """JSON in ASCII, with no control character: names in files are untrusted, and a terminal acts on them."""
     header = {"version": VERSION, "command": command, "ok": report["ok"], "problems": report["problems"]}
     text = json.dumps(plain({**header, **report}), indent=2, allow_nan=False)
     click.echo(text.replace("\x7f", "\\u007f"))  # DEL is the one control character that json leaves as it is
@@ -121,7 +121,7 @@ def show_problems(problems: Iterable[Problem], verbosity: Verbosity) -> None:
 
 
 def show_refusal(source: str, verdict: str, problems: Sequence[Problem], verbosity: Verbosity) -> None:
-    """What is wrong with a source, under its name where the problems themselves do not say it."""
+    """Shows the problems of a source, under its name where they do not mention it."""
     count = len(errors_in(problems))
     if not verbosity.json and (count > 1 or not any(source in problem.where for problem in problems)):
         verdict += f"{count} error{'s' if count > 1 else ''}"
@@ -138,7 +138,7 @@ def show_failure(error: AdaptrixError, verbosity: Verbosity, command: str | None
 
 
 def clean(text: str) -> str:
-    """Text without control characters: names in files come from strangers, and terminals obey them."""
+    """Text without control characters: names in files are untrusted, and a terminal acts on them."""
     return "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)
 
 
@@ -200,7 +200,7 @@ def output_options(function: F) -> F:
 
 
 def show_outcome(done: Outcome, verbosity: Verbosity, pipeline: Pipeline) -> None:
-    """What was written, what was done, and what is to be said of it."""
+    """Shows the output that was written, the notes on how, and the problems."""
     if verbosity.json:
         print_json(done.as_dict(), pipeline.catalog.problems)
     elif not verbosity.quiet:
@@ -211,5 +211,5 @@ def show_outcome(done: Outcome, verbosity: Verbosity, pipeline: Pipeline) -> Non
         for note in done.notes:
             if note.severity == "note":
                 click.echo(f"  {clean(note.found)}")
-    told = [problem for problem in done.problems if problem not in done.notes or problem.severity != "note"]
-    show_problems((*pipeline.catalog.problems, *told), verbosity)
+    others = [problem for problem in done.problems if problem not in done.notes or problem.severity != "note"]
+    show_problems((*pipeline.catalog.problems, *others), verbosity)

@@ -59,7 +59,7 @@ def _card(inspection: Inspection) -> RenderableType:
 
 
 def _config(config: Mapping[str, object]) -> str:
-    """What is set of the config's keys that say how the adapter was trained."""
+    """The settings of the training that the config states, on one line."""
     keys = (
         "peft_type",
         "r",

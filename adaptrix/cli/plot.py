@@ -65,7 +65,7 @@ def _norms(inspection: Inspection) -> Any:
 
 
 def plain(name: str) -> str:
-    """A stranger's name as a label: no control characters, no formula."""
+    """An untrusted name as a label: no control characters, no formula."""
     return clean(name)[:80].replace("$", r"\$")
 
 
@@ -104,7 +104,7 @@ def _lines(report: FidelityReport) -> dict[str, list[Row]]:
 
 
 def _reach(row: Row) -> tuple[float, float]:
-    """How far the interval goes below the value and above it; nowhere without one."""
+    """The lengths of the interval below the value and above it; zero where there is no interval."""
     if row.kl.low is None or row.kl.high is None:
         return 0.0, 0.0
     return max(0.0, row.kl.value - row.kl.low), max(0.0, row.kl.high - row.kl.value)

@@ -1,6 +1,6 @@
 """The product of two thin factors as a change to a weight, and what can be computed from them without multiplying.
 
-ΔW is always ``[out, in]``, whatever the module's own layout. A factorisation is never multiplied
+ΔW is always ``[out, in]``, independent of the module's own layout. A factorisation is never multiplied
 out: norms come from the r×r Gram matrices (‖BA‖²_F = tr((BᵀB)(AAᵀ))), truncation from the QR of the
 factors and the SVD of a small core.
 """
@@ -55,7 +55,7 @@ class LowRank:
 
     @property
     def kind(self) -> str:
-        """What an injection file calls it."""
+        """Its name in an injection file."""
         return "lora" if self.magnitude is None else "dora"
 
     @property
@@ -169,7 +169,7 @@ class LowRank:
         return made, Truncation(distance(made, wanted_A, wanted_B) * (size or 1.0), size)
 
     def is_transpose_of(self, other: Delta) -> bool:
-        """Whether each one's A is the other's Bᵀ, to the number; never with biases or magnitudes."""
+        """True where each one's A equals the other's Bᵀ exactly; False with biases or magnitudes."""
         if not isinstance(other, LowRank) or self.scale != other.scale:
             return False
         if self.magnitude or other.magnitude or self.bias or other.bias:

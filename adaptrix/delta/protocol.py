@@ -1,4 +1,4 @@
-"""What every kind of delta answers."""
+"""The protocol that every kind of delta implements."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Delta(Protocol):
 
     @property
     def rank(self) -> int:
-        """How many terms or numbers it has, at least 1; of one expert where several are stacked."""
+        """The number of its terms or numbers, at least 1; of one expert where several are stacked."""
 
     @property
     def scale(self) -> float:
@@ -46,26 +46,26 @@ class Delta(Protocol):
 
     @property
     def experts(self) -> int | None:
-        """How many experts are stacked in it; None where it is of one weight."""
+        """The number of experts stacked in it; None for a delta of one weight."""
 
     @property
     def resolved(self) -> bool:
-        """Whether it has all that it takes from a base at hand."""
+        """True where nothing has to be computed from a base, or all of that is here."""
 
     def tensors(self) -> Mapping[str, Tensor]:
         """Every tensor, by its name in an injection file."""
 
     def energy_tensors(self) -> tuple[Tensor, ...]:
-        """The tensors that ‖ΔW‖² is made of: it is finite only where they are."""
+        """The tensors that ‖ΔW‖² is computed from: it is finite only where they are."""
 
     def energy(self) -> float:
-        """‖ΔW‖²_F, without ΔW and without the base; not finite where a number that it is made of is not."""
+        """‖ΔW‖²_F, without ΔW and without the base; not finite where one of :meth:`energy_tensors` is not."""
 
     def dense(self) -> Matrix:
         """ΔW itself in fp64, ``[out, in]`` or ``[experts, out, in]``: for tests and small weights."""
 
     def site_problems(self, site: Site, role: Role, dims: Dims, where: str) -> Iterator[Problem]:
-        """What speaks against it at a site, its shape apart; ``where`` is what messages call the site."""
+        """The problems of it at a site other than its shape; ``where`` is the site's name in messages."""
 
     def of_rows(self, rows: RowIndex) -> Self:
         """The same change to some rows of the weight, such as those of a part of a fused one."""
@@ -80,7 +80,7 @@ class Delta(Protocol):
         """The numbers in fp64 that a rounding error is measured on, in one order for one kind."""
 
     def lost(self, rank: int | None) -> Truncation:
-        """What a LoRA of at most ``rank`` lacks of ΔW, without the base; None is a LoRA of any rank."""
+        """The part of ΔW that a LoRA of at most ``rank`` lacks, without the base; None is a LoRA of any rank."""
 
     def smallest_rank(self, allowed: float) -> int:
         """The smallest rank of a LoRA that lacks at most this share of ‖ΔW‖."""
@@ -92,4 +92,4 @@ class Delta(Protocol):
         """The same without what can be computed from the base again."""
 
     def is_transpose_of(self, other: Delta) -> bool:
-        """Whether ΔW is seen to be the transpose of the other's, to the number, as of tied embeddings and heads."""
+        """True where ΔW is exactly the transpose of the other's, as of tied embeddings and heads."""

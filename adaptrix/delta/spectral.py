@@ -1,7 +1,7 @@
 """A change of a weight's singular values: singular-value fine-tuning (arXiv 2501.06252).
 
 With W = U·diag(s)·Vᵀ the tuned weight is U·diag(s⊙z)·Vᵀ, so that ΔW = U·diag(d)·Vᵀ with d = s⊙(z−1). U and V are
-those of the base: a delta either has them at hand, or names the base's tensor that they can be computed from.
+those of the base: a delta either holds them, or names the base's tensor that they can be computed from.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _ROWS = 512  # of ΔW that are multiplied out at a time where an error is measur
 
 @dataclass(frozen=True, slots=True)
 class Basis:
-    """Which decomposition the numbers of a spectral delta belong to.
+    """The decomposition that the numbers of a spectral delta belong to.
 
     ``weight``: SHA-256 of the base tensor's bytes as stored, in its own ``dtype`` (as safetensors names it) and its
     own orientation. ``backend``: how it was decomposed, such as ``lapack-f32``.
@@ -45,8 +45,8 @@ class Basis:
 class Spectral:
     """ΔW = U·diag(s⊙(z−1))·Vᵀ, with k = min(out, in) singular values.
 
-    ``z`` and ``S`` are ``[k]``; S, in fp32, is always there, so that norms, plans and errors can be told without the
-    base. ``shape`` is (out, in). ``U`` ``[out, k]`` and ``Vt`` ``[k, in]``, in fp32, are a cache: both or neither.
+    ``z`` and ``S`` are ``[k]``; S, in fp32, is always there, so that norms, plans and errors need no base.
+    ``shape`` is (out, in). ``U`` ``[out, k]`` and ``Vt`` ``[k, in]``, in fp32, are a cache: both or neither.
     """
 
     z: Tensor
@@ -62,7 +62,7 @@ class Spectral:
 
     @property
     def kind(self) -> str:
-        """What an injection file calls it."""
+        """Its name in an injection file."""
         return "spectral"
 
     @property
@@ -76,7 +76,7 @@ class Spectral:
 
     @property
     def resolved(self) -> bool:
-        """Whether U and V are at hand."""
+        """True where it holds U and V."""
         return self.U is not None and self.Vt is not None
 
     @property
@@ -99,13 +99,16 @@ class Spectral:
         return self.z, self.S
 
     def compared(self) -> list[Matrix]:
-        """Its d alone, for z is near 1 whatever it does."""
+        """Its d alone, for z is always near 1."""
         return [self.d]
 
     def vectors(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """(U ``[out, k]``, Vᵀ ``[k, in]``). Raises :class:`RefusedError` where they are not at hand."""
+        """(U ``[out, k]``, Vᵀ ``[k, in]``). Raises :class:`RefusedError` where it does not hold them."""
         if self.U is None or self.Vt is None:
-            found, remedy = "its singular vectors are not at hand", "Name the base it was trained on with --base MODEL."
+            found, remedy = (
+                "its singular vectors are missing",
+                "Name the base it was trained on with --base MODEL.",
+            )
             raise refuse("base-needed", "spectral delta", found, "U and V of the base's weight", remedy)
         return self.U.float32(), self.Vt.float32()
 
@@ -146,7 +149,7 @@ class Spectral:
         return self if gain == 1.0 else replace(self, z=Tensor.of(1.0 + gain * (self.z.float64() - 1.0)))
 
     def lost(self, rank: int | None) -> Truncation:
-        """What is missing of the best approximation of at most ``rank``: √Σd² over all but the largest |d|.
+        """The error of the best approximation of at most ``rank``: √Σd² over all but the ``rank`` largest |d|.
 
         Exact as far as U and V are orthonormal (Eckart–Young); nothing where ``rank`` is None.
         """
@@ -161,7 +164,7 @@ class Spectral:
 
         A = diag(√|d|)·Vᵀ and B = U·diag(sign(d)·√|d|): for ``rank`` None of every d that is not zero, which is exact
         but for rounding, else of the ``rank`` largest |d| (not the largest singular values). ΔW = 0 has rank 1 there.
-        Raises :class:`RefusedError` where U and V are not at hand.
+        Raises :class:`RefusedError` where it does not hold U and V.
         """
         U, Vt = self.vectors()
         d = self.d
@@ -174,7 +177,7 @@ class Spectral:
         return found, self._measured(A, B)
 
     def _measured(self, A: NDArray[np.float32], B: NDArray[np.float32]) -> Truncation:
-        """What B·A lacks of ΔW, multiplied out a few rows at a time."""
+        """The error of B·A beside ΔW, multiplied out a few rows at a time."""
         lost = wanted = 0.0
         for whole, gap in self._rows(A, B):
             lost += float(np.vdot(gap, gap))

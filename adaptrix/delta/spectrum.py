@@ -13,7 +13,7 @@ Matrix = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Truncation:
-    """What of ΔW is lost in a smaller rank: ‖ΔW − ΔW_k‖_F (``absolute``), beside ``size``, which is ‖ΔW‖_F."""
+    """The error of a smaller rank: ``absolute`` is ‖ΔW − ΔW_k‖_F, ``size`` is ‖ΔW‖_F."""
 
     absolute: float
     size: float

@@ -41,13 +41,13 @@ KINDS: Mapping[str, InjectionKind] = MappingProxyType({"lora": _LOW_RANK, "dora"
 
 
 def entry(delta: Delta, target: Target, site: Site) -> dict[str, Any]:
-    """What the manifest says of a delta. Raises :class:`RefusedError` for a kind that no injection file holds."""
+    """The manifest's entry for a delta. Raises :class:`RefusedError` for a kind that no injection file holds."""
     own = row(KINDS, delta, site, "an injection file").entry(delta, target)
     return {"kind": delta.kind, "module": target.path} | own
 
 
 def read(entry: Entry, tensors: dict[str, Tensor], problems: list[Problem]) -> Delta | None:
-    """The delta of an entry, whatever its kind; None where something is wrong, which is added to the problems."""
+    """The delta of an entry of any kind; None where something is wrong, which is added to the problems."""
     kind = entry.values.get("kind")
     if isinstance(kind, str) and kind in KINDS:
         return KINDS[kind].read(entry, tensors, problems)

@@ -20,7 +20,7 @@ class MalformedError(Exception):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Entry:
-    """What a manifest says of one delta: its ``site`` as text, the weight that it changes, and the ``values``.
+    """A manifest's entry for one delta: its ``site`` as text, the weight that it changes, and the ``values``.
 
     ``where`` begins the names of its tensors: the site, after ``plan.`` where the plan replaces one by it.
     """

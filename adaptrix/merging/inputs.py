@@ -39,7 +39,7 @@ def seeded_inputs(model: Any) -> dict[str, Tensor]:
 
 
 def _is_dual(model: Any) -> bool:
-    """Whether the model compares pictures with texts, as CLIP does: it needs both."""
+    """True for a model that compares pictures with texts, as CLIP does: it needs both as inputs."""
     config = model.config
     halves = hasattr(config, "vision_config") and hasattr(config, "text_config")
     return halves and hasattr(model, "get_image_features") and hasattr(model, "get_text_features")

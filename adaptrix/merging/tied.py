@@ -100,7 +100,7 @@ def tied_parameters(plan: Plan, view: ModelView, changes: Mapping[str, TensorCha
 
 
 def _same_delta(embed: Delta | None, head: Delta | None) -> bool:
-    """Whether ΔW of the head is the transpose of that of the embedding; also where neither has one."""
+    """True where ΔW of the head is the transpose of that of the embedding, or neither has one."""
     return embed is head if embed is None or head is None else embed.is_transpose_of(head)
 
 

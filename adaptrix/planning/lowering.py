@@ -100,7 +100,7 @@ def _one(delta: Delta, rank: int | None) -> tuple[LowRank, Truncation]:
     if not isfinite(loss.absolute):
         raise refuse("overflow", "", "numbers too large for factors in F32", "numbers in the range of F32")
     if not _agree(loss, delta.lost(rank)):
-        found = "‖ΔW‖, or what the rank leaves out of it, is another than the singular values tell"
+        found = "‖ΔW‖, or what the rank leaves out of it, does not match the singular values"
         raise refuse("svd-mismatch", "", found, "U and V that are orthonormal", "The file is damaged: fetch it again.")
     return made, loss
 
@@ -112,10 +112,10 @@ def _energetic(delta: Delta) -> str:
     return " or ".join(name.rpartition("_")[2] for name in named)
 
 
-def _agree(measured: Truncation, told: Truncation) -> bool:
-    """Whether an error and the norm beside it are what they should be."""
-    gap = max(abs(measured.absolute - told.absolute), abs(measured.size - told.size))
-    return gap <= _ROUNDED * told.size
+def _agree(measured: Truncation, expected: Truncation) -> bool:
+    """True where a measured error and norm equal the expected ones, but for rounding."""
+    gap = max(abs(measured.absolute - expected.absolute), abs(measured.size - expected.size))
+    return gap <= _ROUNDED * expected.size
 
 
 def _note(losses: Mapping[Site, Truncation], deltas: Mapping[Site, Delta], kinds: set[str]) -> Problem:

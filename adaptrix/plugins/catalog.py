@@ -1,4 +1,4 @@
-"""What this installation knows: every record that Adaptrix and its plugins contribute.
+"""The catalog of this installation: every record that Adaptrix and its plugins contribute.
 
 A :class:`Catalog` is a value made on first need, not a global that imports fill. Each plugin is loaded
 on its own and whole or not at all: one that fails, claims what is another's or misspells a hook is left
@@ -133,13 +133,13 @@ def _settled(own: Plugin, others: Iterable[Plugin]) -> Iterator[Plugin]:
         yield _alone(plugin, {str(other): list(_claims(other)) for other in free if other is not plugin})
 
 
-def _alone(plugin: Plugin, rivals: Mapping[str, Collection[Claim]]) -> Plugin:
-    """The plugin, failed where it claims what a rival claims, or one thing twice."""
+def _alone(plugin: Plugin, contenders: Mapping[str, Collection[Claim]]) -> Plugin:
+    """The plugin, failed where it claims something that another does, or one thing twice."""
     mine = Counter(_claims(plugin))
     others = {claim: ["itself"] for claim, count in mine.items() if count > 1}
-    for rival, claims in rivals.items():
+    for contender, claims in contenders.items():
         for claim in mine.keys() & claims:
-            others.setdefault(claim, []).append(rival)
+            others.setdefault(claim, []).append(contender)
     said = (f"{kind} {name!r} is claimed by {plugin} and {' and '.join(by)}" for (kind, name), by in others.items())
     return replace(plugin, state="failed", error="; ".join(sorted(said)), records={}) if others else plugin
 
@@ -153,7 +153,7 @@ def _claims(plugin: Plugin) -> Iterator[Claim]:
 
 
 def _missing(allowed: Mapping[str, str], found: Iterable[Plugin]) -> Iterator[Plugin]:
-    """What ADAPTRIX_PLUGINS names and nothing answers to: a misspelt name must not pass for a choice."""
+    """Plugins that ADAPTRIX_PLUGINS names and that are not installed: a misspelt name must not go unnoticed."""
     known = {"adaptrix"}.union(*map(_names, found))
     for name in sorted(allowed.keys() - known):
         yield Plugin(allowed[name], "", state="missing", error="ADAPTRIX_PLUGINS names it, and no plugin is called so")

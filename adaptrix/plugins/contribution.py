@@ -1,4 +1,4 @@
-"""What a plugin's records must be, and how their functions are called: what goes wrong bears the plugin's name."""
+"""The checks of a plugin's records, and calls of their functions with errors that name the plugin."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ Blame = Callable[[str], Problem]
 
 
 class PluginError(Exception):
-    """What a plugin did wrong, as ``adaptrix plugins`` shows it."""
+    """A fault of a plugin, as ``adaptrix plugins`` shows it."""
 
 
 @contextmanager
 def guarded(step: str, *passing: type[Exception]) -> Iterator[None]:
-    """Runs a stranger's code: it cannot end the process, and what it prints stays out of our output.
+    """Runs a plugin's code: it cannot end the process, and what it prints goes to standard error.
 
     Errors of the types ``passing`` go through; so do an interrupt and a signal's request to end, which
     are no fault of the plugin.
@@ -49,7 +49,7 @@ def record_name(record: Any) -> Any:
 
 
 def require_valid(record: object, wanted: type) -> None:
-    """Raises ``TypeError`` or ``ValueError`` where a record cannot be used, before anybody relies on it."""
+    """Raises ``TypeError`` or ``ValueError`` for a record that cannot be used."""
     if not isinstance(record, wanted):
         raise TypeError(f"it yielded {record!r}, not a record of type {wanted.__name__}")
     name = record_name(record)
@@ -95,7 +95,7 @@ def _features(value: object) -> bool:
 
 _CALLABLE = (callable, "a function")
 _TEXT = (lambda value: isinstance(value, str), "text")
-#: every field of every record, of whatever type -> what it must be
+#: every field of every type of record -> its check, and what the check expects
 RULES: Mapping[str, tuple[Callable[[object], bool], str]] = {
     **dict.fromkeys(("detect", "read", "claims", "fetch", "config", "generate", "load"), _CALLABLE),
     **dict.fromkeys(("name", "family", "suffix", "summary", "origin"), _TEXT),
@@ -123,8 +123,8 @@ _VERBS = {
 
 
 def answerable(record: Any, blame: Blame) -> Any:
-    """The record with its functions guarded: whatever they raise that is not an :class:`AdaptrixError`,
-    and an answer of another type than was asked for, is a :class:`RefusedError` with ``blame``'s problem."""
+    """The record with its functions guarded: an exception other than :class:`AdaptrixError`,
+    or a result of the wrong type, becomes a :class:`RefusedError` with ``blame``'s problem."""
     kind = type(record).__name__.lower()
     calls = {name: getattr(record, name, None) for name in _VERBS}  # an architecture has none
     return replace(
@@ -151,7 +151,7 @@ def _called(call: Callable[..., Any], name: str, step: str, blame: Blame, *args:
 
 
 def _wanted(name: str) -> type:
-    """What a function returns; imported late, for a list of commands needs none of it."""
+    """The type that a function returns; imported late, since a list of commands needs none."""
     if name in ("read", "generate"):
         from adaptrix.adapter import Adapter
 
@@ -164,6 +164,6 @@ def _wanted(name: str) -> type:
 
 
 def _place(error: BaseException | None) -> str:
-    """Where an error was raised, for the plugin's author."""
+    """The file and line that raised an error, for the plugin's author."""
     frame = traceback.extract_tb(error.__traceback__ if error else None)[-1]
     return f"{basename(frame.filename)}, line {frame.lineno}"

@@ -1,4 +1,4 @@
-"""Which plugins are installed and may load, found out cheaply."""
+"""The plugins that are installed and may load, found without importing ``importlib.metadata`` where possible."""
 
 from __future__ import annotations
 

@@ -34,9 +34,9 @@ State = Literal["loaded", "failed", "blocked", "missing"]
 
 @dataclass(frozen=True)
 class Plugin:
-    """What a plugin is called, which distribution it is from, and what became of it.
+    """A plugin: its name, its distribution, and the state that loading left it in.
 
-    ``blocked``: ADAPTRIX_PLUGINS does not name it; ``missing``: it names what is not installed.
+    ``blocked``: ADAPTRIX_PLUGINS does not name it; ``missing``: it names the plugin, which is not installed.
     ``records``: what it contributed, by hook; ``error``: why it failed; ``trace``: where.
     """
 
@@ -53,12 +53,12 @@ class Plugin:
 
     @property
     def problem(self) -> Problem:
-        """What is wrong with it, as a warning: everything else works."""
+        """The error, as a warning: everything else works."""
         remedy = "" if self.state == "missing" else "Update or uninstall it, or leave it out of ADAPTRIX_PLUGINS."
         return Problem("plugin", f"plugin {self}", self.error, remedy=remedy, severity="warning")
 
     def blame(self, error: str) -> Problem:
-        """What went wrong in one of its functions, where something hangs on it."""
+        """The problem of a function of the plugin that failed, where the work cannot go on without it."""
         return replace(replace(self, error=error).problem, severity="error")
 
     def as_dict(self) -> PluginJSON:
@@ -96,8 +96,8 @@ def named(entry: EntryPoint) -> Plugin:
 
 
 def load(entry: EntryPoint, plugin: Plugin, hooks: Collection[str] = HOOKS.keys()) -> Plugin:
-    """The plugin with all the records of ``hooks`` that its entry point leads to, or with what went wrong
-    and none. What its functions raise later bears its name."""
+    """The plugin with all the records of ``hooks`` that its entry point leads to, or the error and
+    no records. Later errors of its functions name it."""
     plugin = replace(plugin, state="loaded")
     try:
         found = _contributions(_imported(entry), plugin, hooks)
@@ -109,14 +109,14 @@ def load(entry: EntryPoint, plugin: Plugin, hooks: Collection[str] = HOOKS.keys(
 
 
 def _imported(entry: EntryPoint) -> object:
-    """What an entry point names; a failed import leaves none of the plugin's own modules behind."""
+    """The object that an entry point names; a failed import leaves none of the plugin's own modules behind."""
     before = frozenset(sys.modules)
     try:
         with guarded("import failed"):
             return entry.load()
     except PluginError:
         own = _package(entry.value.partition(":")[0].strip())
-        for name in sys.modules.keys() - before:  # not what else it imported: others may hold that by now
+        for name in sys.modules.keys() - before:  # not its imports: other modules may hold those by now
             if f"{name}.".startswith(f"{own}."):
                 del sys.modules[name]
         raise

@@ -1,4 +1,4 @@
-"""What each command prints of its own, under the ``version`` and the ``command``, which every one has."""
+"""The JSON of each command, beside the ``version`` and the ``command`` that all have."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class UnconvertedJSON(ReportJSON):
 
 
 class ConvertJSON(ReportJSON):
-    """What came of every source. Problems of one source are in its result; those of the run are beside `results`."""
+    """One result for every source. Problems of one source are in its result; those of the run are beside `results`."""
 
     results: Annotated[list[ConversionJSON | UnconvertedJSON], "One a source, in the order of the sources."]
 

@@ -1,4 +1,4 @@
-"""What several commands print: problems, adapters, plans."""
+"""The JSON that several commands share: problems, adapters, plans."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Number = float | None
 
 
 class ProblemJSON(TypedDict):
-    """One thing that is wrong, odd or worth saying."""
+    """One thing that is wrong, unusual or worth saying."""
 
     code: Annotated[
         str,
@@ -25,7 +25,7 @@ class ProblemJSON(TypedDict):
 
 
 class ReportJSON(TypedDict):
-    """What every report has."""
+    """The keys that every report has."""
 
     ok: Annotated[bool, "False where one of the problems is an error."]
     problems: Annotated[list[ProblemJSON], "Everything that was said, warnings and notes too."]
@@ -52,7 +52,7 @@ class FitJSON(TypedDict):
 
     text: Annotated[str, "SHA-256 of the text."]
     tokens: Annotated[int, "Of the text."]
-    steps: Annotated[int, "That were asked for."]
+    steps: Annotated[int, "The most that were allowed."]
     taken: Annotated[int, "Steps until nothing became better."]
     seed: Annotated[int, "Of the training."]
     before: Annotated[Number, "KL(full ‖ plan) a token in nats, held out, with the adapter's own deltas."]

@@ -1,6 +1,6 @@
-"""What can go wrong between here and the Hub, in words that say what to do.
+"""Errors of the connection to the Hub, with messages that say what to do.
 
-The client's exceptions are told apart by class name and status, along the whole chain of causes: it
+The client's exceptions are distinguished by class name and status, along the whole chain of causes: it
 wraps the interesting one, and the HTTP library that it builds on has changed more than once.
 """
 
@@ -129,7 +129,7 @@ _TESTS: tuple[tuple[str, _Test], ...] = (
 
 
 def unreachable(error: BaseException, address: Address) -> UnreachableError:
-    """What the client's ``error`` means for someone who wanted ``address``."""
+    """The error to raise for the client's ``error`` while it fetched ``address``."""
     chain = list(_chain(error))
     cause, link = next((cause, link) for cause, test in _TESTS for link in chain if test(link))
     return saying(cause, address, _detail(link), getattr(getattr(link, "response", None), "status_code", 0))
@@ -171,7 +171,7 @@ def _detail(error: BaseException) -> str:
 
 
 def _hint(address: Address) -> str:
-    """Where a path may have been meant: the first folder of it is here, or it ends as files do."""
+    """A hint for an address that may be meant as a path: its first folder exists, or it ends as a file does."""
     first = address.repo.partition("/")[0]
     if Path(first).is_dir():
         return f" If a path was meant: the folder {first} is here, but not {address.repo} in it."

@@ -105,7 +105,7 @@ def test_a_d_of_zero_is_left_out_and_no_change_is_a_lora_of_zeros(cache):
     assert (nothing.rank, error.relative, still.energy()) == (1, 0.0, 0.0)
     assert not nothing.dense().any()
     assert isinstance(nothing, LowRank)
-    with pytest.raises(RefusedError, match="singular vectors are not at hand"):
+    with pytest.raises(RefusedError, match="singular vectors are missing"):
         delta.without_vectors().low_rank()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 from adaptrix_transformer2 import decomposed_base, expert, save, z_of_expert
@@ -13,6 +14,18 @@ import adaptrix
 from adaptrix.cli import run
 from adaptrix.extend import Pipeline
 from tests.helpers.json_documents import document
+
+
+def test_every_search_is_offered() -> None:
+    """The command names them by hand: to import them would import torch for a shell's completion."""
+    from adaptrix_transformer2.commands.adapt_ import command
+    from adaptrix_transformer2.dispatch.searching import SEARCHES
+
+    option = next(one for one in command.params if one.name == "method")
+    offered = option.shell_complete(click.Context(command), "")
+    assert [item.value for item in offered] == list(SEARCHES)
+    assert all(name in str(option.help) for name in SEARCHES)  # type: ignore[attr-defined]  # it is an option
+
 
 BASE = Path(__file__).parents[3] / "examples" / "tiny" / "base"
 LINES = [("The old sailor", " walked home."), ("A fox", " slept."), ("At noon", " it rained.")]

@@ -40,7 +40,7 @@ class TrainJSON(ReportJSON):
 
 
 class ScoreJSON(TypedDict):
-    """How well prompts were answered."""
+    """Scores of the responses to prompts."""
 
     loss: Annotated[Number, "Nats a token."]
     accuracy: Annotated[Number, "Share of tokens that were the likeliest."]

@@ -7,9 +7,9 @@ equal ones the greater log-likelihood.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +18,6 @@ from adaptrix import Problem, UsageError
 from adaptrix.extend import renamed_parameters
 
 Weights = NDArray[np.float64]
-Method = Literal["cem", "random"]
-METHODS: tuple[Method, ...] = ("cem", "random")
 
 
 class Score(NamedTuple):
@@ -39,7 +37,7 @@ class Search:
     ``spread`` is the first standard deviation of every weight; the first mean is 1 / experts.
     """
 
-    method: Method = "cem"
+    method: str = "cem"
     population: int = 32
     elites: int = 6
     generations: int = 8
@@ -76,7 +74,7 @@ def search(objective: Objective, experts: int, groups: int = 1, options: Search 
     """The best of the candidates that were judged. Raises :class:`UsageError` for settings that make no sense."""
     options = options or Search()
     require_valid(options)
-    generations = (_cem if options.method == "cem" else _random)(experts, groups, options)
+    generations = SEARCHES[options.method](experts, groups, options)
     uniform = np.full((experts, groups), 1 / experts)
     scored, history = [(objective(uniform), uniform)], list[Score]()
     population = next(generations)
@@ -93,9 +91,8 @@ def search(objective: Objective, experts: int, groups: int = 1, options: Search 
 
 def require_valid(options: Search) -> None:
     """Raises :class:`UsageError` with every setting that makes no sense."""
-    problems = (
-        [] if options.method in METHODS else [Problem("option", "method", repr(options.method), ", ".join(METHODS))]
-    )
+    known = options.method in SEARCHES
+    problems = [] if known else [Problem("option", "method", repr(options.method)[:80], ", ".join(SEARCHES))]
     for name, least in (("population", 2), ("elites", 1), ("generations", 1), ("seed", 0)):
         value = getattr(options, name)
         if type(value) is not int or value < least:
@@ -133,3 +130,7 @@ def _random(experts: int, groups: int, options: Search) -> _Generations:
     generator = np.random.default_rng(options.seed)
     while True:
         yield list(generator.random((options.population - 1, experts, groups)))
+
+
+#: what proposes candidates, by the name that ``Search.method`` gives it
+SEARCHES: Mapping[str, Callable[[int, int, Search], _Generations]] = {"cem": _cem, "random": _random}
