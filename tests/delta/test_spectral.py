@@ -225,7 +225,7 @@ def test_plans_norms_and_inspection_need_no_base(llama, tmp_path, run):
 
 def test_what_takes_low_rank_deltas_says_so(llama, tmp_path):
     base, made = llama
-    file = adaptrix.convert(made, tmp_path / "a.adaptrix.safetensors", base=base)
+    file = adaptrix.convert(made, tmp_path / "a.adaptrix.safetensors", base=base, layers="middle")
     out = tmp_path / "out.adaptrix.safetensors"
     for attempt in (
         lambda: adaptrix.combine([file, file], out=out),
