@@ -17,15 +17,12 @@ from adaptrix import atomic
 from adaptrix.adapter import Adapter
 from adaptrix.binding.bind import BoundAdapter, bind
 from adaptrix.binding.identify import Identity, by_config, by_paths, by_record
-from adaptrix.delta import require_low_rank
 from adaptrix.destination import destination, no_place_for_fit, require_apart, require_carried, require_untaken
 from adaptrix.errors import AdaptrixError, Problem, RefusedError, UnreachableError, UsageError, errors_in
-from adaptrix.options import Options, dtype_name, require_options
-from adaptrix.planning.features import FOLDED, folded
-from adaptrix.planning.lowering import lowered, others, require_small_loss, without_vectors
-from adaptrix.planning.plan import Plan, make_plan, plan_of, powerless
-from adaptrix.planning.prune import cast, pruned
-from adaptrix.planning.redistribute import reshape_plan
+from adaptrix.options import Options, require_options
+from adaptrix.output_plan import Resolver, plan_to_write
+from adaptrix.planning.features import folded
+from adaptrix.planning.plan import Plan, powerless
 from adaptrix.plugins.catalog import Catalog
 from adaptrix.records import Bundle, Format, Source
 from adaptrix.results import CheckReport, Conversion
@@ -39,13 +36,6 @@ class Maker(Protocol):
 
     def forget(self, out: Path) -> None:
         """Removes what was kept beside ``out`` to go on from: it is written."""
-
-
-class Resolver(Protocol):
-    """Gives spectral deltas the singular vectors of the base's weights."""
-
-    def __call__(self, plan: Plan, base: str | None) -> Plan:
-        """The plan with U and V in all of them. Raises :class:`AdaptrixError`."""
 
 
 class Pipeline:
@@ -156,7 +146,7 @@ class Pipeline:
         made = None
         if maker is not None:  # it may take hours: what can be known to be wrong is known before
             made = maker(bound, options, self._place(bound.adapter.name, out, options, sources, taken))
-        plan = _plan(bound, options, form, made, resolver)
+        plan = plan_to_write(bound, options, form, made, resolver)
         done = self.publish(plan, out, options, sources, taken)
         if maker is not None:
             maker.forget(done.path)
@@ -250,39 +240,6 @@ class Pipeline:
 
 def _named(bound: BoundAdapter, options: Options) -> BoundAdapter:
     return bound if options.name is None else replace(bound, adapter=replace(bound.adapter, name=options.name))
-
-
-def _plan(bound: BoundAdapter, options: Options, form: Format, made: Plan | None, resolver: Resolver | None) -> Plan:
-    """The plan to write; ``made``: one that a maker made, as the options say."""
-    plan = made or reshape_plan(_chosen(bound, options, form), options.redistribute, options.rank)
-    if options.prune:
-        plan = pruned(plan)
-    plan = _spectral(plan, options, form, resolver)
-    return cast(plan, dtype_name(options.dtype)) if options.dtype is not None else plan
-
-
-def _chosen(bound: BoundAdapter, options: Options, form: Format) -> Plan:
-    """The plan that the options choose; one that a file was written with only where what it leaves out can go."""
-    if options.layers is None and "plan" not in form.carries and not options.prune:
-        return make_plan(bound, "all")
-    return plan_of(bound, options.layers)
-
-
-def _spectral(plan: Plan, options: Options, form: Format, resolver: Resolver | None) -> Plan:
-    """The plan with its spectral deltas as the format and the options want them."""
-    if not others(plan):
-        return plan
-    kept = "spectral" in form.carries
-    if kept and options.rank is not None:
-        require_low_rank({site: plan.delta(site) for site in plan.sites}, plan.bound.adapter.name, "--rank here")
-    if kept and options.vectors == "omit":
-        return without_vectors(plan)
-    if not kept:
-        require_carried(plan, form, options, later=("spectral", *FOLDED))  # before a base is fetched and decomposed
-        require_small_loss(plan, options.rank, options.max_error)
-    if resolver is not None and (options.vectors == "include" or not kept):
-        plan = resolver(plan, options.base)
-    return plan if kept else lowered(plan, options.rank)
 
 
 class _Written(Bundle):

@@ -1,0 +1,58 @@
+"""The plan of a conversion: chosen, reshaped, pruned and cast as the options say, in what the format can hold."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from adaptrix.binding.bind import BoundAdapter
+from adaptrix.delta import require_low_rank
+from adaptrix.destination import require_carried
+from adaptrix.options import Options, dtype_name
+from adaptrix.planning.features import FOLDED
+from adaptrix.planning.lowering import lowered, others, require_small_loss, without_vectors
+from adaptrix.planning.plan import Plan, make_plan, plan_of
+from adaptrix.planning.prune import cast, pruned
+from adaptrix.planning.redistribute import reshape_plan
+from adaptrix.records import Format
+
+
+class Resolver(Protocol):
+    """Gives spectral deltas the singular vectors of the base's weights."""
+
+    def __call__(self, plan: Plan, base: str | None) -> Plan:
+        """The plan with U and V in all of them. Raises :class:`AdaptrixError`."""
+
+
+def plan_to_write(
+    bound: BoundAdapter, options: Options, form: Format, made: Plan | None, resolver: Resolver | None
+) -> Plan:
+    """The plan to write; ``made``: one that a maker made, as the options say."""
+    plan = made or reshape_plan(_chosen(bound, options, form), options.redistribute, options.rank)
+    if options.prune:
+        plan = pruned(plan)
+    plan = _spectral(plan, options, form, resolver)
+    return cast(plan, dtype_name(options.dtype)) if options.dtype is not None else plan
+
+
+def _chosen(bound: BoundAdapter, options: Options, form: Format) -> Plan:
+    """The plan that the options choose; one that a file was written with only where what it leaves out can go."""
+    if options.layers is None and "plan" not in form.carries and not options.prune:
+        return make_plan(bound, "all")
+    return plan_of(bound, options.layers)
+
+
+def _spectral(plan: Plan, options: Options, form: Format, resolver: Resolver | None) -> Plan:
+    """The plan with its spectral deltas as the format and the options want them."""
+    if not others(plan):
+        return plan
+    kept = "spectral" in form.carries
+    if kept and options.rank is not None:
+        require_low_rank({site: plan.delta(site) for site in plan.sites}, plan.bound.adapter.name, "--rank here")
+    if kept and options.vectors == "omit":
+        return without_vectors(plan)
+    if not kept:
+        require_carried(plan, form, options, later=("spectral", *FOLDED))  # before a base is fetched and decomposed
+        require_small_loss(plan, options.rank, options.max_error)
+    if resolver is not None and (options.vectors == "include" or not kept):
+        plan = resolver(plan, options.base)
+    return plan if kept else lowered(plan, options.rank)
