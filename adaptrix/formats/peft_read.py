@@ -15,6 +15,7 @@ from adaptrix.architecture.patterns import suffix_match
 from adaptrix.delta import LowRank
 from adaptrix.errors import Problem, RefusedError, errors_in, refuse
 from adaptrix.formats import peft_config, peft_keys, peft_promises, peft_tied, safetensors_file, torch_file
+from adaptrix.formats.peft_causes import shared_causes
 from adaptrix.formats.peft_config import ALL_LINEAR, CONFIG_NAME, PeftConfig
 from adaptrix.formats.peft_keys import Key
 from adaptrix.formats.peft_promises import BASE_LAYER, TOKENS, ancestors
@@ -92,6 +93,9 @@ class _Reading:
         for key, tensor in self.tensors.items():
             if key.kind:
                 modules.setdefault(key.path, {})[f"{key.kind}.{key.leaf}" if key.leaf == "bias" else key.kind] = tensor
+        for problem, explained in shared_causes(self.config, modules):
+            self.problems.append(problem)
+            modules = {path: group for path, group in modules.items() if path not in explained}
         sound = {path: group for path, group in modules.items() if self._pair_is_sound(path, group)}
         self.problems += peft_promises.vector_problems(self.config, modules)
         found: dict[Target, LowRank] = {}
