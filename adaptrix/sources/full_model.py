@@ -68,10 +68,16 @@ def _header_count(path: Path) -> int | None:
 
 
 def _safetensors_count(path: Path) -> int | None:
+    names = header_names(path)
+    return len(names) if names is not None else None
+
+
+def header_names(path: Path) -> list[str] | None:
+    """The names of the tensors in a safetensors file; None where its header is too large or no object."""
     with open(path, "rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(length)) if length <= _MAX_HEADER else None
-    return len(header.keys() - {"__metadata__"}) if isinstance(header, dict) else None
+    return [name for name in header if name != "__metadata__"] if isinstance(header, dict) else None
 
 
 def _gguf_count(path: Path) -> int | None:

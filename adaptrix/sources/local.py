@@ -16,6 +16,7 @@ from adaptrix.errors import AdaptrixError, Problem, RefusedError, UsageError, re
 from adaptrix.json_file import read_object
 from adaptrix.records import Bundle, Format, Source
 from adaptrix.sources.full_model import count_tensors
+from adaptrix.sources.other_formats import peek_into
 from adaptrix.sources.select import Choice, Listing, at_top, choose, choose_file
 from adaptrix.wording import shown, some
 
@@ -190,7 +191,8 @@ def _is_whole(uri: str, path: Path, formats: Sequence[Format]) -> bool:
 def _listing(uri: str, folder: Path, entries: Sequence[tuple[str, Path]]) -> Listing:
     unreadable = {name: kind for name, path in entries if (kind := _special(path))}
     files = {name: path.stat().st_size for name, path in entries if name not in unreadable and path.is_file()}
-    return Listing(uri, files, partial(os.path.join, uri), unreadable, partial(count_tensors, folder))
+    count, peek = partial(count_tensors, folder), peek_into(folder)
+    return Listing(uri, files, partial(os.path.join, uri), unreadable, count, peek)
 
 
 def _entries(folder: Path) -> list[tuple[str, Path]]:

@@ -16,9 +16,12 @@ from adaptrix.errors import RefusedError, refuse
 from adaptrix.json_file import MAX_BYTES, too_large
 from adaptrix.records import Format
 from adaptrix.sources.full_model import model_weights
+from adaptrix.sources.other_formats import Peek, other_format
 from adaptrix.wording import amount, commands, shown, some
 
 #: PEFT's name of its config; where it is missing, the message explains why it is needed
+#: endings of files whose own names say that they are adapters
+_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 _CONFIG = "adapter_config.json"
 
 
@@ -31,6 +34,7 @@ class Listing:
     - ``address``: turns a path inside it into an address that can be typed.
     - ``unreadable``: path -> a description, for what is there and is no readable file ("a broken link").
     - ``count``: the number of tensors in files at the top, None where that is not cheap.
+    - ``peek``: reads the beginning and the tensor names of a file at the top; None where that is not cheap.
     """
 
     uri: str
@@ -38,6 +42,7 @@ class Listing:
     address: Callable[[str], str]
     unreadable: Mapping[str, str] = field(default_factory=dict)
     count: Callable[[Sequence[str]], int | None] | None = None
+    peek: Peek | None = None
 
     @cached_property
     def folders(self) -> Mapping[str, list[str]]:
@@ -99,6 +104,9 @@ def choose_file(listing: Listing, name: str, formats: Sequence[Format]) -> Choic
     groups = [group for fmt in formats if (group := _groups(fmt, names, name)) and [name] in group]
     if whole := _adapters("", [group for group in groups if all(group)], formats):
         return _settled(listing, whole[0])
+    other = None if name.endswith(_ADAPTERS) else other_format([name], listing.peek)
+    if other is not None:
+        raise _other(listing, other)
     if groups:
         raise _incomplete(listing, names, formats)
     if model_weights([name]):
@@ -185,6 +193,8 @@ def _several(listing: Listing, paths: Sequence[str]) -> RefusedError:
 
 def _nothing(listing: Listing, formats: Sequence[Format]) -> RefusedError:
     names = listing.top()
+    if other := other_format(names, listing.peek):
+        return _other(listing, other)
     if any(found for fmt in formats for found in _groups(fmt, names)):
         return _incomplete(listing, names, formats)
     if weights := model_weights(names):
@@ -195,6 +205,12 @@ def _nothing(listing: Listing, formats: Sequence[Format]) -> RefusedError:
     return refuse(
         "adapter-missing", shown(listing.uri), f"there is no adapter in it, only {some(there)}", _file_names(formats)
     )
+
+
+def _other(listing: Listing, other: tuple[str, str]) -> RefusedError:
+    """The refusal of an adapter of a format that is known and not read."""
+    what, remedy = other
+    return refuse("format-unknown", shown(listing.uri), f"this is {what}", "a format that is read here", remedy)
 
 
 def _incomplete(listing: Listing, names: Sequence[str], formats: Sequence[Format]) -> RefusedError:
