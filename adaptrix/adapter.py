@@ -117,7 +117,8 @@ class Adapter:
     found; an adapter with errors among them can be looked at, and is refused by every other step.
     ``altered``: the deltas are no longer those that the provenance's config describes. ``recorded``
     is set for an injection file. ``targeted``: True for the path of a module or parameter, as the checkpoint spells
-    it, on which the config promises a delta if the model has one there.
+    it, on which the config promises a delta if the model has one there. ``dialect``: the format in whose names its
+    targets are, empty where they are module paths; ``family``: what the file itself calls the family of its base.
     """
 
     name: str
@@ -129,6 +130,8 @@ class Adapter:
     altered: bool = False
     recorded: Recorded | None = None
     targeted: Callable[[str], bool] = nothing_targeted
+    dialect: str = ""
+    family: str = ""
 
     def __repr__(self) -> str:
         """Name and counts: an adapter holds hundreds of tensors."""

@@ -17,6 +17,7 @@ from adaptrix.architecture import Architecture, Site
 from adaptrix.base.svd import Known, SvdCache
 from adaptrix.binding.bind import bind
 from adaptrix.binding.identify import by_config
+from adaptrix.binding.translate import in_own_names
 from adaptrix.errors import AdaptrixError, Problem, RefusedError, UsageError, errors_in, warn_of
 from adaptrix.pipeline import Pipeline
 from adaptrix.planning.plan import Plan, inactive, plan_of
@@ -162,6 +163,7 @@ class _Loader:
     def __call__(self, adapter: AdapterLike) -> tuple[Mapping[Site, SiteKernel], Plan]:
         read = adapter if isinstance(adapter, Adapter) else self._pipeline.read(_uri(adapter))
         known = self._pipeline.catalog.architectures
+        read = in_own_names(read, known, self._config)
         bound = bind(read, by_config(self._config, known, read, type(self._model).__name__))
         if errors := [*errors_in(bound.problems), *_unservable(read)]:
             raise RefusedError(errors)

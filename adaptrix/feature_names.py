@@ -16,6 +16,8 @@ FEATURES: Mapping[str, str] = MappingProxyType(
         "bias": "biases of lora_B (lora_bias)",
         "mixed_rank": "deltas of different ranks",
         "mixed_scale": "deltas of different scales",
+        "mixed_alpha": "deltas whose alpha, which is scale times rank, differs",
+        "mixed_dora": "magnitudes of DoRA on some deltas and not on others",
         "rslora": "scales that are alpha/√r (rsLoRA)",
         "embeddings": "deltas on embeddings",
         "head": "deltas outside the layers that are on no embedding: heads, classifiers, projections",
@@ -26,4 +28,4 @@ FEATURES: Mapping[str, str] = MappingProxyType(
     }
 )
 #: all that PEFT's LoRA checkpoints hold, which is also what a format that states nothing was taken to hold
-LORA = frozenset(FEATURES) - {"plan", "spectral"}
+LORA = frozenset(FEATURES) - {"plan", "spectral", "mixed_dora"}

@@ -8,7 +8,7 @@ from adaptrix.binding.bind import BoundAdapter
 from adaptrix.delta import require_low_rank
 from adaptrix.destination import require_carried
 from adaptrix.options import Options, dtype_name
-from adaptrix.planning.features import FOLDED
+from adaptrix.planning.folding import FOLDED
 from adaptrix.planning.lowering import lowered, others, require_small_loss, without_vectors
 from adaptrix.planning.plan import Plan, make_plan, plan_of
 from adaptrix.planning.prune import cast, pruned

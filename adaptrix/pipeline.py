@@ -17,11 +17,12 @@ from adaptrix import atomic
 from adaptrix.adapter import Adapter
 from adaptrix.binding.bind import BoundAdapter, bind
 from adaptrix.binding.identify import Identity, by_config, by_paths, by_record
+from adaptrix.binding.translate import in_own_names
 from adaptrix.destination import destination, no_place_for_fit, require_apart, require_carried, require_untaken
 from adaptrix.errors import AdaptrixError, Problem, RefusedError, UnreachableError, UsageError, errors_in
 from adaptrix.options import Options, require_options
 from adaptrix.output_plan import Resolver, plan_to_write
-from adaptrix.planning.features import folded
+from adaptrix.planning.folding import folded
 from adaptrix.planning.plan import Plan, powerless
 from adaptrix.plugins.catalog import Catalog
 from adaptrix.records import Bundle, Format, Source
@@ -65,6 +66,7 @@ class Pipeline:
 
     def bind(self, adapter: Adapter, base: str | None = None) -> BoundAdapter:
         """The adapter on the architecture of ``base``, of its own base, of its record, or by its paths."""
+        adapter = self._in_own_names(adapter, base)
         identity = self._identify(adapter, base)
         if not adapter.deltas and errors_in(adapter.problems):  # none were read: their family is no question
             identity = replace(identity, problems=errors_in(identity.problems))
@@ -87,6 +89,7 @@ class Pipeline:
         try:
             bound = self.bind(adapter, base)
         except RefusedError as error:  # the files of the base: the adapter has problems of its own all the same
+            adapter = in_own_names(adapter, self.catalog.architectures)
             bound = bind(adapter, self._without_base(adapter))
             return CheckReport(name, (*error.problems, *bound.problems), bound, bundle)
         return CheckReport(name, bound.problems, bound, bundle)
@@ -199,6 +202,19 @@ class Pipeline:
     def base_config(self, base: str) -> Mapping[str, Any]:
         """The config.json of a base model."""
         return self._source(base).config(base)
+
+    def _in_own_names(self, adapter: Adapter, base: str | None) -> Adapter:
+        """The adapter with module paths, where it has the names of a dialect."""
+        if not adapter.dialect:
+            return adapter
+        try:
+            named = base or adapter.base
+            config = self.base_config(named) if named else None
+        except AdaptrixError:
+            if base is not None:
+                raise
+            config = None  # _identify says why: the user did not name this base
+        return in_own_names(adapter, self.catalog.architectures, config)
 
     def _identify(self, adapter: Adapter, base: str | None) -> Identity:
         architectures = self.catalog.architectures

@@ -11,9 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from adaptrix.architecture.dims import Rule
+
+if TYPE_CHECKING:
+    from adaptrix.architecture.dialect import Dialect
 
 Orientation = Literal["linear", "conv1d", "embedding", "experts", "experts_transposed"]
 Layout = Literal["contiguous", "grouped"]
@@ -97,7 +100,11 @@ class Role:
 
 @dataclass(frozen=True)
 class Architecture:
-    """One family of models. ``origin`` says which distribution or file it was read from."""
+    """One family of models.
+
+    ``origin`` says which distribution or file it was read from; ``dialects``: the names that formats have for its
+    modules, by format.
+    """
 
     family: str
     model_types: tuple[str, ...]
@@ -105,6 +112,7 @@ class Architecture:
     roles: Mapping[str, Role]
     prefixes: tuple[str, ...] = ("",)
     origin: str = ""
+    dialects: Mapping[str, Dialect] = field(default_factory=lambda: MappingProxyType({}))
 
     def locate(self, path: str) -> Site | None:
         """The site of a module path, None where the family has no such module."""

@@ -58,17 +58,15 @@ def by_config(
     A size in the config that is no whole number is an error: without it, nothing would be checked against the base
     that the user named.
     """
-    families = {kind: architecture for architecture in architectures for kind in architecture.model_types}
-    text = config.get("text_config")
-    for part in (config, text if isinstance(text, dict) else {}):
-        if found := families.get(str(part.get("model_type"))):
-            merged = {**config, **part}
-            here = any(found.locate(path) or _is_of_other_part(path, config) for path in _paths(adapter))
-            matching = () if here else _matching(architectures, adapter)
-            names = tuple(architecture.family for architecture in matching)
-            dims, problems = read_dims(found.dims, merged), tuple(_dim_problems(found, merged, where))
-            known = Identity(found, dims, True, problems, names)
-            return known if part is config or matching else _with_other_parts(known, adapter, config)
+    if (claim := claimed(config, architectures)) is not None:
+        found, part = claim
+        merged = {**config, **part}
+        here = any(found.locate(path) or _is_of_other_part(path, config) for path in _paths(adapter))
+        matching = () if here else _matching(architectures, adapter)
+        names = tuple(architecture.family for architecture in matching)
+        dims, problems = read_dims(found.dims, merged), tuple(_dim_problems(found, merged, where))
+        known = Identity(found, dims, True, problems, names)
+        return known if part is config or matching else _with_other_parts(known, adapter, config)
     kind = config.get("model_type")
     if not isinstance(kind, str):
         return _no_type(kind, adapter, where)
@@ -77,6 +75,18 @@ def by_config(
         f"no architecture claims model_type {kind!r}",
         f"See `adaptrix architectures`; `adaptrix architectures derive MODEL` prints a file for {kind!r}.",
     )
+
+
+def claimed(
+    config: Mapping[str, Any], architectures: Collection[Architecture]
+) -> tuple[Architecture, Mapping[str, Any]] | None:
+    """The architecture that claims a config's ``model_type``, or its text model's, and the config of that part."""
+    families = {kind: architecture for architecture in architectures for kind in architecture.model_types}
+    text = config.get("text_config")
+    for part in (config, text if isinstance(text, dict) else {}):
+        if found := families.get(str(part.get("model_type"))):
+            return found, part
+    return None
 
 
 def family_of(config: Mapping[str, Any], architectures: Collection[Architecture], where: str) -> Identity:
@@ -142,7 +152,12 @@ def _matching(architectures: Iterable[Architecture], adapter: Adapter) -> list[A
     """The architectures that have every module the adapter changes, the likeliest first."""
     paths = _paths(adapter)
     matching = [architecture for architecture in architectures if paths and all(map(architecture.locate, paths))]
-    return sorted(matching, key=lambda a: (not _named(a, adapter), a.family != _ORIGINAL, len(a.roles), a.family))
+    return sorted(matching, key=lambda a: _likelihood(a, adapter))
+
+
+def _likelihood(a: Architecture, adapter: Adapter) -> tuple[bool, bool, bool, int, str]:
+    """A sort key, the likeliest first: the family that the file names, one that its config mentions, the original."""
+    return a.family != adapter.family, not _named(a, adapter), a.family != _ORIGINAL, len(a.roles), a.family
 
 
 def _dim_problems(architecture: Architecture, config: Mapping[str, Any], where: str) -> Iterator[Problem]:

@@ -24,6 +24,7 @@ from adaptrix.base.model import (
 )
 from adaptrix.binding.bind import BoundAdapter, bind, nonfinite
 from adaptrix.binding.identify import by_config
+from adaptrix.binding.translate import in_own_names
 from adaptrix.errors import Problem, RefusedError, UsageError, errors_in
 from adaptrix.measuring.policies import plans
 from adaptrix.measuring.report import FidelityReport
@@ -167,7 +168,9 @@ def _require_unplaced(options: FidelityOptions) -> None:
 
 def _bound(adapter: Adapter, base_model: BaseModel, pipeline: Pipeline) -> BoundAdapter:
     """The adapter bound by the base's config. Raises :class:`RefusedError` where it does not fit or has NaN or Inf."""
-    bound = bind(adapter, by_config(base_model.config, pipeline.catalog.architectures, adapter, base_model.name))
+    known = pipeline.catalog.architectures
+    adapter = in_own_names(adapter, known, base_model.config)
+    bound = bind(adapter, by_config(base_model.config, known, adapter, base_model.name))
     bad = (replace(problem, remedy="It is damaged: nothing can be measured.") for problem in nonfinite(bound))
     if errors := errors_in(dict.fromkeys((*bound.problems, *bad))):
         raise RefusedError(errors)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from adaptrix.architecture import Architecture
+from adaptrix.architecture.dialect import Dialect
+from adaptrix.architecture.dialect_file import read_dialects
 from adaptrix.architecture.registry import builtin_folder, read_architectures
 from adaptrix.feature_names import FEATURES, LORA
-from adaptrix.formats import injection, injection_read, peft_config, peft_read, peft_write
+from adaptrix.formats import gguf, injection, injection_read, mlx, peft_config, peft_read, peft_write
 from adaptrix.plugins.hookspecs import hookimpl
 from adaptrix.records import Format, Source
 from adaptrix.sources import hub, local
@@ -17,6 +19,12 @@ from adaptrix.sources import hub, local
 def adaptrix_architectures() -> Iterator[Architecture]:
     """The families in ``registry/``."""
     return read_architectures(builtin_folder())
+
+
+@hookimpl
+def adaptrix_dialects() -> Iterator[Dialect]:
+    """The tables in ``registry/dialects/``."""
+    return read_dialects(builtin_folder() / "dialects")
 
 
 @hookimpl
@@ -30,6 +38,24 @@ def adaptrix_formats() -> Iterator[Format]:
         write=injection.write,
         suffix=injection.SUFFIX,
         carries=frozenset(FEATURES),
+    )
+    yield Format(
+        name="mlx",
+        patterns=((mlx.WEIGHTS,), (mlx.CONFIG,)),
+        detect=mlx.detect,
+        read=mlx.read,
+        write=mlx.write,
+        writes=(mlx.CONFIG, mlx.WEIGHTS),
+        carries=mlx.CARRIES,
+    )
+    yield Format(
+        name="gguf",
+        patterns=(("*" + gguf.SUFFIX,),),
+        detect=gguf.detect,
+        read=gguf.read,
+        write=gguf.write,
+        suffix=gguf.SUFFIX,
+        carries=gguf.CARRIES,
     )
     yield Format(
         name="peft",

@@ -12,10 +12,12 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from adaptrix.architecture import Architecture
+from adaptrix.architecture.dialect import Dialect
 from adaptrix.errors import Problem, RefusedError
 from adaptrix.plugins import installed
 from adaptrix.plugins.contribution import record_name
@@ -67,10 +69,14 @@ class Catalog:
         strict = os.environ.get("ADAPTRIX_STRICT", "") not in ("", "0")
         return _remembered(installed.allowed(), strict, installed.every_entry_point(), tuple(hooks))
 
-    @property
+    @cached_property
     def architectures(self) -> tuple[Architecture, ...]:
-        """By family."""
-        return tuple(sorted(self._records("adaptrix_architectures"), key=record_name))
+        """By family, each with its dialects."""
+        found: dict[str, dict[str, Dialect]] = {}
+        for dialect in self._records("adaptrix_dialects"):
+            found.setdefault(dialect.family, {})[dialect.format] = dialect
+        families = sorted(self._records("adaptrix_architectures"), key=record_name)
+        return tuple(replace(each, dialects=MappingProxyType(found.get(each.family, {}))) for each in families)
 
     @property
     def formats(self) -> tuple[Format, ...]:

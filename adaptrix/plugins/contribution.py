@@ -13,6 +13,7 @@ from os.path import basename
 from typing import Any
 
 from adaptrix.architecture import Architecture, Role
+from adaptrix.architecture.dialect import Dialect
 from adaptrix.architecture.dims import Alternative
 from adaptrix.errors import AdaptrixError, Problem, RefusedError
 from adaptrix.feature_names import FEATURES
@@ -89,6 +90,10 @@ def _rule(value: object) -> bool:
     return isinstance(value, tuple) and all(isinstance(alternative, Alternative) for alternative in value)
 
 
+def _dialects(value: object) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(dialect, Dialect) for dialect in value.values())
+
+
 def _features(value: object) -> bool:
     return isinstance(value, Set) and value <= FEATURES.keys()
 
@@ -97,8 +102,8 @@ _CALLABLE = (callable, "a function")
 _TEXT = (lambda value: isinstance(value, str), "text")
 #: every field of every type of record -> its check, and what the check expects
 RULES: Mapping[str, tuple[Callable[[object], bool], str]] = {
-    **dict.fromkeys(("detect", "read", "claims", "fetch", "config", "generate", "load"), _CALLABLE),
-    **dict.fromkeys(("name", "family", "suffix", "summary", "origin"), _TEXT),
+    **dict.fromkeys(("detect", "read", "claims", "fetch", "config", "generate", "load", "contents"), _CALLABLE),
+    **dict.fromkeys(("name", "family", "suffix", "summary", "origin", "format"), _TEXT),
     "write": (lambda value: value is None or callable(value), "a function or None"),
     "writes": (_names, "a tuple of names"),
     "carries": (_features, f"a set of some of {', '.join(FEATURES)}"),
@@ -107,6 +112,7 @@ RULES: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "prefixes": (_prefixes, "a tuple of prefixes"),
     "dims": (_dims, "a mapping from names to tuples of Alternative"),
     "roles": (_roles, "a mapping of roles"),
+    "dialects": (_dialects, "a mapping of dialects"),
 }
 
 #: function of a record -> what it failed to do
@@ -119,6 +125,7 @@ _VERBS = {
     "config": "fetch a config",
     "generate": "generate",
     "load": "load",
+    "contents": "read",
 }
 
 

@@ -31,6 +31,7 @@ import pluggy
 
 if TYPE_CHECKING:
     from adaptrix.architecture import Architecture
+    from adaptrix.architecture.dialect import Dialect
     from adaptrix.records import Command, Format, Generator, Source
 
 hookspec = pluggy.HookspecMarker("adaptrix")
@@ -42,6 +43,15 @@ def adaptrix_architectures() -> Iterable[Architecture]:  # type: ignore[empty-bo
     """Architecture families, as ``adaptrix.extend.read_architecture`` reads them from TOML.
 
     No other plugin may claim the same family or ``model_type``. ``origin`` becomes the distribution.
+    """
+
+
+@hookspec
+def adaptrix_dialects() -> Iterable[Dialect]:  # type: ignore[empty-body]  # a specification has no body
+    """The names that a format has for the modules of a family, as ``adaptrix.extend.read_dialects`` reads them.
+
+    No other plugin may describe the same family in the same format. A format whose ``read`` returns an adapter with a
+    ``dialect``, or whose ``write`` asks for one, is a reader, a writer and these tables.
     """
 
 

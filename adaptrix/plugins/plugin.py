@@ -12,6 +12,7 @@ import pluggy
 
 from adaptrix import __version__
 from adaptrix.architecture import Architecture
+from adaptrix.architecture.dialect import Dialect
 from adaptrix.errors import Problem
 from adaptrix.plugins import hookspecs
 from adaptrix.plugins.contribution import PluginError, answerable, guarded, record_name, require_valid
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 HOOKS: Mapping[str, type] = {
     "adaptrix_architectures": Architecture,
+    "adaptrix_dialects": Dialect,
     "adaptrix_formats": Format,
     "adaptrix_sources": Source,
     "adaptrix_generators": Generator,

@@ -24,7 +24,8 @@ from adaptrix.errors import UsageError
 from adaptrix.feature_names import FEATURES, LORA
 from adaptrix.options import Options
 from adaptrix.pipeline import Pipeline
-from adaptrix.planning.features import FOLDED, folded, needed
+from adaptrix.planning.features import needed
+from adaptrix.planning.folding import FOLDED, folded
 from adaptrix.planning.plan import Plan, make_plan, plan_of
 from adaptrix.plugins.catalog import Catalog
 from adaptrix.records import Format

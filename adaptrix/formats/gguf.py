@@ -1,0 +1,160 @@
+"""llama.cpp's LoRA adapters in GGUF.
+
+``<module>.weight.lora_a`` is A ``[r, in]`` and ``.lora_b`` B ``[out, r]``, with ``[experts, …]`` before for stacked
+experts; of the embedding, A lies transposed, ``[vocab, r]``. ΔW = alpha / r · B·A with one ``adapter.lora.alpha`` for
+the file and each tensor's own r.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from math import isfinite
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from adaptrix.adapter import Adapter, Provenance, Target
+from adaptrix.delta import Delta, LowRank
+from adaptrix.errors import Problem, RefusedError, refuse
+from adaptrix.formats import gguf_file
+from adaptrix.formats.spoken import Spoken, spoken, vocabulary_of
+from adaptrix.formats.untrusted import opened, read_exactly
+from adaptrix.planning.plan import Plan
+from adaptrix.records import Bundle
+from adaptrix.tensor import Array, Tensor
+
+NAME, SUFFIX = "gguf", ".gguf"
+CARRIES = frozenset({"mixed_rank", "mixed_scale", "embeddings", "head", "experts"})
+_ALPHA = "adapter.lora.alpha"
+_INVOCATION = "adapter.alora.invocation_tokens"
+_LEAVES = (".weight.lora_a", ".weight.lora_b")
+_EMBEDDING = "token_embd"
+
+
+def detect(bundle: Bundle) -> bool:
+    """True for one file that begins as GGUF does."""
+    if len(bundle.files) != 1:
+        return False
+    try:
+        with opened(next(iter(bundle.files.values()))) as (file, size):
+            return size >= 4 and read_exactly(file, 0, 4, Path(bundle.uri)) == gguf_file.MAGIC
+    except RefusedError:
+        return False
+
+
+def read(bundle: Bundle) -> Adapter:
+    """The adapter in a file, with every problem found. Raises where the file cannot be read at all."""
+    path = next(iter(bundle.files.values()))
+    tensors, metadata = gguf_file.read(path)
+    if metadata.get("general.type") != "adapter":
+        said = f"general.type is {metadata.get('general.type', 'not there')!r}: a whole model, not an adapter"
+        raise refuse("full-model", path, said, "adapter", "Pass the adapter's file, or use this one as a base.")
+    problems = [*_metadata_problems(metadata)]
+    alpha = metadata.get(_ALPHA)
+    sound = isinstance(alpha, float) and isfinite(alpha)
+    deltas, more = _deltas(tensors, float(alpha) if sound else 1.0)  # type: ignore[arg-type]  # a float if sound
+    base = metadata.get("general.base_model.0.repo_url")
+    return Adapter(
+        name=bundle.name,
+        deltas=MappingProxyType(deltas),
+        extras=MappingProxyType({}),
+        provenance=Provenance(bundle.uri, NAME, bundle.commit, bundle.sha256, _config(metadata)),
+        base=_repository(base),
+        problems=(*problems, *more),
+        dialect=NAME,
+        family=str(metadata.get("general.architecture", "")),
+    )
+
+
+def _repository(url: object) -> str | None:
+    """The repository that the address of a base model names."""
+    prefix = "https://huggingface.co/"
+    return url.removeprefix(prefix) if isinstance(url, str) and url.startswith(prefix) else None
+
+
+def _config(metadata: Mapping[str, gguf_file.Value]) -> dict[str, Any]:
+    """The metadata; an activated LoRA under PEFT's key too, so that every step knows its condition."""
+    tokens = metadata.get(_INVOCATION)
+    return {**metadata} | ({"alora_invocation_tokens": tokens} if tokens else {})
+
+
+def _metadata_problems(metadata: Mapping[str, gguf_file.Value]) -> Iterator[Problem]:
+    if (kind := metadata.get("adapter.type")) != "lora":
+        yield Problem("variant-unsupported", "adapter.type", repr(kind)[:80], "lora")
+    alpha = metadata.get(_ALPHA)
+    if not isinstance(alpha, float) or not isfinite(alpha):
+        yield Problem("config-invalid", _ALPHA, repr(alpha)[:80], "a number, as llama.cpp needs it")
+    elif not alpha:
+        found = "0: llama.cpp then takes the scale 1 for every delta"
+        yield Problem("ambiguous", _ALPHA, found, "the alpha it was trained with", "Convert it from its source again.")
+
+
+def _deltas(tensors: Mapping[str, Tensor], alpha: float) -> tuple[dict[Target, Delta], list[Problem]]:
+    modules: dict[str, dict[str, Tensor]] = {}
+    problems = []
+    for name, tensor in tensors.items():
+        leaf = next((leaf for leaf in _LEAVES if name.endswith(leaf)), None)
+        if leaf is None:
+            expected = f"a name that ends in {' or '.join(_LEAVES)}"
+            problems.append(Problem("tensor-unexpected", name, "no factor of a LoRA", expected))
+        else:
+            modules.setdefault(name.removesuffix(leaf), {})[leaf] = tensor
+    deltas: dict[Target, Delta] = {}
+    for module, group in modules.items():
+        found = [*_pair_problems(module, group)]
+        problems += found
+        if not found:
+            deltas[Target(module)] = _delta(module, group[_LEAVES[0]], group[_LEAVES[1]], alpha)
+    return deltas, problems
+
+
+def _pair_problems(module: str, group: Mapping[str, Tensor]) -> Iterator[Problem]:
+    missing = [leaf for leaf in _LEAVES if leaf not in group]
+    for leaf in missing:
+        yield Problem("adapter-incomplete", f"{module}{leaf}", "missing", "both factors")
+    if missing:
+        return
+    a, b = (group[leaf].shape for leaf in _LEAVES)
+    rank = 1 if module == _EMBEDDING else 0
+    if len(a) != len(b) or len(a) not in (2, 3) or 0 in (*a, *b) or a[-2:][rank] != b[-1] or a[:-2] != b[:-2]:
+        expected = "[vocab, r] and [out, r]" if rank else "[r, in] and [out, r], or the same of each expert"
+        yield Problem("shape", module, f"lora_a {list(a)}, lora_b {list(b)}", expected)
+
+
+def _delta(module: str, a: Tensor, b: Tensor, alpha: float) -> LowRank:
+    if module == _EMBEDDING:
+        return LowRank(Tensor.of(np.ascontiguousarray(a.numpy().T)), b, alpha, embedding=True)
+    if len(a.shape) == 2:
+        return LowRank(a, b, alpha)
+    experts, rank, columns = a.shape
+    B = Tensor.of(np.ascontiguousarray(b.numpy().transpose(1, 2, 0).reshape(b.shape[1], -1)))
+    return LowRank(a.reshape(experts * rank, columns), B, alpha, experts=experts)
+
+
+def write(plan: Plan, path: Path) -> None:
+    """Writes every delta of a complete plan into the new file ``path``.
+
+    Raises :class:`RefusedError` for sites that llama.cpp has no name for.
+    """
+    found = spoken(plan, NAME)
+    first = found[0].deltas[0]
+    tensors = {name: Tensor.of(array) for each in found for name, array in _arrays(each)}
+    metadata: dict[str, tuple[gguf_file.Kind, gguf_file.Value]] = {
+        "general.architecture": ("string", vocabulary_of(plan, NAME).table.called),
+        "general.type": ("string", "adapter"),
+        "general.name": ("string", plan.bound.adapter.name),
+        "adapter.type": ("string", "lora"),
+        _ALPHA: ("float32", first.scale * first.rank),
+    }
+    tokens = plan.bound.adapter.provenance.config.get("alora_invocation_tokens")
+    if tokens:
+        metadata[_INVOCATION] = ("uint32s", list(tokens))
+    gguf_file.write(path, tensors, metadata)
+
+
+def _arrays(each: Spoken) -> Iterator[tuple[str, Array]]:
+    A, B = each.factors()
+    yield f"{each.name}.weight.lora_a", np.ascontiguousarray(A.T if each.embedding else A)
+    yield f"{each.name}.weight.lora_b", np.ascontiguousarray(B)
