@@ -8,8 +8,8 @@ PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 # What builds the documentation, in the same environment: it imports the commands to describe them.
 DOCS := $(VENV)/.installed-docs
 
-.PHONY: demo test test-numeric test-slow test-quantised lint docs wheel bench bench-text-to-lora bench-transformer2
-.PHONY: constraints clean
+.PHONY: demo test test-numeric test-slow test-quantised test-runtimes test-runtimes-big lint docs wheel
+.PHONY: bench bench-text-to-lora bench-transformer2 constraints clean
 .DELETE_ON_ERROR:
 
 # Plugins are installed like anyone's, from their own pyproject.
@@ -40,6 +40,34 @@ test-slow: $(STAMP)
 test-quantised: $(STAMP)
 	$(BIN)/python -m pip install -q --no-deps --upgrade --target $(VENV)/quantised -c constraints.txt bitsandbytes torchao
 	PYTHONPATH=$(VENV)/quantised $(BIN)/python -m pytest tests/runtime/test_quantised.py tests/merging/test_qlora.py
+
+# Adapters as `adaptrix convert` writes them, run by the programs that they are for, each in a venv of its own.
+RUNTIMES := .runtimes
+MLX := $(RUNTIMES)/mlx
+LLAMACPP := $(RUNTIMES)/llamacpp
+
+$(MLX)/.installed:
+	$(PYTHON) -m venv $(MLX)
+	$(MLX)/bin/python -m pip install -q "mlx[cpu]==0.32.4" mlx-lm==0.32.2
+	touch $@
+
+# Built from source, which takes many minutes; its own converter writes the bases.
+$(LLAMACPP)/.installed:
+	$(PYTHON) -m venv $(LLAMACPP)
+	$(LLAMACPP)/bin/python -m pip download -q --no-deps --no-binary :all: -d $(LLAMACPP)/source llama-cpp-python==0.3.36
+	tar -xzf $(LLAMACPP)/source/*.tar.gz -C $(LLAMACPP)/source
+	$(LLAMACPP)/bin/python -m pip install -q $(LLAMACPP)/source/*.tar.gz
+	$(BIN)/python -m pip install -q --no-deps --target $(LLAMACPP)/converter sentencepiece
+	touch $@
+
+test-runtimes: $(STAMP) $(MLX)/.installed
+	$(BIN)/python -m tests.runtimes.cases mlx $(MLX)/cases
+	$(MLX)/bin/python tests/runtimes/judge.py mlx $(MLX)/cases
+
+test-runtimes-big: $(STAMP) $(LLAMACPP)/.installed
+	$(BIN)/python -m tests.runtimes.cases gguf $(LLAMACPP)/cases
+	PYTHONPATH=$(LLAMACPP)/converter $(BIN)/python -m tests.runtimes.llamacpp_bases $(LLAMACPP)/source $(LLAMACPP)/cases
+	$(LLAMACPP)/bin/python tests/runtimes/judge.py llamacpp $(LLAMACPP)/cases
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -23,6 +23,8 @@ from adaptrix.destination import require_folder as require_folder  # refuses a f
 
 # Architectures.
 from adaptrix.architecture import Role as Role  # what a weight does, its path, shape and orientation
+from adaptrix.architecture.dialect import Dialect as Dialect  # the names that a format has for a family's modules
+from adaptrix.architecture.dialect_file import read_dialects as read_dialects  # of a folder, <format>/<family>.toml
 from adaptrix.architecture.dims import Dims as Dims  # sizes of a base by name, and where each came from
 from adaptrix.architecture.layout import RowIndex as RowIndex  # row numbers, an array of int64
 from adaptrix.architecture.layout import role_rows as role_rows  # the rows of each part of a fused weight
@@ -37,6 +39,11 @@ from adaptrix.tensor import FLOATS as FLOATS  # names of the floating-point dtyp
 from adaptrix.torch_tensor import as_stored as as_stored  # a stored tensor of torch's; torch
 from adaptrix.torch_tensor import as_torch as as_torch  # torch's tensor of a stored one; torch
 from adaptrix.torch_tensor import storable as storable  # dtypes that as_stored takes; torch
+
+# Formats with names of their own: a reader sets Adapter.dialect, a writer asks for these.
+from adaptrix.formats.spoken import Spoken as Spoken  # a delta by its name and in the row order of a format
+from adaptrix.formats.spoken import spoken as spoken  # all deltas of a plan so
+from adaptrix.formats.spoken import require_untied as require_untied  # refuses an embedding that is the head too
 
 # Files: bounded readers that run no code, and outputs that appear whole or not at all.
 from adaptrix import atomic as atomic  # output, require_free

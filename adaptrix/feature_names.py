@@ -15,6 +15,7 @@ FEATURES: Mapping[str, str] = MappingProxyType(
         "dora": "magnitudes of DoRA",
         "bias": "biases of lora_B (lora_bias)",
         "mixed_rank": "deltas of different ranks",
+        "mixed_expert_rank": "experts of different ranks, side by side",
         "mixed_scale": "deltas of different scales",
         "mixed_alpha": "deltas whose alpha, which is scale times rank, differs",
         "mixed_dora": "magnitudes of DoRA on some deltas and not on others",

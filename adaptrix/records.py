@@ -129,6 +129,8 @@ class Format:
     ``detect`` returns True for a bundle of this format, from names and a few bytes. ``read`` returns an
     adapter with every problem it found, and raises only where there is nothing to return. ``write``,
     where there is one, writes a plan to a path that does not exist yet; the caller moves it into place.
+    ``sniff``: True for the first bytes of a file that has a name of the format and is of it, for names that other
+    files have too: it is asked before a file is fetched.
     ``suffix``: what is added to an adapter's name for a default output; "" for a folder, which is called
     ``<adapter>-<format>``. ``writes``: the names of the files in such a folder; one that has any other is never
     replaced. ``carries``: what the files can hold, of :data:`adaptrix.feature_names.FEATURES`; to be stated with
@@ -146,6 +148,7 @@ class Format:
     keeps_plan: InitVar[bool | None] = _Carried("plan")  # None, where the class is asked
     keeps_spectral: InitVar[bool | None] = _Carried("spectral")
     carries: frozenset[str] = _UNSTATED
+    sniff: Callable[[bytes], bool] | None = None
 
     def __post_init__(self, keeps_plan: bool | None, keeps_spectral: bool | None) -> None:
         if self.carries is not _UNSTATED:

@@ -8,7 +8,7 @@ Names are matched by the family's templates, joined as the format joins them; th
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -96,6 +96,11 @@ class Vocabulary:
                 numbers = {key: int(value) for key, value in found.groupdict().items()}
                 return Site(numbers.get("layer"), entry.role, entry.part, numbers.get("expert")), entry
         return None
+
+    @property
+    def entries(self) -> Iterable[Name]:
+        """All templates."""
+        return self._entries.values()
 
     def entry(self, role: str, part: str | None) -> Name | None:
         """The template for a role, or for a part of it; None where the format has no name."""

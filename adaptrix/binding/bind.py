@@ -41,6 +41,7 @@ class BoundAdapter:
     - ``depths``: the layers of each stack, by the name of the dimension that counts them; where no config states it,
       the highest layer seen plus one.
     - ``problems``: of reading, of the family, and of shapes and completeness.
+    - ``tied``: as the identity has it.
     """
 
     adapter: Adapter
@@ -50,6 +51,7 @@ class BoundAdapter:
     targets: Mapping[Site, Target]
     depths: Mapping[str, int]
     problems: tuple[Problem, ...] = ()
+    tied: bool | None = None
 
     @cached_property
     def energies(self) -> Mapping[Site, float]:
@@ -106,6 +108,7 @@ def bind(adapter: Adapter, identity: Identity) -> BoundAdapter:
         targets=MappingProxyType({site: target for site, (target, _) in located.items()}),
         depths=MappingProxyType(depths),
         problems=tuple(problems),
+        tied=identity.tied,
     )
 
 

@@ -36,6 +36,7 @@ class Identity:
     - ``known``: False where all paths are kept.
     - ``problems``: about the choice.
     - ``alternatives``: families that have every module of the adapter, where the chosen one has none.
+    - ``tied``: True where the base's head is its embedding, False where it is not; None where no config says.
     """
 
     architecture: Architecture
@@ -43,6 +44,7 @@ class Identity:
     known: bool
     problems: tuple[Problem, ...] = ()
     alternatives: tuple[str, ...] = ()
+    tied: bool | None = None
 
 
 def by_config(
@@ -65,7 +67,7 @@ def by_config(
         matching = () if here else _matching(architectures, adapter)
         names = tuple(architecture.family for architecture in matching)
         dims, problems = read_dims(found.dims, merged), tuple(_dim_problems(found, merged, where))
-        known = Identity(found, dims, True, problems, names)
+        known = Identity(found, dims, True, problems, names, tying(config))
         return known if part is config or matching else _with_other_parts(known, adapter, config)
     kind = config.get("model_type")
     if not isinstance(kind, str):
@@ -87,6 +89,13 @@ def claimed(
         if found := families.get(str(part.get("model_type"))):
             return found, part
     return None
+
+
+def tying(config: Mapping[str, Any]) -> bool | None:
+    """True or False as a base's config says that its embedding and its head are one; None where it does not."""
+    text = config.get("text_config")
+    parts = (part for part in (config, text) if isinstance(part, Mapping))
+    return next((bool(part["tie_word_embeddings"]) for part in parts if "tie_word_embeddings" in part), None)
 
 
 def family_of(config: Mapping[str, Any], architectures: Collection[Architecture], where: str) -> Identity:

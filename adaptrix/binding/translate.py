@@ -129,7 +129,7 @@ class _Translation:
             yield Problem("site-missing", f"{len(self.unnamed)} modules", found, f"modules of {family}", _BASE)
         for dimension, names in self.unordered.items():
             found = f"their rows lie in another order, which depends on {dimension}, and it is not known"
-            yield Problem("dims-needed", some(names, 3), found, "the config of the base", _BASE)
+            yield Problem("base-needed", some(names, 3), found, "the config of the base", _BASE)
 
 
 _BASE = "Name the base that it was trained on with --base MODEL."

@@ -7,6 +7,7 @@ the file and each tensor's own r.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator, Mapping
 from math import isfinite
 from pathlib import Path
@@ -19,7 +20,7 @@ from adaptrix.adapter import Adapter, Provenance, Target
 from adaptrix.delta import Delta, LowRank
 from adaptrix.errors import Problem, RefusedError, refuse
 from adaptrix.formats import gguf_file
-from adaptrix.formats.spoken import Spoken, spoken, vocabulary_of
+from adaptrix.formats.spoken import Spoken, require_untied, spoken, vocabulary_of
 from adaptrix.formats.untrusted import opened, read_exactly
 from adaptrix.planning.plan import Plan
 from adaptrix.records import Bundle
@@ -42,6 +43,12 @@ def detect(bundle: Bundle) -> bool:
             return size >= 4 and read_exactly(file, 0, 4, Path(bundle.uri)) == gguf_file.MAGIC
     except RefusedError:
         return False
+
+
+def sniff(start: bytes) -> bool:
+    """True for the start of a GGUF file whose metadata gives ``general.type`` the value ``adapter``."""
+    key, value = b"general.type", b"adapter"
+    return start[:4] == gguf_file.MAGIC and key + struct.pack("<IQ", 8, len(value)) + value in start  # 8: a string
 
 
 def read(bundle: Bundle) -> Adapter:
@@ -85,7 +92,7 @@ def _metadata_problems(metadata: Mapping[str, gguf_file.Value]) -> Iterator[Prob
         yield Problem("variant-unsupported", "adapter.type", repr(kind)[:80], "lora")
     alpha = metadata.get(_ALPHA)
     if not isinstance(alpha, float) or not isfinite(alpha):
-        yield Problem("config-invalid", _ALPHA, repr(alpha)[:80], "a number, as llama.cpp needs it")
+        yield Problem("config-value", _ALPHA, repr(alpha)[:80], "a number, as llama.cpp needs it")
     elif not alpha:
         found = "0: llama.cpp then takes the scale 1 for every delta"
         yield Problem("ambiguous", _ALPHA, found, "the alpha it was trained with", "Convert it from its source again.")
@@ -139,6 +146,7 @@ def write(plan: Plan, path: Path) -> None:
     Raises :class:`RefusedError` for sites that llama.cpp has no name for.
     """
     found = spoken(plan, NAME)
+    require_untied(plan, found, "ends llama.cpp")
     first = found[0].deltas[0]
     tensors = {name: Tensor.of(array) for each in found for name, array in _arrays(each)}
     metadata: dict[str, tuple[gguf_file.Kind, gguf_file.Value]] = {

@@ -21,7 +21,7 @@ from adaptrix.adapter import Adapter, Provenance, Target
 from adaptrix.delta import Delta, LowRank
 from adaptrix.errors import Problem, RefusedError
 from adaptrix.formats import safetensors_file
-from adaptrix.formats.spoken import Spoken, spoken
+from adaptrix.formats.spoken import Spoken, require_untied, spoken
 from adaptrix.json_file import read_object
 from adaptrix.planning.plan import Plan
 from adaptrix.records import Bundle
@@ -64,7 +64,7 @@ def _kind_problems(config: Mapping[str, Any]) -> Iterator[Problem]:
         found, remedy = "fine_tune_type is full: whole weights were trained, not an adapter", "Use it with mlx-lm."
         yield Problem("variant-unsupported", CONFIG, found, "lora or dora", remedy)
     elif kind not in _KINDS:
-        yield Problem("config-invalid", f"{CONFIG} fine_tune_type", repr(kind)[:80], "lora or dora")
+        yield Problem("config-value", f"{CONFIG} fine_tune_type", repr(kind)[:80], "lora or dora")
 
 
 @dataclass
@@ -99,7 +99,7 @@ class _Reading:
         scale = given.get("scale") if isinstance(given, dict) else None
         if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not isfinite(scale):
             found = f"{scale!r}"[:80]
-            self._add("config-invalid", f"{CONFIG} lora_parameters.scale", found, "a number: mlx-lm has no default")
+            self._add("config-value", f"{CONFIG} lora_parameters.scale", found, "a number: mlx-lm has no default")
             return 1.0
         return float(scale)
 
@@ -156,7 +156,7 @@ class _Reading:
         layers = {number for path in modules if path not in whole and (number := _layer(path)) is not None}
         if len(layers) > count:
             found = f"num_layers is {count}, and {len(layers)} layers have factors"
-            self._add("config-invalid", f"{CONFIG} num_layers", found, "the number of layers, counted from the last")
+            self._add("config-value", f"{CONFIG} num_layers", found, "the number of layers, counted from the last")
 
     def _add(self, code: str, where: str, found: str, expected: str = "", remedy: str = "") -> None:
         self.problems.append(Problem(code, where, found, expected, remedy))
@@ -173,11 +173,12 @@ def _turned(tensor: Tensor) -> Tensor:
 def write(plan: Plan, path: Path) -> None:
     """Writes every delta of a complete plan into the new folder ``path``.
 
-    Raises :class:`RefusedError` for sites that mlx-lm has no name for, for DoRA on some deltas alone, and for DoRA on
-    embeddings or experts.
+    Raises :class:`RefusedError` for sites that mlx-lm has no name for, for DoRA on embeddings or experts, and for an
+    embedding that is the base's head too.
     """
     found = spoken(plan, NAME)
-    _require_one_kind(found)
+    require_untied(plan, found, "mlx-lm would change with it")
+    _require_plain_dora(found)
     path.mkdir()
     tensors = {name: Tensor.of(array) for each in found for name, array in _arrays(each)}
     safetensors_file.write(path / WEIGHTS, tensors, {"format": "mlx"})
@@ -185,14 +186,10 @@ def write(plan: Plan, path: Path) -> None:
     (path / CONFIG).write_text(text + "\n", "utf-8")
 
 
-def _require_one_kind(found: list[Spoken]) -> None:
-    dora = [each for each in found if each.deltas[0].magnitude is not None]
+def _require_plain_dora(found: list[Spoken]) -> None:
     problems = []
-    if dora and len(dora) < len(found):
-        said = f"{len(dora)} of {len(found)} deltas have magnitudes, and a file is of one kind"
-        problems.append(Problem("format-loss", "DoRA", said, "magnitudes for all or none", _OTHERWISE))
-    for each in dora:
-        if each.embedding or each.stacked:
+    for each in found:
+        if each.deltas[0].magnitude is not None and (each.embedding or each.stacked):
             kind = "embedding" if each.embedding else "stack of experts"
             said = f"DoRA on an {kind}, which mlx-lm computes otherwise or not at all"
             problems.append(Problem("format-loss", each.name, said, "a LoRA there", _OTHERWISE))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,13 +25,14 @@ class Spoken:
     """A delta under its name in a format.
 
     ``deltas``: the only one, or one for each expert where the format stacks them; all are of one rank and scale.
-    ``embedding``: its module is an embedding.
+    ``embedding``: its module is an embedding; ``role``: of the family.
     """
 
     name: str
     deltas: tuple[LowRank, ...]
     stacked: bool
     embedding: bool
+    role: str
 
     def factors(self) -> tuple[Array, Array]:
         """A ``[r, in]`` and B ``[out, r]`` in their own dtype; ``[experts, …]`` where they are stacked."""
@@ -56,6 +57,23 @@ def spoken(plan: Plan, dialect: str) -> list[Spoken]:
     """
     deltas = require_low_rank(plan.bound.deltas, plan.bound.adapter.name, f"a {dialect} adapter")
     return _Speaker(plan, vocabulary_of(plan, dialect), dialect).all(deltas)
+
+
+def require_untied(plan: Plan, found: Sequence[Spoken], runtime: str) -> None:
+    """Raises :class:`RefusedError` for a delta on an embedding that the base's head shares, or may share.
+
+    ``runtime``: what happens to it there, after "which".
+    """
+    embeddings = [each.name for each in found if each.role == "embed"]
+    if not embeddings or plan.bound.tied is False:
+        return
+    if plan.bound.tied:
+        said = f"the base ties its embedding to its head, which {runtime}"
+        remedy = "Merge the adapter into a base that was untied, or leave it out with --layers."
+    else:
+        said = f"whether the base ties its embedding to its head is not known, which {runtime}"
+        remedy = "Name a base with --base whose config says tie_word_embeddings."
+    raise RefusedError(Problem("tied", some(embeddings, 3), said, "an embedding of its own", remedy))
 
 
 @dataclass
@@ -120,7 +138,7 @@ class _Speaker:
         if stacked:
             deltas = self._every_expert(deltas, role.experts or "", name)
         embedding = role.orientation == "embedding" or deltas[0][1].embedding
-        return Spoken(name, tuple(delta for _, delta in deltas), stacked, embedding)
+        return Spoken(name, tuple(delta for _, delta in deltas), stacked, embedding, entry.role)
 
     def _every_expert(self, deltas: list[tuple[Site, LowRank]], count: str, name: str) -> list[tuple[Site, LowRank]]:
         """One delta an expert, in order; zeros for those that have none."""
@@ -149,7 +167,7 @@ class _Speaker:
         for dimension, names in self.unordered.items():
             found = f"{self.dialect} has their rows in another order, which depends on {dimension}: it is not known"
             remedy = "Name the base that it was trained on with --base MODEL."
-            yield Problem("dims-needed", some(names, 3), found, "the config of the base", remedy)
+            yield Problem("base-needed", some(names, 3), found, "the config of the base", remedy)
 
 
 def _zeros(tensor: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from adaptrix.adapter import Extra
 from adaptrix.architecture import Site
 from adaptrix.base.model_view import ModelView
 from adaptrix.base.sites import BaseSites
+from adaptrix.binding.identify import tying
 from adaptrix.delta import Delta
 from adaptrix.errors import Problem
 from adaptrix.merging.tensor_change import TensorChange
@@ -38,15 +39,10 @@ def is_tied(config: Mapping[str, Any], sites: BaseSites) -> bool:
     names = config.get("architectures") or [""]
     if "head" not in sites.roles or any(part in str(names[0]) for part in _NO_HEAD):
         return False
-    text = config.get("text_config")
-    stated = [
-        part["tie_word_embeddings"]
-        for part in (config, text)
-        if isinstance(part, dict) and "tie_word_embeddings" in part
-    ]
+    stated = tying(config)
     embeds, heads = sites.weights("embed"), sites.weights("head")
-    if stated:
-        return bool(stated[0])
+    if stated is not None:
+        return stated
     return not heads or any(equal(sites.tensors[a], sites.tensors[b]) for a in embeds for b in heads)
 
 

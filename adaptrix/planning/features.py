@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 
 from adaptrix.architecture import Architecture, Site
@@ -50,6 +51,15 @@ def _idle_or_changed(plan: Plan, _deltas: Sequence[tuple[Site, Delta]]) -> list[
     return [site for site in plan.bound.deltas if site in plan.overrides or acting.get(site) != 1.0]
 
 
+def _uneven_experts(_plan: Plan, deltas: Sequence[tuple[Site, Delta]]) -> list[Site]:
+    """The sites of experts, where those of one module differ in rank."""
+    ranks: dict[Site, set[int]] = {}
+    for site, delta in deltas:
+        if site.expert is not None:
+            ranks.setdefault(replace(site, expert=None), set()).add(delta.rank)
+    return [site for site, _ in deltas if len(ranks.get(replace(site, expert=None), ())) > 1]
+
+
 def _without_magnitude(_plan: Plan, deltas: Sequence[tuple[Site, Delta]]) -> list[Site]:
     """The sites without a magnitude, where others have one."""
     bare = [site for site, delta in deltas if "magnitude" not in delta.tensors()]
@@ -66,6 +76,7 @@ _HAS: Mapping[str, Has] = MappingProxyType(
         "dora": _each(lambda _site, delta, _family: "magnitude" in delta.tensors()),
         "bias": _each(lambda _site, delta, _family: "lora_B.bias" in delta.tensors()),
         "mixed_rank": _unusual(lambda delta: delta.rank),
+        "mixed_expert_rank": _uneven_experts,
         "mixed_scale": _unusual(lambda delta: delta.scale),
         "mixed_alpha": _unusual(lambda delta: delta.scale * delta.rank),
         "mixed_dora": _without_magnitude,

@@ -50,14 +50,16 @@ def folded(plan: Plan, carries: Collection[str]) -> Plan:
     if not said:
         return plan
     changed = {id(old): new for old, new in zip(before, after, strict=True) if old is not new}
-    return _noted(_with(plan, changed), len(changed), said) if changed else plan
+    return _noted(_with(plan, changed), len(changed), said)
 
 
 def _made(attempts: Mapping[str, Fold], deltas: Sequence[LowRank]) -> Iterator[tuple[str, list[LowRank]]]:
-    """The results of those that can, with the words for each, the exact one first."""
+    """The results of those that can, with the words for each, the exact one first; none where nothing changes."""
     for said, fold in attempts.items():
         if (found := fold(deltas)) is not None:
-            yield said, found
+            if any(old is not new for old, new in zip(deltas, found, strict=True)):
+                yield said, found
+            return
 
 
 def _with(plan: Plan, changed: Mapping[int, LowRank]) -> Plan:
@@ -198,6 +200,7 @@ _FOLDS: Mapping[str, Mapping[str, Fold]] = MappingProxyType(
     {
         "rslora": {_STATED: _one_alpha},
         "mixed_rank": {_PADDED: _one_rank},
+        "mixed_expert_rank": {_PADDED: _one_rank},
         "mixed_scale": {_INTO_B: _one_scale, _INTO_B_ROUNDED: partial(_one_scale, rounded=True)},
         "mixed_alpha": {_INTO_B: _same_alpha, _INTO_B_ROUNDED: partial(_same_alpha, rounded=True)},
     }

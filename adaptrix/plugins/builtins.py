@@ -56,6 +56,7 @@ def adaptrix_formats() -> Iterator[Format]:
         write=gguf.write,
         suffix=gguf.SUFFIX,
         carries=gguf.CARRIES,
+        sniff=gguf.sniff,
     )
     yield Format(
         name="peft",

@@ -104,7 +104,7 @@ _TEXT = (lambda value: isinstance(value, str), "text")
 RULES: Mapping[str, tuple[Callable[[object], bool], str]] = {
     **dict.fromkeys(("detect", "read", "claims", "fetch", "config", "generate", "load", "contents"), _CALLABLE),
     **dict.fromkeys(("name", "family", "suffix", "summary", "origin", "format"), _TEXT),
-    "write": (lambda value: value is None or callable(value), "a function or None"),
+    **dict.fromkeys(("write", "sniff"), (lambda value: value is None or callable(value), "a function or None")),
     "writes": (_names, "a tuple of names"),
     "carries": (_features, f"a set of some of {', '.join(FEATURES)}"),
     "patterns": (_patterns, 'tuples of names in a tuple, as (("*.x",),) is'),
@@ -126,6 +126,7 @@ _VERBS = {
     "generate": "generate",
     "load": "load",
     "contents": "read",
+    "sniff": "detect",
 }
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -22,6 +22,8 @@ from adaptrix.json_file import MAX_BYTES, read_object, too_large
 from adaptrix.records import Bundle, Format, Source
 from adaptrix.sources.hub_address import Address, is_address, parse
 from adaptrix.sources.hub_errors import saying, unreachable
+from adaptrix.sources.hub_start import starts
+from adaptrix.sources.other_formats import peek_into
 from adaptrix.sources.select import Listing, choose, choose_file
 from adaptrix.wording import some
 
@@ -191,11 +193,24 @@ def _choice(repo: _Repo, formats: Sequence[Format]) -> tuple[Address, tuple[str,
     if not files and address.inner:
         top = sorted({path.partition("/")[0] for path in repo.files})
         raise saying("file-missing", address, f"{address.inner}; there is {some(top)}")
-    listing = Listing(str(address), files, lambda path: str(address.at(base + path)))
+    listing = Listing(str(address), files, lambda path: str(address.at(base + path)), start=_start(repo, base))
     name = address.inner.rpartition("/")[2]
     choice = choose_file(listing, name, formats) if single else choose(listing, formats)
     home = address.at(base + choice.folder if choice.folder else folder)
     return address if single else home, tuple(base + path for path in choice.paths), choice.label or home.name
+
+
+def _start(repo: _Repo, base: str) -> Callable[[str], bytes]:
+    """A reader of the starts of a repository's files, from the cache where it was listed there."""
+    if repo.folder != Path():
+        return lambda name: peek_into(repo.folder / base)(name)[0]
+    read = starts(repo.address, repo.commit, base)
+
+    def asked(name: str) -> bytes:
+        with _asking(repo.address):
+            return read(name)
+
+    return asked
 
 
 def _download(repo: _Repo, paths: Sequence[str]) -> tuple[dict[str, Path], str]:

@@ -192,7 +192,7 @@ def _listing(uri: str, folder: Path, entries: Sequence[tuple[str, Path]]) -> Lis
     unreadable = {name: kind for name, path in entries if (kind := _special(path))}
     files = {name: path.stat().st_size for name, path in entries if name not in unreadable and path.is_file()}
     count, peek = partial(count_tensors, folder), peek_into(folder)
-    return Listing(uri, files, partial(os.path.join, uri), unreadable, count, peek)
+    return Listing(uri, files, partial(os.path.join, uri), unreadable, count, peek, lambda name: peek(name)[0])
 
 
 def _entries(folder: Path) -> list[tuple[str, Path]]:

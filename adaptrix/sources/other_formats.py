@@ -19,7 +19,6 @@ _DIFFUSERS = f"{_READ} diffusers loads it: pipeline.load_lora_weights(path)."
 _JOIN = "Join them with safetensors.torch: load_file each, and save_file all tensors as adapter_model.safetensors."
 #: a pattern of a file's name -> what has files of such names, and what to do
 _BY_NAME = (
-    ("adapters.safetensors", "an mlx-lm adapter", _FUSE),
     ("adapters.npz", "an mlx adapter of an early version", _FUSE),
     ("pytorch_lora_weights.*", "a LoRA of diffusers", _DIFFUSERS),
     ("adapter_model-?????-of-?????.*", "a PEFT checkpoint in several shards, which peft does not load", _JOIN),
@@ -37,9 +36,7 @@ _BY_TENSOR = (
     ("*.lora_down.weight", "a LoRA of kohya's form", _DIFFUSERS),
     ("unet.*lora*", "a LoRA of diffusers", _DIFFUSERS),
     ("transformer.*.lora_A.*", "a LoRA of diffusers", _DIFFUSERS),
-    ("*.lora_a", "an mlx-lm adapter", _FUSE),
 )
-_GGUF = ("a LoRA for llama.cpp in GGUF", f"{_READ} llama.cpp takes it: llama-cli --lora FILE.")
 _FIRST = 1 << 16
 
 
@@ -57,20 +54,11 @@ def other_format(names: Sequence[str], peek: Peek | None = None) -> tuple[str, s
 
 def _by_content(names: Sequence[str], peek: Peek) -> Iterator[tuple[str, str]]:
     for name in sorted(names)[:16]:
-        if name.endswith(".gguf"):
-            if is_gguf_adapter(peek(name)[0]):
-                yield _GGUF
-        elif name.endswith(".safetensors"):
+        if name.endswith(".safetensors"):
             tensors = peek(name)[1]
             for pattern, what, remedy in _BY_TENSOR:
                 if any(fnmatchcase(tensor, pattern) for tensor in tensors):
                     yield what, remedy
-
-
-def is_gguf_adapter(start: bytes) -> bool:
-    """True where the metadata at the start of a GGUF file gives ``general.type`` the value ``adapter``."""
-    key, kind, value = b"general.type", struct.pack("<I", 8), b"adapter"  # 8: a string
-    return start[:4] == b"GGUF" and key + kind + struct.pack("<Q", len(value)) + value in start
 
 
 def peek_into(folder: Path) -> Peek:

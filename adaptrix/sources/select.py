@@ -35,6 +35,7 @@ class Listing:
     - ``unreadable``: path -> a description, for what is there and is no readable file ("a broken link").
     - ``count``: the number of tensors in files at the top, None where that is not cheap.
     - ``peek``: reads the beginning and the tensor names of a file at the top; None where that is not cheap.
+    - ``start``: reads the beginning of a file, for formats that tell by it; None where that cannot be.
     """
 
     uri: str
@@ -43,6 +44,7 @@ class Listing:
     unreadable: Mapping[str, str] = field(default_factory=dict)
     count: Callable[[Sequence[str]], int | None] | None = None
     peek: Peek | None = None
+    start: Callable[[str], bytes] | None = None
 
     @cached_property
     def folders(self) -> Mapping[str, list[str]]:
@@ -101,7 +103,8 @@ def choose_file(listing: Listing, name: str, formats: Sequence[Format]) -> Choic
     Raises ``RefusedError`` as :func:`choose` does, and ``file-unknown``.
     """
     names = listing.top()
-    groups = [group for fmt in formats if (group := _groups(fmt, names, name)) and [name] in group]
+    able = [fmt for fmt in formats if _may_be(listing, fmt, name)]
+    groups = [group for fmt in able if (group := _groups(fmt, names, name)) and [name] in group]
     if whole := _adapters("", [group for group in groups if all(group)], formats):
         return _settled(listing, whole[0])
     other = None if name.endswith(_ADAPTERS) else other_format([name], listing.peek)
@@ -115,8 +118,19 @@ def choose_file(listing: Listing, name: str, formats: Sequence[Format]) -> Choic
 
 
 def _adapters_in(listing: Listing, folder: str, formats: Sequence[Format]) -> list[Choice]:
-    names = listing.folders.get(folder, [])
-    return _adapters(folder, [group for fmt in formats if (group := _groups(fmt, names)) and all(group)], formats)
+    found = []
+    for fmt in formats:
+        names = [name for name in listing.folders.get(folder, []) if _may_be(listing, fmt, _join(folder, name))]
+        if (group := _groups(fmt, names)) and all(group):
+            found.append(group)
+    return _adapters(folder, found, formats)
+
+
+def _may_be(listing: Listing, fmt: Format, path: str) -> bool:
+    """False for a file whose first bytes show that it is not of a format, though its name is one of the format's."""
+    name = path.rpartition("/")[2]
+    named = any(_matches(name, pattern) for patterns in fmt.patterns for pattern in patterns)
+    return fmt.sniff is None or listing.start is None or not named or fmt.sniff(listing.start(path))
 
 
 def _adapters(folder: str, whole: Sequence[list[list[str]]], formats: Sequence[Format]) -> list[Choice]:
@@ -195,8 +209,9 @@ def _nothing(listing: Listing, formats: Sequence[Format]) -> RefusedError:
     names = listing.top()
     if other := other_format(names, listing.peek):
         return _other(listing, other)
-    if any(found for fmt in formats for found in _groups(fmt, names)):
-        return _incomplete(listing, names, formats)
+    several = [fmt for fmt in formats if len(fmt.patterns) > 1]  # of one file there is no half
+    if any(found for fmt in several for found in _groups(fmt, names)):
+        return _incomplete(listing, names, several)
     if weights := model_weights(names):
         return _full_model(listing, weights)
     if not listing.files and not listing.unreadable:

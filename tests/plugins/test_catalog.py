@@ -22,7 +22,7 @@ def test_adaptrix_is_a_plugin_of_its_own() -> None:
     catalog = Catalog()
     assert families(catalog) == BUILT_IN
     assert {architecture.origin for architecture in catalog.architectures} == {"adaptrix"}
-    assert [form.name for form in catalog.formats] == ["injection", "peft"]
+    assert [form.name for form in catalog.formats] == ["injection", "mlx", "gguf", "peft"]
     assert [source.name for source in catalog.sources] == ["local", "hub"]
     assert [(p.name, p.state) for p in catalog.plugins] == [("adaptrix", "loaded")]
     assert catalog.problems == ()
@@ -72,7 +72,7 @@ def test_records_of_every_kind_are_collected(site: Path) -> None:
     """
     install(site, "all-kinds", source)
     catalog = Catalog(entry_points=entry_points(site))
-    assert [form.name for form in catalog.formats] == ["aform", "injection", "peft"]
+    assert [form.name for form in catalog.formats] == ["aform", "injection", "mlx", "gguf", "peft"]
     assert [found.name for found in catalog.sources] == ["local", "hub", "asource"]
     assert [generator.name for generator in catalog.generators] == ["hyper", "t2l"]
     assert [found.name for found in catalog.commands] == ["dance"]

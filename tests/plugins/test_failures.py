@@ -177,7 +177,7 @@ def test_a_failing_hook_fails_its_plugin_whole(site: Path, kind: str) -> None:
     assert failed.state == "failed"
     assert said in failed.error
     assert failed.records == {}
-    assert [form.name for form in catalog.formats] == ["injection", "peft"]
+    assert [form.name for form in catalog.formats] == ["injection", "mlx", "gguf", "peft"]
     assert families(catalog) == {*BUILT_IN, "goodfamily"}
 
 

@@ -68,7 +68,7 @@ def test_a_plugin_teaches_a_kind_of_peft_checkpoint(site: Path, tmp_path: Path) 
 
     install(site, "adaptrix-ia3", IA3)
     pipeline = _pipeline(site)
-    assert [form.name for form in pipeline.catalog.formats] == ["ia3", "injection", "peft"]
+    assert [form.name for form in pipeline.catalog.formats] == ["ia3", "injection", "mlx", "gguf", "peft"]
     assert pipeline.read(str(ia3)).name == "by-the-plugin"
     assert pipeline.read(str(lora)).name == "lora"
     done = pipeline.convert(str(ia3), tmp_path / "x", Options())

@@ -12,13 +12,12 @@ import adaptrix
 A, B = torch.ones(4, 8), torch.ones(8, 4)
 UNET = "lora_unet_down_blocks_0_attn_to_q"
 CASES = {
-    "mlx": ("adapters.safetensors", {"model.layers.0.self_attn.q_proj.lora_a": A}),
     "diffusers": ("pytorch_lora_weights.safetensors", {"unet.down.attn.to_q.lora_A.weight": A}),
     "diffusers by its tensors": ("style.safetensors", {"transformer.blocks.0.to_q.lora_A.weight": A}),
     "kohya": ("my.safetensors", {f"{UNET}.lora_down.weight": A, f"{UNET}.lora_up.weight": B}),
     "shards": ("adapter_model-00001-of-00002.safetensors", {"base_model.model.q_proj.lora_A.weight": A}),
 }
-WORDS = {"mlx": "mlx-lm", "diffusers": "diffusers", "kohya": "kohya", "shards": "several shards"}
+WORDS = {"diffusers": "diffusers", "kohya": "kohya", "shards": "several shards"}
 
 
 def refusal(path):
@@ -61,11 +60,10 @@ def gguf(kind):
 
 
 def test_loras_in_gguf_are_told_from_models(tmp_path):
-    (tmp_path / "lora.gguf").write_bytes(gguf(b"adapter"))
-    assert "a LoRA for llama.cpp" in refusal(tmp_path / "lora.gguf").found
-    assert "--base" not in refusal(tmp_path).remedy
-    (tmp_path / "lora.gguf").write_bytes(gguf(b"model"))
-    assert refusal(tmp_path).code == "full-model"
+    (tmp_path / "x.gguf").write_bytes(gguf(b"model"))
+    assert refusal(tmp_path).code == refusal(tmp_path / "x.gguf").code == "full-model"
+    (tmp_path / "lora.gguf").write_bytes(gguf(b"adapter"))  # the only adapter in a folder with a model
+    assert {one.where for one in adaptrix.check(tmp_path).problems} >= {"adapter.type", "adapter.lora.alpha"}
 
 
 def test_what_lies_beside_a_whole_model_does_not_change_what_it_is(tmp_path):
