@@ -31,9 +31,8 @@ def main(runtime: str, folder: Path) -> int:
         errors = [np.abs(got - reference[name]).max() / unit for name, got in (("base", base), ("adapted", adapted))]
         effect = np.abs(reference["adapted"] - reference["base"]).max() / unit
         good = errors[1] <= max(_ROUNDING, 3 * errors[0]) and errors[0] <= 0.01 * effect
-        print(
-            f"{home.name}: base {errors[0]:.1e}, adapted {errors[1]:.1e}, effect {effect:.1e}{'' if good else ' FAILED'}"
-        )
+        said = "" if good else " FAILED"
+        print(f"{home.name}: base {errors[0]:.1e}, adapted {errors[1]:.1e}, effect {effect:.1e}{said}")
         passed, failed = passed + good, failed + (not good)
     print(f"{passed} passed, {failed} failed")
     return failed + (not passed)

@@ -26,7 +26,8 @@ def main(source: Path, folder: Path) -> None:
     converter = _patched()
     for family in FAMILIES:
         _add_tokenizer(folder / family)
-        sys.argv = ["convert", str(folder / family), "--outfile", str(folder / f"{family}.gguf"), "--outtype", "f32"]
+        out = str(folder / f"{family}.gguf")  # the name, else the folder's, tells llama.cpp of tokens to look for
+        sys.argv = ["", str(folder / family), "--outfile", out, "--outtype", "f32", "--model-name", "tiny"]
         try:
             converter.main()
         except SystemExit as ended:
@@ -46,7 +47,7 @@ def _patched() -> Any:
             kind.set_vocab = lambda self: self._set_vocab_gpt2()
     for kind in (base.TextModel, *_subclasses(base.TextModel)):
         if "get_vocab_base_pre" in vars(kind):
-            kind.get_vocab_base_pre = lambda self, tokenizer: "gpt-2"  # noqa: ARG005
+            kind.get_vocab_base_pre = lambda self, tokenizer: "gpt-2"
     return importlib.import_module("convert_hf_to_gguf")
 
 
