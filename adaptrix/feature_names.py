@@ -1,6 +1,6 @@
 """Features of adapters that not every file format can hold: a format states those that it can in ``Format.carries``.
 
-What a format does not carry is folded where that changes no ΔW (:mod:`adaptrix.planning.features`), and refused
+What a format does not carry is folded where that changes no ΔW (:mod:`adaptrix.planning.folding`), and refused
 otherwise.
 """
 

@@ -148,6 +148,8 @@ def by_paths(adapter: Adapter, architectures: Iterable[Architecture]) -> Identit
     says = f"taken for {chosen.family} by its module paths" + (
         f"; {', '.join(others)} would fit as well" if others else ""
     )
+    if chosen.family == adapter.family:
+        says = f"taken for {chosen.family}, as the file says"
     return Identity(
         chosen, Dims(), known=True, problems=(Problem("family-inferred", adapter.name, says, severity="note"),)
     )

@@ -44,7 +44,7 @@ def in_own_names(
     for target, delta in adapter.deltas.items():
         deltas |= translation.own(target, delta)
     problems = (*adapter.problems, *translation.problems(adapter.dialect))
-    family = found.architecture.family
+    family = found.architecture.family if adapter.family else ""
     return replace(adapter, deltas=MappingProxyType(deltas), problems=problems, dialect="", family=family)
 
 

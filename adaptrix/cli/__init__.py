@@ -19,7 +19,7 @@ from adaptrix.cli.reached import Reached, command_name
 from adaptrix.errors import AdaptrixError, Problem, UsageError
 
 _COMMANDS = {
-    "convert": "Write adapters as injection files, or back as PEFT folders.",
+    "convert": "Write adapters as injection files, or for peft, mlx-lm or llama.cpp.",
     "merge": "Write a base with an adapter merged into it.",
     "fidelity": "Measure what each layer plan of an adapter costs, on a text.",
     "inspect": "Show what is in an adapter, and where its weight lies.",

@@ -73,7 +73,7 @@ _LAYERS = """{}. [default: all; the plan of an injection file that is read, wher
 @click.option("--allow-nonfinite", is_flag=True, help="Let NaN and Inf through.")
 @verbosity_options
 def command(sources: tuple[str, ...], out: str | None, verbosity: Verbosity, **options: Any) -> int:
-    """Write adapters as injection files, or back as PEFT folders.
+    """Write adapters as injection files, or for peft, mlx-lm or llama.cpp.
 
     \b
     SRC is a folder, a file, or OWNER/NAME[@REVISION] on the Hub:

@@ -238,12 +238,12 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
 
         def blob(self, digest: str) -> None:
             data = hub.blobs[digest]
-            wanted = re.fullmatch(r"bytes=(\d+)-", self.headers["Range"] or "")
-            start = int(wanted[1]) if wanted else 0
-            headers = {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"} if wanted else {}
+            wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers["Range"] or "")
+            start, end = (int(wanted[1]), int(wanted[2] or len(data) - 1) + 1) if wanted else (0, len(data))
+            headers = {"Content-Range": f"bytes {start}-{min(end, len(data)) - 1}/{len(data)}"} if wanted else {}
             cut = hub.cuts > 0 and self.command == "GET"
             hub.cuts -= cut
-            self.reply(206 if wanted else 200, headers, data[start:], cut=cut)
+            self.reply(206 if wanted else 200, headers, data[start:end], cut=cut)
 
         def repo(self, repo_id: str, revision: str) -> tuple[Repo, str]:
             token = self.token()
