@@ -230,7 +230,8 @@ def _other(listing: Listing, other: tuple[str, str]) -> RefusedError:
 
 def _incomplete(listing: Listing, names: Sequence[str], formats: Sequence[Format]) -> RefusedError:
     """The refusal of half an adapter: a config without weights, or weights without their config."""
-    fmt = max(formats, key=lambda one: sum(map(bool, _groups(one, names))))
+    # of several, the last: Adaptrix's own PEFT, which most folders with such a config are
+    fmt = max(reversed(formats), key=lambda one: sum(map(bool, _groups(one, names))))
     groups = _groups(fmt, names)
     have = " and ".join(group[0] for group in groups if group)
     missing = next(patterns for patterns, group in zip(fmt.patterns, groups, strict=True) if not group)

@@ -30,7 +30,9 @@ METADATA: dict[str, tuple[gguf_file.Kind, gguf_file.Value]] = {
 }
 
 
-def written(folder: Path, tensors: dict[str, Tensor] = PAIR, **metadata: tuple[gguf_file.Kind, gguf_file.Value]) -> Path:
+def written(
+    folder: Path, tensors: dict[str, Tensor] = PAIR, **metadata: tuple[gguf_file.Kind, gguf_file.Value]
+) -> Path:
     file = folder / "lora.gguf"
     gguf_file.write(file, tensors, METADATA | {key.replace("__", "."): value for key, value in metadata.items()})
     return file
