@@ -22,7 +22,8 @@ hub = hub_server.hub
 
 A, B = np.arange(12, dtype=np.float32).reshape(2, 6), np.arange(16, dtype=np.float32).reshape(8, 2)
 PAIR = {"blk.0.attn_v.weight.lora_a": Tensor.of(A), "blk.0.attn_v.weight.lora_b": Tensor.of(B)}
-METADATA: dict[str, tuple[gguf_file.Kind, gguf_file.Value]] = {
+Entry = tuple[gguf_file.Kind, gguf_file.Value]
+METADATA: dict[str, Entry] = {
     "general.architecture": ("string", "llama"),
     "general.type": ("string", "adapter"),
     "adapter.type": ("string", "lora"),
