@@ -56,8 +56,8 @@ class AdapterModule(nn.Module):
     """An adapter of a session in training, as a module; made by :meth:`Session.training`.
 
     ``parameters``, ``named_parameters``, ``state_dict`` and ``load_state_dict``: of its leaves alone. ``forward`` and
-    ``generate``: the model's, under the adapter. ``train``, ``eval`` and casts reach the model too, and every other
-    attribute (``config``, ``device``, ``gradient_checkpointing_enable`` …) is the model's.
+    ``generate``: the model's, under the adapter. ``train`` and ``eval`` reach the model too, casts the model alone, and
+    every other attribute (``config``, ``device``, ``gradient_checkpointing_enable`` …) is the model's.
     """
 
     def __init__(self, hooks: Hooks, build: Builder, selection: Selection) -> None:
@@ -171,15 +171,14 @@ class AdapterModule(nn.Module):
         raise UsageError(Problem("session-state", self._name, found, "an open block", remedy))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AdapterModule:
-        """Casts the leaves and the model alike. Adapters stay where the model was when they were attached."""
+        """Casts the model; leaves keep their dtype. Raises :class:`RefusedError` for another device."""
         for leaf in self.parameters():
             where = fn(leaf.detach()[:0]).device
             if where != leaf.device:
                 found, remedy = f"it is moved to {where}", f"model.to({str(where)!r}) before adaptrix.attach."
-                raise refuse("model-changed", self._name, found, f"{leaf.device}, as the model", remedy)
+                raise refuse("model-changed", self._name, found, f"{leaf.device}, where the model was", remedy)
         model: Any = self._hooks.model
-        model._apply(fn)
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        model._apply(fn, recurse)
         return self
 
     @property

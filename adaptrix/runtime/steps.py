@@ -6,8 +6,10 @@ training are the base's, which are frozen: it would step, clip and save nothing 
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 from torch import nn
@@ -16,9 +18,8 @@ from torch.utils.hooks import RemovableHandle
 
 from adaptrix.errors import Problem, UsageError, warn_of
 
-_REMEDY = (
-    "with session.training(name) as module: Trainer(model=module, …), or an optimiser of session.parameters(name)."
-)
+_MODULE = "with session.training(name) as module: Trainer(model=module, …)"
+_REMEDY = f"{_MODULE}, or an optimiser of session.parameters(name)."
 
 
 class Steps:
@@ -30,14 +31,12 @@ class Steps:
     def __init__(self, model: nn.Module, acts: Callable[[], bool]) -> None:
         self._model, self._acts = model, acts
         self._frozen: dict[int, nn.Parameter] = {}
-        self._prepared = False
-        self._said: set[str] = set()
+        self._seen: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+        self._said: set[Problem] = set()
         self._handle = _before_steps(weakref.WeakMethod(self._look))
 
     def freeze(self, parameter: nn.Parameter) -> None:
         """Notes that a parameter of the base has no gradient because of the session."""
-        if not self._frozen:
-            self._prepared = _prepared(self._model)
         self._frozen[id(parameter)] = parameter
 
     def remove(self) -> None:
@@ -46,46 +45,58 @@ class Steps:
         self._frozen.clear()
 
     def _look(self, optimiser: Optimizer) -> None:
-        """Raises :class:`UsageError` for a step in which nothing is trained; warns of one that passes adapters by."""
+        """Raises :class:`UsageError` for a step that trains nothing; warns once of one that bypasses adapters."""
         stepped = [parameter for group in optimiser.param_groups for parameter in group["params"]]
         if self._frozen:
             self._require_trained(stepped)
-        problem = self._passed_by(stepped)
-        if problem is not None and problem.found not in self._said:
-            self._said.add(problem.found)
-            warn_of([problem])
+        if optimiser not in self._seen:
+            self._seen.add(optimiser)
+            self._warn_of_bypass(stepped)
 
     def _require_trained(self, stepped: list[nn.Parameter]) -> None:
-        frozen = any(id(parameter) in self._frozen for parameter in stepped)
-        if any(parameter.requires_grad for parameter in stepped) or (stepped and not frozen):
+        if any(parameter.requires_grad for parameter in stepped):
             return
-        found = "an optimiser steps the base, which is frozen while adapters are trained"
         if not stepped:
             found = "an optimiser has no parameters: those of the base are frozen while adapters are trained"
+        elif any(id(parameter) in self._frozen for parameter in stepped):
+            found = "an optimiser steps the base, which is frozen while adapters are trained"
+        else:
+            return
         raise UsageError(Problem("training", self._name, found, "the parameters of an adapter", _REMEDY))
 
-    def _passed_by(self, stepped: list[nn.Parameter]) -> Problem | None:
-        """A warning for a step that is right in itself, and most likely not what was meant."""
+    def _warn_of_bypass(self, stepped: list[nn.Parameter]) -> None:
+        """Warns of a step that is right in itself, and hardly what was meant."""
         base = {id(parameter) for parameter in self._model.parameters()}
-        of_base = any(id(parameter) in base for parameter in stepped)
-        if of_base and not self._frozen and self._acts():
+        of_base = [id(parameter) in base for parameter in stepped]
+        if any(of_base) and not self._frozen and self._acts():
             found = "an optimiser steps the base model under a session, and no adapter is in training"
             remedy = f"To train an adapter: {_REMEDY} To train the base, detach first."
-        elif self._frozen and not of_base and not self._prepared and _prepared(self._model):
-            found = "accelerate or Trainer was given the base model: its clipping and its checkpoints miss the adapter"
-            remedy = "with session.training(name) as module: Trainer(model=module, …)"
+        elif self._frozen and not all(of_base) and _has_trainer(self._model):
+            found, remedy = (
+                "Trainer was given the base model: it clips, saves and resumes nothing of an adapter",
+                _MODULE,
+            )
         else:
-            return None
-        return Problem("training", self._name, found, "the module of an adapter", remedy, severity="warning")
+            return
+        problem = Problem("training", self._name, found, "the module of an adapter", remedy, severity="warning")
+        if problem not in self._said:
+            self._said.add(problem)
+            warn_of([problem])
 
     @property
     def _name(self) -> str:
         return type(self._model).__name__
 
 
-def _prepared(model: nn.Module) -> bool:
-    """True for a model that accelerate has prepared for training; it leaves this mark."""
-    return bool(getattr(model, "_is_accelerate_prepared", False))
+def _has_trainer(model: nn.Module) -> bool:
+    """True inside a call of a Trainer that was given this model."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if any(kind.__module__ == "transformers.trainer" for kind in type(caller).__mro__):
+            return getattr(caller, "model", None) is model
+        frame = frame.f_back
+    return False
 
 
 def _before_steps(look: weakref.WeakMethod[Callable[[Optimizer], None]]) -> RemovableHandle:
