@@ -5,10 +5,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 
+# TRL and what it needs beyond the development group.
+TRL := trl datasets dill multiprocess pandas pyarrow xxhash
+
 # What builds the documentation, in the same environment: it imports the commands to describe them.
 DOCS := $(VENV)/.installed-docs
 
-.PHONY: demo test test-numeric test-slow test-quantised lint docs wheel bench bench-text-to-lora bench-transformer2
+.PHONY: demo test test-numeric test-slow test-quantised test-trl lint docs wheel bench bench-text-to-lora bench-transformer2
 .PHONY: constraints clean
 .DELETE_ON_ERROR:
 
@@ -40,6 +43,11 @@ test-slow: $(STAMP)
 test-quantised: $(STAMP)
 	$(BIN)/python -m pip install -q --no-deps --upgrade --target $(VENV)/quantised -c constraints.txt bitsandbytes torchao
 	PYTHONPATH=$(VENV)/quantised $(BIN)/python -m pytest tests/runtime/test_quantised.py tests/merging/test_qlora.py
+
+# Apart as well: TRL needs a quarter of a gigabyte of libraries for data.
+test-trl: $(STAMP)
+	$(BIN)/python -m pip install -q --no-deps --upgrade --target $(VENV)/trl -c constraints.txt $(TRL)
+	HF_HUB_OFFLINE=1 PYTHONPATH=$(VENV)/trl $(BIN)/python -m pytest tests/runtime/test_trl.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from adaptrix import atomic
+from adaptrix.errors import Problem, UsageError
 from adaptrix.options import Options
 from adaptrix.pipeline import Pipeline
 from adaptrix.planning.plan import Plan
@@ -18,8 +19,17 @@ def save_into(pipeline: Pipeline, plan: Plan, folder: Path) -> None:
     The folder is made where it is missing. Raises :class:`AdaptrixError`, and then leaves the files that were there.
     """
     with atomic.refusing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        _make(folder)
         with TemporaryDirectory(prefix=".adaptrix-", dir=folder) as work:
             done = pipeline.publish(pruned(plan), Path(work) / "adapter", Options(to="peft"))
             for file in sorted(done.path.iterdir(), reverse=True):  # the tensors before the config that promises them
                 file.replace(folder / file.name)
+
+
+def _make(folder: Path) -> None:
+    """Makes a folder where it is missing. Raises :class:`UsageError` where a file is in the way."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        found, remedy = "a file is in the way", "Name a folder, or one that can be made."
+        raise UsageError(Problem("output-invalid", str(folder), found, "a folder", remedy)) from None

@@ -65,11 +65,11 @@ class AdapterModule(nn.Module):
         (loaded,) = selection.adapters
         assert loaded.plan is not None  # it was put in training by it
         self._hooks, self._build, self._selection, self._open = hooks, build, selection, True
-        self._name, self._plan, self._changes = loaded.name, loaded.plan, loaded.kernels
+        self._name, self._plan, self._changes = loaded.name, loaded.plan, _in_order(hooks, loaded.kernels)
         self._seen_as = _peft_class() if _peft_holds(loaded.plan) else None
         self._is_accelerate_prepared = False  # the base may have been, for another training
         self.training = hooks.model.training
-        self.adapter = leaf_tree(named_leaves(loaded.plan, loaded.kernels))
+        self.adapter = leaf_tree(named_leaves(loaded.plan, self._changes))
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -214,6 +214,12 @@ def adapter_module(hooks: Hooks, build: Builder, selection: Selection) -> Adapte
     forward.__signature__ = inspect.signature(base.forward)  # type: ignore[attr-defined]
     own: type[AdapterModule] = type(f"Adapted{base.__name__}", (AdapterModule,), {"forward": forward})
     return own(hooks, build, selection)
+
+
+def _in_order(hooks: Hooks, changes: Mapping[Site, object]) -> dict[Site, object]:
+    """The changes in the order of the model's modules, as in peft: an optimiser's state goes by order, not by name."""
+    order = {module: number for number, module in enumerate(hooks.model.modules())}
+    return {site: changes[site] for site in sorted(changes, key=lambda site: order[hooks.modules[site].module])}
 
 
 def _peft_holds(plan: Plan) -> bool:

@@ -34,6 +34,7 @@ class Steps:
         self._seen: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._said: set[Problem] = set()
         self._handle = _before_steps(weakref.WeakMethod(self._look))
+        weakref.finalize(self, self._handle.remove)  # a session that nobody has detached may be collected
 
     def freeze(self, parameter: nn.Parameter) -> None:
         """Notes that a parameter of the base has no gradient because of the session."""
@@ -100,7 +101,7 @@ def _has_trainer(model: nn.Module) -> bool:
 
 
 def _before_steps(look: weakref.WeakMethod[Callable[[Optimizer], None]]) -> RemovableHandle:
-    """Calls ``look`` before every step; a session that nobody has detached may be collected all the same."""
+    """Calls ``look`` before every step, without keeping alive whom it is of."""
 
     def hook(optimiser: Optimizer, *_: Any) -> None:
         if (found := look()) is not None:
