@@ -24,7 +24,7 @@ from adaptrix.errors import Problem, RefusedError, UsageError, refuse
 from adaptrix.planning.plan import Plan
 from adaptrix.runtime.builder import Builder
 from adaptrix.runtime.hooks import Hooks
-from adaptrix.runtime.leaf_tree import leaf_tree, take
+from adaptrix.runtime.leaf_tree import leaf_tree, require_scales, take
 from adaptrix.runtime.selection import Selection
 from adaptrix.runtime.training import learned, named_leaves, plan_now
 
@@ -143,6 +143,7 @@ class AdapterModule(nn.Module):
             remedy = "session.load(name, folder) loads others."
             raise UsageError(Problem("option", "adapter_name", repr(adapter_name), repr(self._name), remedy))
         changes, plan = self._build(model_id)
+        require_scales(self._plan, plan, str(model_id))
         theirs = named_leaves(plan, learned(plan, self._hooks.modules, changes))
         take(named_leaves(self._plan, self._changes), theirs, str(model_id))
 

@@ -116,10 +116,10 @@ class Hooks:
 
     def freeze(self) -> None:
         """Gives no parameter of the base a gradient until the session ends."""
+        self._steps.training = True
         for parameter in self.model.parameters():
             if parameter.requires_grad:
                 self._handles.callback(parameter.requires_grad_(False).requires_grad_, True)
-                self._steps.freeze(parameter)
 
     @property
     def modules(self) -> Mapping[Site, Reached]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import isclose
 
 import torch
 from torch import nn
 
 from adaptrix.errors import Problem, RefusedError
+from adaptrix.planning.plan import Plan
+from adaptrix.runtime.factors import gain_of
 
 
 def leaf_tree(leaves: Mapping[str, nn.Parameter]) -> nn.Module:
@@ -31,19 +34,31 @@ def _parameter_name(name: str) -> str:
 
 def take(leaves: Mapping[str, nn.Parameter], found: Mapping[str, nn.Parameter], where: str) -> None:
     """Copies numbers into leaves. Raises :class:`RefusedError` unless names and shapes are the same."""
-    remedy = "Resume from a checkpoint of this adapter, or load the other one: session.load(name, folder)."
-    shapes = {name: (_shape(leaves, name), _shape(found, name)) for name in sorted({*leaves, *found})}
-    problems = [
-        Problem("model-changed", f"{where} {name}", f"the checkpoint has {theirs}", f"{own}, as in training", remedy)
-        for name, (own, theirs) in shapes.items()
-        if own != theirs
-    ]
-    if problems:
-        raise RefusedError(problems)
+    own, theirs = _shapes(leaves), _shapes(found)
+    names = [name for name in sorted({*own, *theirs}) if own.get(name) != theirs.get(name)]
+    if names:
+        raise RefusedError(_other(where, name, own.get(name, "none"), theirs.get(name, "none")) for name in names)
     with torch.no_grad():
         for name, leaf in leaves.items():
             leaf.copy_(found[name])
 
 
-def _shape(leaves: Mapping[str, nn.Parameter], name: str) -> str:
-    return f"one of shape {list(leaves[name].shape)}" if name in leaves else "none"
+def require_scales(plan: Plan, found: Plan, where: str) -> None:
+    """Raises :class:`RefusedError` where deltas of two plans multiply the same numbers by another scale."""
+    own, theirs = _scales(plan), _scales(found)
+    names = [name for name in sorted({*own} & {*theirs}) if not isclose(own[name], theirs[name], rel_tol=1e-6)]
+    if names:
+        raise RefusedError(_other(where, name, f"scale {own[name]:g}", f"scale {theirs[name]:g}") for name in names)
+
+
+def _other(where: str, name: str, own: str, theirs: str) -> Problem:
+    remedy = "Resume from a checkpoint of this adapter, or load the other one: session.load(name, folder)."
+    return Problem("model-changed", f"{where} {name}", f"the checkpoint has {theirs}", f"{own}, as in training", remedy)
+
+
+def _shapes(leaves: Mapping[str, nn.Parameter]) -> dict[str, str]:
+    return {name: f"one of shape {list(leaf.shape)}" for name, leaf in leaves.items()}
+
+
+def _scales(plan: Plan) -> dict[str, float]:
+    return {str(plan.bound.targets[site]): plan.delta(site).scale * gain_of(plan, site) for site in plan.sites}

@@ -30,36 +30,31 @@ class Steps:
 
     def __init__(self, model: nn.Module, acts: Callable[[], bool]) -> None:
         self._model, self._acts = model, acts
-        self._frozen: dict[int, nn.Parameter] = {}
+        #: True from when an adapter is trained: what is not frozen of the base then is so because the user wants it
+        self.training = False
         self._seen: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._said: set[Problem] = set()
         self._handle = _before_steps(weakref.WeakMethod(self._look))
         weakref.finalize(self, self._handle.remove)  # a session that nobody has detached may be collected
 
-    def freeze(self, parameter: nn.Parameter) -> None:
-        """Notes that a parameter of the base has no gradient because of the session."""
-        self._frozen[id(parameter)] = parameter
-
     def remove(self) -> None:
         """Ends the looking; calling it again does nothing."""
         self._handle.remove()
-        self._frozen.clear()
 
     def _look(self, optimiser: Optimizer) -> None:
         """Raises :class:`UsageError` for a step that trains nothing; warns once of one that bypasses adapters."""
         stepped = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-        if self._frozen:
-            self._require_trained(stepped)
+        if self.training and not any(parameter.requires_grad for parameter in stepped):
+            self._refuse(stepped)
         if optimiser not in self._seen:
             self._seen.add(optimiser)
             self._warn_of_bypass(stepped)
 
-    def _require_trained(self, stepped: list[nn.Parameter]) -> None:
-        if any(parameter.requires_grad for parameter in stepped):
-            return
+    def _refuse(self, stepped: list[nn.Parameter]) -> None:
+        """Raises unless an optimiser that trains nothing is that of another model."""
         if not stepped:
             found = "an optimiser has no parameters: those of the base are frozen while adapters are trained"
-        elif any(id(parameter) in self._frozen for parameter in stepped):
+        elif any(self._of_base(stepped)):
             found = "an optimiser steps the base, which is frozen while adapters are trained"
         else:
             return
@@ -67,12 +62,11 @@ class Steps:
 
     def _warn_of_bypass(self, stepped: list[nn.Parameter]) -> None:
         """Warns of a step that is right in itself, and hardly what was meant."""
-        base = {id(parameter) for parameter in self._model.parameters()}
-        of_base = [id(parameter) in base for parameter in stepped]
-        if any(of_base) and not self._frozen and self._acts():
+        of_base = self._of_base(stepped)
+        if any(of_base) and not self.training and self._acts():
             found = "an optimiser steps the base model under a session, and no adapter is in training"
             remedy = f"To train an adapter: {_REMEDY} To train the base, detach first."
-        elif self._frozen and not all(of_base) and _has_trainer(self._model):
+        elif self.training and not all(of_base) and _has_trainer(self._model):
             found, remedy = (
                 "Trainer was given the base model: it clips, saves and resumes nothing of an adapter",
                 _MODULE,
@@ -83,6 +77,10 @@ class Steps:
         if problem not in self._said:
             self._said.add(problem)
             warn_of([problem])
+
+    def _of_base(self, stepped: list[nn.Parameter]) -> list[bool]:
+        base = {id(parameter) for parameter in self._model.parameters()}
+        return [id(parameter) in base for parameter in stepped]
 
     @property
     def _name(self) -> str:

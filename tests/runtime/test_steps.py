@@ -41,7 +41,9 @@ def said(caught):
     return [str(one.message) for one in caught if issubclass(one.category, AdaptrixWarning)]
 
 
-def test_a_trainer_of_the_frozen_base_is_refused_at_its_first_step(llama, lora, tmp_path):
+@pytest.mark.parametrize("frozen_before", [True, False])
+def test_a_trainer_of_the_frozen_base_is_refused_at_its_first_step(frozen_before, llama, lora, tmp_path):
+    llama.requires_grad_(not frozen_before)
     before = weights(llama)
     with attach(llama, {"x": lora}) as session:
         leaves = [leaf.clone() for leaf in session.parameters("x")]

@@ -3,12 +3,14 @@
 import copy
 import inspect
 from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 
 import peft
 import pytest
 import safetensors.torch
 import torch
+from accelerate import Accelerator
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer
 
 import adaptrix
@@ -22,6 +24,7 @@ from tests.helpers.families import tiny_model
 from tests.helpers.peft_models import rewrite
 from tests.helpers.spectral_experts import expert
 from tests.helpers.trainer import StopAt, arguments, rows, settings
+from tests.helpers.training import loss_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
@@ -171,6 +174,40 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_numbers(kind, tmp_path,
     assert [line["loss"] for line in again if "loss" in line] == [line["loss"] for line in log if "loss" in line]
 
 
+def test_a_plan_with_gains_is_gone_on_with(llama, lora, tmp_path):
+    adapter = adaptrix.load(adaptrix.convert(lora, tmp_path / "x.safetensors"))
+    assert adapter.recorded is not None
+    gained = replace(adapter, recorded=replace(adapter.recorded, gains={0: 0.7, 2: 1.5}))
+    with attach(llama, {"x": gained}) as session, session.training("x") as module:
+        before, answer = numbers(session), logits(llama)
+        module.save_pretrained(tmp_path / "out")
+        with torch.no_grad():
+            for leaf in module.parameters():
+                leaf.add_(1)
+        module.load_adapter(tmp_path / "out", "x")
+        assert_equal(numbers(session), before)
+    assert (peft_numbers(tmp_path / "out", llama)[1] - answer).abs().max() < EXACT
+
+
+def test_a_loop_of_accelerate_goes_on_from_its_state(llama, lora, tmp_path):
+    accelerator = Accelerator(cpu=True)
+    with attach(llama, {"x": lora}) as session, session.training("x") as module:
+        model, optimiser = accelerator.prepare(module, torch.optim.AdamW(module.parameters(), lr=1e-2))
+
+        def step():
+            accelerator.backward(loss_of(model))
+            assert accelerator.clip_grad_norm_(model.parameters(), 0.01) > 0.02
+            optimiser.step()
+            optimiser.zero_grad()
+            return numbers(session)
+
+        step()
+        accelerator.save_state(tmp_path / "state")
+        wanted = step()
+        accelerator.load_state(tmp_path / "state")
+        assert_equal(step(), wanted)
+
+
 def test_without_peft_checkpoints_hold_the_leaves(llama, lora, tmp_path, monkeypatch):
     monkeypatch.setattr(adapter_module, "_peft_class", lambda: None)
     each = {"save_strategy": "steps", "save_steps": 2}
@@ -296,6 +333,7 @@ def test_a_second_training_in_the_session_is_clipped_under_autocast_as_well(sing
 
 REFUSALS = {
     "another adapter": (lambda module, folder: module.load_adapter(folder / "other", "x"), "model-changed"),
+    "another alpha": (lambda module, folder: module.load_adapter(folder / "other", "x"), "model-changed"),
     "another name": (lambda module, folder: module.load_adapter(folder / "lora", "y"), "option"),
     "no checkpoint": (lambda module, folder: module.load_adapter(folder / "none", "x"), "file-missing"),
     "device": (lambda module, folder: module.to("meta"), "model-changed"),
@@ -310,6 +348,9 @@ REFUSALS = {
 def test_what_it_cannot_do_is_refused_and_changes_nothing(how, llama, lora, tmp_path):
     if how == "another adapter":
         saved(llama, tmp_path / "other", target_modules=["q_proj", "o_proj"], rank=4)
+    if how == "another alpha":
+        saved(llama, tmp_path / "other", target_modules=LLAMA)
+        rewrite(tmp_path / "other", lora_alpha=7)
     (tmp_path / "file").write_text("a file")
     act, code = REFUSALS[how]
     with attach(llama, {"x": lora}) as session, session.training("x") as module:
