@@ -15,7 +15,7 @@ from tests.helpers.families import tiny_model
 from tests.helpers.trainer import arguments, rows
 from tests.helpers.training import loss_of
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore::FutureWarning"), pytest.mark.usefixtures("uncollected")]
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from tests.helpers.spectral_experts import expert
 from tests.helpers.trainer import StopAt, arguments, rows, settings
 from tests.helpers.training import loss_of
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore::FutureWarning"), pytest.mark.usefixtures("uncollected")]
 
 LLAMA = ["q_proj", "k_proj", "down_proj"]
 
@@ -88,12 +88,7 @@ def peft_numbers(folder, model):
 @pytest.mark.numeric
 @pytest.mark.parametrize(
     ("family", "variant", "accumulated"),
-    [
-        ("llama", "lora", 1),
-        ("llama", "dora", 2),
-        ("gpt2", "bias", 1),
-        pytest.param("gpt2", "rslora", 2, marks=pytest.mark.slow),
-    ],
+    [("llama", "lora", 1), ("llama", "dora", 2), ("gpt2", "bias", 1), ("gpt2", "rslora", 2)],
 )
 def test_trainer_steps_and_clips_as_it_does_with_peft(family, variant, accumulated, tmp_path):
     model = tiny_model(family).double()
@@ -153,12 +148,7 @@ ADAPTERS = {
 WEIGHTS = {"spectral": "model.safetensors", "fused": "model.safetensors"}
 
 
-SLOW = ("dora and tied", "fused")
-
-
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=[pytest.mark.slow] if kind in SLOW else []) for kind in ADAPTERS]
-)
+@pytest.mark.parametrize("kind", ADAPTERS)
 def test_a_training_that_was_stopped_goes_on_to_the_same_numbers(kind, tmp_path, monkeypatch):
     monkeypatch.setenv("ADAPTRIX_CACHE", str(tmp_path / "cache"))
     model = tiny_model("gpt2" if kind == "fused" else "llama").double()
