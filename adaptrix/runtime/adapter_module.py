@@ -24,7 +24,7 @@ from adaptrix.errors import Problem, RefusedError, UsageError, refuse
 from adaptrix.planning.plan import Plan
 from adaptrix.runtime.builder import Builder
 from adaptrix.runtime.hooks import Hooks
-from adaptrix.runtime.leaf_tree import leaf_tree, require_scales, take
+from adaptrix.runtime.leaf_tree import leaf_tree, places, require_scales, take
 from adaptrix.runtime.selection import Selection
 from adaptrix.runtime.training import learned, named_leaves, plan_now
 
@@ -70,6 +70,7 @@ class AdapterModule(nn.Module):
         self._is_accelerate_prepared = False  # the base may have been, for another training
         self.training = hooks.model.training
         self.adapter = leaf_tree(named_leaves(loaded.plan, self._changes))
+        self._places = places(self.adapter)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -166,10 +167,14 @@ class AdapterModule(nn.Module):
         self._open = False
 
     def _chosen(self) -> AbstractContextManager[None]:
-        if self._open and self._hooks.attached:
-            return self._hooks.choosing(self._selection)
-        found, remedy = "the block of session.training has ended", "Train and evaluate inside it."
-        raise UsageError(Problem("session-state", self._name, found, "an open block", remedy))
+        if not self._open or not self._hooks.attached:
+            found, remedy = "the block of session.training has ended", "Train and evaluate inside it."
+            raise UsageError(Problem("session-state", self._name, found, "an open block", remedy))
+        if any(owner._parameters.get(name) is not leaf for owner, name, leaf in self._places):
+            found = "its parameters were replaced, as FSDP and load_state_dict(assign=True) do, and act no more"
+            remedy = "Train in one process a device (torchrun), and load numbers without assign."
+            raise refuse("model-changed", self._name, found, "the leaves of the adapter", remedy)
+        return self._hooks.choosing(self._selection)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AdapterModule:
         """Casts the model; leaves keep their dtype. Raises :class:`RefusedError` for another device."""

@@ -27,6 +27,12 @@ def leaf_tree(leaves: Mapping[str, nn.Parameter]) -> nn.Module:
     return root
 
 
+def places(root: nn.Module) -> list[tuple[nn.Module, str, nn.Parameter]]:
+    """Each parameter with the module that holds it and its name there."""
+    owners = list(root.modules())
+    return [(owner, name, leaf) for owner in owners for name, leaf in owner.named_parameters(recurse=False)]
+
+
 def _parameter_name(name: str) -> str:
     """The name of a leaf as peft has it: ``lora_A.weight``, as there may be a ``lora_B.bias`` as well."""
     return name if name.endswith(".bias") else f"{name}.weight"

@@ -394,6 +394,15 @@ def test_after_its_block_it_runs_no_more_and_the_model_is_free(ended, llama, lor
     assert caught.value.problems[0].code == "session-state"
 
 
+def test_parameters_that_were_replaced_are_refused_as_they_would_be_stepped_in_vain(llama, lora):
+    """As FSDP replaces them by slices."""
+    with attach(llama, {"x": lora}) as session, session.training("x") as module:
+        module.load_state_dict({name: tensor.clone() for name, tensor in module.state_dict().items()}, assign=True)
+        with pytest.raises(RefusedError) as caught:
+            module(input_ids=torch.tensor([[1, 2]]))
+    assert caught.value.problems[0].code == "model-changed"
+
+
 def test_a_head_that_is_never_called_is_refused(llama, tmp_path):
     """Fused losses multiply by the head's weight themselves, and its adapter would be left as it is."""
     saved(llama, tmp_path / "head", target_modules=["q_proj", "lm_head"])
