@@ -5,10 +5,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 
+# TRL and what it needs beyond the development group.
+TRL := trl datasets dill multiprocess pandas pyarrow xxhash
+
 # What builds the documentation, in the same environment: it imports the commands to describe them.
 DOCS := $(VENV)/.installed-docs
 
-.PHONY: demo test test-numeric test-slow test-quantised test-runtimes test-runtimes-big lint docs wheel
+.PHONY: demo test test-numeric test-slow test-quantised test-trl test-runtimes test-runtimes-big lint docs wheel
 .PHONY: bench bench-text-to-lora bench-transformer2 constraints clean
 .DELETE_ON_ERROR:
 
@@ -68,6 +71,11 @@ test-runtimes-big: $(STAMP) $(LLAMACPP)/.installed
 	$(BIN)/python -m tests.runtimes.cases gguf $(LLAMACPP)/cases
 	PYTHONPATH=$(LLAMACPP)/converter $(BIN)/python -m tests.runtimes.llamacpp_bases $(LLAMACPP)/source $(LLAMACPP)/cases
 	$(LLAMACPP)/bin/python tests/runtimes/judge.py llamacpp $(LLAMACPP)/cases
+
+# Apart as well: TRL needs a quarter of a gigabyte of libraries for data.
+test-trl: $(STAMP)
+	$(BIN)/python -m pip install -q --no-deps --upgrade --target $(VENV)/trl -c constraints.txt $(TRL)
+	HF_HUB_OFFLINE=1 PYTHONPATH=$(VENV)/trl $(BIN)/python -m pytest tests/runtime/test_trl.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -42,6 +42,7 @@ from adaptrix.records import Format as Format
 from adaptrix.records import Generator as Generator
 from adaptrix.records import Source as Source
 from adaptrix.results import CheckReport as CheckReport
+from adaptrix.runtime.adapter_module import AdapterModule as AdapterModule
 from adaptrix.runtime.cache import AdapterCache as AdapterCache
 from adaptrix.runtime.report import SessionReport as SessionReport
 from adaptrix.runtime.session import Session as Session

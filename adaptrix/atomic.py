@@ -59,6 +59,13 @@ def require_free(path: Path, *, force: bool = False, holds: Collection[str] = ()
 
 
 @contextmanager
+def refusing(path: Path) -> Iterator[None]:
+    """A block in which what the system objects to, of a path, is a :class:`RefusedError`."""
+    with _refusing(path, path):
+        yield
+
+
+@contextmanager
 def _refusing(work: Path, path: Path) -> Iterator[None]:
     try:
         yield

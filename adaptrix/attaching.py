@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ from adaptrix.runtime.refcounts import Users
 from adaptrix.runtime.replaced import SiteKernel
 from adaptrix.runtime.session import Session
 from adaptrix.runtime.slots import Slots, largest_rank
+from adaptrix.saving import save_into
 
 AdapterLike = Adapter | str | PathLike[str]
 
@@ -178,6 +180,10 @@ class _Loader:
         self.modules |= {site: modules[site] for site in found}
         warn_of((*_unanswered(bound.problems), *inactive(plan, self._layers), *inert(plan, modules)))
         return found, plan
+
+    def write(self, plan: Plan, folder: str | PathLike[str]) -> None:
+        """Puts what acts of a plan into a folder, which may hold other files, as a PEFT checkpoint."""
+        save_into(self._pipeline, plan, Path(folder))
 
     def _modules_of(self, architecture: Architecture) -> Mapping[Site, Reached]:
         """The model's modules as first found: hooks stay on them. Unknown families have an adapter's roles."""

@@ -26,6 +26,7 @@ from adaptrix.runtime.modules import Reached
 from adaptrix.runtime.refcounts import Users
 from adaptrix.runtime.selection import BASE, Selection
 from adaptrix.runtime.slots import Slots
+from adaptrix.runtime.steps import Steps
 from adaptrix.runtime.swapping import depth_of, layers_of, require_own
 
 _SESSIONS = count(1)
@@ -60,6 +61,8 @@ class Hooks:
         self.model = model
         self._inputs = tuple(signature(model.forward).parameters)
         self._recomputable = recompute.recomputable(model)
+        self._steps = Steps(model, lambda: bool(self.injections))
+        self._keep(self._steps)
         self._keep(model.register_forward_pre_hook(self._before, with_kwargs=True))
         self._keep(model.register_forward_hook(self._pass_ends, always_call=True))
 
@@ -113,6 +116,7 @@ class Hooks:
 
     def freeze(self) -> None:
         """Gives no parameter of the base a gradient until the session ends."""
+        self._steps.training = True
         for parameter in self.model.parameters():
             if parameter.requires_grad:
                 self._handles.callback(parameter.requires_grad_(False).requires_grad_, True)

@@ -8,7 +8,7 @@ into the middle of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -21,6 +21,8 @@ from adaptrix.adapter import Adapter
 from adaptrix.architecture import Site
 from adaptrix.errors import Problem, UsageError
 from adaptrix.planning.plan import Plan
+from adaptrix.runtime.adapter_module import AdapterModule, adapter_module
+from adaptrix.runtime.builder import Builder
 from adaptrix.runtime.cache import AdapterCache
 from adaptrix.runtime.hooks import Hooks
 from adaptrix.runtime.loaded import Choice as Choice
@@ -35,11 +37,8 @@ from adaptrix.runtime.sharing import Prefill, prefill
 from adaptrix.runtime.slots import Slots
 from adaptrix.runtime.swapping import Swap, refill
 from adaptrix.runtime.trainable import Trainable
-from adaptrix.runtime.training import adapter_now, learned
+from adaptrix.runtime.training import adapter_now, learned, named_leaves
 from adaptrix.wording import some
-
-#: an adapter (a uri, a path, an Adapter) -> what it does on the session's model, and its plan
-Builder = Callable[[Any], tuple[Mapping[Site, SiteKernel], Plan]]
 
 
 class Session:
@@ -187,9 +186,26 @@ class Session:
         loaded = self._open.one(name)
         if not any(isinstance(change, Trainable) for change in loaded.kernels.values()):
             loaded = self._in_training(loaded)
-        trained = (change for change in loaded.kernels.values() if isinstance(change, Trainable))
-        targets = self._planned(loaded).bound.targets
-        return {f"{targets[site]}.{key}": leaf for change in trained for site, key, leaf in change.leaves.named()}
+        return named_leaves(self._planned(loaded), loaded.kernels)
+
+    @contextmanager
+    def training(self, name: str) -> Iterator[AdapterModule]:
+        """An adapter as the model that Trainer, accelerate or TRL trains; within the block the adapter is in use::
+
+            with session.training("math") as module:
+                Trainer(model=module, args=arguments, train_dataset=rows).train()
+                module.save_pretrained("math-lora")
+
+        The module's parameters, ``state_dict`` and ``save_pretrained`` are those of the adapter alone, and its passes
+        are the model's under the adapter. Rules and errors are those of :meth:`parameters`.
+        """
+        self.named_parameters(name)
+        with self._users.using(lambda: self._open.summed(name)) as selection, self._hooks.choosing(selection):
+            module = adapter_module(self._hooks, self._build, selection)
+            try:
+                yield module
+            finally:
+                module.close()
 
     def adapter(self, name: str) -> Adapter:
         """An adapter as it is now, its leaves' numbers in it: for ``adaptrix.convert``, or to be loaded again."""

@@ -7,21 +7,23 @@ delta is z ``[k]``. Extras (trained heads, biases) have no leaves, so adapters w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
 import torch
+from torch import nn
 
 from adaptrix.adapter import Adapter
 from adaptrix.architecture import Site
+from adaptrix.delta import Delta
 from adaptrix.errors import Problem, RefusedError, UsageError
 from adaptrix.planning.plan import Plan
 from adaptrix.runtime.build import by_module
 from adaptrix.runtime.kinds import kind_at
 from adaptrix.runtime.leaves import file_changed
 from adaptrix.runtime.modules import Reached
-from adaptrix.runtime.trainable import Trainable
+from adaptrix.runtime.trainable import Leaves, Trainable
 
 
 @torch.inference_mode(False)
@@ -46,9 +48,7 @@ def learned(plan: Plan, modules: Mapping[Site, Reached], loaded: Mapping[Site, o
 
 def adapter_now(plan: Plan, changes: Mapping[Site, object]) -> Adapter:
     """The adapter of a plan with the numbers that its leaves have now; what has no leaves is as it was."""
-    adapter, targets = plan.bound.adapter, plan.bound.targets
-    trained = (change.leaves for change in changes.values() if isinstance(change, Trainable))
-    now = {site: delta for leaves in trained for site, delta in leaves.stored(plan).items()}
+    adapter, targets, now = plan.bound.adapter, plan.bound.targets, _now(plan, changes)
     own = {targets[site]: delta for site, delta in now.items() if site not in plan.overrides}
     adapter = replace(adapter, deltas=MappingProxyType({**adapter.deltas, **own}))
     if adapter.recorded is None:
@@ -56,6 +56,31 @@ def adapter_now(plan: Plan, changes: Mapping[Site, object]) -> Adapter:
     planned = {str(site): delta for site, delta in now.items() if site in plan.overrides}
     overrides = MappingProxyType({**adapter.recorded.overrides, **planned})
     return replace(adapter, recorded=replace(adapter.recorded, overrides=overrides))
+
+
+def plan_now(plan: Plan, changes: Mapping[Site, object]) -> Plan:
+    """The plan with the numbers that its leaves have now."""
+    now = _now(plan, changes)
+    own = {site: delta for site, delta in now.items() if site not in plan.overrides}
+    planned = {site: delta for site, delta in now.items() if site in plan.overrides}
+    deltas = MappingProxyType({**plan.bound.deltas, **own})
+    bound = replace(plan.bound, adapter=adapter_now(plan, changes), deltas=deltas)
+    return replace(plan, bound=bound, overrides=MappingProxyType({**plan.overrides, **planned}))
+
+
+def named_leaves(plan: Plan, changes: Mapping[Site, object]) -> dict[str, nn.Parameter]:
+    """The leaves by the path of their module in the checkpoint and their name in an injection file."""
+    targets, trained = plan.bound.targets, _trained(changes)
+    return {f"{targets[site]}.{key}": leaf for leaves in trained for site, key, leaf in leaves.named()}
+
+
+def _trained(changes: Mapping[Site, object]) -> Iterator[Leaves]:
+    return (change.leaves for change in changes.values() if isinstance(change, Trainable))
+
+
+def _now(plan: Plan, changes: Mapping[Site, object]) -> dict[Site, Delta]:
+    """The deltas that have leaves, with the numbers of now."""
+    return {site: delta for leaves in _trained(changes) for site, delta in leaves.stored(plan).items()}
 
 
 def _dropout(plan: Plan) -> float:
