@@ -18,6 +18,7 @@ from torch.compiler import is_dynamo_compiling  # half the price of is_compiling
 from adaptrix.architecture import Site
 from adaptrix.errors import refuse
 from adaptrix.runtime import recompute
+from adaptrix.runtime.batch import batch_of
 from adaptrix.runtime.cache import AdapterCache
 from adaptrix.runtime.compiling import SlotIndex, apart, compile_forward
 from adaptrix.runtime.drift import Drift
@@ -173,6 +174,8 @@ class Hooks:
             chosen = {**_CHOSEN.get(), self._session: current}
             block.enter_context(recompute.noting(chosen, lambda: self.attached))
         given = {**dict(zip(self._inputs, args, strict=False)), **kwargs}
+        if current.rows > 1:
+            self._pass.batch = batch_of(model.config, given, current.rows)
         cache = given.get("past_key_values")
         if isinstance(cache, AdapterCache):
             cache.note(self._session, current, given)

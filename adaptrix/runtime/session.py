@@ -98,7 +98,8 @@ class Session:
         self._hooks.cover(changes)
         if any(factor.requires_grad for pair in factors.values() for factor in pair):
             self._hooks.freeze()
-        with self._hooks.choosing(Selection(changes, key=("given", self._users.version()))):
+        rows = max(len(A) for A, _ in factors.values())
+        with self._hooks.choosing(Selection(changes, key=("given", self._users.version()), rows=rows)):
             yield
 
     def new_cache(self, *names: str) -> AdapterCache:
