@@ -174,7 +174,7 @@ class _Loader:
         require_finite(found, plan)
         modules |= {place.reached.site: place.reached for place in extras}
         self.modules |= {site: modules[site] for site in found}
-        warn_of((*_unanswered(bound.problems), *inactive(plan, self._layers), *inert(plan, modules)))
+        warn_of((*_unanswered(bound.problems), *inactive(plan, self._layers), *inert(plan, self._model, modules)))
         return found, plan
 
     def _modules_of(self, architecture: Architecture) -> Mapping[Site, Reached]:

@@ -26,6 +26,7 @@ from adaptrix.runtime.drift import Drift
 from adaptrix.runtime.factors import device_of
 from adaptrix.runtime.kernel import ActiveKernel
 from adaptrix.runtime.modules import Links, Reached, links
+from adaptrix.runtime.never_called import Watched
 from adaptrix.runtime.places import Places
 from adaptrix.runtime.row_guard import Guarded, in_graph, require_none
 from adaptrix.runtime.selection import Selection
@@ -46,6 +47,8 @@ class Pass(threading.local):
     table: Table | None = None
     #: what is known of its rows, where they have adapters of their own
     batch: Batch | None = None
+    #: the sites that it decides on, whether they are ever called
+    watched: Watched | None = None
     _block: ExitStack | None = None
 
     def begin(self) -> ExitStack:
@@ -76,7 +79,7 @@ class Pass(threading.local):
         """Ends the pass, or what is left of one; does nothing between passes."""
         block, self._block = self._block, None
         self.set(None, None)
-        self.batch = None
+        self.batch = self.watched = None
         if block is not None:
             block.close()
 

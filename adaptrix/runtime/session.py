@@ -198,7 +198,8 @@ class Session:
         return adapter_now(self._planned(loaded), loaded.kernels)
 
     def report(self) -> SessionReport:
-        """Counts since the session began: injections by site, swaps, drift and paging."""
+        """Counts since the session began: injections by site, swaps, drift and paging,
+        and the active sites that were never called."""
         drift = self._hooks.drift
         return SessionReport(
             injections={str(site): count for site, count in self._hooks.injections.items()},
@@ -208,6 +209,7 @@ class Session:
             mean_drift=None if drift is None else drift.mean,
             max_drift=None if drift is None else drift.largest,
             paged=None if self._slots is None else self._slots.paged,
+            never_called=tuple(map(str, self._hooks.never_called)),
         )
 
     def compile(self, **options: Any) -> None:
