@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from adaptrix.architecture import Architecture, Site
 from adaptrix.errors import Problem, RefusedError, UsageError
 from adaptrix.planning.plan import Plan
+from adaptrix.wording import some
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -144,13 +145,14 @@ def _obstacles(plan: Plan, site: Site, found: Reached | None) -> Iterator[tuple[
 
 
 def inert(plan: Plan, model: nn.Module, modules: Mapping[Site, Reached]) -> Iterator[Problem]:
-    """A warning for every active site whose module the model never calls: its delta has no effect while attached."""
-    for site in plan.sites:
-        found = modules.get(whole_site(site))
-        if found is not None and (reader := never_called(model, found)):
-            said = f"{reader} reads this module's weight and never calls it: attached, the delta does nothing"
-            where = f"{plan.bound.adapter.name} {site}"
-            yield Problem("module-unsupported", where, said, "a module that is called", MERGE, "warning")
+    """A warning for each class that never calls modules of active sites: their deltas have no effect while attached."""
+    found = ((site, modules.get(whole_site(site))) for site in plan.sites)
+    readers = {site: never_called(model, module) for site, module in found if module is not None}
+    for reader in sorted(set(readers.values()) - {""}):
+        sites = [str(site) for site in readers if readers[site] == reader]
+        said = f"{reader} reads the weight here and never calls the module: attached, the delta does nothing"
+        where = f"{plan.bound.adapter.name} {some(sites, 3)}"
+        yield Problem("module-unsupported", where, said, "a module that is called", MERGE, "warning")
 
 
 def never_called(model: nn.Module, found: Reached) -> str:
