@@ -15,7 +15,7 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from adaptrix import AdaptrixWarning, attach
+from adaptrix import AdaptrixWarning, RefusedError, attach
 
 TEXT = {
     "vocab_size": 96,
@@ -193,6 +193,14 @@ def test_a_class_that_only_reads_a_weight_is_named_at_attach_and_not_again(tmp_p
     assert again == []
     assert all("dt_proj" in site or "out_proj" in site for site in session.report().never_called)
     assert session.report().never_called
+
+
+def test_a_lora_of_a_whole_attention_is_called_what_it_is(tmp_path):
+    path = _adapter(_siglip(), tmp_path, r".*head.attention")
+    with pytest.raises(RefusedError, match="in_proj_weight and one of out_proj") as caught:
+        attach(_siglip(), {"a": path})
+    assert [problem.code for problem in caught.value.problems] == ["variant-unsupported"]
+    assert "ignore" not in str(caught.value)
 
 
 def _falcon_mamba() -> nn.Module:
