@@ -186,7 +186,8 @@ class _Experts(nn.Module):
 
 
 def _routed_experts() -> nn.Module:
-    model = transformers.OlmoForCausalLM(transformers.OlmoConfig(**{k: v for k, v in TEXT.items() if k != "head_dim"}))
+    sizes = {key: value for key, value in TEXT.items() if key != "head_dim"}
+    model = transformers.OlmoForCausalLM(transformers.OlmoConfig(**{**sizes, "num_hidden_layers": 1}))
     for layer in model.model.layers:
         layer.mlp = _Experts(32)
     return _filled(model)
@@ -266,3 +267,11 @@ def test_factors_of_rows_are_divided_as_adapters_are():
     factors = {path: (torch.randn(2, 3, 16), torch.randn(2, 16, 3))}
     with attach(model, {}) as session, session.given(factors), pytest.raises(UsageError, match="images"):
         _logits(model, **_seen(2, 0))
+
+
+def test_a_compiled_pass_refuses_what_does_not_show_its_rows(tmp_path):
+    adapters, model = _pair(tmp_path, _routed_experts, r".*experts\.\d"), _routed_experts()
+    with attach(model, adapters, slots=2) as session, session.route(["a", "b"]):
+        session.compile(backend="eager")
+        with pytest.raises(UsageError, match="which row a token is of"):
+            _logits(model, **_ids())
