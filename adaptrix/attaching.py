@@ -178,7 +178,7 @@ class _Loader:
         require_finite(found, plan)
         modules |= {place.reached.site: place.reached for place in extras}
         self.modules |= {site: modules[site] for site in found}
-        warn_of((*_unanswered(bound.problems), *inactive(plan, self._layers), *inert(plan, modules)))
+        warn_of((*_unanswered(bound.problems), *inactive(plan, self._layers), *inert(plan, self._model, modules)))
         return found, plan
 
     def write(self, plan: Plan, folder: str | PathLike[str]) -> None:

@@ -63,7 +63,11 @@ def target_problems(
     """
     modules = [t for t, delta in deltas.items() if delta.experts is None and not _wraps_weight(config, t)]
     for target in modules:
-        if target.path not in tied and not config.targets(target.path):
+        if _of_attention(config, deltas, target.path):
+            found = "peft's LoRA of a whole nn.MultiheadAttention, which is one of in_proj_weight and one of out_proj"
+            remedy = "Merge it with peft: merge_and_unload()."
+            yield Problem("variant-unsupported", target.path.rpartition(".")[0], found, "a LoRA of a module", remedy)
+        elif target.path not in tied and not config.targets(target.path):
             remedy = "peft would ignore it in silence: add it to target_modules."
             found = f"{CONFIG_NAME} does not make this module a target"
             yield Problem("config-mismatch", str(target), found, "a delta on a target", remedy)
@@ -73,6 +77,12 @@ def target_problems(
         if name not in seen and not config.names("exclude_modules", name):
             yield _no_tensors("target_modules", f"{name!r} is a target and has no tensors")
     yield from _parameter_problems(config, deltas)
+
+
+def _of_attention(config: PeftConfig, deltas: Mapping[Target, LowRank], path: str) -> bool:
+    """True for the out_proj of an nn.MultiheadAttention that peft wraps whole: it is saved under its base_layer."""
+    owner, _, leaf = path.rpartition(".")
+    return leaf == "out_proj" and Target(owner) in deltas and config.targets(owner) and not config.targets(path)
 
 
 def _wraps_weight(config: PeftConfig, target: Target) -> bool:

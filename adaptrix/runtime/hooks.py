@@ -18,11 +18,13 @@ from torch.compiler import is_dynamo_compiling  # half the price of is_compiling
 from adaptrix.architecture import Site
 from adaptrix.errors import refuse
 from adaptrix.runtime import recompute
+from adaptrix.runtime.batch import batch_of
 from adaptrix.runtime.cache import AdapterCache
 from adaptrix.runtime.compiling import SlotIndex, apart, compile_forward
 from adaptrix.runtime.drift import Drift
 from adaptrix.runtime.module_hook import ModuleHooks, Pass
 from adaptrix.runtime.modules import Reached
+from adaptrix.runtime.never_called import NeverCalled
 from adaptrix.runtime.refcounts import Users
 from adaptrix.runtime.selection import BASE, Selection
 from adaptrix.runtime.slots import Slots
@@ -56,6 +58,7 @@ class Hooks:
         self._handles = ExitStack()
         self._pass = Pass()
         self._injector = ModuleHooks(model, self._pass, lambda: self.current, drift, slots)
+        self._uncalled = NeverCalled(model, modules, lambda: self.injections)
         self._lock = Lock()
         self._watched: set[int] = set()
         self.model = model
@@ -164,9 +167,14 @@ class Hooks:
             found = "layers are recomputed in the backward pass, when another adapter may lie in the slot"
             raise refuse("slots", "gradient checkpointing", found, "no slots", "Attach without slots.")
 
-    def _before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    @property
+    def never_called(self) -> list[Site]:
+        """The active sites that whole passes have left out so far."""
+        return self._uncalled.sites
+
+    def _before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], graph: bool = False) -> None:
         if is_dynamo_compiling():
-            apart(self._before, model, args, kwargs)  # a graph ends before a pass that is compiled as a whole
+            apart(self._before, model, args, kwargs, True)  # a graph ends before a pass that is compiled as a whole
             return
         block = self._pass.begin()
         current = self._taken(block)
@@ -177,6 +185,10 @@ class Hooks:
             chosen = {**_CHOSEN.get(), self._session: current}
             block.enter_context(recompute.noting(chosen, lambda: self.attached))
         given = {**dict(zip(self._inputs, args, strict=False)), **kwargs}
+        if current.rows > 1:
+            self._pass.batch = batch_of(model.config, given, current.rows)
+        if not graph and self._injector.lanes is None:  # what hooks a graph has seen stay in it
+            self._pass.watched = self._uncalled.begins(current, given, block)
         cache = given.get("past_key_values")
         if isinstance(cache, AdapterCache):
             cache.note(self._session, current, given)
@@ -192,8 +204,11 @@ class Hooks:
     def _pass_ends(self, *given: Any) -> None:
         if is_dynamo_compiling():
             apart(self._pass.end)
-        else:
-            self._pass.end()
+            return
+        watched = self._pass.watched
+        self._pass.end()
+        if watched is not None and given[-1] is not None:  # the pass was not cut short
+            self._uncalled.ends(watched)
 
     def _keep(self, handle: Any) -> None:
         self._handles.callback(handle.remove)

@@ -7,7 +7,7 @@ touch separately has to come from memory, which costs more than the arithmetic.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -19,12 +19,16 @@ from torch.utils.hooks import RemovableHandle
 
 from adaptrix.architecture import Site
 from adaptrix.errors import Problem, RefusedError, refuse
+from adaptrix.runtime.batch import Batch
 from adaptrix.runtime.calls import Calls
 from adaptrix.runtime.compiling import SlotIndex, apart
 from adaptrix.runtime.drift import Drift
 from adaptrix.runtime.factors import device_of
 from adaptrix.runtime.kernel import ActiveKernel
 from adaptrix.runtime.modules import Links, Reached, links
+from adaptrix.runtime.never_called import Watched
+from adaptrix.runtime.places import Places
+from adaptrix.runtime.row_guard import Guarded, in_graph, require_none
 from adaptrix.runtime.selection import Selection
 from adaptrix.runtime.slots import Slots
 
@@ -41,6 +45,10 @@ class Pass(threading.local):
     #: the selection that the pass runs under, and its kernels by module; None between passes
     selection: Selection | None = None
     table: Table | None = None
+    #: what is known of its rows, where they have adapters of their own
+    batch: Batch | None = None
+    #: the sites that it decides on, whether they are ever called
+    watched: Watched | None = None
     _block: ExitStack | None = None
 
     def begin(self) -> ExitStack:
@@ -71,6 +79,7 @@ class Pass(threading.local):
         """Ends the pass, or what is left of one; does nothing between passes."""
         block, self._block = self._block, None
         self.set(None, None)
+        self.batch = self.watched = None
         if block is not None:
             block.close()
 
@@ -106,6 +115,7 @@ class ModuleHooks:
         self._hooked: dict[Site, Reached] = {}
         self._calls: dict[Site, Calls] = {}
         self._homes: dict[nn.Module, torch.device] = {}
+        self._places = Places(model)
         self._tables: WeakKeyDictionary[Selection, Table] = WeakKeyDictionary()
         self._links: WeakKeyDictionary[Selection, Links] = WeakKeyDictionary()
         self._shared: Hook = self._inject
@@ -125,10 +135,15 @@ class ModuleHooks:
         """The kernels of a selection by module, each with the counter of its injections."""
         found = self._tables.get(selection)
         if found is None:
-            sites = selection.kernels.items()
+            sites: Iterable[tuple[Site, ActiveKernel]] = selection.kernels.items()
+            if selection.rows > 1:
+                sites = {site: self._guarded(site, kernel, selection.rows) for site, kernel in sites}.items()
             found = {self._hooked[site].module: (kernel, self._calls[site].numbers) for site, kernel in sites}
             self._tables[selection] = found
         return found
+
+    def _guarded(self, site: Site, kernel: ActiveKernel, rows: int) -> ActiveKernel:
+        return Guarded(kernel, self._places.of(self._hooked[site].name), rows, lambda: self._pass.batch)
 
     def require_in_place(self, selection: Selection) -> None:
         """Raises :class:`RefusedError` if the model has other modules now where a selection acts, without hooks."""
@@ -166,10 +181,12 @@ class ModuleHooks:
     def _in_slots(self, site: Site) -> Hook:
         """A hook that a compiler may look into: it knows its bank, and reads the numbers of the slots."""
         assert self._slots is not None
-        bank, inject = self._slots.banks[site], self._inject
+        bank, inject, place = self._slots.banks[site], self._inject, self._places.of(self._hooked[site].name)
 
         def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
             if is_dynamo_compiling() and self.lanes is not None:
+                if self.lanes.slots.shape[0] > 1:
+                    require_none(place, in_graph(place, args[0], bank.embedding))
                 return bank.add(args[0], output, self.lanes.slots)
             answer = inject(module, args, output)
             if answer is not None and answer.requires_grad and len(self._current().seats) == 1:  # rows have copies

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
+from inspect import getsource
 from operator import is_
 
 from torch import Tensor, nn
@@ -13,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from adaptrix.architecture import Architecture, Site
 from adaptrix.errors import Problem, RefusedError, UsageError
 from adaptrix.planning.plan import Plan
+from adaptrix.wording import some
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,12 +78,13 @@ def require_plain(model: object) -> None:
         raise UsageError(
             Problem("model-unsupported", "model", f"a {type(model).__name__}", "a transformers model", remedy)
         )
-    problems = [*_compiled(model), *_wrapped(model)]
+    problems = [*compiled(model), *_wrapped(model)]
     if problems:
         raise RefusedError(problems)
 
 
-def _compiled(model: nn.Module) -> Iterator[Problem]:
+def compiled(model: nn.Module) -> Iterator[Problem]:
+    """A problem for a model that is compiled, whole or in part."""
     if any(hasattr(m, "_orig_mod") or m._compiled_call_impl or _compiled_forward(m) for m in model.modules()):
         yield Problem(
             "model-wrapped",
@@ -123,13 +128,13 @@ def _obstacles(plan: Plan, site: Site, found: Reached | None) -> Iterator[tuple[
     if not plan.delta(site).rank:
         yield "rank", "a delta of rank 0", "a rank of at least 1", "Leave the module out."
     if plan.bound.architecture.roles[site.role].orientation.startswith("experts") or _is_stacked(plan, site):
-        yield "module-unsupported", "stacked experts have no module of their own", "a module to hook", _MERGE
+        yield "module-unsupported", "stacked experts have no module of their own", "a module to hook", MERGE
     elif found is None or not isinstance(weight, Tensor):
         remedy = "Attach with layers=… that leave it out, or to the model it was made for."
         yield "module-missing", "the model has no such module", "one for every site", remedy
     elif not isinstance(found.module, _PRODUCTS):
         said = f"its module is a {type(found.module).__name__}, which may return something other than its product"
-        yield "module-unsupported", said, "a linear layer or an embedding", _MERGE
+        yield "module-unsupported", said, "a linear layer or an embedding", MERGE
     elif weight.is_meta and not hasattr(found.module, "_hf_hook"):
         yield (
             "weights-not-loaded",
@@ -139,19 +144,43 @@ def _obstacles(plan: Plan, site: Site, found: Reached | None) -> Iterator[tuple[
         )
 
 
-def inert(plan: Plan, modules: Mapping[Site, Reached]) -> Iterator[Problem]:
-    """A warning for every active site whose module the model never calls: its delta has no effect while attached."""
-    for site in plan.sites:
-        found = modules.get(whole_site(site))
-        if found is not None and isinstance(found.module, NonDynamicallyQuantizableLinear):
-            said = (
-                "nn.MultiheadAttention reads this module's weight and never calls it: attached, the delta does nothing"
-            )
-            where = f"{plan.bound.adapter.name} {site}"
-            yield Problem("module-unsupported", where, said, "a module that is called", _MERGE, "warning")
+def inert(plan: Plan, model: nn.Module, modules: Mapping[Site, Reached]) -> Iterator[Problem]:
+    """A warning for each class that never calls modules of active sites: their deltas have no effect while attached."""
+    found = ((site, modules.get(whole_site(site))) for site in plan.sites)
+    readers = {site: never_called(model, module) for site, module in found if module is not None}
+    for reader in sorted(set(readers.values()) - {""}):
+        sites = [str(site) for site in readers if readers[site] == reader]
+        said = f"{reader} reads the weight here and never calls the module: attached, the delta does nothing"
+        where = f"{plan.bound.adapter.name} {some(sites, 3)}"
+        yield Problem("module-unsupported", where, said, "a module that is called", MERGE, "warning")
 
 
-_MERGE = "Merge the adapter into its base instead, or attach with layers=… that leave it out."
+def never_called(model: nn.Module, found: Reached) -> str:
+    """The class around a module that reads its weight and never calls it; empty where it is called, or may be."""
+    owner, _, leaf = found.name.rpartition(".")
+    around: type = type(model.get_submodule(owner))
+    if isinstance(found.module, NonDynamicallyQuantizableLinear):
+        return f"nn.{around.__name__}" if around.__module__.startswith("torch.nn.") else around.__name__
+    return around.__name__ if _only_reads(around, leaf) else ""
+
+
+@cache
+def _only_reads(around: type, leaf: str) -> bool:
+    """True where all that the source of a class says of a module of its own is its making, weight and bias."""
+    try:
+        source = getsource(around)
+    except (OSError, TypeError):
+        return False
+    said = re.findall(rf"self\.{re.escape(leaf)}\b(\.weight\b|\.bias\b|\s*=(?!=))?", source)
+    return ".weight" in said and "" not in said and _makes(around, leaf, source)
+
+
+def _makes(around: type, leaf: str, source: str) -> bool:
+    """True where the class itself makes the module and runs; a parent class might call what it inherits."""
+    return re.search(rf"self\.{re.escape(leaf)}\s*=", source) is not None and around.__bases__ == (nn.Module,)
+
+
+MERGE = "Merge the adapter into its base instead, or attach with layers=… that leave it out."
 #: modules whose output is the product of their input and their weight, so that what a hook adds is what ΔW does
 _PRODUCTS = (nn.Linear, nn.Embedding, Conv1D)
 

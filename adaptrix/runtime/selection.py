@@ -37,13 +37,15 @@ class Selection:
     """The kernels to apply by site, and the adapters they are made of; the base has none.
 
     ``key`` is equal for selections that do the same: versions and weights, or versions by row. ``seats``: where a
-    session has slots, those of the rows of a batch, or one for all; None for the base.
+    session has slots, those of the rows of a batch, or one for all; None for the base. ``rows``: the number
+    of adapters, or of the base, that a batch is divided among.
     """
 
     kernels: Mapping[Site, ActiveKernel] = field(default_factory=dict)
     adapters: tuple[Loaded, ...] = ()
     key: tuple[Any, ...] = ()
     seats: tuple[Resident | None, ...] = ()
+    rows: int = 1
 
     @property
     def uses(self) -> tuple[Hashable, ...]:
@@ -83,4 +85,4 @@ def routed(rows: Sequence[Loaded | None]) -> Selection:
     sites = dict.fromkeys(site for loaded in present for site in loaded.kernels)
     key = ("rows", *(None if loaded is None else loaded.version for loaded in rows))
     kernels = {site: by_row([loaded.kernels.get(site) if loaded else None for loaded in rows]) for site in sites}
-    return Selection(kernels, present, key)
+    return Selection(kernels, present, key, rows=len(rows))

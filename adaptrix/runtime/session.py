@@ -97,7 +97,8 @@ class Session:
         self._hooks.cover(changes)
         if any(factor.requires_grad for pair in factors.values() for factor in pair):
             self._hooks.freeze()
-        with self._hooks.choosing(Selection(changes, key=("given", self._users.version()))):
+        rows = max(len(A) for A, _ in factors.values())
+        with self._hooks.choosing(Selection(changes, key=("given", self._users.version()), rows=rows)):
             yield
 
     def new_cache(self, *names: str) -> AdapterCache:
@@ -213,7 +214,8 @@ class Session:
         return adapter_now(self._planned(loaded), loaded.kernels)
 
     def report(self) -> SessionReport:
-        """Counts since the session began: injections by site, swaps, drift and paging."""
+        """Counts since the session began: injections by site, swaps, drift and paging,
+        and the active sites that were never called."""
         drift = self._hooks.drift
         return SessionReport(
             injections={str(site): count for site, count in self._hooks.injections.items()},
@@ -223,6 +225,7 @@ class Session:
             mean_drift=None if drift is None else drift.mean,
             max_drift=None if drift is None else drift.largest,
             paged=None if self._slots is None else self._slots.paged,
+            never_called=tuple(map(str, self._hooks.never_called)),
         )
 
     def compile(self, **options: Any) -> None:
