@@ -113,8 +113,10 @@ class Selector:
         if self.slots is None or not terms:
             return self._remembered(key, lambda: weighted(terms), alone=_is_alone(terms)) if terms else BASE
         (seat,) = self.slots.seat({key: partial(_low_rank, terms)})
-        made = partial(replace, weighted(terms), kernels=seat.kernels, seats=(seat,))
-        return self._remembered((seat,), made, alone=True)
+        self._forget_left(self.slots)
+        return self._remembered(
+            (seat,), lambda: replace(weighted(terms), kernels=seat.kernels, seats=(seat,)), alone=True
+        )
 
     def routed(self, rows: Sequence[Loaded | None]) -> Selection:
         """One adapter, or the base, for each row of a batch."""
@@ -134,6 +136,11 @@ class Selector:
                 del remembered[key]
         if self.slots is not None:
             self.slots.forget(loaded.version)
+
+    def _forget_left(self, slots: Slots) -> None:
+        """Drops the selections of slots that others lie in now: each paging makes a new one."""
+        if len(self._alone) > slots.count:
+            self._alone = {key: made for key, made in self._alone.items() if slots.holds(key[0])}
 
     def _remembered(self, key: tuple[Any, ...], make: Callable[[], Selection], *, alone: bool = False) -> Selection:
         """A selection, made once; of those that are copies the least recently used is forgotten first."""

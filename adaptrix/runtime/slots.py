@@ -93,7 +93,7 @@ class Slots:
         if not all(type(number) is int and number >= 1 for number in (count, max_rank)):
             found = f"slots={count!r}, max_rank={max_rank!r}"
             raise UsageError(Problem("option", "slots", found, "at least one slot, of a rank of at least 1"))
-        self._count, self._rank, self._users = count, bucket(max_rank), users
+        self.count, self._rank, self._users = count, bucket(max_rank), users
         self._seated: OrderedDict[Key, Resident] = OrderedDict()
         self._free = list(range(count, 0, -1))
         self.banks: dict[Site, Bank] = {}
@@ -122,7 +122,7 @@ class Slots:
         kernels = {site: change for site, change in changes.items() if isinstance(change, Kernel)}
         with self._users.changed:
             new = {site: kernel for site, kernel in kernels.items() if site not in self.banks}
-            self.banks |= {site: Bank(kernel, self._count + 1, self._rank) for site, kernel in new.items()}
+            self.banks |= {site: Bank(kernel, self.count + 1, self._rank) for site, kernel in new.items()}
         return {site: kernel.to(torch.device("cpu")) for site, kernel in kernels.items()}
 
     def seat(self, wanted: Wanted) -> list[Resident]:
@@ -141,6 +141,10 @@ class Slots:
                 self._free.pop()
             self._seated.move_to_end(key)
         return [self._seated[key] for key in wanted]
+
+    def holds(self, resident: Resident) -> bool:
+        """True while it lies in its slot."""
+        return any(one is resident for one in self._seated.values())
 
     def forget(self, version: int) -> None:
         """Zeroes the slots of an adapter, and of the sums that it is in; those in use make room when they are not."""
@@ -174,11 +178,9 @@ class Slots:
         """Raises :class:`UsageError` where waiting might not end, as while this thread itself keeps a slot."""
         owners = set().union(*(self._users.of(one) for one in self._seated.values()))
         mine = get_ident() in owners
-        if len(wanted) > self._count or mine or owners <= {DEFAULT}:
-            found = f"{len(wanted)} wanted at once, {self._count} slots" + (
-                ", some used by this thread" if mine else ""
-            )
-            remedy = f"attach(…, slots={max(len(wanted), self._count) + 1}), or leave an outer use() first."
+        if len(wanted) > self.count or mine or owners <= {DEFAULT}:
+            found = f"{len(wanted)} wanted at once, {self.count} slots" + (", some used by this thread" if mine else "")
+            remedy = f"attach(…, slots={max(len(wanted), self.count) + 1}), or leave an outer use() first."
             raise UsageError(Problem("slots", "slots", found, "a slot for each adapter in use", remedy))
 
     def _put(self, slot: int, kernels: Kernels) -> Resident:
