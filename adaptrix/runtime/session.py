@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
+from threading import Thread
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 from torch import nn
 
@@ -22,11 +23,22 @@ from adaptrix.architecture import Site
 from adaptrix.errors import Problem, UsageError
 from adaptrix.planning.plan import Plan
 from adaptrix.runtime.cache import AdapterCache
+from adaptrix.runtime.guards import (
+    planned,
+    require_choices,
+    require_generating,
+    require_graph,
+    require_idle,
+    require_left,
+    require_no_slots,
+    require_not_default,
+)
 from adaptrix.runtime.hooks import Hooks
 from adaptrix.runtime.loaded import Choice as Choice
 from adaptrix.runtime.loaded import LoadedAdapters, RowChoice, require_name
+from adaptrix.runtime.module_hook import uncopied
 from adaptrix.runtime.modules import require_plain
-from adaptrix.runtime.refcounts import DEFAULT, Users
+from adaptrix.runtime.refcounts import Users
 from adaptrix.runtime.replaced import SiteKernel
 from adaptrix.runtime.report import SessionReport
 from adaptrix.runtime.row_factors import GivenFactors, RowFactors
@@ -34,6 +46,7 @@ from adaptrix.runtime.selection import BASE, Loaded, Selection, weighted
 from adaptrix.runtime.sharing import Prefill, prefill
 from adaptrix.runtime.slots import Slots
 from adaptrix.runtime.swapping import Swap, refill
+from adaptrix.runtime.threads import thread_under
 from adaptrix.runtime.trainable import Trainable
 from adaptrix.runtime.training import adapter_now, learned
 from adaptrix.wording import some
@@ -60,29 +73,65 @@ class Session:
         state = "" if self._hooks.attached else ", detached"
         return f"<Session on {type(self._hooks.model).__name__}: adapters {named}{state}>"
 
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise uncopied("session")
+
     def activate(self, choice: Choice) -> None:
         """Makes a choice the default of every context that has none of its own. One write.
 
         It stays active, in the version of that moment, until the next ``activate``.
         """
         with self._users.changed:
-            self._make_default(self._open.summed(choice))
+            self._hooks.make_default(self._open.summed(choice))
 
     @contextmanager
     def use(self, choice: Choice) -> Iterator[None]:
         """A choice for this context: an adapter, a weighted sum of several, or None for the base. Nests.
 
-        A new thread is a context of its own and starts with the default: start it by
-        ``Thread(target=contextvars.copy_context().run, args=(model.generate, …))`` to take the choice along.
+        A new thread is a context of its own and starts with the default: :meth:`thread` makes one that takes the
+        choice along. A pass in a thread that chose nothing, while another thread's block is open, warns once.
         """
-        with self._users.using(lambda: self._open.summed(choice)) as selection, self._hooks.choosing(selection):
+        with self._users.using(lambda: self._open.summed(choice)) as selection, self._hooks.block(selection):
             yield
 
     @contextmanager
     def route(self, rows: Sequence[str | None]) -> Iterator[None]:
         """One adapter, or None for the base, for each row of the batch; beams count with their row."""
-        with self._users.using(lambda: self._open.routed(rows)) as selection, self._hooks.choosing(selection):
+        with self._users.using(lambda: self._open.routed(rows)) as selection, self._hooks.block(selection):
             yield
+
+    def thread(self, target: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Thread:
+        """A :class:`threading.Thread`, to be started by the caller, that runs ``target`` under what is active here now.
+
+        - ``target``: such as ``model.generate``; called in a copy of this context.
+        - ``args``, ``kwargs``: the arguments that it is called with.
+
+        What is active now, the default included, stays active in the thread until it ends, and in use from this call
+        on: unloading it waits for the thread::
+
+            with session.use("math"):
+                thread = session.thread(model.generate, **inputs, streamer=streamer)
+            thread.start()
+        """
+        self._require_open()
+        return thread_under(
+            self._users, lambda: self._hooks.current, self._hooks.block, partial(target, *args, **kwargs)
+        )
+
+    def generate(self, choice: Choice | RowChoice, /, *args: Any, **kwargs: Any) -> Any:
+        """Returns what ``model.generate(*args, **kwargs)`` returns under a choice, in whatever thread it is called.
+
+        - ``choice``: an adapter, weights by name, None for the base, or a list: one adapter, or None, a row.
+        - ``args``, ``kwargs``: those of ``model.generate``, a ``streamer`` among them.
+
+        Raises :class:`UsageError` for an unknown adapter, and for a model that does not generate. To stream::
+
+            Thread(target=session.generate, args=("math",), kwargs={**inputs, "streamer": streamer}).start()
+        """
+        model: Any = self._hooks.model
+        require_generating(model)
+        with self._users.using(lambda: self._open.chosen(choice)) as selection, self._hooks.block(selection):
+            return model.generate(*args, **kwargs)
 
     @contextmanager
     def given(self, factors: RowFactors, scale: float = 1.0) -> Iterator[None]:
@@ -93,12 +142,12 @@ class Session:
         has more rows, those that lie together share a pair. Raises :class:`RefusedError` for what does not fit.
         """
         self._require_open()
-        self._require_no_slots("factors")
+        require_no_slots("factors", self._slots)
         changes = self._places.changes(factors, scale)
         self._hooks.cover(changes)
         if any(factor.requires_grad for pair in factors.values() for factor in pair):
             self._hooks.freeze()
-        with self._hooks.choosing(Selection(changes, key=("given", self._users.version()))):
+        with self._hooks.block(Selection(changes, key=("given", self._users.version()))):
             yield
 
     def new_cache(self, *names: str) -> AdapterCache:
@@ -125,7 +174,7 @@ class Session:
         with self._users.using(lambda: self._open.chosen(choice)) as selection:
             with self._hooks.choosing(selection):
                 done = refill(self._hooks.model, self._hooks.own(cache), selection, self.new_cache)
-            self._make_default(selection)
+            self._hooks.make_default(selection)
         self._swaps, self._kept = self._swaps + 1, self._kept + done.kept
         return done
 
@@ -141,10 +190,7 @@ class Session:
                 with session.use(name):
                     model.generate(tokens, past_key_values=done.cache)
         """
-        if isinstance(choices, str) or not choices:
-            found = f"one name, {choices!r}" if choices else "no choices"
-            expected = "a list of at least one choice"
-            raise UsageError(Problem("option", "prefill_shared", found, expected, "None is the base."))
+        require_choices(choices)
         with ExitStack() as held:
             using = [self._users.using(partial(self._open.chosen, choice)) for choice in choices]
             done = prefill(self._hooks, inputs, [held.enter_context(one) for one in using])
@@ -188,13 +234,13 @@ class Session:
         if not any(isinstance(change, Trainable) for change in loaded.kernels.values()):
             loaded = self._in_training(loaded)
         trained = (change for change in loaded.kernels.values() if isinstance(change, Trainable))
-        targets = self._planned(loaded).bound.targets
+        targets = planned(loaded).bound.targets
         return {f"{targets[site]}.{key}": leaf for change in trained for site, key, leaf in change.leaves.named()}
 
     def adapter(self, name: str) -> Adapter:
         """An adapter as it is now, its leaves' numbers in it: for ``adaptrix.convert``, or to be loaded again."""
         loaded = self._open.one(name)
-        return adapter_now(self._planned(loaded), loaded.kernels)
+        return adapter_now(planned(loaded), loaded.kernels)
 
     def report(self) -> SessionReport:
         """Counts since the session began: injections by site, swaps, drift and paging."""
@@ -220,10 +266,7 @@ class Session:
         """
         self._require_open()
         require_plain(self._hooks.model)
-        if self._slots is None or self._hooks.drift is not None:
-            found = "a session without slots" if self._slots is None else "a session that measures drift"
-            remedy = "adaptrix.attach(model, …, slots=8), without max_drift and measure"
-            raise UsageError(Problem("slots", "session.compile", found, "adapters in slots, and no drift", remedy))
+        require_graph(self._slots, self._hooks.drift)
         self._hooks.compile(**options)
 
     def unload(self, name: str) -> None:
@@ -234,9 +277,9 @@ class Session:
         self._require_open()
         with self._users.changed:
             loaded = self._adapters.one(name)
-            self._require_not_default(loaded)
+            require_not_default(loaded, self._hooks.default)
             self._hooks.settle()
-            self._require_left(loaded)
+            require_left(loaded, self._users)
             self._adapters.drop(loaded)
         try:
             self._users.drain(loaded)
@@ -249,7 +292,7 @@ class Session:
         Let the passes of other threads end first: one that is running goes on without adapters from here.
         """
         if self._hooks.attached:
-            self._make_default(BASE)
+            self._hooks.make_default(BASE)
         self._hooks.remove()
         self._adapters.clear()
         if self._slots is not None:
@@ -274,45 +317,16 @@ class Session:
         self._require_open()
         return self._adapters
 
-    def _make_default(self, selection: Selection) -> None:
-        with self._users.changed:
-            self._users.add(selection, DEFAULT)
-            self._users.remove(self._hooks.default, DEFAULT)
-            self._hooks.default = selection
-
     def _in_training(self, loaded: Loaded) -> Loaded:
         """The adapter with leaves for its numbers, in the place of what it was."""
-        self._require_no_slots(loaded.name)
-        self._require_not_default(loaded)
-        if self._users.busy(loaded):
-            remedy = "Ask for its parameters before session.use."
-            raise UsageError(Problem("in-use", loaded.name, "it is in use", "an adapter that is not in use", remedy))
-        plan = self._planned(loaded)
+        require_no_slots(loaded.name, self._slots)
+        require_not_default(loaded, self._hooks.default)
+        require_idle(loaded, self._users)
+        plan = planned(loaded)
         training = replace(loaded, kernels=learned(plan, self._hooks.modules, loaded.kernels))
         self._hooks.freeze()
         self._adapters.put(training)
         return training
-
-    def _require_no_slots(self, name: str) -> None:
-        if self._slots is not None:
-            found, remedy = "an adapter in a slot has no parameters of its own", "Train it in a session without slots."
-            raise UsageError(Problem("slots", name, found, "a session without slots", remedy))
-
-    def _require_not_default(self, loaded: Loaded) -> None:
-        if loaded in self._hooks.default.adapters:
-            remedy = "session.activate(None) first."
-            raise UsageError(Problem("in-use", loaded.name, "it is the default", "another default", remedy))
-
-    def _require_left(self, loaded: Loaded) -> None:
-        if self._users.mine(loaded):
-            remedy = "Leave session.use and session.route first."
-            raise UsageError(Problem("in-use", loaded.name, "this thread uses it", "no user but other threads", remedy))
-
-    def _planned(self, loaded: Loaded) -> Plan:
-        if loaded.plan is None:
-            found = "its kernels were given as they are"
-            raise UsageError(Problem("option", loaded.name, found, "an adapter that was loaded"))
-        return loaded.plan
 
     def _require_open(self) -> None:
         if not self._hooks.attached:

@@ -21,7 +21,7 @@ from adaptrix.runtime.kernel import Kernel
 from adaptrix.runtime.refcounts import DEFAULT, Users
 from adaptrix.runtime.replaced import SiteKernel
 from adaptrix.runtime.rows import rows_of
-from adaptrix.runtime.selection import Resident
+from adaptrix.runtime.selection import CHOSEN, Resident
 
 #: ranks that banks come in; a smaller one is filled up with zeros
 BUCKETS = (4, 8, 16, 32, 64, 128, 256)
@@ -176,12 +176,20 @@ class Slots:
 
     def _require_patience(self, wanted: Wanted) -> None:
         """Raises :class:`UsageError` where waiting might not end, as while this thread itself keeps a slot."""
-        owners = set().union(*(self._users.of(one) for one in self._seated.values()))
-        mine = get_ident() in owners
-        if len(wanted) > self.count or mine or owners <= {DEFAULT}:
-            found = f"{len(wanted)} wanted at once, {self.count} slots" + (", some used by this thread" if mine else "")
-            remedy = f"attach(…, slots={max(len(wanted), self.count) + 1}), or leave an outer use() first."
-            raise UsageError(Problem("slots", "slots", found, "a slot for each adapter in use", remedy))
+        kept = {key: owners for key, one in self._seated.items() if (owners := self._users.of(one))}
+        owners = set().union(*kept.values())
+        needed = len(kept.keys() | wanted.keys())
+        if len(wanted) > self.count or get_ident() in owners or owners <= {DEFAULT}:
+            raise UsageError(_no_slot(self.count, needed, self._keepers(wanted, owners)))
+
+    def _keepers(self, wanted: Wanted, owners: set[int]) -> str:
+        """The kind of user that this thread cannot wait for."""
+        if len(wanted) > self.count:
+            return "choice"
+        if get_ident() not in owners:
+            return "default"
+        here = {seat for selection in CHOSEN.get().values() for seat in selection.seats}
+        return "block" if here & set(self._seated.values()) else "task"
 
     def _put(self, slot: int, kernels: Kernels) -> Resident:
         with ExitStack() as undone, torch.inference_mode(False), torch.no_grad():
@@ -200,6 +208,28 @@ class Slots:
         with torch.no_grad():
             for site in sites:
                 self.banks[site].clear(slot)
+
+
+#: who keeps the slots -> how it is said, and what helps beside more of them
+_KEPT = {
+    "choice": ("the choice itself", "choose fewer adapters at once"),
+    "default": ("the default, which stays", "call session.activate(None) first"),
+    "block": (
+        "a block that this call is inside of, among others",
+        "leave the outer session.use or session.route first",
+    ),
+    "task": (
+        "other asyncio tasks of this thread, which cannot go on while it waits",
+        "let no more tasks in at a time (asyncio.Semaphore), or run each block by asyncio.to_thread, which waits",
+    ),
+}
+
+
+def _no_slot(count: int, needed: int, keepers: str) -> Problem:
+    kept_by, way_out = _KEPT[keepers]
+    found = f"{needed} adapters or sums at once for {count} slots, which are kept by {kept_by}"
+    remedy = f"Attach with slots={needed} or more, or {way_out}."
+    return Problem("slots", "slots", found, "a slot for each of those in use", remedy)
 
 
 def largest_rank(adapters: Iterable[Mapping[Site, SiteKernel]]) -> int:
