@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from typing import Any
 
 from adaptrix.errors import Problem, UsageError
 from adaptrix.planning.plan import Plan
@@ -25,20 +25,14 @@ def require_left(loaded: Loaded, users: Users) -> None:
         raise UsageError(Problem("in-use", loaded.name, "this thread uses it", "no user but other threads", remedy))
 
 
-def require_generating(model: nn.Module) -> None:
-    """Raises :class:`UsageError` for a model without ``generate``, and for one whose ``generate`` refuses."""
+def generating(model: Any) -> Any:
+    """The model. Raises :class:`UsageError` for one without ``generate``, or whose ``generate`` would refuse."""
     can = getattr(model, "can_generate", None)
     if can is None or not can():
         found = "a model that does not generate"
         remedy = "with session.use(choice): model(**inputs)"
         raise UsageError(Problem("model-unsupported", type(model).__name__, found, "a generating model", remedy))
-
-
-def require_idle(loaded: Loaded, users: Users) -> None:
-    """Raises :class:`UsageError` for an adapter that anybody uses."""
-    if users.busy(loaded):
-        remedy = "Ask for its parameters before session.use."
-        raise UsageError(Problem("in-use", loaded.name, "it is in use", "an adapter that is not in use", remedy))
+    return model
 
 
 def require_no_slots(name: str, slots: Slots | None) -> None:
@@ -46,6 +40,15 @@ def require_no_slots(name: str, slots: Slots | None) -> None:
     if slots is not None:
         found, remedy = "an adapter in a slot has no parameters of its own", "Train it in a session without slots."
         raise UsageError(Problem("slots", name, found, "a session without slots", remedy))
+
+
+def require_trainable(loaded: Loaded, slots: Slots | None, users: Users, default: Selection) -> None:
+    """Raises :class:`UsageError` for an adapter that cannot become leaves, as while anybody uses it."""
+    require_no_slots(loaded.name, slots)
+    require_not_default(loaded, default)
+    if users.busy(loaded):
+        remedy = "Ask for its parameters before session.use."
+        raise UsageError(Problem("in-use", loaded.name, "it is in use", "an adapter that is not in use", remedy))
 
 
 def require_graph(slots: Slots | None, drift: object) -> None:

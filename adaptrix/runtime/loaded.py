@@ -58,10 +58,13 @@ class LoadedAdapters:
         """Takes an adapter's name away."""
         self._loaded = {name: kept for name, kept in self._loaded.items() if name != loaded.name}
 
-    def forget(self, loaded: Loaded) -> None:
-        """Drops what was made of an adapter that is no longer loaded."""
-        with self._users.changed:
-            self._selector.forget(loaded)
+    def forget_after_use(self, loaded: Loaded) -> None:
+        """Waits for the users of an adapter that is no longer loaded, and drops what was made of it."""
+        try:
+            self._users.drain(loaded)
+        finally:  # an interrupt ends the waiting, and the name is gone already
+            with self._users.changed:
+                self._selector.forget(loaded)
 
     def clear(self) -> None:
         """Forgets all of them."""

@@ -13,7 +13,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from threading import Thread
-from types import TracebackType
 from typing import Any, NoReturn, Self
 
 from torch import nn
@@ -22,25 +21,17 @@ from adaptrix.adapter import Adapter
 from adaptrix.architecture import Site
 from adaptrix.errors import Problem, UsageError
 from adaptrix.planning.plan import Plan
+from adaptrix.runtime import guards
 from adaptrix.runtime.cache import AdapterCache
-from adaptrix.runtime.guards import (
-    planned,
-    require_choices,
-    require_generating,
-    require_graph,
-    require_idle,
-    require_left,
-    require_no_slots,
-    require_not_default,
-)
 from adaptrix.runtime.hooks import Hooks
 from adaptrix.runtime.loaded import Choice as Choice
 from adaptrix.runtime.loaded import LoadedAdapters, RowChoice, require_name
+from adaptrix.runtime.logs import LOG
 from adaptrix.runtime.module_hook import uncopied
 from adaptrix.runtime.modules import require_plain
 from adaptrix.runtime.refcounts import Users
 from adaptrix.runtime.replaced import SiteKernel
-from adaptrix.runtime.report import SessionReport
+from adaptrix.runtime.report import SessionReport, report_of
 from adaptrix.runtime.row_factors import GivenFactors, RowFactors
 from adaptrix.runtime.selection import BASE, Loaded, Selection, weighted
 from adaptrix.runtime.sharing import Prefill, prefill
@@ -69,8 +60,7 @@ class Session:
         self._swaps = self._kept = 0
 
     def __repr__(self) -> str:
-        named = some(self.adapters, 5) or "none"
-        state = "" if self._hooks.attached else ", detached"
+        named, state = some(self.adapters, 5) or "none", "" if self._hooks.attached else ", detached"
         return f"<Session on {type(self._hooks.model).__name__}: adapters {named}{state}>"
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
@@ -83,21 +73,24 @@ class Session:
         """
         with self._users.changed:
             self._hooks.make_default(self._open.summed(choice))
+        LOG.info("activate %.200r", choice)
 
     @contextmanager
     def use(self, choice: Choice) -> Iterator[None]:
         """A choice for this context: an adapter, a weighted sum of several, or None for the base. Nests.
 
-        A new thread is a context of its own and starts with the default: :meth:`thread` makes one that takes the
-        choice along. A pass in a thread that chose nothing, while another thread's block is open, warns once.
+        A new thread starts with the default, and warns once if it runs the model so while a block is open elsewhere:
+        :meth:`thread` makes one that takes the choice along.
         """
         with self._users.using(lambda: self._open.summed(choice)) as selection, self._hooks.block(selection):
+            LOG.debug("use %.200r", choice)
             yield
 
     @contextmanager
     def route(self, rows: Sequence[str | None]) -> Iterator[None]:
         """One adapter, or None for the base, for each row of the batch; beams count with their row."""
         with self._users.using(lambda: self._open.routed(rows)) as selection, self._hooks.block(selection):
+            LOG.debug("route %.200r", rows)
             yield
 
     def thread(self, target: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Thread:
@@ -106,17 +99,11 @@ class Session:
         - ``target``: such as ``model.generate``; called in a copy of this context.
         - ``args``, ``kwargs``: the arguments that it is called with.
 
-        What is active now, the default included, stays active in the thread until it ends, and in use from this call
-        on: unloading it waits for the thread::
-
-            with session.use("math"):
-                thread = session.thread(model.generate, **inputs, streamer=streamer)
-            thread.start()
+        What is active now, the default included, stays so in the thread, and is in use from this call until it ends.
         """
         self._require_open()
-        return thread_under(
-            self._users, lambda: self._hooks.current, self._hooks.block, partial(target, *args, **kwargs)
-        )
+        call = partial(target, *args, **kwargs)
+        return thread_under(self._users, lambda: self._hooks.current, self._hooks.block, call)
 
     def generate(self, choice: Choice | RowChoice, /, *args: Any, **kwargs: Any) -> Any:
         """Returns what ``model.generate(*args, **kwargs)`` returns under a choice, in whatever thread it is called.
@@ -124,13 +111,11 @@ class Session:
         - ``choice``: an adapter, weights by name, None for the base, or a list: one adapter, or None, a row.
         - ``args``, ``kwargs``: those of ``model.generate``, a ``streamer`` among them.
 
-        Raises :class:`UsageError` for an unknown adapter, and for a model that does not generate. To stream::
-
-            Thread(target=session.generate, args=("math",), kwargs={**inputs, "streamer": streamer}).start()
+        Raises :class:`UsageError` for an unknown adapter, and for a model that does not generate.
         """
-        model: Any = self._hooks.model
-        require_generating(model)
+        model = guards.generating(self._hooks.model)
         with self._users.using(lambda: self._open.chosen(choice)) as selection, self._hooks.block(selection):
+            LOG.debug("generate under %.200r", choice)
             return model.generate(*args, **kwargs)
 
     @contextmanager
@@ -142,7 +127,7 @@ class Session:
         has more rows, those that lie together share a pair. Raises :class:`RefusedError` for what does not fit.
         """
         self._require_open()
-        require_no_slots("factors", self._slots)
+        guards.require_no_slots("factors", self._slots)
         changes = self._places.changes(factors, scale)
         self._hooks.cover(changes)
         if any(factor.requires_grad for pair in factors.values() for factor in pair):
@@ -176,6 +161,7 @@ class Session:
                 done = refill(self._hooks.model, self._hooks.own(cache), selection, self.new_cache)
             self._hooks.make_default(selection)
         self._swaps, self._kept = self._swaps + 1, self._kept + done.kept
+        LOG.info("swap to %.200r: %d layers kept, %d recomputed: %s", choice, done.kept, done.recomputed, done.reason)
         return done
 
     def prefill_shared(self, inputs: Mapping[str, Any], choices: Sequence[Choice | RowChoice]) -> list[Prefill]:
@@ -190,7 +176,7 @@ class Session:
                 with session.use(name):
                     model.generate(tokens, past_key_values=done.cache)
         """
-        require_choices(choices)
+        guards.require_choices(choices)
         with ExitStack() as held:
             using = [self._users.using(partial(self._open.chosen, choice)) for choice in choices]
             done = prefill(self._hooks, inputs, [held.enter_context(one) for one in using])
@@ -213,7 +199,8 @@ class Session:
         if self._slots is not None:
             kernels = self._slots.admit(name, kernels)
         self._hooks.cover(kernels)
-        self._adapters.put(Loaded(name, self._users.version(), kernels, plan))
+        self._adapters.put(loaded := Loaded(name, self._users.version(), kernels, plan))
+        LOG.info("load %r, version %d: %d modules", name, loaded.version, len(kernels))
 
     def parameters(self, name: str) -> list[nn.Parameter]:
         """The numbers of an adapter, to be learned: for each delta A, B, and bias and magnitude where it has them; of a
@@ -232,28 +219,22 @@ class Session:
         ``model.layers.0.mlp.up_proj.spectral_z``."""
         loaded = self._open.one(name)
         if not any(isinstance(change, Trainable) for change in loaded.kernels.values()):
-            loaded = self._in_training(loaded)
+            guards.require_trainable(loaded, self._slots, self._users, self._hooks.default)
+            loaded = replace(loaded, kernels=learned(guards.planned(loaded), self._hooks.modules, loaded.kernels))
+            self._hooks.freeze()
+            self._adapters.put(loaded)
         trained = (change for change in loaded.kernels.values() if isinstance(change, Trainable))
-        targets = planned(loaded).bound.targets
+        targets = guards.planned(loaded).bound.targets
         return {f"{targets[site]}.{key}": leaf for change in trained for site, key, leaf in change.leaves.named()}
 
     def adapter(self, name: str) -> Adapter:
         """An adapter as it is now, its leaves' numbers in it: for ``adaptrix.convert``, or to be loaded again."""
         loaded = self._open.one(name)
-        return adapter_now(planned(loaded), loaded.kernels)
+        return adapter_now(guards.planned(loaded), loaded.kernels)
 
     def report(self) -> SessionReport:
         """Counts since the session began: injections by site, swaps, drift and paging."""
-        drift = self._hooks.drift
-        return SessionReport(
-            injections={str(site): count for site, count in self._hooks.injections.items()},
-            swaps=self._swaps,
-            layers_kept=self._kept,
-            tokens_clamped=None if drift is None else drift.clamped,
-            mean_drift=None if drift is None else drift.mean,
-            max_drift=None if drift is None else drift.largest,
-            paged=None if self._slots is None else self._slots.paged,
-        )
+        return report_of(self._hooks.injections, self._hooks.drift, self._slots, self._swaps, self._kept)
 
     def compile(self, **options: Any) -> None:
         """Compiles the model's forward pass (``torch.compile(…, **options)``) until the session is detached.
@@ -266,7 +247,7 @@ class Session:
         """
         self._require_open()
         require_plain(self._hooks.model)
-        require_graph(self._slots, self._hooks.drift)
+        guards.require_graph(self._slots, self._hooks.drift)
         self._hooks.compile(**options)
 
     def unload(self, name: str) -> None:
@@ -277,14 +258,12 @@ class Session:
         self._require_open()
         with self._users.changed:
             loaded = self._adapters.one(name)
-            require_not_default(loaded, self._hooks.default)
+            guards.require_not_default(loaded, self._hooks.default)
             self._hooks.settle()
-            require_left(loaded, self._users)
+            guards.require_left(loaded, self._users)
             self._adapters.drop(loaded)
-        try:
-            self._users.drain(loaded)
-        finally:  # an interrupt ends the waiting, and the name is gone already
-            self._adapters.forget(loaded)
+        self._adapters.forget_after_use(loaded)
+        LOG.info("unload %r, version %d", name, loaded.version)
 
     def detach(self) -> None:
         """Takes every hook off the model; calling it again does nothing.
@@ -293,6 +272,7 @@ class Session:
         """
         if self._hooks.attached:
             self._hooks.make_default(BASE)
+            LOG.info("detach from %s", type(self._hooks.model).__name__)
         self._hooks.remove()
         self._adapters.clear()
         if self._slots is not None:
@@ -306,9 +286,7 @@ class Session:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.detach()
 
     @property
@@ -316,17 +294,6 @@ class Session:
         """The adapters of a session that is not over. Raises :class:`UsageError`."""
         self._require_open()
         return self._adapters
-
-    def _in_training(self, loaded: Loaded) -> Loaded:
-        """The adapter with leaves for its numbers, in the place of what it was."""
-        require_no_slots(loaded.name, self._slots)
-        require_not_default(loaded, self._hooks.default)
-        require_idle(loaded, self._users)
-        plan = planned(loaded)
-        training = replace(loaded, kernels=learned(plan, self._hooks.modules, loaded.kernels))
-        self._hooks.freeze()
-        self._adapters.put(training)
-        return training
 
     def _require_open(self) -> None:
         if not self._hooks.attached:

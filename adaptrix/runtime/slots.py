@@ -18,6 +18,7 @@ from torch import Tensor
 from adaptrix.architecture import Site
 from adaptrix.errors import Problem, RefusedError, UsageError, refuse
 from adaptrix.runtime.kernel import Kernel
+from adaptrix.runtime.logs import LOG
 from adaptrix.runtime.refcounts import DEFAULT, Users
 from adaptrix.runtime.replaced import SiteKernel
 from adaptrix.runtime.rows import rows_of
@@ -138,6 +139,7 @@ class Slots:
                 kernels = make()
                 self._require_fit(kernels)
                 self._seated[key] = self._put(self._free[-1], kernels)
+                LOG.debug("page versions and weights %.200r into slot %d", key, self._free[-1])
                 self._free.pop()
             self._seated.move_to_end(key)
         return [self._seated[key] for key in wanted]
@@ -201,6 +203,7 @@ class Slots:
 
     def _leave(self, key: Key) -> None:
         left = self._seated.pop(key)
+        LOG.debug("page versions and weights %.200r out of slot %d", key, left.slot)
         self._clear(left.slot, left.kernels)
         self._free.append(left.slot)
 

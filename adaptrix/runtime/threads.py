@@ -9,6 +9,7 @@ from threading import Thread, get_ident
 from typing import Any
 from weakref import finalize, ref
 
+from adaptrix.runtime.logs import LOG
 from adaptrix.runtime.refcounts import ThreadToCome, Users
 from adaptrix.runtime.selection import Selection
 
@@ -27,10 +28,12 @@ def thread_under(
     with users.changed:
         selection = find()
         users.add(selection, owner)
+    names = tuple(loaded.name for loaded in selection.adapters)
 
     def run() -> None:
         try:
             with block(selection):
+                LOG.debug("a thread under adapters %.200r", names)
                 call()
         finally:
             release()
