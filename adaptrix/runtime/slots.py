@@ -180,8 +180,9 @@ class Slots:
         """Raises :class:`UsageError` where waiting might not end, as while this thread itself keeps a slot."""
         kept = {key: owners for key, one in self._seated.items() if (owners := self._users.of(one))}
         owners = set().union(*kept.values())
-        needed = len(kept.keys() | wanted.keys())
-        if len(wanted) > self.count or get_ident() in owners or owners <= {DEFAULT}:
+        staying = {key for key, users in kept.items() if DEFAULT in users}
+        if len(staying | wanted.keys()) > self.count or get_ident() in owners or owners <= {DEFAULT}:
+            needed = len(kept.keys() | wanted.keys())
             raise UsageError(_no_slot(self.count, needed, self._keepers(wanted, owners)))
 
     def _keepers(self, wanted: Wanted, owners: set[int]) -> str:
