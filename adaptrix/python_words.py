@@ -17,7 +17,9 @@ _FLAGS = frozenset(["allow-nonfinite", "prune", "force", "verify", "drop-extras"
 #: options that are lists in Python
 _LISTS = frozenset(["save", "ignore", "weights"])
 #: the values that messages show: placeholders, numbers, quoted text, and the words of some options
-_VALUE = r"(?:[A-Z][A-Z_]*|\d+(?:[.,-]\d+)*%?|'[^']*'|all|middle|fit:K|peft|injection|svd|cat|bf16|fp16|fp32|fp64)(?![\w:])"
+_VALUE = (
+    r"(?:[A-Z][A-Z_]*|\d+(?:[.,-]\d+)*%?|'[^']*'|all|middle|fit:K|peft|injection|svd|cat|bf16|fp16|fp32|fp64)(?![\w:])"
+)
 _OPTION = rf"--[a-z]+(?:-[a-z]+)*(?: {_VALUE})?"
 _FUNCTIONS = "check|combine|convert|diff|extract|inspect|merge|resize"
 _CALL = re.compile(rf"`?adaptrix ({_FUNCTIONS})((?: (?:[A-Z][A-Z_]*|{_OPTION}))+)`?")

@@ -121,8 +121,12 @@ class Hooks:
     @contextmanager
     def block(self, selection: Selection) -> Iterator[None]:
         """The same as :meth:`choosing` for a block of the user's, which may have been meant for threads as well."""
-        with self._blocks.opened(self.default), self.choosing(selection):
-            yield
+        block = self._blocks.open(self.default)
+        try:
+            with self.choosing(selection):
+                yield
+        finally:
+            self._blocks.close(block)
 
     @contextmanager
     def choosing(self, selection: Selection) -> Iterator[None]:
