@@ -25,11 +25,13 @@ from adaptrix.merging.options import MergeOptions, QloraBase, prepare
 from adaptrix.options import Options, Vectors
 from adaptrix.pipeline import Pipeline
 from adaptrix.planning.redistribute import Redistribution
+from adaptrix.python_words import problem_in_python, said_in_python
 from adaptrix.results import CheckReport
 
 Uri = str | PathLike[str]
 
 
+@said_in_python()
 def load(uri: Uri) -> Adapter:
     """The adapter at a uri, sound in itself; :func:`check` says whether it fits a model.
 
@@ -40,6 +42,7 @@ def load(uri: Uri) -> Adapter:
     return Pipeline().read(fspath(uri)).require_sound()
 
 
+@said_in_python()
 def check(adapter: Adapter | Uri, base: Uri | None = None, *, allow_nonfinite: bool = False) -> CheckReport:
     """Everything that is wrong with an adapter, alone and on ``base``.
 
@@ -54,6 +57,7 @@ def check(adapter: Adapter | Uri, base: Uri | None = None, *, allow_nonfinite: b
     return Pipeline().check(_subject(adapter), _path(base), allow_nonfinite=allow_nonfinite)
 
 
+@said_in_python()
 def inspect(uri: Adapter | Uri, base: Uri | None = None) -> Inspection:
     """The contents of an adapter: provenance, config, shapes by role, ‖ΔW‖ by role and layer.
 
@@ -67,6 +71,7 @@ def inspect(uri: Adapter | Uri, base: Uri | None = None) -> Inspection:
     return summarise(pipeline.bind(adapter, _path(base)), source)
 
 
+@said_in_python()
 def convert(
     uri: Adapter | Uri,
     out: Uri | None = None,
@@ -140,10 +145,11 @@ def convert(
     )
     pipeline = Pipeline()
     done = pipeline.convert(_subject(uri), out, options, maker_for(options, pipeline), BaseVectors(pipeline))
-    warn_of(done.problems)
+    warn_of(map(problem_in_python, done.problems))
     return done.path
 
 
+@said_in_python()
 def combine(
     adapters: Sequence[Adapter | Uri],
     weights: Sequence[float] | None = None,
@@ -185,10 +191,11 @@ def combine(
     subjects = [_subject(adapter) for adapter in adapters]
     options = _output(to, base, dtype, name, force=force)
     done = combine_adapters(Pipeline(), subjects, recipe, out, options)
-    warn_of(done.problems)
+    warn_of(map(problem_in_python, done.problems))
     return done
 
 
+@said_in_python()
 def resize(
     adapter: Adapter | Uri,
     rank: int | None = None,
@@ -216,10 +223,11 @@ def resize(
     """
     options = _output(to, base, dtype, name, force=force)
     done = resize_adapter(Pipeline(), _subject(adapter), Size(rank, energy), out, options)
-    warn_of(done.problems)
+    warn_of(map(problem_in_python, done.problems))
     return done
 
 
+@said_in_python()
 def diff(first: Adapter | Uri, second: Adapter | Uri, base: Uri | None = None) -> Comparison:
     """A comparison of two adapters, site by site: the cosine, the ratio of the norms and the distance of their ΔW.
 
@@ -231,6 +239,7 @@ def diff(first: Adapter | Uri, second: Adapter | Uri, base: Uri | None = None) -
     return compare_adapters(Pipeline(), _subject(first), _subject(second), _path(base))
 
 
+@said_in_python()
 def extract(
     finetuned: Uri,
     base: Uri,
@@ -264,10 +273,11 @@ def extract(
     extraction = Extraction(rank, svd, seed, tuple(save), tuple(ignore))
     options = _output(to, None, dtype, name, force=force)
     done = extract_adapter(Pipeline(), fspath(finetuned), fspath(base), extraction, out, options)
-    warn_of(done.problems)
+    warn_of(map(problem_in_python, done.problems))
     return done
 
 
+@said_in_python()
 def merge(
     uri: Uri,
     base: Uri,
@@ -303,7 +313,7 @@ def merge(
     target = _path(out)
     prepare(target, options)
     done = write(draft(Pipeline(), fspath(uri), fspath(base), options), target, options)
-    warn_of(done.problems)
+    warn_of(map(problem_in_python, done.problems))
     return done.path
 
 

@@ -22,6 +22,7 @@ from adaptrix.binding.translate import in_own_names
 from adaptrix.errors import AdaptrixError, Problem, RefusedError, UsageError, errors_in, warn_of
 from adaptrix.pipeline import Pipeline
 from adaptrix.planning.plan import Plan, inactive, plan_of
+from adaptrix.python_words import problem_in_python, said_again
 from adaptrix.runtime.build import kernels, require_finite
 from adaptrix.runtime.decompositions import Decompositions
 from adaptrix.runtime.drift import Drift
@@ -145,9 +146,8 @@ def _all(loader: _Loader, adapters: Mapping[str, AdapterLike]) -> dict[str, tupl
 
 
 def _named(problem: Problem, name: str) -> Problem:
-    """A problem of one among several adapters; here there is no base to name but the model."""
-    remedy = "Attach it to a model of its own family." if problem.code == "site-missing" else problem.remedy
-    return replace(problem, where=f"{name}: {problem.where}", remedy=remedy)
+    """A problem of one among several adapters."""
+    return replace(problem, where=f"{name}: {problem.where}")
 
 
 class _Loader:
@@ -161,8 +161,15 @@ class _Loader:
         self._reached: dict[tuple[str, ...], dict[Site, Reached]] = {}
         self.modules: dict[Site, Reached] = {}
 
-    @torch.inference_mode(False)
     def __call__(self, adapter: AdapterLike) -> tuple[Mapping[Site, SiteKernel], Plan]:
+        """The changes and the plan of an adapter. Raises :class:`AdaptrixError` with the remedies of a session."""
+        try:
+            return self._built(adapter)
+        except AdaptrixError as error:
+            raise said_again(error, _on_a_model) from error.__cause__
+
+    @torch.inference_mode(False)
+    def _built(self, adapter: AdapterLike) -> tuple[Mapping[Site, SiteKernel], Plan]:
         read = adapter if isinstance(adapter, Adapter) else self._pipeline.read(_uri(adapter))
         known = self._pipeline.catalog.architectures
         read = in_own_names(read, known, self._config)
@@ -178,7 +185,8 @@ class _Loader:
         require_finite(found, plan)
         modules |= {place.reached.site: place.reached for place in extras}
         self.modules |= {site: modules[site] for site in found}
-        warn_of((*_unanswered(bound.problems), *inactive(plan, self._layers), *inert(plan, self._model, modules)))
+        said = (*_unanswered(bound.problems), *inactive(plan, self._layers), *inert(plan, self._model, modules))
+        warn_of(map(_on_a_model, said))
         return found, plan
 
     def write(self, plan: Plan, folder: str | PathLike[str]) -> None:
@@ -191,6 +199,17 @@ class _Loader:
         if key not in self._reached:
             self._reached[key] = reached(self._model, architecture)
         return self._reached[key]
+
+
+def _on_a_model(problem: Problem) -> Problem:
+    """A problem with a remedy for who attaches: the model is the base, and nothing lets NaN through."""
+    if problem.code == "site-missing":
+        return replace(problem, remedy="Attach it to a model of its own family.")
+    if "--base" in problem.remedy and "adaptrix convert" not in problem.remedy:
+        return replace(problem, remedy="The model is the base here: attach it to the one that it was trained on.")
+    if "--allow-nonfinite" in problem.remedy:
+        return replace(problem, remedy="It is damaged: fetch it again, or save it again where it was trained.")
+    return problem_in_python(problem)
 
 
 def _unanswered(problems: Iterable[Problem]) -> Iterator[Problem]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adaptrix.binding.bind import BoundAdapter
 from adaptrix.errors import Problem, errors_in
 from adaptrix.measuring.bootstrap import Estimate
 from adaptrix.schemas.values import number
+from adaptrix.wording import some
 
 if TYPE_CHECKING:
     from adaptrix.schemas.reports import EstimateJSON, FidelityJSON, RowJSON, TextJSON
@@ -62,7 +63,7 @@ def _estimate(found: Estimate) -> EstimateJSON:
     return {"value": number(found.value), "low": number(found.low), "high": number(found.high)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FidelityReport:
     """The measurements of plans of an adapter on a text, beside the whole adapter.
 
@@ -79,7 +80,7 @@ class FidelityReport:
 
     source: str
     base: str
-    adapter: BoundAdapter = field(repr=False)
+    adapter: BoundAdapter
     text: Mapping[str, str]
     tokens: int
     windows: int
@@ -90,7 +91,12 @@ class FidelityReport:
     device: str
     depth: int
     rows: tuple[Row, ...]
-    problems: tuple[Problem, ...] = field(default=(), repr=False)
+    problems: tuple[Problem, ...] = ()
+
+    def __repr__(self) -> str:
+        """The source, the base and the plans measured: rows have a dozen figures each."""
+        plans = some((row.policy for row in self.rows), 8)
+        return f"<FidelityReport {self.source!r} on {self.base!r}: {plans}; {self.tokens} tokens>"
 
     def __getitem__(self, policy: str) -> Row:
         """The row of a policy. Raises :class:`KeyError`."""

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
 from inspect import signature
 from itertools import count
 from threading import Lock
-from types import MappingProxyType
 from typing import Any, NoReturn
 
 import torch
@@ -19,21 +17,20 @@ from adaptrix.architecture import Site
 from adaptrix.errors import refuse
 from adaptrix.runtime import recompute
 from adaptrix.runtime.batch import batch_of
+from adaptrix.runtime.blocks import OpenBlocks
 from adaptrix.runtime.cache import AdapterCache
 from adaptrix.runtime.compiling import SlotIndex, apart, compile_forward
 from adaptrix.runtime.drift import Drift
-from adaptrix.runtime.module_hook import ModuleHooks, Pass
+from adaptrix.runtime.module_hook import ModuleHooks, Pass, uncopied
 from adaptrix.runtime.modules import Reached
 from adaptrix.runtime.never_called import NeverCalled
-from adaptrix.runtime.refcounts import Users
-from adaptrix.runtime.selection import BASE, Selection
+from adaptrix.runtime.refcounts import DEFAULT, Users
+from adaptrix.runtime.selection import BASE, CHOSEN, Selection
 from adaptrix.runtime.slots import Slots
 from adaptrix.runtime.steps import Steps
 from adaptrix.runtime.swapping import depth_of, layers_of, require_own
 
 _SESSIONS = count(1)
-#: what this context has chosen, by session
-_CHOSEN: ContextVar[Mapping[int, Selection]] = ContextVar("adaptrix_chosen", default=MappingProxyType({}))
 
 
 class Hooks:
@@ -57,6 +54,7 @@ class Hooks:
         self._modules, self._users = modules, users
         self._handles = ExitStack()
         self._pass = Pass()
+        self._blocks = OpenBlocks()
         self._injector = ModuleHooks(model, self._pass, lambda: self.current, drift, slots)
         self._uncalled = NeverCalled(model, modules, lambda: self.injections)
         self._lock = Lock()
@@ -69,10 +67,8 @@ class Hooks:
         self._keep(model.register_forward_pre_hook(self._before, with_kwargs=True))
         self._keep(model.register_forward_hook(self._pass_ends, always_call=True))
 
-    def __deepcopy__(self, memo: object) -> NoReturn:
-        raise refuse(
-            "session-state", "model", "it has a session attached, which cannot be copied", remedy="Detach first."
-        )
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise uncopied("model")
 
     def cover(self, sites: Iterable[Site]) -> None:
         """Hooks the modules of these sites that have none yet."""
@@ -130,14 +126,31 @@ class Hooks:
         return self._modules
 
     @contextmanager
+    def block(self, selection: Selection) -> Iterator[None]:
+        """The same as :meth:`choosing` for a block of the user's, which may have been meant for threads as well."""
+        block = self._blocks.open(self.default)
+        try:
+            with self.choosing(selection):
+                yield
+        finally:
+            self._blocks.close(block)
+
+    @contextmanager
     def choosing(self, selection: Selection) -> Iterator[None]:
         """Makes a selection, which is counted as in use, active in this context while the block runs."""
-        token = _CHOSEN.set({**_CHOSEN.get(), self._session: selection})
+        token = CHOSEN.set({**CHOSEN.get(), self._session: selection})
         try:
             with self._pass.under(selection, self._injector.table):
                 yield
         finally:
-            _CHOSEN.reset(token)
+            CHOSEN.reset(token)
+
+    def make_default(self, selection: Selection) -> None:
+        """Makes a selection active where a context chose nothing, and counts it as in use."""
+        with self._users.changed:
+            self._users.add(selection, DEFAULT)
+            self._users.remove(self.default, DEFAULT)
+            self.default = selection
 
     def compile(self, **options: Any) -> None:
         """Compiles the model's forward pass until the hooks come off."""
@@ -155,7 +168,7 @@ class Hooks:
         if recompute.in_backward():
             then: Mapping[int, Selection] = recompute.recomputed()
             return then.get(self._session, BASE)
-        return _CHOSEN.get().get(self._session) or self._pass.selection or self.default
+        return CHOSEN.get().get(self._session) or self._pass.selection or self._blocks.unchosen(self.default)
 
     @property
     def injections(self) -> dict[Site, int]:
@@ -182,7 +195,7 @@ class Hooks:
         self._pass.set(current, self._injector.table(current))
         if torch.is_grad_enabled() and recompute.checkpointing(self._recomputable):
             self._require_no_slots()
-            chosen = {**_CHOSEN.get(), self._session: current}
+            chosen = {**CHOSEN.get(), self._session: current}
             block.enter_context(recompute.noting(chosen, lambda: self.attached))
         given = {**dict(zip(self._inputs, args, strict=False)), **kwargs}
         if current.rows > 1:
@@ -195,9 +208,9 @@ class Hooks:
 
     def _taken(self, block: ExitStack) -> Selection:
         """The selection that a pass runs under from start to end, whatever becomes the default meanwhile."""
-        if self._session in _CHOSEN.get() or recompute.in_backward():
+        if self._session in CHOSEN.get() or recompute.in_backward():
             return self.current
-        if self.default is BASE:  # it uses nothing that could be unloaded
+        if self._blocks.unchosen(self.default) is BASE:  # it uses nothing that could be unloaded
             return BASE
         return block.enter_context(self._users.using(lambda: self.default))
 

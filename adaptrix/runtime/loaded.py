@@ -58,10 +58,13 @@ class LoadedAdapters:
         """Takes an adapter's name away."""
         self._loaded = {name: kept for name, kept in self._loaded.items() if name != loaded.name}
 
-    def forget(self, loaded: Loaded) -> None:
-        """Drops what was made of an adapter that is no longer loaded."""
-        with self._users.changed:
-            self._selector.forget(loaded)
+    def forget_after_use(self, loaded: Loaded) -> None:
+        """Waits for the users of an adapter that is no longer loaded, and drops what was made of it."""
+        try:
+            self._users.drain(loaded)
+        finally:  # an interrupt ends the waiting, and the name is gone already
+            with self._users.changed:
+                self._selector.forget(loaded)
 
     def clear(self) -> None:
         """Forgets all of them."""
@@ -113,8 +116,10 @@ class Selector:
         if self.slots is None or not terms:
             return self._remembered(key, lambda: weighted(terms), alone=_is_alone(terms)) if terms else BASE
         (seat,) = self.slots.seat({key: partial(_low_rank, terms)})
-        made = partial(replace, weighted(terms), kernels=seat.kernels, seats=(seat,))
-        return self._remembered((seat,), made, alone=True)
+        self._forget_left(self.slots)
+        return self._remembered(
+            (seat,), lambda: replace(weighted(terms), kernels=seat.kernels, seats=(seat,)), alone=True
+        )
 
     def routed(self, rows: Sequence[Loaded | None]) -> Selection:
         """One adapter, or the base, for each row of a batch."""
@@ -134,6 +139,11 @@ class Selector:
                 del remembered[key]
         if self.slots is not None:
             self.slots.forget(loaded.version)
+
+    def _forget_left(self, slots: Slots) -> None:
+        """Drops the selections of slots that others lie in now: each paging makes a new one."""
+        if len(self._alone) > slots.count:
+            self._alone = {key: made for key, made in self._alone.items() if slots.holds(key[0])}
 
     def _remembered(self, key: tuple[Any, ...], make: Callable[[], Selection], *, alone: bool = False) -> Selection:
         """A selection, made once; of those that are copies the least recently used is forgotten first."""

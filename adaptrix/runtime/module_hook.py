@@ -9,7 +9,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, NoReturn
 from weakref import WeakKeyDictionary
 
 import torch
@@ -27,10 +28,10 @@ from adaptrix.runtime.factors import device_of
 from adaptrix.runtime.kernel import ActiveKernel
 from adaptrix.runtime.modules import Links, Reached, links
 from adaptrix.runtime.never_called import Watched
-from adaptrix.runtime.places import Places
+from adaptrix.runtime.places import Place, Places
 from adaptrix.runtime.row_guard import Guarded, in_graph, require_none
 from adaptrix.runtime.selection import Selection
-from adaptrix.runtime.slots import Slots
+from adaptrix.runtime.slots import Bank, Slots
 
 #: the kernel that acts on a module, and the counter of how often it did
 Table = Mapping[nn.Module, tuple[ActiveKernel, Iterator[int]]]
@@ -120,15 +121,21 @@ class ModuleHooks:
         self._links: WeakKeyDictionary[Selection, Links] = WeakKeyDictionary()
         self._shared: Hook = self._inject
 
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise uncopied("module")
+
     def cover(self, reached: Reached) -> RemovableHandle | None:
         """Hooks a module that has adapters where it now is; None if it has a hook already."""
         self._homes[reached.module] = device_of(reached.module)
         if reached.site in self._hooked:
             return None
         self._hooked[reached.site], self._calls[reached.site] = reached, Calls()
-        hook = self._shared if self._slots is None else self._in_slots(reached.site)
+        # partials and methods, no closures: a copied or pickled module comes to this object, which refuses
+        hook = self._shared
+        if self._slots is not None:
+            hook = partial(self._in_slot, self._slots.banks[reached.site], self._places.of(reached.name))
         if "_hf_hook" in vars(reached.module):
-            hook = _aligned(hook)
+            hook = partial(_aligned, hook)
         return reached.module.register_forward_hook(hook)
 
     def table(self, selection: Selection) -> Table:
@@ -178,22 +185,18 @@ class ModuleHooks:
             self._require_at_home(module, output)
             raise
 
-    def _in_slots(self, site: Site) -> Hook:
+    def _in_slot(
+        self, bank: Bank, place: Place, module: nn.Module, args: tuple[Any, ...], output: Tensor
+    ) -> Tensor | None:
         """A hook that a compiler may look into: it knows its bank, and reads the numbers of the slots."""
-        assert self._slots is not None
-        bank, inject, place = self._slots.banks[site], self._inject, self._places.of(self._hooked[site].name)
-
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-            if is_dynamo_compiling() and self.lanes is not None:
-                if self.lanes.slots.shape[0] > 1:
-                    require_none(place, in_graph(place, args[0], bank.embedding))
-                return bank.add(args[0], output, self.lanes.slots)
-            answer = inject(module, args, output)
-            if answer is not None and answer.requires_grad and len(self._current().seats) == 1:  # rows have copies
-                bank.guard(answer)
-            return answer
-
-        return hook
+        if is_dynamo_compiling() and self.lanes is not None:
+            if self.lanes.slots.shape[0] > 1:
+                require_none(place, in_graph(place, args[0], bank.embedding))
+            return bank.add(args[0], output, self.lanes.slots)
+        answer = self._inject(module, args, output)
+        if answer is not None and answer.requires_grad and len(self._current().seats) == 1:  # rows have copies
+            bank.guard(answer)
+        return answer
 
     def _require_at_home(self, module: nn.Module, output: Tensor) -> None:
         """Raises :class:`RefusedError` if a module has moved to another device since its adapters were loaded."""
@@ -203,13 +206,16 @@ class ModuleHooks:
             raise refuse("model-changed", name, found, "one device", "Attach again after the model was moved.")
 
 
-def _aligned(hook: Hook) -> Hook:
+def uncopied(where: str) -> RefusedError:
+    """A refusal to pickle or copy what belongs to a session: a copy would have hooks and no adapters."""
+    found = "a session is attached, which can neither be copied nor pickled"
+    remedy = "Detach first, or save model.state_dict(), which needs no detaching. In another process attach there."
+    return refuse("session-state", where, found, "a model without a session", remedy)
+
+
+def _aligned(hook: Hook, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
     """A hook that is given the input where the output is: accelerate moves it inside of the module only."""
-
-    def aligned(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        return hook(module, (args[0].to(output.device), *args[1:]), output)
-
-    return aligned
+    return hook(module, (args[0].to(output.device), *args[1:]), output)
 
 
 def _replaced(name: str) -> Problem:

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import count
-from threading import Condition, RLock, get_ident
+from threading import Condition, RLock, Thread, get_ident
 
 from adaptrix.runtime.selection import Loaded, Selection
 
@@ -19,11 +20,29 @@ _VERSIONS = count(1)
 DEFAULT = 0
 
 
+@dataclass(eq=False, slots=True)
+class ThreadToCome:
+    """A thread as an owner from before it starts: until then its maker stands for it, who could wait for it in vain."""
+
+    maker: int
+    thread: Callable[[], Thread | None] = lambda: None
+
+    @property
+    def ident(self) -> int:
+        """The thread that has to go on for this owner to leave."""
+        thread = self.thread()
+        return self.maker if thread is None or thread.ident is None else thread.ident
+
+
+#: the number of a thread, or :data:`DEFAULT`; or a thread that may not have started
+Owner = int | ThreadToCome
+
+
 class Users:
     """Counts of users by what they use and by thread; versions are never used twice in a process."""
 
     def __init__(self) -> None:
-        self._owners: defaultdict[Hashable, Counter[int]] = defaultdict(Counter)
+        self._owners: defaultdict[Hashable, Counter[Owner]] = defaultdict(Counter)
         #: the lock of the counts and of all that depends on them; notified when something is free again
         self.changed = Condition(RLock())
 
@@ -45,12 +64,12 @@ class Users:
             with self.changed:
                 self.remove(selection, owner)
 
-    def add(self, selection: Selection, owner: int) -> None:
+    def add(self, selection: Selection, owner: Owner) -> None:
         """Counts a user; the lock is held."""
         for item in selection.uses:
             self._owners[item][owner] += 1
 
-    def remove(self, selection: Selection, owner: int) -> None:
+    def remove(self, selection: Selection, owner: Owner) -> None:
         """Counts it no more; the lock is held."""
         for item in selection.uses:
             owners = self._owners[item]
@@ -63,7 +82,8 @@ class Users:
 
     def of(self, item: Hashable) -> set[int]:
         """The threads that use something, :data:`DEFAULT` among them; the lock is held."""
-        return set(self._owners.get(item, ()))
+        owners = self._owners.get(item, ())
+        return {owner if isinstance(owner, int) else owner.ident for owner in owners}
 
     def mine(self, loaded: Loaded) -> bool:
         """True if the current thread uses this version."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from adaptrix.architecture import Site
@@ -59,6 +61,8 @@ class Selection:
 
 
 BASE = Selection()
+#: what this context has chosen, by the number of the session
+CHOSEN: ContextVar[Mapping[int, Selection]] = ContextVar("adaptrix_chosen", default=MappingProxyType({}))
 
 
 def _layer(site: Site, kernel: ActiveKernel) -> float:

@@ -8,12 +8,12 @@ into the middle of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
-from types import TracebackType
-from typing import Any, Self
+from threading import Thread
+from typing import Any, NoReturn, Self
 
 from torch import nn
 
@@ -21,21 +21,25 @@ from adaptrix.adapter import Adapter
 from adaptrix.architecture import Site
 from adaptrix.errors import Problem, UsageError
 from adaptrix.planning.plan import Plan
+from adaptrix.runtime import guards
 from adaptrix.runtime.adapter_module import AdapterModule, adapter_module
 from adaptrix.runtime.builder import Builder
 from adaptrix.runtime.cache import AdapterCache
 from adaptrix.runtime.hooks import Hooks
 from adaptrix.runtime.loaded import Choice as Choice
 from adaptrix.runtime.loaded import LoadedAdapters, RowChoice, require_name
+from adaptrix.runtime.logs import LOG
+from adaptrix.runtime.module_hook import uncopied
 from adaptrix.runtime.modules import require_plain
-from adaptrix.runtime.refcounts import DEFAULT, Users
+from adaptrix.runtime.refcounts import Users
 from adaptrix.runtime.replaced import SiteKernel
-from adaptrix.runtime.report import SessionReport
+from adaptrix.runtime.report import SessionReport, report_of
 from adaptrix.runtime.row_factors import GivenFactors, RowFactors
 from adaptrix.runtime.selection import BASE, Loaded, Selection, weighted
 from adaptrix.runtime.sharing import Prefill, prefill
 from adaptrix.runtime.slots import Slots
 from adaptrix.runtime.swapping import Swap, refill
+from adaptrix.runtime.threads import thread_under
 from adaptrix.runtime.trainable import Trainable
 from adaptrix.runtime.training import adapter_now, learned, named_leaves
 from adaptrix.wording import some
@@ -55,9 +59,11 @@ class Session:
         self._swaps = self._kept = 0
 
     def __repr__(self) -> str:
-        named = some(self.adapters, 5) or "none"
-        state = "" if self._hooks.attached else ", detached"
+        named, state = some(self.adapters, 5) or "none", "" if self._hooks.attached else ", detached"
         return f"<Session on {type(self._hooks.model).__name__}: adapters {named}{state}>"
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise uncopied("session")
 
     def activate(self, choice: Choice) -> None:
         """Makes a choice the default of every context that has none of its own. One write.
@@ -65,23 +71,51 @@ class Session:
         It stays active, in the version of that moment, until the next ``activate``.
         """
         with self._users.changed:
-            self._make_default(self._open.summed(choice))
+            self._hooks.make_default(self._open.summed(choice))
+        LOG.info("activate %.200r", choice)
 
     @contextmanager
     def use(self, choice: Choice) -> Iterator[None]:
         """A choice for this context: an adapter, a weighted sum of several, or None for the base. Nests.
 
-        A new thread is a context of its own and starts with the default: start it by
-        ``Thread(target=contextvars.copy_context().run, args=(model.generate, …))`` to take the choice along.
+        A new thread starts with the default, and warns once if it runs the model so while a block is open elsewhere:
+        :meth:`thread` makes one that takes the choice along.
         """
-        with self._users.using(lambda: self._open.summed(choice)) as selection, self._hooks.choosing(selection):
+        with self._users.using(lambda: self._open.summed(choice)) as selection, self._hooks.block(selection):
+            LOG.debug("use %.200r", choice)
             yield
 
     @contextmanager
     def route(self, rows: Sequence[str | None]) -> Iterator[None]:
         """One adapter, or None for the base, for each row of the batch; beams count with their row."""
-        with self._users.using(lambda: self._open.routed(rows)) as selection, self._hooks.choosing(selection):
+        with self._users.using(lambda: self._open.routed(rows)) as selection, self._hooks.block(selection):
+            LOG.debug("route %.200r", rows)
             yield
+
+    def thread(self, target: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Thread:
+        """A :class:`threading.Thread`, to be started by the caller, that runs ``target`` under what is active here now.
+
+        - ``target``: such as ``model.generate``; called in a copy of this context.
+        - ``args``, ``kwargs``: the arguments that it is called with.
+
+        What is active now, the default included, stays so in the thread, and is in use from this call until it ends.
+        """
+        self._require_open()
+        call = partial(target, *args, **kwargs)
+        return thread_under(self._users, lambda: self._hooks.current, self._hooks.block, call)
+
+    def generate(self, choice: Choice | RowChoice, /, *args: Any, **kwargs: Any) -> Any:
+        """Returns what ``model.generate(*args, **kwargs)`` returns under a choice, in whatever thread it is called.
+
+        - ``choice``: an adapter, weights by name, None for the base, or a list: one adapter, or None, a row.
+        - ``args``, ``kwargs``: those of ``model.generate``, a ``streamer`` among them.
+
+        Raises :class:`UsageError` for an unknown adapter, and for a model that does not generate.
+        """
+        model = guards.generating(self._hooks.model)
+        with self._users.using(lambda: self._open.chosen(choice)) as selection, self._hooks.block(selection):
+            LOG.debug("generate under %.200r", choice)
+            return model.generate(*args, **kwargs)
 
     @contextmanager
     def given(self, factors: RowFactors, scale: float = 1.0) -> Iterator[None]:
@@ -92,13 +126,13 @@ class Session:
         has more rows, those that lie together share a pair. Raises :class:`RefusedError` for what does not fit.
         """
         self._require_open()
-        self._require_no_slots("factors")
+        guards.require_no_slots("factors", self._slots)
         changes = self._places.changes(factors, scale)
         self._hooks.cover(changes)
         if any(factor.requires_grad for pair in factors.values() for factor in pair):
             self._hooks.freeze()
         rows = max(len(A) for A, _ in factors.values())
-        with self._hooks.choosing(Selection(changes, key=("given", self._users.version()), rows=rows)):
+        with self._hooks.block(Selection(changes, key=("given", self._users.version()), rows=rows)):
             yield
 
     def new_cache(self, *names: str) -> AdapterCache:
@@ -125,8 +159,9 @@ class Session:
         with self._users.using(lambda: self._open.chosen(choice)) as selection:
             with self._hooks.choosing(selection):
                 done = refill(self._hooks.model, self._hooks.own(cache), selection, self.new_cache)
-            self._make_default(selection)
+            self._hooks.make_default(selection)
         self._swaps, self._kept = self._swaps + 1, self._kept + done.kept
+        LOG.info("swap to %.200r: %d layers kept, %d recomputed: %s", choice, done.kept, done.recomputed, done.reason)
         return done
 
     def prefill_shared(self, inputs: Mapping[str, Any], choices: Sequence[Choice | RowChoice]) -> list[Prefill]:
@@ -141,10 +176,7 @@ class Session:
                 with session.use(name):
                     model.generate(tokens, past_key_values=done.cache)
         """
-        if isinstance(choices, str) or not choices:
-            found = f"one name, {choices!r}" if choices else "no choices"
-            expected = "a list of at least one choice"
-            raise UsageError(Problem("option", "prefill_shared", found, expected, "None is the base."))
+        guards.require_choices(choices)
         with ExitStack() as held:
             using = [self._users.using(partial(self._open.chosen, choice)) for choice in choices]
             done = prefill(self._hooks, inputs, [held.enter_context(one) for one in using])
@@ -167,7 +199,8 @@ class Session:
         if self._slots is not None:
             kernels = self._slots.admit(name, kernels)
         self._hooks.cover(kernels)
-        self._adapters.put(Loaded(name, self._users.version(), kernels, plan))
+        self._adapters.put(loaded := Loaded(name, self._users.version(), kernels, plan))
+        LOG.info("load %r, version %d: %d modules", name, loaded.version, len(kernels))
 
     def parameters(self, name: str) -> list[nn.Parameter]:
         """The numbers of an adapter, to be learned: for each delta A, B, and bias and magnitude where it has them; of a
@@ -186,8 +219,11 @@ class Session:
         ``model.layers.0.mlp.up_proj.spectral_z``."""
         loaded = self._open.one(name)
         if not any(isinstance(change, Trainable) for change in loaded.kernels.values()):
-            loaded = self._in_training(loaded)
-        return named_leaves(self._planned(loaded), loaded.kernels)
+            guards.require_trainable(loaded, self._slots, self._users, self._hooks.default)
+            loaded = replace(loaded, kernels=learned(guards.planned(loaded), self._hooks.modules, loaded.kernels))
+            self._hooks.freeze()
+            self._adapters.put(loaded)
+        return named_leaves(guards.planned(loaded), loaded.kernels)
 
     @contextmanager
     def training(self, name: str) -> Iterator[AdapterModule]:
@@ -201,7 +237,7 @@ class Session:
         are the model's under the adapter. Rules and errors are those of :meth:`parameters`.
         """
         self.named_parameters(name)
-        with self._users.using(lambda: self._open.summed(name)) as selection, self._hooks.choosing(selection):
+        with self._users.using(lambda: self._open.summed(name)) as selection, self._hooks.block(selection):
             module = adapter_module(self._hooks, self._build, selection)
             try:
                 yield module
@@ -211,22 +247,13 @@ class Session:
     def adapter(self, name: str) -> Adapter:
         """An adapter as it is now, its leaves' numbers in it: for ``adaptrix.convert``, or to be loaded again."""
         loaded = self._open.one(name)
-        return adapter_now(self._planned(loaded), loaded.kernels)
+        return adapter_now(guards.planned(loaded), loaded.kernels)
 
     def report(self) -> SessionReport:
         """Counts since the session began: injections by site, swaps, drift and paging,
         and the active sites that were never called."""
-        drift = self._hooks.drift
-        return SessionReport(
-            injections={str(site): count for site, count in self._hooks.injections.items()},
-            swaps=self._swaps,
-            layers_kept=self._kept,
-            tokens_clamped=None if drift is None else drift.clamped,
-            mean_drift=None if drift is None else drift.mean,
-            max_drift=None if drift is None else drift.largest,
-            paged=None if self._slots is None else self._slots.paged,
-            never_called=tuple(map(str, self._hooks.never_called)),
-        )
+        hooks = self._hooks
+        return report_of(hooks.injections, hooks.never_called, hooks.drift, self._slots, self._swaps, self._kept)
 
     def compile(self, **options: Any) -> None:
         """Compiles the model's forward pass (``torch.compile(…, **options)``) until the session is detached.
@@ -239,10 +266,7 @@ class Session:
         """
         self._require_open()
         require_plain(self._hooks.model)
-        if self._slots is None or self._hooks.drift is not None:
-            found = "a session without slots" if self._slots is None else "a session that measures drift"
-            remedy = "adaptrix.attach(model, …, slots=8), without max_drift and measure"
-            raise UsageError(Problem("slots", "session.compile", found, "adapters in slots, and no drift", remedy))
+        guards.require_graph(self._slots, self._hooks.drift)
         self._hooks.compile(**options)
 
     def unload(self, name: str) -> None:
@@ -253,14 +277,12 @@ class Session:
         self._require_open()
         with self._users.changed:
             loaded = self._adapters.one(name)
-            self._require_not_default(loaded)
+            guards.require_not_default(loaded, self._hooks.default)
             self._hooks.settle()
-            self._require_left(loaded)
+            guards.require_left(loaded, self._users)
             self._adapters.drop(loaded)
-        try:
-            self._users.drain(loaded)
-        finally:  # an interrupt ends the waiting, and the name is gone already
-            self._adapters.forget(loaded)
+        self._adapters.forget_after_use(loaded)
+        LOG.info("unload %r, version %d", name, loaded.version)
 
     def detach(self) -> None:
         """Takes every hook off the model; calling it again does nothing.
@@ -268,7 +290,8 @@ class Session:
         Let the passes of other threads end first: one that is running goes on without adapters from here.
         """
         if self._hooks.attached:
-            self._make_default(BASE)
+            self._hooks.make_default(BASE)
+            LOG.info("detach from %s", type(self._hooks.model).__name__)
         self._hooks.remove()
         self._adapters.clear()
         if self._slots is not None:
@@ -282,9 +305,7 @@ class Session:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.detach()
 
     @property
@@ -292,46 +313,6 @@ class Session:
         """The adapters of a session that is not over. Raises :class:`UsageError`."""
         self._require_open()
         return self._adapters
-
-    def _make_default(self, selection: Selection) -> None:
-        with self._users.changed:
-            self._users.add(selection, DEFAULT)
-            self._users.remove(self._hooks.default, DEFAULT)
-            self._hooks.default = selection
-
-    def _in_training(self, loaded: Loaded) -> Loaded:
-        """The adapter with leaves for its numbers, in the place of what it was."""
-        self._require_no_slots(loaded.name)
-        self._require_not_default(loaded)
-        if self._users.busy(loaded):
-            remedy = "Ask for its parameters before session.use."
-            raise UsageError(Problem("in-use", loaded.name, "it is in use", "an adapter that is not in use", remedy))
-        plan = self._planned(loaded)
-        training = replace(loaded, kernels=learned(plan, self._hooks.modules, loaded.kernels))
-        self._hooks.freeze()
-        self._adapters.put(training)
-        return training
-
-    def _require_no_slots(self, name: str) -> None:
-        if self._slots is not None:
-            found, remedy = "an adapter in a slot has no parameters of its own", "Train it in a session without slots."
-            raise UsageError(Problem("slots", name, found, "a session without slots", remedy))
-
-    def _require_not_default(self, loaded: Loaded) -> None:
-        if loaded in self._hooks.default.adapters:
-            remedy = "session.activate(None) first."
-            raise UsageError(Problem("in-use", loaded.name, "it is the default", "another default", remedy))
-
-    def _require_left(self, loaded: Loaded) -> None:
-        if self._users.mine(loaded):
-            remedy = "Leave session.use and session.route first."
-            raise UsageError(Problem("in-use", loaded.name, "this thread uses it", "no user but other threads", remedy))
-
-    def _planned(self, loaded: Loaded) -> Plan:
-        if loaded.plan is None:
-            found = "its kernels were given as they are"
-            raise UsageError(Problem("option", loaded.name, found, "an adapter that was loaded"))
-        return loaded.plan
 
     def _require_open(self) -> None:
         if not self._hooks.attached:

@@ -18,10 +18,11 @@ from torch import Tensor
 from adaptrix.architecture import Site
 from adaptrix.errors import Problem, RefusedError, UsageError, refuse
 from adaptrix.runtime.kernel import Kernel
+from adaptrix.runtime.logs import LOG
 from adaptrix.runtime.refcounts import DEFAULT, Users
 from adaptrix.runtime.replaced import SiteKernel
 from adaptrix.runtime.rows import rows_of
-from adaptrix.runtime.selection import Resident
+from adaptrix.runtime.selection import CHOSEN, Resident
 
 #: ranks that banks come in; a smaller one is filled up with zeros
 BUCKETS = (4, 8, 16, 32, 64, 128, 256)
@@ -93,7 +94,7 @@ class Slots:
         if not all(type(number) is int and number >= 1 for number in (count, max_rank)):
             found = f"slots={count!r}, max_rank={max_rank!r}"
             raise UsageError(Problem("option", "slots", found, "at least one slot, of a rank of at least 1"))
-        self._count, self._rank, self._users = count, bucket(max_rank), users
+        self.count, self._rank, self._users = count, bucket(max_rank), users
         self._seated: OrderedDict[Key, Resident] = OrderedDict()
         self._free = list(range(count, 0, -1))
         self.banks: dict[Site, Bank] = {}
@@ -122,7 +123,7 @@ class Slots:
         kernels = {site: change for site, change in changes.items() if isinstance(change, Kernel)}
         with self._users.changed:
             new = {site: kernel for site, kernel in kernels.items() if site not in self.banks}
-            self.banks |= {site: Bank(kernel, self._count + 1, self._rank) for site, kernel in new.items()}
+            self.banks |= {site: Bank(kernel, self.count + 1, self._rank) for site, kernel in new.items()}
         return {site: kernel.to(torch.device("cpu")) for site, kernel in kernels.items()}
 
     def seat(self, wanted: Wanted) -> list[Resident]:
@@ -138,9 +139,14 @@ class Slots:
                 kernels = make()
                 self._require_fit(kernels)
                 self._seated[key] = self._put(self._free[-1], kernels)
+                LOG.debug("page versions and weights %.200r into slot %d", key, self._free[-1])
                 self._free.pop()
             self._seated.move_to_end(key)
         return [self._seated[key] for key in wanted]
+
+    def holds(self, resident: Resident) -> bool:
+        """True while it lies in its slot."""
+        return any(one is resident for one in self._seated.values())
 
     def forget(self, version: int) -> None:
         """Zeroes the slots of an adapter, and of the sums that it is in; those in use make room when they are not."""
@@ -172,14 +178,21 @@ class Slots:
 
     def _require_patience(self, wanted: Wanted) -> None:
         """Raises :class:`UsageError` where waiting might not end, as while this thread itself keeps a slot."""
-        owners = set().union(*(self._users.of(one) for one in self._seated.values()))
-        mine = get_ident() in owners
-        if len(wanted) > self._count or mine or owners <= {DEFAULT}:
-            found = f"{len(wanted)} wanted at once, {self._count} slots" + (
-                ", some used by this thread" if mine else ""
-            )
-            remedy = f"attach(…, slots={max(len(wanted), self._count) + 1}), or leave an outer use() first."
-            raise UsageError(Problem("slots", "slots", found, "a slot for each adapter in use", remedy))
+        kept = {key: owners for key, one in self._seated.items() if (owners := self._users.of(one))}
+        owners = set().union(*kept.values())
+        staying = {key for key, users in kept.items() if DEFAULT in users}
+        if len(staying | wanted.keys()) > self.count or get_ident() in owners or owners <= {DEFAULT}:
+            needed = len(kept.keys() | wanted.keys())
+            raise UsageError(_no_slot(self.count, needed, self._keepers(wanted, owners)))
+
+    def _keepers(self, wanted: Wanted, owners: set[int]) -> str:
+        """The kind of user that this thread cannot wait for."""
+        if len(wanted) > self.count:
+            return "choice"
+        if get_ident() not in owners:
+            return "default"
+        here = {seat for selection in CHOSEN.get().values() for seat in selection.seats}
+        return "block" if here & set(self._seated.values()) else "task"
 
     def _put(self, slot: int, kernels: Kernels) -> Resident:
         with ExitStack() as undone, torch.inference_mode(False), torch.no_grad():
@@ -191,6 +204,7 @@ class Slots:
 
     def _leave(self, key: Key) -> None:
         left = self._seated.pop(key)
+        LOG.debug("page versions and weights %.200r out of slot %d", key, left.slot)
         self._clear(left.slot, left.kernels)
         self._free.append(left.slot)
 
@@ -198,6 +212,28 @@ class Slots:
         with torch.no_grad():
             for site in sites:
                 self.banks[site].clear(slot)
+
+
+#: who keeps the slots -> how it is said, and what helps beside more of them
+_KEPT = {
+    "choice": ("the choice itself", "choose fewer adapters at once"),
+    "default": ("the default, which stays", "call session.activate(None) first"),
+    "block": (
+        "a block that this call is inside of, among others",
+        "leave the outer session.use or session.route first",
+    ),
+    "task": (
+        "other asyncio tasks of this thread, which cannot go on while it waits",
+        "let no more tasks in at a time (asyncio.Semaphore), or run each block by asyncio.to_thread, which waits",
+    ),
+}
+
+
+def _no_slot(count: int, needed: int, keepers: str) -> Problem:
+    kept_by, way_out = _KEPT[keepers]
+    found = f"{needed} adapters or sums at once for {count} slots, which are kept by {kept_by}"
+    remedy = f"Attach with slots={needed} or more, or {way_out}."
+    return Problem("slots", "slots", found, "a slot for each of those in use", remedy)
 
 
 def largest_rank(adapters: Iterable[Mapping[Site, SiteKernel]]) -> int:

@@ -126,8 +126,8 @@ def test_other_kinds_of_lora_are_fitted_as_well(place, tmp_path, kind):
 
 
 WRONG = {
-    "no-base": ({"base": None}, "there is no --base"),
-    "no-text": ({"text": None}, "there is no --text"),
+    "no-base": ({"base": None}, "there is no base"),
+    "no-text": ({"text": None}, "there is no text"),
     "too-many": ({"layers": "fit:4"}, "4 layers of 3"),
     "none": ({"layers": "fit:0"}, "'0' is no number of layers"),
     "no-number": ({"layers": "fit"}, "'' is no number of layers"),

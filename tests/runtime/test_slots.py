@@ -73,13 +73,46 @@ def test_the_default_and_what_is_in_use_are_never_paged_out(pair):
     session.activate("a")
     reference.activate("a")
     with session.use("b"):
-        with pytest.raises(UsageError, match="slot"), session.use("c"):
+        with pytest.raises(UsageError, match="slots=3 or more, or leave the outer"), session.use("c"):
             pass
-        with pytest.raises(UsageError, match="slot"), session.route(["a", "b", "c", None]):
+        with pytest.raises(UsageError, match=r"3 adapters .* the choice itself"), session.route(["a", "b", "c", None]):
             pass
     torch.testing.assert_close(answer(slotted), answer(plain), atol=1e-5, rtol=1e-5)
     with session.use("c"), reference.use("c"):
         torch.testing.assert_close(answer(slotted), answer(plain), atol=1e-5, rtol=1e-5)
+
+
+def test_a_default_that_keeps_the_only_slot_is_named(model, adapters):
+    with attach(copy.deepcopy(model), adapters, slots=1) as session:
+        session.activate("a")
+        with pytest.raises(UsageError, match=r"the default, which stays.*session.activate\(None\)"), session.use("b"):
+            pass
+
+
+def test_as_many_tasks_as_slots_take_turns(pair):
+    """The way out that the message names, and threads, which wait by themselves."""
+    (plain, reference), (slotted, session) = pair
+    alone = {}
+    for name in VARIANTS:
+        with reference.use(name):
+            alone[name] = answer(plain)
+
+    def ask(name):
+        with session.use(name):
+            return torch.allclose(answer(slotted), alone[name], atol=1e-5)
+
+    async def turn(name, room):
+        async with room:
+            with session.use(name):
+                await asyncio.sleep(0)
+                return torch.allclose(answer(slotted), alone[name], atol=1e-5)
+
+    async def main():
+        room = asyncio.Semaphore(2)
+        right = await asyncio.gather(*(turn(name, room) for name in "abcdabcd"))
+        return right + await asyncio.gather(*(asyncio.to_thread(ask, name) for name in "abcdabcd"))
+
+    assert all(asyncio.run(main()))
 
 
 def test_eviction_under_load_gives_no_wrong_answer(pair):
@@ -116,8 +149,8 @@ def test_tasks_of_one_thread_are_told_when_they_keep_all_slots(pair):
         holders = [asyncio.create_task(hold(name, event, leave)) for name, event in zip("ab", entered, strict=True)]
         for event in entered:
             await event.wait()
-        with pytest.raises(UsageError, match="slot"), session.use("c"):
-            pass
+        with pytest.raises(UsageError, match=r"3 adapters or sums at once for 2 slots.*other asyncio tasks.*slots=3"):
+            session.use("c").__enter__()
         leave.set()
         await asyncio.gather(*holders)
         with session.use("c"):

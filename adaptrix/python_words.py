@@ -1,0 +1,71 @@
+"""What the command line calls ``--rank 8`` is ``rank=8`` in Python: messages are written once, and said in both.
+
+Functions of :mod:`adaptrix` and the options of the commands have the same names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from adaptrix.errors import AdaptrixError, Problem
+
+#: options without a value
+_FLAGS = frozenset(["allow-nonfinite", "prune", "force", "verify", "drop-extras"])
+#: options that are lists in Python
+_LISTS = frozenset(["save", "ignore", "weights"])
+#: the values that messages show: placeholders, numbers, quoted text, and the words of some options
+_VALUE = (
+    r"(?:[A-Z][A-Z_]*|\d+(?:[.,-]\d+)*%?|'[^']*'|all|middle|fit:K|peft|injection|svd|cat|bf16|fp16|fp32|fp64)(?![\w:])"
+)
+_OPTION = rf"--[a-z]+(?:-[a-z]+)*(?: {_VALUE})?"
+_FUNCTIONS = "check|combine|convert|diff|extract|inspect|merge|resize"
+_CALL = re.compile(rf"`?adaptrix ({_FUNCTIONS})((?: (?:[A-Z][A-Z_]*|{_OPTION}))+)`?")
+_WORD = re.compile(rf"{_OPTION}|[A-Z][A-Z_]*")
+_ALONE = re.compile(rf"(?<![\w-]){_OPTION}")
+
+
+def in_python(text: str) -> str:
+    """A message with its commands as calls and its options as arguments."""
+    return _ALONE.sub(lambda found: _argument(found[0]), _CALL.sub(_call, text))
+
+
+def problem_in_python(problem: Problem) -> Problem:
+    """A problem that is said in Python; where it is, and what was found and is quoted, stay as they are."""
+    found = problem.found if "'" in problem.found else in_python(problem.found)
+    return replace(problem, found=found, expected=in_python(problem.expected), remedy=in_python(problem.remedy))
+
+
+@contextmanager
+def said_in_python() -> Iterator[None]:
+    """A block, or a function that this decorates, whose errors recommend arguments and not options."""
+    try:
+        yield
+    except AdaptrixError as error:
+        raise said_again(error, problem_in_python) from error.__cause__
+
+
+def said_again(error: AdaptrixError, say: Callable[[Problem], Problem]) -> AdaptrixError:
+    """The same error with other words."""
+    return type(error)(map(say, error.problems)).with_traceback(error.__traceback__)
+
+
+def _call(found: re.Match[str]) -> str:
+    words = _WORD.findall(found[2])
+    return f"adaptrix.{found[1]}({', '.join(_argument(word) for word in words)})"
+
+
+def _argument(word: str) -> str:
+    """``--layers all`` as ``layers="all"``; a word alone stays."""
+    name, _, value = word.removeprefix("--").partition(" ")
+    if not word.startswith("--"):
+        return word
+    argument = name.replace("-", "_")
+    if not value:
+        return f"{argument}=True" if name in _FLAGS else argument
+    bare = value[0] in "'0123456789" or value.isupper()
+    if name in _LISTS:
+        return f"{argument}=[{value}]"
+    return f"{argument}={value}" if bare else f'{argument}="{value}"'
