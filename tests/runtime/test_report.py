@@ -44,7 +44,7 @@ def test_a_row_for_each_role(session):
 
 def test_layers_that_differ_and_experts_and_unknown_modules():
     injections = {"layers.0.up.e0": 3, "layers.0.up.e1": 5, "layers.2.up.e0": 0, "modules.blocks.3.wq": 1}
-    report = SessionReport({**injections, "modules.blocks.4.wq": 1}, 1, 2, None, None, None, 7)
+    report = SessionReport({**injections, "modules.blocks.4.wq": 1}, 1, 2, None, None, None, 7, ())
     assert cells(report) == {
         "up": ["0,2", "3", "8", "0-5", "2"],
         "modules.blocks.{layer}.wq": ["3-4", "2", "2", "1"],
