@@ -20,10 +20,12 @@ from adaptrix.binding.identify import by_config
 from adaptrix.errors import AdaptrixError, Problem, RefusedError, UsageError, errors_in, warn_of
 from adaptrix.pipeline import Pipeline
 from adaptrix.planning.plan import Plan, inactive, plan_of
+from adaptrix.runtime.activation import invocation, unactivatable, ungated
 from adaptrix.runtime.build import kernels, require_finite
 from adaptrix.runtime.decompositions import Decompositions
 from adaptrix.runtime.drift import Drift
 from adaptrix.runtime.extras import places, with_extras
+from adaptrix.runtime.gate import behind_gate
 from adaptrix.runtime.hooks import Hooks
 from adaptrix.runtime.loaded import require_name
 from adaptrix.runtime.modules import Reached, inert, reached, require_plain, unreachable
@@ -163,14 +165,14 @@ class _Loader:
         read = adapter if isinstance(adapter, Adapter) else self._pipeline.read(_uri(adapter))
         known = self._pipeline.catalog.architectures
         bound = bind(read, by_config(self._config, known, read, type(self._model).__name__))
-        if errors := [*errors_in(bound.problems), *_unservable(read)]:
+        if errors := [*errors_in(bound.problems), *_unservable(read), *unactivatable(read, self._model)]:
             raise RefusedError(errors)
         plan = plan_of(bound, self._layers)
         modules = dict(self._modules_of(bound.architecture))
         extras, problems = places(plan, self._model, modules)
-        if problems := [*unreachable(plan, modules), *problems]:
+        if problems := [*unreachable(plan, modules), *problems, *ungated(read, extras)]:
             raise RefusedError(problems)
-        found = with_extras(kernels(plan, modules, self._decompositions), extras)
+        found = with_extras(behind_gate(kernels(plan, modules, self._decompositions), invocation(read)), extras)
         require_finite(found, plan)
         modules |= {place.reached.site: place.reached for place in extras}
         self.modules |= {site: modules[site] for site in found}
@@ -193,11 +195,6 @@ def _unanswered(problems: Iterable[Problem]) -> Iterator[Problem]:
 def _unservable(adapter: Adapter) -> Iterator[Problem]:
     """A problem for each thing that an adapter's config asks for and no session does."""
     config = adapter.provenance.config
-    if config.get("alora_invocation_tokens"):
-        found = (
-            "an activated LoRA, which acts only from its invocation tokens on; attached, it would act on every token"
-        )
-        yield Problem("conditional", adapter.name, found, "a LoRA for all tokens", "Run it with peft.")
     if config.get("arrow_config"):
         found = "an Arrow router, which chooses among adapters token by token"
         yield Problem(

@@ -41,6 +41,8 @@ class Pass(threading.local):
     #: the selection that the pass runs under, and its kernels by module; None between passes
     selection: Selection | None = None
     table: Table | None = None
+    #: what is done with the output of the pass, where anything is
+    after: Callable[[Any], None] | None = None
     _block: ExitStack | None = None
 
     def begin(self) -> ExitStack:
@@ -70,6 +72,7 @@ class Pass(threading.local):
     def end(self) -> None:
         """Ends the pass, or what is left of one; does nothing between passes."""
         block, self._block = self._block, None
+        self.after = None
         self.set(None, None)
         if block is not None:
             block.close()

@@ -19,7 +19,7 @@ from torch import nn
 
 from adaptrix.adapter import Adapter
 from adaptrix.architecture import Site
-from adaptrix.errors import Problem, UsageError
+from adaptrix.errors import Problem, UsageError, refuse
 from adaptrix.planning.plan import Plan
 from adaptrix.runtime.cache import AdapterCache
 from adaptrix.runtime.hooks import Hooks
@@ -167,7 +167,9 @@ class Session:
         if self._slots is not None:
             kernels = self._slots.admit(name, kernels)
         self._hooks.cover(kernels)
-        self._adapters.put(Loaded(name, self._users.version(), kernels, plan))
+        loaded = Loaded(name, self._users.version(), kernels, plan)
+        self._hooks.activated |= loaded.gate is not None
+        self._adapters.put(loaded)
 
     def parameters(self, name: str) -> list[nn.Parameter]:
         """The numbers of an adapter, to be learned: for each delta A, B, and bias and magnitude where it has them; of a
@@ -283,6 +285,9 @@ class Session:
     def _in_training(self, loaded: Loaded) -> Loaded:
         """The adapter with leaves for its numbers, in the place of what it was."""
         self._require_no_slots(loaded.name)
+        if loaded.gate is not None:
+            found, remedy = "an activated LoRA, which is not trained here", "Train it with peft."
+            raise refuse("conditional", loaded.name, found, "a LoRA for all tokens", remedy)
         self._require_not_default(loaded)
         if self._users.busy(loaded):
             remedy = "Ask for its parameters before session.use."
