@@ -24,9 +24,9 @@ _NAME = "adaptrix_filled"
 class Filled:
     """``size`` tokens in each of ``rows`` rows, all read by the session of this number.
 
-    ``ground``: the key of what acted on all of them, activated LoRAs left out; ``starts``: for each of these, by version
-    and weight, the column from which it has acted, one a row. ``tokens`` ``[rows, size]``: their ids, None where they
-    are not known. ``keys``: those of the first layer then; others show that somebody has changed the cache since.
+    ``ground``: the key of what acted on all of them, activated LoRAs left out. ``starts``: for each of these, by
+    version and weight, the column from which it has acted, one a row. ``tokens`` ``[rows, size]``: their ids, None
+    where they are not known. ``keys``: those of the first layer then; others show that the cache was changed since.
     """
 
     session: int

@@ -105,14 +105,19 @@ def _step(session: int, selection: Selection, given: Mapping[str, Any], cache: o
     if not isinstance(shown, Tensor) or shown.dim() < 2 or past is None:
         return None
     rows, size = shown.shape[:2]
-    before = known(cache, session, past, rows) if past else Filled(session, rows, 0, selection.ground, None)
-    if before is None:
+    found = known(cache, session, past, rows) if past else Filled(session, rows, 0, selection.ground, None)
+    if found is None:
         return None
+    before = found if found.size == past else found.cropped(past)
     ids = ids if isinstance(ids, Tensor) and not packed(given) else None
-    tokens = ids
-    if past and ids is not None:
-        tokens = None if before.tokens is None else torch.cat([before.tokens.to(ids.device), ids], dim=1)
-    return _Step(rows, size, before if before.size == past else before.cropped(past), tokens, before.size != past)
+    return _Step(rows, size, before, _all_tokens(before, ids), found.size != past)
+
+
+def _all_tokens(before: Filled, ids: Tensor | None) -> Tensor | None:
+    """The ids of what was before and of a pass; None where some are not known."""
+    if ids is None or not before.size:
+        return ids
+    return None if before.tokens is None else torch.cat([before.tokens.to(ids.device), ids], dim=1)
 
 
 def _after(step: _Step, starts: Mapping[tuple[int, float], tuple[int, ...]]) -> Filled:
