@@ -35,7 +35,7 @@ class AdapterCache(DynamicCache):
         self.made_under: tuple[Any, ...] | None = None
         self.chunks: list[Chunk] = []
         self.mask: Tensor | None = None
-        note(self, None)
+        note(self, self.owner, None)
 
     def note(self, owner: int, selection: Selection, given: Mapping[str, Any]) -> None:
         """Records what a forward pass is about to add. Raises :class:`UsageError` under other adapters."""
@@ -105,7 +105,7 @@ class AdapterCache(DynamicCache):
         """Empties it."""
         super().reset()  # type: ignore[no-untyped-call]  # transformers has no types there
         self.become(made_under=None, mask=None, chunks=[])
-        note(self, None)
+        note(self, self.owner, None)
 
     def _goes_on(self, selection: Selection, past: int) -> bool:
         before = known(self, self.owner, past)
@@ -121,13 +121,13 @@ class AdapterCache(DynamicCache):
         if self.made_under is None or keys is None or not self.chunks:
             return None
         chunk = joined(self.chunks)
-        return Filled(self.owner, len(keys), chunk.size, self.made_under, chunk.tokens)
+        return Filled(len(keys), chunk.size, self.made_under, chunk.tokens)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> None:
         self.chunks = [chunk.changed(change) for chunk in self.chunks]
         self.mask = change(self.mask) if isinstance(self.mask, Tensor) else self.mask
-        if (filled := noted(self)) is not None:
-            note(self, filled.changed(change))
+        if (filled := noted(self, self.owner)) is not None:
+            note(self, self.owner, filled.changed(change))
 
     def require_fit(self, owner: int, selection: Selection, past: int) -> None:
         """Raises :class:`UsageError` for a cache that the session of this number, under a selection, cannot go on from.
@@ -149,9 +149,9 @@ def known(cache: object, session: int, past: int, rows: int | None = None) -> Fi
 
     Rows that somebody has moved have no known tokens any more; an :class:`AdapterCache` follows such moves itself.
     """
-    own = cache if isinstance(cache, AdapterCache) else None
-    found = noted(cache) or (None if own is None else own.recalled())
-    if found is None or found.session != session or found.size < past or rows not in (None, found.rows):
+    own = cache if isinstance(cache, AdapterCache) and cache.owner == session else None
+    found = noted(cache, session) or (None if own is None else own.recalled())
+    if found is None or found.size < past or rows not in (None, found.rows):
         return None
     moved = own is None and found.rows > 1 and (found.keys is None or found.keys is not keys_of(cache))
     return replace(found, tokens=None) if moved else found

@@ -22,14 +22,13 @@ _NAME = "adaptrix_filled"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Filled:
-    """``size`` tokens in each of ``rows`` rows, all read by the session of this number.
+    """``size`` tokens in each of ``rows`` rows, all read by one session.
 
     ``ground``: the key of what acted on all of them, activated LoRAs left out. ``starts``: for each of these, by
     version and weight, the column from which it has acted, one a row. ``tokens`` ``[rows, size]``: their ids, None
     where they are not known. ``keys``: those of the first layer then; others show that the cache was changed since.
     """
 
-    session: int
     rows: int
     size: int
     ground: tuple[Any, ...]
@@ -58,20 +57,21 @@ class Filled:
         return idle and self.ground == selection.ground
 
 
-def noted(cache: object) -> Filled | None:
-    """What was noted on a cache last, if anything."""
-    found = getattr(cache, _NAME, None)
-    return found if isinstance(found, Filled) else None
+def noted(cache: object, session: int) -> Filled | None:
+    """What a session has noted on a cache last, if anything."""
+    found: Mapping[int, Filled] = getattr(cache, _NAME, {})
+    return found.get(session)
 
 
-def note(cache: object, filled: Filled | None) -> None:
+def note(cache: object, session: int, filled: Filled | None) -> None:
     """Notes what a cache holds; None where that is not known."""
-    vars(cache).update(as_noted(filled))
+    others = {one: kept for one, kept in getattr(cache, _NAME, {}).items() if one != session}
+    vars(cache)[_NAME] = others if filled is None else {**others, session: filled}
 
 
-def as_noted(filled: Filled | None) -> dict[str, Filled | None]:
-    """The attribute of a cache that :func:`note` sets."""
-    return {_NAME: filled}
+def only(session: int, filled: Filled | None) -> dict[str, Mapping[int, Filled]]:
+    """The attribute of a cache on which one session alone has noted something, or none has."""
+    return {_NAME: {} if filled is None else {session: filled}}
 
 
 def length_of(cache: object) -> int | None:

@@ -34,6 +34,7 @@ _CACHES = ("past_key_values", "cache_params")
 class Reading:
     """A pass as activated LoRAs see it: the columns of each, and what its cache holds afterwards, if that is known."""
 
+    session: int
     cache: object
     columns: tuple[tuple[Term, Columns], ...] = ()
     after: Filled | None = None
@@ -42,7 +43,7 @@ class Reading:
         """Notes on the caches of a pass that has ended what they hold."""
         for cache in (self.cache, *_caches(output)):
             if self.after is None or length_of(cache) == self.after.size:
-                note(cache, None if self.after is None else replace(self.after, keys=keys_of(cache)))
+                note(cache, self.session, None if self.after is None else replace(self.after, keys=keys_of(cache)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,7 +73,7 @@ def read(session: int, selection: Selection, given: Mapping[str, Any]) -> Readin
     step = _step(session, selection, given, cache)
     if not selection.activated:
         goes_on = step is not None and step.before.goes_on(selection)
-        return Reading(cache, (), _after(step, {}) if step is not None and goes_on else None)
+        return Reading(session, cache, (), _after(step, {}) if step is not None and goes_on else None)
     _require_ids(given)
     if step is None:
         found = "the cache was filled by passes that this session did not see, or that were interrupted"
@@ -83,7 +84,7 @@ def read(session: int, selection: Selection, given: Mapping[str, Any]) -> Readin
     starts = {term.key: _starts(step, term) for term in selection.activated}
     kept = given.get("logits_to_keep")
     columns = tuple((term, _columns(step, starts[term.key], kept)) for term in selection.activated)
-    return Reading(cache, columns, _after(step, starts))
+    return Reading(session, cache, columns, _after(step, starts))
 
 
 def stands(cache: AdapterCache, selection: Selection) -> Filled | None:
@@ -105,7 +106,7 @@ def _step(session: int, selection: Selection, given: Mapping[str, Any], cache: o
     if not isinstance(shown, Tensor) or shown.dim() < 2 or past is None:
         return None
     rows, size = shown.shape[:2]
-    found = known(cache, session, past, rows) if past else Filled(session, rows, 0, selection.ground, None)
+    found = known(cache, session, past, rows) if past else Filled(rows, 0, selection.ground, None)
     if found is None:
         return None
     before = found if found.size == past else found.cropped(past)
@@ -154,13 +155,19 @@ def _uses(term: Term, rows: int) -> list[bool]:
 
 
 def _last(tokens: Tensor, sequence: Sequence[int], uses: Sequence[bool]) -> tuple[int, ...]:
+    """The column where a sequence of ids begins for the last time, in the rows that use it."""
+    last = last_start(tokens, sequence)
+    return tuple(start if used else NEVER for start, used in zip(last, uses, strict=True))
+
+
+def last_start(tokens: Tensor, sequence: Sequence[int]) -> tuple[int, ...]:
     """The column where a sequence of ids begins for the last time, one a row of ``tokens`` ``[rows, n]``."""
     if tokens.shape[1] < len(sequence):
         return (NEVER,) * len(tokens)
     windows = tokens.unfold(1, len(sequence), 1)
     hits = (windows == torch.tensor(sequence, device=tokens.device)).all(-1)
     last = torch.where(hits, torch.arange(hits.shape[1], device=hits.device), -1).amax(1).tolist()
-    return tuple(start if used and start >= 0 else NEVER for start, used in zip(last, uses, strict=True))
+    return tuple(NEVER if start < 0 else start for start in last)
 
 
 def _contradictions(have: Sequence[int], want: Sequence[int], past: int) -> Iterator[Problem]:

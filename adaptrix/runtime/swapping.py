@@ -20,7 +20,7 @@ from transformers import DynamicCache
 
 from adaptrix.errors import Problem, UsageError
 from adaptrix.runtime.cache import AdapterCache
-from adaptrix.runtime.filled import as_noted
+from adaptrix.runtime.filled import only
 from adaptrix.runtime.history import Chunk
 from adaptrix.runtime.invocation import stands
 from adaptrix.runtime.selection import Selection
@@ -90,7 +90,7 @@ def refill(model: nn.Module, cache: AdapterCache, selection: Selection, empty: C
         cache.become(**vars(empty()))
         return Swap(0, 0, "the cache is empty")
     if selection.activated and (before := stands(cache, selection)) is not None:
-        cache.become(made_under=selection.key, **as_noted(before))
+        cache.become(made_under=selection.key, **only(cache.owner, before))
         return Swap(len(cache.layers), 0, "no token that is cached is read otherwise under it")
     found, reason = layers_of(model), why_whole(model) or _why_reread(cache, selection, filled)
     if found is None or reason:
@@ -98,7 +98,7 @@ def refill(model: nn.Module, cache: AdapterCache, selection: Selection, empty: C
         return Swap(0, len(cache.layers), reason)
     depth, layers = cache.depth, len(cache.layers)
     if depth == layers:
-        cache.become(made_under=selection.key, **as_noted(None))
+        cache.become(made_under=selection.key, **only(cache.owner, None))
         return Swap(depth, 0, "no adapter changes a layer")
     run_upper(upper_half(*found, depth, filled), cache, filled, selection)
     return Swap(depth, layers - depth, f"no adapter changes a layer under {depth}")
@@ -129,7 +129,7 @@ def run_upper(upper: nn.Module, cache: AdapterCache, filled: Chunk, selection: S
         **options,
     )
     layers = [*cache.layers[: cache.depth], *fresh.layers[cache.depth :]]
-    cache.become(layers=layers, chunks=[filled], made_under=selection.key, **as_noted(None))
+    cache.become(layers=layers, chunks=[filled], made_under=selection.key, **only(cache.owner, None))
     return answer
 
 
