@@ -27,6 +27,7 @@ from adaptrix.runtime.rows import repeats_of
 from adaptrix.runtime.selection import Selection, Term
 
 _GENERATE = inspect.unwrap(GenerationMixin.generate).__code__
+_PREFILL = getattr(getattr(GenerationMixin, "_prefill", None), "__code__", None)  # transformers 5 has it
 _CACHES = ("past_key_values", "cache_params")
 
 
@@ -41,7 +42,7 @@ class Reading:
 
     def ends(self, output: object) -> None:
         """Notes on the caches of a pass that has ended what they hold."""
-        for cache in (self.cache, *_caches(output)):
+        for cache in filter(_notable, (self.cache, *_caches(output))):
             if self.after is None or length_of(cache) == self.after.size:
                 note(cache, self.session, None if self.after is None else replace(self.after, keys=keys_of(cache)))
 
@@ -134,7 +135,7 @@ def _starts(step: _Step, term: Term) -> tuple[int, ...]:
     """The column of all tokens from which an adapter acts, one a row. Raises :class:`UsageError` where the cache holds
     something else than it would have put there."""
     have = step.before.starts.get(term.key)
-    if have is not None and step.size == 1 and not step.cropped and _generating():
+    if have is not None and step.size == 1 and not step.cropped and _appended():
         return have
     if step.tokens is None:
         found = "the ids of the tokens before are not known: some were embeddings, or rows of the cache were moved"
@@ -201,12 +202,22 @@ def _unfit(found: str, expected: str, remedy: str) -> RefusedError:
     return refuse("cache-mismatch", "past_key_values", found, expected, remedy)
 
 
-def _generating() -> bool:
-    """True inside transformers' generate: nothing else tells a token that it appends from one that a caller reads."""
+def _appended() -> bool:
+    """True inside transformers' generate, once it has read the prompt.
+
+    Nothing else tells a token that was generated from one of a prompt that is read token by token.
+    """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code is not _GENERATE:
+        if frame.f_code is _PREFILL:
+            return False
         frame = frame.f_back
     return frame is not None
+
+
+def _notable(cache: object) -> bool:
+    """True for what a note can be left on, which neither None nor a tuple is."""
+    return hasattr(cache, "__dict__")
 
 
 def _caches(output: object) -> Iterator[object]:

@@ -129,6 +129,26 @@ def test_what_generate_appends_invokes_nothing(base, made, tmp_path):
     assert torch.equal(found, judge.generate(**rows, max_new_tokens=6, do_sample=False))
 
 
+@pytest.mark.parametrize("size", [11, 5])
+def test_a_prompt_that_generate_reads_in_pieces(size, base, tmp_path):
+    """A piece of one token is none that was generated, though it comes to the model alike."""
+    judge = adapter(base, tmp_path, tokens=[4])
+    ids = prompt()["input_ids"][:1]
+    ids[0, 11] = 4
+    wanted = judge.generate(ids, max_new_tokens=4, do_sample=False)
+    with adaptrix.attach(base, {"a": tmp_path}) as session, session.use("a"):
+        assert torch.equal(base.generate(ids, max_new_tokens=4, do_sample=False, prefill_chunk_size=size), wanted)
+
+
+def test_tokens_that_are_drafted(base, made, session):
+    given = {name: prompt()[name][:1] for name in ("input_ids", "attention_mask")}
+    wanted = made[1].generate(**given, max_new_tokens=8, do_sample=False)
+    with session.use("a"):
+        assert torch.equal(
+            base.generate(**given, max_new_tokens=8, do_sample=False, prompt_lookup_num_tokens=3), wanted
+        )
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("cuts", [[0, 6], [0, 6, 10], [0, 10, 11], [0, 3, 6, 11]])
 def test_a_prompt_in_pieces_is_as_in_one(kind, cuts, base, session):
