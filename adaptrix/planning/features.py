@@ -26,6 +26,8 @@ from adaptrix.tensor import Array, Tensor
 #: finds where a plan has a feature, among all deltas of the plan
 Has = Callable[[Plan, Sequence[tuple[Site, Delta]]], Sequence[object]]
 
+#: config keys that make deltas act under a condition, or on other layers than they name
+CONDITIONS = ("layer_replication", "alora_invocation_tokens", "arrow_config")
 #: bits of the significand, the implicit one included
 _SIGNIFICAND = {"F64": 53, "F32": 24, "F16": 11, "BF16": 8, "F8_E4M3": 4, "F8_E5M2": 3}
 
@@ -206,6 +208,7 @@ _HAS: Mapping[str, Has] = MappingProxyType(
         "head": _each(lambda site, delta, family: site.layer is None and not _on_embedding(site, delta, family)),
         "experts": _each(lambda _site, delta, _family: delta.experts is not None),
         "extras": lambda plan, _deltas: list(plan.bound.adapter.extras),
+        "condition": lambda plan, _deltas: [key for key in CONDITIONS if plan.bound.adapter.provenance.config.get(key)],
         "spectral": _each(lambda _site, delta, _family: delta.kind == "spectral"),
         "plan": _idle_or_changed,
     }
