@@ -16,7 +16,8 @@ from adaptrix.runtime.extras import ExtraTarget
 def invocation(adapter: Adapter) -> tuple[int, ...]:
     """The invocation tokens of an activated LoRA; none for an adapter that acts on every token."""
     found = adapter.provenance.config.get("alora_invocation_tokens")
-    return tuple(found) if isinstance(found, list | tuple) else ()  # what is of another type is refused on reading
+    usable = isinstance(found, list | tuple) and all(type(token) is int for token in found)
+    return tuple(found) if usable and found else ()  # what is of another type is refused on reading
 
 
 def unactivatable(adapter: Adapter, model: nn.Module) -> Iterator[Problem]:
@@ -27,9 +28,25 @@ def unactivatable(adapter: Adapter, model: nn.Module) -> Iterator[Problem]:
     if can is None or not can() or getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         found = f"an activated LoRA on a {type(model).__name__}, which does not continue the text that it reads"
         yield Problem("conditional", adapter.name, found, "a causal language model", "Attach it to one of its base.")
+    count = getattr(_embedding(model), "num_embeddings", None)
+    if count is not None and (strange := [token for token in invocation(adapter) if token >= count]):
+        found = f"its invocation tokens {strange} are none of the model's {count}, so that it would never act"
+        remedy = "model.resize_token_embeddings(…), as its tokenizer says, before it is attached."
+        yield Problem("conditional", adapter.name, found, "tokens of the model", remedy)
     for target, delta in adapter.deltas.items():
         if not isinstance(delta, LowRank) or delta.magnitude is not None or delta.embedding:
-            yield Problem("conditional", f"{adapter.name} {target}", "an activated delta that is no plain LoRA", "LoRA")
+            found = "an activated delta that is no plain LoRA of a linear layer, which peft does not run either"
+            yield Problem("conditional", f"{adapter.name} {target}", found, "A and B of a linear layer")
+
+
+def _embedding(model: nn.Module) -> nn.Module | None:
+    """The model's embedding of tokens, where it says which that is."""
+    get: Any = getattr(model, "get_input_embeddings", None)
+    try:
+        found = None if get is None else get()
+    except NotImplementedError:
+        return None
+    return found if isinstance(found, nn.Module) else None
 
 
 def ungated(adapter: Adapter, extras: Iterable[ExtraTarget]) -> Iterator[Problem]:
