@@ -23,10 +23,12 @@ from adaptrix.errors import AdaptrixError, Problem, RefusedError, UsageError, er
 from adaptrix.pipeline import Pipeline
 from adaptrix.planning.plan import Plan, inactive, plan_of
 from adaptrix.python_words import problem_in_python, said_again
+from adaptrix.runtime.activation import invocation, unactivatable, ungated
 from adaptrix.runtime.build import kernels, require_finite
 from adaptrix.runtime.decompositions import Decompositions
 from adaptrix.runtime.drift import Drift
 from adaptrix.runtime.extras import places, with_extras
+from adaptrix.runtime.gate import behind_gate
 from adaptrix.runtime.hooks import Hooks
 from adaptrix.runtime.loaded import require_name
 from adaptrix.runtime.modules import Reached, inert, reached, require_plain, unreachable
@@ -174,14 +176,14 @@ class _Loader:
         known = self._pipeline.catalog.architectures
         read = in_own_names(read, known, self._config)
         bound = bind(read, by_config(self._config, known, read, type(self._model).__name__))
-        if errors := [*errors_in(bound.problems), *_unservable(read)]:
+        if errors := [*errors_in(bound.problems), *_unservable(read), *unactivatable(read, self._model)]:
             raise RefusedError(errors)
         plan = plan_of(bound, self._layers)
         modules = dict(self._modules_of(bound.architecture))
         extras, problems = places(plan, self._model, modules)
-        if problems := [*unreachable(plan, modules), *problems]:
+        if problems := [*unreachable(plan, modules), *problems, *ungated(read, extras)]:
             raise RefusedError(problems)
-        found = with_extras(kernels(plan, modules, self._decompositions), extras)
+        found = with_extras(behind_gate(kernels(plan, modules, self._decompositions), invocation(read)), extras)
         require_finite(found, plan)
         modules |= {place.reached.site: place.reached for place in extras}
         self.modules |= {site: modules[site] for site in found}
@@ -220,11 +222,6 @@ def _unanswered(problems: Iterable[Problem]) -> Iterator[Problem]:
 def _unservable(adapter: Adapter) -> Iterator[Problem]:
     """A problem for each thing that an adapter's config asks for and no session does."""
     config = adapter.provenance.config
-    if config.get("alora_invocation_tokens"):
-        found = (
-            "an activated LoRA, which acts only from its invocation tokens on; attached, it would act on every token"
-        )
-        yield Problem("conditional", adapter.name, found, "a LoRA for all tokens", "Run it with peft.")
     if config.get("arrow_config"):
         found = "an Arrow router, which chooses among adapters token by token"
         yield Problem(

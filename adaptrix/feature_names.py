@@ -24,6 +24,7 @@ FEATURES: Mapping[str, str] = MappingProxyType(
         "head": "deltas outside the layers that are on no embedding: heads, classifiers, projections",
         "experts": "stacked experts, one pair of factors for all of them",
         "extras": "tensors that are no deltas: trained heads, biases, tokens",
+        "condition": "a condition of the config under which deltas act: invocation tokens, a router, repeated layers",
         "spectral": "spectral deltas",
         "plan": "deltas that do not act, or act changed by a plan",
     }

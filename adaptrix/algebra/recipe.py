@@ -13,10 +13,8 @@ from adaptrix.algebra.factors import identical
 from adaptrix.algebra.methods import FACTORWISE, METHODS, SPARSE
 from adaptrix.algebra.operands import Operand
 from adaptrix.errors import Problem, RefusedError, UsageError
+from adaptrix.planning.features import CONDITIONS
 from adaptrix.tensor import Tensor
-
-#: config keys that make a delta act under a condition: a sum could have only one
-_CONDITIONS = ("layer_replication", "alora_invocation_tokens", "arrow_config")
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ def _dora_problems(operands: Sequence[Operand]) -> Iterator[Problem]:
 
 def _condition_problems(operands: Sequence[Operand]) -> Iterator[Problem]:
     configs = [operand.bound.adapter.provenance.config for operand in operands]
-    for key in _CONDITIONS:
+    for key in CONDITIONS:  # a sum could have only one
         values = [config.get(key) or None for config in configs]
         if any(value != values[0] for value in values):
             found = f"{key} is {str(values)[:200]}"

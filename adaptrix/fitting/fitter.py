@@ -34,6 +34,7 @@ from adaptrix.options import Options, dtype_name
 from adaptrix.planning.plan import Plan, fitted_count, make_plan
 from adaptrix.planning.redistribute import reshape_plan
 from adaptrix.progress import Counted
+from adaptrix.runtime.activation import invocation
 from adaptrix.runtime.session import Choice, Session
 
 _FITTED = "fitted"
@@ -177,6 +178,9 @@ def _active(bound: BoundAdapter) -> list[int]:
         raise RefusedError(
             Problem("extra-unsupported", f"{adapter.name} {key}", found, "deltas", remedy) for key in others
         )
+    if invocation(adapter):
+        found, remedy = "an activated LoRA, which is not trained here", "Choose layers by another policy."
+        raise refuse("conditional", adapter.name, found, "a LoRA for all tokens", remedy)
     require_low_rank(bound.deltas, adapter.name, "a fit")
     active = sorted({site.layer for site in bound.deltas if site.layer is not None})
     if not active:

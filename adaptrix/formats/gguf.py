@@ -20,14 +20,16 @@ from adaptrix.adapter import Adapter, Provenance, Target
 from adaptrix.delta import Delta, LowRank
 from adaptrix.errors import Problem, RefusedError, refuse
 from adaptrix.formats import gguf_file
+from adaptrix.formats.peft_config import condition_problems
 from adaptrix.formats.spoken import Spoken, require_untied, spoken, vocabulary_of
 from adaptrix.formats.untrusted import opened, read_exactly
+from adaptrix.planning.features import CONDITIONS
 from adaptrix.planning.plan import Plan
 from adaptrix.records import Bundle
 from adaptrix.tensor import Array, Tensor
 
 NAME, SUFFIX = "gguf", ".gguf"
-CARRIES = frozenset({"mixed_rank", "mixed_scale", "embeddings", "head", "experts"})
+CARRIES = frozenset({"condition", "mixed_rank", "mixed_scale", "embeddings", "head", "experts"})
 _ALPHA = "adapter.lora.alpha"
 _INVOCATION = "adapter.alora.invocation_tokens"
 _LEAVES = (".weight.lora_a", ".weight.lora_b")
@@ -58,7 +60,8 @@ def read(bundle: Bundle) -> Adapter:
     if metadata.get("general.type") != "adapter":
         said = f"general.type is {metadata.get('general.type', 'not there')!r}: a whole model, not an adapter"
         raise refuse("full-model", path, said, "adapter", "Pass the adapter's file, or use this one as a base.")
-    problems = [*_metadata_problems(metadata)]
+    config = _config(metadata)
+    problems = [*_metadata_problems(metadata), *condition_problems(config)]
     alpha = metadata.get(_ALPHA)
     sound = isinstance(alpha, float) and isfinite(alpha)
     deltas, more = _deltas(tensors, float(alpha) if sound else 1.0)  # type: ignore[arg-type]  # a float if sound
@@ -67,7 +70,7 @@ def read(bundle: Bundle) -> Adapter:
         name=bundle.name,
         deltas=MappingProxyType(deltas),
         extras=MappingProxyType({}),
-        provenance=Provenance(bundle.uri, NAME, bundle.commit, bundle.sha256, _config(metadata)),
+        provenance=Provenance(bundle.uri, NAME, bundle.commit, bundle.sha256, config),
         base=_repository(base),
         problems=(*problems, *more),
         dialect=NAME,
@@ -145,6 +148,7 @@ def write(plan: Plan, path: Path) -> None:
 
     Raises :class:`RefusedError` for sites that llama.cpp has no name for.
     """
+    _require_servable(plan)
     found = spoken(plan, NAME)
     require_untied(plan, found, "ends llama.cpp")
     first = found[0].deltas[0]
@@ -160,6 +164,15 @@ def write(plan: Plan, path: Path) -> None:
     if tokens:
         metadata[_INVOCATION] = ("uint32s", list(tokens))
     gguf_file.write(path, tensors, metadata)
+
+
+def _require_servable(plan: Plan) -> None:
+    """Raises :class:`RefusedError` for a condition that is not that of an activated LoRA."""
+    adapter = plan.bound.adapter
+    others = [key for key in CONDITIONS if key != "alora_invocation_tokens" and adapter.provenance.config.get(key)]
+    if others:
+        found = f"its config has {' and '.join(others)}, which llama.cpp does not know"
+        raise RefusedError(Problem("conditional", adapter.name, found, "a LoRA for all tokens", "Run it with peft."))
 
 
 def _arrays(each: Spoken) -> Iterator[tuple[str, Array]]:

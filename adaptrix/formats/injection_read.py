@@ -103,8 +103,10 @@ def _adapter(manifest: Mapping[str, Any], tensors: dict[str, Tensor], path: Path
     targeted: Callable[[str], bool] = nothing_targeted
     if provenance.format == "peft":
         config, wrong = peft_config.parse(provenance.config)
-        problems += errors_in(wrong)
+        problems += (problem for problem in wrong if problem.severity != "note")
         targeted = targeted if altered or errors_in(wrong) else peft_promises.promise(config, deltas)
+    else:
+        problems += peft_config.condition_problems(provenance.config)
     return Adapter(
         name=a_text(manifest.get("name"), "name"),
         deltas=MappingProxyType(deltas),

@@ -39,6 +39,12 @@ _KNOWN = frozenset(_KEYS.split())
 #: initialisations that change the base weight: the saved factors are then no delta on the published base
 _RESIDUAL_STARTS = ("pissa", "olora", "corda", "lora_ga", "loftq")
 
+#: keys that make an adapter act under a condition, which is evaluated at run time
+_CONDITIONS = {
+    "alora_invocation_tokens": "an activated LoRA: it acts in rows that hold its invocation tokens, from there on",
+    "arrow_config": "an Arrow router: it chooses among adapters token by token, as peft does at run time",
+}
+
 
 @dataclass(frozen=True)
 class PeftConfig:
@@ -208,6 +214,7 @@ def _value_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
     if not (layers is None or type(layers) is int or _is_list(layers, int)):
         yield _problem("layers_to_transform", json.dumps(layers)[:200], "a layer or a list of them")
     for key, fits, what in (
+        ("alora_invocation_tokens", _is_sequence, "a list of token numbers of at least 0"),
         ("layer_replication", _is_ranges, "a list of pairs [first, last + 1] of layers"),
         ("layers_pattern", lambda value: _is_names(value, allow_text=True), "a name or a list of names"),
         ("trainable_token_indices", _is_tokens, "a list of token numbers, or an object from embeddings to such lists"),
@@ -236,15 +243,15 @@ def _unsupported(raw: Mapping[str, Any]) -> Iterator[Problem]:
             yield _problem(
                 key, json.dumps(raw[key])[:80], "unset", "Merge it with peft instead.", "variant-unsupported"
             )
-    for key in ("alora_invocation_tokens", "arrow_config"):
-        if raw.get(key):
-            yield Problem(
-                "conditional",
-                f"{CONFIG_NAME} {key}",
-                "the adapter acts only under a condition that peft evaluates at run time",
-                remedy="Conversion keeps the key; tools that ignore it will apply the adapter to every token.",
-                severity="warning",
-            )
+    yield from condition_problems(raw)
+
+
+def condition_problems(config: Mapping[str, Any]) -> Iterator[Problem]:
+    """A warning for each condition under which an adapter acts."""
+    for key, found in _CONDITIONS.items():
+        if config.get(key):
+            remedy = "Conversion keeps the key; tools that ignore it will apply the adapter to every token."
+            yield Problem("conditional", f"{CONFIG_NAME} {key}", found, remedy=remedy, severity="warning")
 
 
 def _unknown(raw: Mapping[str, Any]) -> Iterator[Problem]:
@@ -285,6 +292,10 @@ def _is_ranges(value: Any) -> bool:
     """Pairs [first, last + 1] of layers, in all no more than a model may have."""
     pairs = isinstance(value, list) and all(_is_list(pair, int) and len(pair) == 2 for pair in value)
     return pairs and all(0 <= start < stop for start, stop in value) and sum(b - a for a, b in value) <= DEEPEST
+
+
+def _is_sequence(value: Any) -> bool:
+    return _is_list(value, int) and all(0 <= token < 1 << 62 for token in value)
 
 
 def _is_tokens(value: Any) -> bool:

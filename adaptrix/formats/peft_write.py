@@ -24,6 +24,7 @@ from adaptrix.formats.peft_config import CONFIG_NAME
 from adaptrix.formats.peft_keys import PREFIX
 from adaptrix.formats.peft_promises import BASE_LAYER
 from adaptrix.formats.peft_read import EXPERT_ORDER, WEIGHTS
+from adaptrix.planning.features import CONDITIONS
 from adaptrix.planning.plan import Plan
 from adaptrix.tensor import Tensor
 
@@ -131,7 +132,8 @@ def _extra_key(key: str, modules: Collection[str]) -> str:
 def _described(plan: Plan, modules: Mapping[str, LowRank]) -> dict[str, Any]:
     """A config that gives every module its rank and scale by its full path."""
     adapter = plan.bound.adapter
-    raw = adapter.provenance.config if adapter.provenance.format == "peft" else {}
+    config = adapter.provenance.config
+    raw = config if adapter.provenance.format == "peft" else {key: config[key] for key in CONDITIONS if config.get(key)}
     parameters = _parameters(raw, modules)
     rslora = all(delta.rslora for delta in modules.values())
     named = {parameters.get(path, path): delta for path, delta in modules.items()}

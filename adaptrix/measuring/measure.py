@@ -26,6 +26,7 @@ from adaptrix.binding.bind import BoundAdapter, bind, nonfinite
 from adaptrix.binding.identify import by_config
 from adaptrix.binding.translate import in_own_names
 from adaptrix.errors import Problem, RefusedError, UsageError, errors_in
+from adaptrix.measuring.invoked import invoked
 from adaptrix.measuring.policies import plans
 from adaptrix.measuring.report import FidelityReport
 from adaptrix.measuring.rows import Measurement
@@ -114,8 +115,9 @@ def measure(
     require_enough(tokens.ids, read.name if read else "text")
     with base_model.model() as model:
         bench = _bench(model, tokens, base_model, options)
+        about = [*_about(model, bench), *invoked(bound.adapter, bench.windows)]
         rows = bench.rows(chosen, display)
-        said = [*_about(model, bench), *(p for policy in options.layers for p in powerless(chosen[policy]))]
+        said = [*about, *(p for policy in options.layers for p in powerless(chosen[policy]))]
         if read is not None:
             said += _fitted_on(read, chosen)
         return FidelityReport(

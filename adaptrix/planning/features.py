@@ -15,6 +15,9 @@ from adaptrix.planning.plan import Plan
 #: finds where a plan has a feature, among all deltas of the plan
 Has = Callable[[Plan, Sequence[tuple[Site, Delta]]], Sequence[object]]
 
+#: config keys that make deltas act under a condition, or on other layers than they name
+CONDITIONS = ("layer_replication", "alora_invocation_tokens", "arrow_config")
+
 
 def needed(plan: Plan, among: Collection[str] = FEATURES) -> dict[str, list[str]]:
     """The features that a plan needs, each with the sites or extras that have it; those of what does not act, too.
@@ -85,6 +88,7 @@ _HAS: Mapping[str, Has] = MappingProxyType(
         "head": _each(lambda site, delta, family: site.layer is None and not _on_embedding(site, delta, family)),
         "experts": _each(lambda _site, delta, _family: delta.experts is not None),
         "extras": lambda plan, _deltas: list(plan.bound.adapter.extras),
+        "condition": lambda plan, _deltas: [key for key in CONDITIONS if plan.bound.adapter.provenance.config.get(key)],
         "spectral": _each(lambda _site, delta, _family: delta.kind == "spectral"),
         "plan": _idle_or_changed,
     }

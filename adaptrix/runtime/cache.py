@@ -13,6 +13,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from adaptrix.errors import Problem, UsageError
+from adaptrix.runtime.filled import Filled, keys_of, note, noted
 from adaptrix.runtime.history import Chunk, chunk_of, joined, trimmed
 from adaptrix.runtime.selection import Selection
 
@@ -34,11 +35,12 @@ class AdapterCache(DynamicCache):
         self.made_under: tuple[Any, ...] | None = None
         self.chunks: list[Chunk] = []
         self.mask: Tensor | None = None
+        note(self, self.owner, None)
 
     def note(self, owner: int, selection: Selection, given: Mapping[str, Any]) -> None:
         """Records what a forward pass is about to add. Raises :class:`UsageError` under other adapters."""
         past = self.get_seq_length()
-        self._require_fit(owner, selection, past)
+        self.require_fit(owner, selection, past)
         chunk = chunk_of(given, past)
         self._drop_unfinished(past)
         if not past and selection.first_layer < self.depth:
@@ -103,21 +105,53 @@ class AdapterCache(DynamicCache):
         """Empties it."""
         super().reset()  # type: ignore[no-untyped-call]  # transformers has no types there
         self.become(made_under=None, mask=None, chunks=[])
+        note(self, self.owner, None)
+
+    def _goes_on(self, selection: Selection, past: int) -> bool:
+        before = known(self, self.owner, past)
+        return before is not None and before.goes_on(selection)
 
     def _drop_unfinished(self, length: int) -> None:
         """Forgets what was noted past the end: of tokens that were cropped, or of a pass that failed."""
         self.chunks = trimmed(self.chunks, sum(chunk.size for chunk in self.chunks) - length)
 
+    def recalled(self) -> Filled | None:
+        """What it holds, if all of it was noted here before an activated LoRA was loaded."""
+        keys = keys_of(self)
+        if self.made_under is None or keys is None or not self.chunks:
+            return None
+        chunk = joined(self.chunks)
+        return Filled(len(keys), chunk.size, self.made_under, chunk.tokens)
+
     def _each(self, change: Callable[[Tensor], Tensor]) -> None:
         self.chunks = [chunk.changed(change) for chunk in self.chunks]
         self.mask = change(self.mask) if isinstance(self.mask, Tensor) else self.mask
+        if (filled := noted(self, self.owner)) is not None:
+            note(self, self.owner, filled.changed(change))
 
-    def _require_fit(self, owner: int, selection: Selection, past: int) -> None:
+    def require_fit(self, owner: int, selection: Selection, past: int) -> None:
+        """Raises :class:`UsageError` for a cache that the session of this number, under a selection, cannot go on from.
+
+        A cache that was filled before the invocation of an activated LoRA is as good as one of what acts without it.
+        """
         if owner != self.owner:
             remedy = "Make one with this session's new_cache()."
             found = "a cache of another session, whose adapters this one does not know"
             raise UsageError(Problem("cache-mismatch", "past_key_values", found, "a cache of this session", remedy))
-        if past and self.made_under not in (None, selection.key):
+        if past and self.made_under not in (None, selection.key) and not self._goes_on(selection, past):
             found = "the cache was filled under other adapters than the active ones"
             remedy = "session.swap(choice, cache) makes it fit."
             raise UsageError(Problem("cache-mismatch", "past_key_values", found, "the same adapters", remedy))
+
+
+def known(cache: object, session: int, past: int, rows: int | None = None) -> Filled | None:
+    """What was noted of the ``past`` tokens of a cache, or of more that were taken back since; None if not all of it.
+
+    Rows that somebody has moved have no known tokens any more; an :class:`AdapterCache` follows such moves itself.
+    """
+    own = cache if isinstance(cache, AdapterCache) and cache.owner == session else None
+    found = noted(cache, session) or (None if own is None else own.recalled())
+    if found is None or found.size < past or rows not in (None, found.rows):
+        return None
+    moved = own is None and found.rows > 1 and (found.keys is None or found.keys is not keys_of(cache))
+    return replace(found, tokens=None) if moved else found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from adaptrix.errors import Problem, UsageError
+from adaptrix.errors import Problem, UsageError, refuse
 from adaptrix.planning.plan import Plan
 from adaptrix.runtime.refcounts import Users
 from adaptrix.runtime.selection import Loaded, Selection
@@ -43,8 +43,11 @@ def require_no_slots(name: str, slots: Slots | None) -> None:
 
 
 def require_trainable(loaded: Loaded, slots: Slots | None, users: Users, default: Selection) -> None:
-    """Raises :class:`UsageError` for an adapter that cannot become leaves, as while anybody uses it."""
+    """Raises :class:`AdaptrixError` for an adapter that cannot become leaves, as while anybody uses it."""
     require_no_slots(loaded.name, slots)
+    if loaded.gate is not None:
+        found, remedy = "an activated LoRA, which is not trained here", "Train it with peft."
+        raise refuse("conditional", loaded.name, found, "a LoRA for all tokens", remedy)
     require_not_default(loaded, default)
     if users.busy(loaded):
         remedy = "Ask for its parameters before session.use."

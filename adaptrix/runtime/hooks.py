@@ -21,6 +21,7 @@ from adaptrix.runtime.blocks import OpenBlocks
 from adaptrix.runtime.cache import AdapterCache
 from adaptrix.runtime.compiling import SlotIndex, apart, compile_forward
 from adaptrix.runtime.drift import Drift
+from adaptrix.runtime.invocation import read
 from adaptrix.runtime.module_hook import ModuleHooks, Pass, uncopied
 from adaptrix.runtime.modules import Reached
 from adaptrix.runtime.never_called import NeverCalled
@@ -36,7 +37,8 @@ _SESSIONS = count(1)
 class Hooks:
     """One hook a module, one pair on the model; ``default`` is active where a context chose nothing.
 
-    The pair on the model makes the default of the moment the choice of the whole forward pass.
+    The pair on the model makes the default of the moment the choice of the whole forward pass. ``activated``: there is
+    an activated LoRA, so that it is noted what caches are filled with.
     """
 
     def __init__(
@@ -49,7 +51,7 @@ class Hooks:
     ) -> None:
         self.drift, self._slots = drift, slots
         self.default: Selection = BASE
-        self.attached = True
+        self.attached, self.activated = True, False
         self._session = next(_SESSIONS)
         self._modules, self._users = modules, users
         self._handles = ExitStack()
@@ -175,7 +177,11 @@ class Hooks:
         """The number of times that each hooked module was injected so far."""
         return self._injector.injections
 
-    def _require_no_slots(self) -> None:
+    def _require_recomputable(self, current: Selection) -> None:
+        if current.activated:
+            found = "layers are recomputed in the backward pass, when it is not known any more where the adapter acts"
+            remedy = "model.gradient_checkpointing_disable()"
+            raise refuse("conditional", "gradient checkpointing", found, "no activated LoRA", remedy)
         if self._slots is not None:
             found = "layers are recomputed in the backward pass, when another adapter may lie in the slot"
             raise refuse("slots", "gradient checkpointing", found, "no slots", "Attach without slots.")
@@ -194,7 +200,7 @@ class Hooks:
         self._injector.require_in_place(current)
         self._pass.set(current, self._injector.table(current))
         if torch.is_grad_enabled() and recompute.checkpointing(self._recomputable):
-            self._require_no_slots()
+            self._require_recomputable(current)
             chosen = {**CHOSEN.get(), self._session: current}
             block.enter_context(recompute.noting(chosen, lambda: self.attached))
         given = {**dict(zip(self._inputs, args, strict=False)), **kwargs}
@@ -204,7 +210,19 @@ class Hooks:
             self._pass.watched = self._uncalled.begins(current, given, block)
         cache = given.get("past_key_values")
         if isinstance(cache, AdapterCache):
+            cache.require_fit(self._session, current, cache.get_seq_length())
+        if self.activated:
+            self._open_gates(block, current, given)
+        if isinstance(cache, AdapterCache):
             cache.note(self._session, current, given)
+
+    def _open_gates(self, block: ExitStack, current: Selection, given: Mapping[str, Any]) -> None:
+        """Lets the activated LoRAs of a pass act where they are invoked."""
+        reading = read(self._session, current, given)
+        for term, columns in reading.columns:
+            block.callback(term.gate.close)
+            term.gate.open(columns)
+        self._pass.after = reading.ends
 
     def _taken(self, block: ExitStack) -> Selection:
         """The selection that a pass runs under from start to end, whatever becomes the default meanwhile."""
@@ -216,12 +234,16 @@ class Hooks:
 
     def _pass_ends(self, *given: Any) -> None:
         if is_dynamo_compiling():
-            apart(self._pass.end)
+            apart(self._pass_ends, *given)
             return
-        watched = self._pass.watched
+        watched, after, output = self._pass.watched, self._pass.after, given[-1]
         self._pass.end()
-        if watched is not None and given[-1] is not None:  # the pass was not cut short
+        if output is None:  # the pass was cut short
+            return
+        if watched is not None:
             self._uncalled.ends(watched)
+        if after is not None:
+            after(output)
 
     def _keep(self, handle: Any) -> None:
         self._handles.callback(handle.remove)

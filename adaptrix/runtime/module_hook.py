@@ -50,6 +50,8 @@ class Pass(threading.local):
     batch: Batch | None = None
     #: the sites that it decides on, whether they are ever called
     watched: Watched | None = None
+    #: what is done with the output of the pass, where anything is
+    after: Callable[[Any], None] | None = None
     _block: ExitStack | None = None
 
     def begin(self) -> ExitStack:
@@ -79,6 +81,7 @@ class Pass(threading.local):
     def end(self) -> None:
         """Ends the pass, or what is left of one; does nothing between passes."""
         block, self._block = self._block, None
+        self.after = None
         self.set(None, None)
         self.batch = self.watched = None
         if block is not None:

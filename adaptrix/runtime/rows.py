@@ -81,11 +81,17 @@ class RowKernels:
 
 def rows_of(x: Tensor, count: int) -> int:
     """``count``, if a batch can be divided among that many rows. Raises :class:`UsageError`."""
-    if x.shape[0] % count:
-        found = f"{count} adapters for a batch of {x.shape[0]}"
+    repeats_of(x.shape[0], count)
+    return count
+
+
+def repeats_of(rows: int, count: int) -> int:
+    """The rows of a batch for each of ``count`` adapters. Raises :class:`UsageError`."""
+    if rows % count:
+        found = f"{count} adapters for a batch of {rows}"
         remedy = "Beams and returned sequences count with their row."
         raise UsageError(Problem("route", "route", found, "one adapter a row", remedy))
-    return count
+    return rows // count
 
 
 def side_by_side(kernels: Sequence[Kernel | None]) -> RowKernels:

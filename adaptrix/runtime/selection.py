@@ -10,6 +10,7 @@ from typing import Any
 
 from adaptrix.architecture import Site
 from adaptrix.planning.plan import Plan
+from adaptrix.runtime.gate import Gate, gate_of
 from adaptrix.runtime.kernel import ActiveKernel, Kernel
 from adaptrix.runtime.mixing import by_row, summed
 from adaptrix.runtime.replaced import SiteKernel
@@ -25,6 +26,20 @@ class Loaded:
     kernels: Mapping[Site, SiteKernel | Trainable]
     plan: Plan | None = None
 
+    @property
+    def gate(self) -> Gate | None:
+        """That of an activated LoRA."""
+        return gate_of(self.kernels)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Term:
+    """An activated LoRA in a selection: its version and weight, and the rows that use it, None for all."""
+
+    key: tuple[int, float]
+    gate: Gate
+    rows: tuple[bool, ...] | None = None
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Resident:
@@ -39,15 +54,23 @@ class Selection:
     """The kernels to apply by site, and the adapters they are made of; the base has none.
 
     ``key`` is equal for selections that do the same: versions and weights, or versions by row. ``seats``: where a
-    session has slots, those of the rows of a batch, or one for all; None for the base. ``rows``: the number
-    of adapters, or of the base, that a batch is divided among.
+    session has slots, those of the rows of a batch, or one for all; None for the base. ``activated``: the activated
+    LoRAs among the adapters, and ``grounded`` the key of what is left without them, where there are any. ``rows``: the
+    number of adapters, or of the base, that a batch is divided among.
     """
 
     kernels: Mapping[Site, ActiveKernel] = field(default_factory=dict)
     adapters: tuple[Loaded, ...] = ()
     key: tuple[Any, ...] = ()
     seats: tuple[Resident | None, ...] = ()
+    activated: tuple[Term, ...] = ()
+    grounded: tuple[Any, ...] = ()
     rows: int = 1
+
+    @property
+    def ground(self) -> tuple[Any, ...]:
+        """The key of what acts on tokens before any invocation, that of the base where nothing does."""
+        return self.grounded if self.activated else self.key
 
     @property
     def uses(self) -> tuple[Hashable, ...]:
@@ -80,7 +103,10 @@ def weighted(terms: Sequence[tuple[float, Loaded]]) -> Selection:
         for site in sites
     }
     key = ("sum", *((loaded.version, weight) for weight, loaded in terms))
-    return Selection(kernels, tuple(loaded for _, loaded in terms), key)
+    activated = tuple(Term((one.version, weight), one.gate) for weight, one in terms if one.gate is not None)
+    left = tuple((one.version, weight) for weight, one in terms if one.gate is None)
+    ground = ("sum", *left) if left else ()
+    return Selection(kernels, tuple(loaded for _, loaded in terms), key, activated=activated, grounded=ground)
 
 
 def routed(rows: Sequence[Loaded | None]) -> Selection:
@@ -89,4 +115,9 @@ def routed(rows: Sequence[Loaded | None]) -> Selection:
     sites = dict.fromkeys(site for loaded in present for site in loaded.kernels)
     key = ("rows", *(None if loaded is None else loaded.version for loaded in rows))
     kernels = {site: by_row([loaded.kernels.get(site) if loaded else None for loaded in rows]) for site in sites}
-    return Selection(kernels, present, key, rows=len(rows))
+    activated = tuple(
+        Term((one.version, 1.0), one.gate, tuple(row is one for row in rows)) for one in present if one.gate is not None
+    )
+    left = tuple(None if row is None or row.gate is not None else row.version for row in rows)
+    ground = ("rows", *left) if any(version is not None for version in left) else ()
+    return Selection(kernels, present, key, activated=activated, grounded=ground, rows=len(rows))

@@ -199,7 +199,9 @@ class Session:
         if self._slots is not None:
             kernels = self._slots.admit(name, kernels)
         self._hooks.cover(kernels)
-        self._adapters.put(loaded := Loaded(name, self._users.version(), kernels, plan))
+        loaded = Loaded(name, self._users.version(), kernels, plan)
+        self._hooks.activated |= loaded.gate is not None
+        self._adapters.put(loaded)
         LOG.info("load %r, version %d: %d modules", name, loaded.version, len(kernels))
 
     def parameters(self, name: str) -> list[nn.Parameter]:

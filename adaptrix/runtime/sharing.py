@@ -48,8 +48,10 @@ def prefill(hooks: Hooks, inputs: Mapping[str, Tensor], selections: Sequence[Sel
     given = _placed(hooks.model, inputs)
     first, *others = selections
     found, lowest = layers_of(hooks.model), min(selection.first_layer for selection in selections)
-    if found is None or not lowest:
+    activated = any(selection.activated for selection in selections)
+    if found is None or not lowest or activated:
         reason = why_whole(hooks.model) or "an adapter changes the first layer, or what enters it"
+        reason = "an activated LoRA acts from its invocation tokens on" if activated else reason
         return [_whole(hooks, given, selection, lowest, reason) for selection in selections]
     depth = int(min(lowest, len(getattr(*found)) - 1))  # the logits take what leaves the last layer, changed or not
     head = _whole(hooks, given, first, depth, f"the layers under {depth} are run here for all")

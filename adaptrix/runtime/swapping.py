@@ -20,7 +20,9 @@ from transformers import DynamicCache
 
 from adaptrix.errors import Problem, UsageError
 from adaptrix.runtime.cache import AdapterCache
+from adaptrix.runtime.filled import only
 from adaptrix.runtime.history import Chunk
+from adaptrix.runtime.invocation import stands
 from adaptrix.runtime.selection import Selection
 
 #: the decoders whose upper half is known to run alone, by model_type -> the name of their list of layers
@@ -87,13 +89,16 @@ def refill(model: nn.Module, cache: AdapterCache, selection: Selection, empty: C
     if not filled.size:
         cache.become(**vars(empty()))
         return Swap(0, 0, "the cache is empty")
+    if selection.activated and (before := stands(cache, selection)) is not None:
+        cache.become(made_under=selection.key, **only(cache.owner, before))
+        return Swap(len(cache.layers), 0, "no token that is cached is read otherwise under it")
     found, reason = layers_of(model), why_whole(model) or _why_reread(cache, selection, filled)
     if found is None or reason:
         _reread(model, cache, filled, empty())
         return Swap(0, len(cache.layers), reason)
     depth, layers = cache.depth, len(cache.layers)
     if depth == layers:
-        cache.become(made_under=selection.key)
+        cache.become(made_under=selection.key, **only(cache.owner, None))
         return Swap(depth, 0, "no adapter changes a layer")
     run_upper(upper_half(*found, depth, filled), cache, filled, selection)
     return Swap(depth, layers - depth, f"no adapter changes a layer under {depth}")
@@ -124,7 +129,7 @@ def run_upper(upper: nn.Module, cache: AdapterCache, filled: Chunk, selection: S
         **options,
     )
     layers = [*cache.layers[: cache.depth], *fresh.layers[cache.depth :]]
-    cache.become(layers=layers, chunks=[filled], made_under=selection.key)
+    cache.become(layers=layers, chunks=[filled], made_under=selection.key, **only(cache.owner, None))
     return answer
 
 
@@ -141,6 +146,8 @@ def require_own(cache: object, owner: int) -> AdapterCache:
 
 
 def _why_reread(cache: AdapterCache, selection: Selection, filled: Chunk) -> str:
+    if selection.activated:
+        return "an activated LoRA acts from its invocation tokens on, which the whole model is given"
     if not cache.depth:
         return "an adapter changes the first layer, or what enters it"
     if selection.first_layer < cache.depth:

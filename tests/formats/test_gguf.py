@@ -67,6 +67,16 @@ def test_an_alpha_that_means_nothing_is_refused(tmp_path: Path, alpha: float) ->
     assert problem.where == "adapter.lora.alpha"
 
 
+def test_an_activated_lora_keeps_its_tokens_through_every_format_that_has_them(tmp_path: Path) -> None:
+    source = written(tmp_path, adapter__alora__invocation_tokens=("uint32s", [5, 6]))
+    assert [one.code for one in adaptrix.load(source).problems] == ["conditional"]
+    for to in ("peft", "injection", "gguf"):
+        source = adaptrix.convert(source, tmp_path / f"x-{to}", to=to)
+        assert adaptrix.load(source).provenance.config["alora_invocation_tokens"] == [5, 6]
+    with pytest.raises(adaptrix.UsageError, match="invocation tokens"):
+        adaptrix.convert(source, tmp_path / "x-mlx", to="mlx")
+
+
 def test_a_model_is_no_adapter(tmp_path: Path) -> None:
     (problem,) = refused(written(tmp_path, general__type=("string", "model")))
     assert problem.code == "full-model"

@@ -83,6 +83,7 @@ PLANS: dict[str, Callable[[], Plan]] = {
     "head": lambda: make_plan(_bound(_more("lm_head", _of_rank(3, 40, 18))), "all"),
     "experts": lambda: make_plan(_bound(_alone("model.layers.0.mlp.experts.down_proj", STACKED)), "all"),
     "extras": lambda: make_plan(_bound(_with_head()), "all"),
+    "condition": lambda: make_plan(_bound(_activated()), "all"),
     "spectral": lambda: make_plan(_bound(_more("model.layers.5.self_attn.q_proj", _spectral())), "all"),
     "plan": lambda: make_plan(_bound(adapter(4)), "middle"),
 }
@@ -120,6 +121,10 @@ def _by_peft(**config: object) -> Provenance:
 def _with_head() -> Adapter:
     made = replace(adapter(2), provenance=_by_peft(modules_to_save=["score"]), altered=True)
     return replace(made, extras={"score.weight": HEAD})
+
+
+def _activated() -> Adapter:
+    return replace(adapter(2), provenance=_by_peft(alora_invocation_tokens=[5, 6]), altered=True)
 
 
 def _lengthened(field: str) -> Adapter:

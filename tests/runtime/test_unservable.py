@@ -27,7 +27,6 @@ def edit(made, **keys):
 @pytest.mark.parametrize(
     ("keys", "code", "said"),
     [
-        ({"alora_invocation_tokens": [5, 6]}, "conditional", "it would act on every token"),
         ({"arrow_config": {"top_k": 2}}, "conditional", "chooses among adapters token by token"),
         ({"layer_replication": [[0, 1], [0, 2]]}, "variant-unsupported", "its config repeats layers"),
     ],
