@@ -26,6 +26,7 @@ from adaptrix.planning.plan import Plan, powerless
 from adaptrix.plugins.catalog import Catalog
 from adaptrix.records import Bundle, Format, Source
 from adaptrix.results import CheckReport, Conversion
+from adaptrix.sources.recorded import require_repository_or_path
 
 
 class Maker(Protocol):
@@ -211,6 +212,7 @@ class Pipeline:
         if adapter.base is None or (adapter.recorded is not None and adapter.recorded.verified):
             return self._without_base(adapter)
         try:
+            require_repository_or_path(adapter.base)
             found = by_config(self.base_config(adapter.base), architectures, adapter, _config_of(adapter.base))
             if errors := errors_in(found.problems):
                 raise RefusedError(errors)

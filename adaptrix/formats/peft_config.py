@@ -193,23 +193,20 @@ def _problem(key: str, found: str, expected: str, remedy: str = "", code: str = 
 
 def _all_value_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
     """The problems of values; of one that is too long, that alone."""
-    long = list(_length_problems(raw))
-    short = {
-        key: value
-        for key, value in raw.items()
-        if key not in {problem.where.removeprefix(f"{CONFIG_NAME} ") for problem in long}
-    }
+    long = dict(_length_problems(raw))
+    short = {key: value for key, value in raw.items() if key not in long}
     known = {key: value for key, value in short.items() if key in _KNOWN}
-    yield from (*long, *_value_problems(known), *_number_problems(known))
+    yield from (*long.values(), *_value_problems(known), *_number_problems(known))
     yield from few(_number_problems({key: short[key] for key in short.keys() - known.keys()}), CONFIG_NAME)
 
 
-def _length_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
-    """A problem for every list or object with more entries than any model has use for."""
+def _length_problems(raw: Mapping[str, Any]) -> Iterator[tuple[str, Problem]]:
+    """The key and the problem of every list or object with more entries than any model has use for."""
     for key, value in raw.items():
         found, most = _entries(value), _MOST.get(key, _MOST_NAMES)
         if found > most:
-            yield _problem(key, f"{found} entries", f"at most {most}", "No model has so many: restore the config.")
+            remedy = "No model has so many: restore the config."
+            yield key, _problem(key, f"{found} entries", f"at most {most}", remedy)
 
 
 def _entries(value: Any) -> int:
