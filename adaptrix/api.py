@@ -19,6 +19,7 @@ from adaptrix.errors import AdaptrixWarning as AdaptrixWarning
 from adaptrix.errors import Problem, UsageError, warn_of
 from adaptrix.fitting.maker import maker_for
 from adaptrix.inspection import Inspection, summarise
+from adaptrix.memory import enough_memory
 from adaptrix.merging.draft import draft
 from adaptrix.merging.merger import write
 from adaptrix.merging.options import MergeOptions, QloraBase, prepare
@@ -30,6 +31,7 @@ from adaptrix.results import CheckReport
 Uri = str | PathLike[str]
 
 
+@enough_memory("adaptrix.load")
 def load(uri: Uri) -> Adapter:
     """The adapter at a uri, sound in itself; :func:`check` says whether it fits a model.
 
@@ -40,6 +42,7 @@ def load(uri: Uri) -> Adapter:
     return Pipeline().read(fspath(uri)).require_sound()
 
 
+@enough_memory("adaptrix.check")
 def check(adapter: Adapter | Uri, base: Uri | None = None, *, allow_nonfinite: bool = False) -> CheckReport:
     """Everything that is wrong with an adapter, alone and on ``base``.
 
@@ -54,6 +57,7 @@ def check(adapter: Adapter | Uri, base: Uri | None = None, *, allow_nonfinite: b
     return Pipeline().check(_subject(adapter), _path(base), allow_nonfinite=allow_nonfinite)
 
 
+@enough_memory("adaptrix.inspect")
 def inspect(uri: Adapter | Uri, base: Uri | None = None) -> Inspection:
     """The contents of an adapter: provenance, config, shapes by role, ‖ΔW‖ by role and layer.
 
@@ -67,6 +71,7 @@ def inspect(uri: Adapter | Uri, base: Uri | None = None) -> Inspection:
     return summarise(pipeline.bind(adapter, _path(base)), source)
 
 
+@enough_memory("adaptrix.convert")
 def convert(
     uri: Adapter | Uri,
     out: Uri | None = None,
@@ -144,6 +149,7 @@ def convert(
     return done.path
 
 
+@enough_memory("adaptrix.combine")
 def combine(
     adapters: Sequence[Adapter | Uri],
     weights: Sequence[float] | None = None,
@@ -189,6 +195,7 @@ def combine(
     return done
 
 
+@enough_memory("adaptrix.resize")
 def resize(
     adapter: Adapter | Uri,
     rank: int | None = None,
@@ -220,6 +227,7 @@ def resize(
     return done
 
 
+@enough_memory("adaptrix.diff")
 def diff(first: Adapter | Uri, second: Adapter | Uri, base: Uri | None = None) -> Comparison:
     """A comparison of two adapters, site by site: the cosine, the ratio of the norms and the distance of their ΔW.
 
@@ -231,6 +239,7 @@ def diff(first: Adapter | Uri, second: Adapter | Uri, base: Uri | None = None) -
     return compare_adapters(Pipeline(), _subject(first), _subject(second), _path(base))
 
 
+@enough_memory("adaptrix.extract")
 def extract(
     finetuned: Uri,
     base: Uri,
@@ -268,6 +277,7 @@ def extract(
     return done
 
 
+@enough_memory("adaptrix.merge")
 def merge(
     uri: Uri,
     base: Uri,

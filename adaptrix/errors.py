@@ -112,8 +112,8 @@ def warn_of(problems: Iterable[Problem]) -> None:
 
 
 def _calls_to_user() -> int:
-    """The calls from our caller up to code that is neither ours nor a decorator of torch's."""
-    frame, calls = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("adaptrix", "torch"):
+    """The calls from our caller up to code that is neither ours nor a decorator's."""
+    frame, calls, ours = sys._getframe(1), 1, ("adaptrix", "torch", "contextlib")
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ours:
         frame, calls = frame.f_back, calls + 1
     return calls - 1
