@@ -228,9 +228,9 @@ def _number_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
 
 def _value_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
     if not _is_rank(raw.get("r", 8)):
-        yield _problem("r", repr(raw["r"]), "a whole number of at least 1")
+        yield _problem("r", repr(raw["r"])[:80], "a whole number of at least 1")
     if not _is_alpha(raw.get("lora_alpha", 8)):
-        yield _problem("lora_alpha", repr(raw["lora_alpha"]), "a finite number")
+        yield _problem("lora_alpha", repr(raw["lora_alpha"])[:80], "a finite number")
     base = raw.get("base_model_name_or_path")
     if base is not None and not (isinstance(base, str) and len(base) <= _LONGEST_NAME and base.isprintable()):
         yield _problem("base_model_name_or_path", repr(base)[:80], "the name of a model, printable, or null")
@@ -240,7 +240,9 @@ def _value_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
     ):
         table = raw.get(key, {})
         if not isinstance(table, dict):
-            yield _problem(key, json.dumps(table), f"an object from module names to {what}", 'Write {} for "none".')
+            yield _problem(
+                key, json.dumps(table)[:80], f"an object from module names to {what}", 'Write {} for "none".'
+            )
         else:
             wrong = (_problem(f"{key}[{name!r}]", repr(v)[:80], what) for name, v in table.items() if not valid(v))
             yield from few(wrong, f"{CONFIG_NAME} {key}")
@@ -249,7 +251,7 @@ def _value_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
             yield _problem(key, json.dumps(raw[key])[:200], "a list of names")
     for key in ("use_rslora", "use_dora", "lora_bias", "fan_in_fan_out"):
         if not isinstance(raw.get(key), bool | None):
-            yield _problem(key, repr(raw[key]), "true or false")
+            yield _problem(key, repr(raw[key])[:80], "true or false")
     layers = raw.get("layers_to_transform")
     if not (layers is None or type(layers) is int or _is_list(layers, int)):
         yield _problem("layers_to_transform", json.dumps(layers)[:200], "a layer or a list of them")
@@ -261,7 +263,7 @@ def _value_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
         if not (raw.get(key) is None or fits(raw[key])):
             yield _problem(key, json.dumps(raw[key])[:200], what)
     if raw.get("bias") not in (None, "none", "all", "lora_only"):
-        yield _problem("bias", repr(raw["bias"]), '"none", "all" or "lora_only"')
+        yield _problem("bias", repr(raw["bias"])[:80], '"none", "all" or "lora_only"')
     enable = raw.get("enable_lora")
     if enable is not None and not (enable and _is_list(enable, bool)):
         yield _problem("enable_lora", json.dumps(enable)[:200], "a list of true and false, or null")

@@ -72,7 +72,7 @@ def target_problems(
     seen = {tail for target in modules for tail in tails(target.path)}
     for name in sorted(names) if isinstance(names, list) and modules else ():
         if name not in seen and not config.names("exclude_modules", name):
-            yield _no_tensors("target_modules", f"{name!r} is a target and has no tensors")
+            yield _no_tensors("target_modules", f"{name!r:.200} is a target and has no tensors")
     yield from _parameter_problems(config, deltas)
 
 
@@ -88,7 +88,7 @@ def _parameter_problems(config: PeftConfig, deltas: Mapping[Target, LowRank]) ->
     held = {tail for path in paths for tail in tails(path)} if names else set()
     for name in names:
         if name not in held:
-            found = f"{name!r} is a target and has no tensors"
+            found = f"{name!r:.200} is a target and has no tensors"
             yield Problem("adapter-incomplete", f"{CONFIG_NAME} target_parameters", found, "a delta on it", _FETCH)
 
 
@@ -108,7 +108,7 @@ def _saved_problems(config: PeftConfig, extras: Mapping[str, Extra]) -> Iterator
     seen = {name for part in parts for name in listed.endings(part)}
     for name in config.get("modules_to_save") or ():
         if name not in HEADS and name not in seen:
-            yield _no_tensors("modules_to_save", f"{name!r} was to be saved and has no tensors")
+            yield _no_tensors("modules_to_save", f"{name!r:.200} was to be saved and has no tensors")
 
 
 def _head_problems(config: PeftConfig, extras: Mapping[str, Extra], deltas: Collection[Target]) -> Iterator[Problem]:

@@ -70,3 +70,12 @@ def test_a_pattern_that_never_ends_is_refused_in_seconds(tmp_path, monkeypatch):
     time, report = checked(tmp_path, "target_modules", 10)
     assert time < 20
     assert not report.ok
+
+
+@pytest.mark.parametrize(("key", "value"), [("bias", "z" * 10**6), ("r", 10**4000), ("target_modules", ["q" * 10**6])])
+def test_a_message_is_short_however_long_the_value(key, value, tmp_path, monkeypatch):
+    monkeypatch.setitem(LISTS, key, lambda n: value)
+    shutil.copy(PIRATE / "adapter_model.safetensors", tmp_path)
+    _, report = checked(tmp_path, key, 1)
+    assert report.problems
+    assert max(len(str(problem)) for problem in report.problems) < 1000
