@@ -14,15 +14,12 @@ from adaptrix.architecture.dims import DEEPEST
 from adaptrix.architecture.name_lists import NameList, by_owner
 from adaptrix.architecture.patterns import Budget, Patterns, fullmatch, tails
 from adaptrix.errors import Problem, few
+from adaptrix.formats.peft_lengths import MOST_PARTS, length_problems
 from adaptrix.formats.peft_types import type_problems
 
 CONFIG_NAME = "adapter_config.json"
 ALL_LINEAR = "all-linear"
 _LONGEST_NAME = 4096
-#: entries of a list or an object: the largest models have some 50,000 modules
-_MOST_NAMES = 100_000
-#: a vocabulary has no more tokens, and a model no more places for its layers and no more parts of a fused weight
-_MOST_TOKENS, _MOST_PATTERNS, _MOST_PARTS = 1 << 20, 100, 64
 _LAYER = re.compile(r"\.(\d{1,6})\.")
 _PLAIN = re.compile(r"[\w.-]+")
 
@@ -193,28 +190,11 @@ def _problem(key: str, found: str, expected: str, remedy: str = "", code: str = 
 
 def _all_value_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
     """The problems of values; of one that is too long, that alone."""
-    long = dict(_length_problems(raw))
+    long = dict(length_problems(raw))
     short = {key: value for key, value in raw.items() if key not in long}
     known = {key: value for key, value in short.items() if key in _KNOWN}
     yield from (*long.values(), *_value_problems(known), *_number_problems(known))
     yield from few(_number_problems({key: short[key] for key in short.keys() - known.keys()}), CONFIG_NAME)
-
-
-def _length_problems(raw: Mapping[str, Any]) -> Iterator[tuple[str, Problem]]:
-    """The key and the problem of every list or object with more entries than any model has use for."""
-    for key, value in raw.items():
-        found, most = _entries(value), _MOST.get(key, _MOST_NAMES)
-        if found > most:
-            remedy = "No model has so many: restore the config."
-            yield key, _problem(key, f"{found} entries", f"at most {most}", remedy)
-
-
-def _entries(value: Any) -> int:
-    """The number of entries of a list or an object, or of the longest in it."""
-    if not isinstance(value, (list, dict)):
-        return 0
-    inner = value.values() if isinstance(value, dict) else value
-    return max([len(value), *(len(one) for one in inner if isinstance(one, (list, dict)))])
 
 
 def _number_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
@@ -305,23 +285,12 @@ def _unknown(raw: Mapping[str, Any]) -> Iterator[Problem]:
         )
 
 
-_MOST = MappingProxyType(
-    {
-        "trainable_token_indices": _MOST_TOKENS,
-        "layers_pattern": _MOST_PATTERNS,
-        "layers_to_transform": DEEPEST,
-        "layer_replication": DEEPEST,
-        "enable_lora": _MOST_PARTS,
-    }
-)
-
-
 def _clean(table: Any, valid: Any) -> Mapping[str, Any]:
     return MappingProxyType({k: v for k, v in table.items() if valid(v)} if isinstance(table, dict) else {})
 
 
 def _enabled(value: Any) -> tuple[bool, ...]:
-    return tuple(value) if _is_list(value, bool) and len(value) <= _MOST_PARTS else ()
+    return tuple(value) if _is_list(value, bool) and len(value) <= MOST_PARTS else ()
 
 
 def _rank(value: Any) -> int:
