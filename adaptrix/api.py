@@ -25,13 +25,13 @@ from adaptrix.merging.options import MergeOptions, QloraBase, prepare
 from adaptrix.options import Options, Vectors
 from adaptrix.pipeline import Pipeline
 from adaptrix.planning.redistribute import Redistribution
-from adaptrix.python_words import problem_in_python, said_in_python
+from adaptrix.python_words import problem_in_python, python_call
 from adaptrix.results import CheckReport
 
 Uri = str | PathLike[str]
 
 
-@said_in_python()
+@python_call("adaptrix.load")
 def load(uri: Uri) -> Adapter:
     """The adapter at a uri, sound in itself; :func:`check` says whether it fits a model.
 
@@ -42,7 +42,7 @@ def load(uri: Uri) -> Adapter:
     return Pipeline().read(fspath(uri)).require_sound()
 
 
-@said_in_python()
+@python_call("adaptrix.check")
 def check(adapter: Adapter | Uri, base: Uri | None = None, *, allow_nonfinite: bool = False) -> CheckReport:
     """Everything that is wrong with an adapter, alone and on ``base``.
 
@@ -57,7 +57,7 @@ def check(adapter: Adapter | Uri, base: Uri | None = None, *, allow_nonfinite: b
     return Pipeline().check(_subject(adapter), _path(base), allow_nonfinite=allow_nonfinite)
 
 
-@said_in_python()
+@python_call("adaptrix.inspect")
 def inspect(uri: Adapter | Uri, base: Uri | None = None) -> Inspection:
     """The contents of an adapter: provenance, config, shapes by role, ‖ΔW‖ by role and layer.
 
@@ -71,7 +71,7 @@ def inspect(uri: Adapter | Uri, base: Uri | None = None) -> Inspection:
     return summarise(pipeline.bind(adapter, _path(base)), source)
 
 
-@said_in_python()
+@python_call("adaptrix.convert")
 def convert(
     uri: Adapter | Uri,
     out: Uri | None = None,
@@ -149,7 +149,7 @@ def convert(
     return done.path
 
 
-@said_in_python()
+@python_call("adaptrix.combine")
 def combine(
     adapters: Sequence[Adapter | Uri],
     weights: Sequence[float] | None = None,
@@ -195,7 +195,7 @@ def combine(
     return done
 
 
-@said_in_python()
+@python_call("adaptrix.resize")
 def resize(
     adapter: Adapter | Uri,
     rank: int | None = None,
@@ -227,7 +227,7 @@ def resize(
     return done
 
 
-@said_in_python()
+@python_call("adaptrix.diff")
 def diff(first: Adapter | Uri, second: Adapter | Uri, base: Uri | None = None) -> Comparison:
     """A comparison of two adapters, site by site: the cosine, the ratio of the norms and the distance of their ΔW.
 
@@ -239,7 +239,7 @@ def diff(first: Adapter | Uri, second: Adapter | Uri, base: Uri | None = None) -
     return compare_adapters(Pipeline(), _subject(first), _subject(second), _path(base))
 
 
-@said_in_python()
+@python_call("adaptrix.extract")
 def extract(
     finetuned: Uri,
     base: Uri,
@@ -277,7 +277,7 @@ def extract(
     return done
 
 
-@said_in_python()
+@python_call("adaptrix.merge")
 def merge(
     uri: Uri,
     base: Uri,

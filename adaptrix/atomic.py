@@ -2,8 +2,12 @@
 
 The bytes go to a hidden neighbour, ``.adaptrix-<random><suffix>``, which is renamed to the output when all
 of it is written. Whatever stops the work before, Ctrl-C included, removes the neighbour and leaves what was
-there as it was. No fsync is made, as cp makes none: it would cost as much as the writing, and the
-source is still there.
+there as it was. A folder that replaces another changes places with it in one step. No fsync is made, as cp makes
+none: it would cost as much as the writing, and the source is still there.
+
+Where the system has no such step (:mod:`adaptrix.exchange`), the old folder is first renamed to
+``.<name>.adaptrix-old``. If the power fails or the process is killed right then, that is where it is, and the next
+output of the name puts it back before anything else.
 """
 
 from __future__ import annotations
@@ -16,6 +20,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from adaptrix.errors import Problem, RefusedError, UsageError, refuse
+from adaptrix.exchange import exchange
+from adaptrix.special_files import SPECIAL_FILES, old_folder
 from adaptrix.wording import some
 
 _REFUSALS: dict[int, tuple[str, str, str]] = {
@@ -38,10 +44,13 @@ def output(path: Path, *, force: bool = False, holds: Collection[str] = ()) -> I
     """A path beside ``path`` at which the caller creates a file or a folder; it becomes ``path`` at the end.
 
     An existing ``path`` is a :class:`UsageError` unless ``force``, which replaces a file by a file, and a
-    folder by a folder if every name in the old one is among ``holds``; a symbolic link is itself replaced,
-    never what it points to. What the system objects to (disk full, no permission …) is a
+    folder by a folder if every name in the old one is among ``holds``. Of a symbolic link, the file or folder that it
+    points to is replaced, as cp does, and the link stays; a link to nothing, and a device, pipe or socket under any
+    name, is a :class:`UsageError`. What the system objects to (disk full, no permission …) is a
     :class:`RefusedError`; other errors pass through.
     """
+    with _refusing(path, path):
+        path = _followed(path)
     work = path.parent / f".adaptrix-{os.urandom(6).hex()}{path.suffix[:16]}"
     with _refusing(work, path):
         _check(path, force, holds)
@@ -55,7 +64,27 @@ def output(path: Path, *, force: bool = False, holds: Collection[str] = ()) -> I
 def require_free(path: Path, *, force: bool = False, holds: Collection[str] = ()) -> None:
     """Raises what :func:`output` would raise before the work begins, for callers that download first."""
     with _refusing(path, path):
-        _check(path, force, holds)
+        _check(_followed(path), force, holds)
+
+
+def _followed(path: Path) -> Path:
+    """The path that a symbolic link leads to, or the path itself. Raises :class:`UsageError` for what is no place for
+    an output: a link to nothing, and a device, pipe or socket, which a rename would replace."""
+    if "\0" in str(path):
+        raise _usage("output-invalid", path, "a name cannot hold a NUL", "Choose another name.")
+    link = path.is_symlink()
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        if link:
+            found = f"this is a link to {os.readlink(path)!r}, which is not there"
+            raise _usage("output-invalid", path, found, "Remove the link, or name a file to write.") from None
+        return path
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        kind = SPECIAL_FILES.get(stat.S_IFMT(mode), "no file")
+        found = f"this is {'a link to ' * link}{kind}"
+        raise _usage("output-invalid", path, found, "Name a file to write.")
+    return Path(os.path.realpath(path)) if link else path
 
 
 @contextmanager
@@ -88,11 +117,8 @@ def _check(path: Path, force: bool, holds: Collection[str]) -> None:
     """Everything that can be known before the work begins."""
     if path.name in ("", ".."):
         raise _usage("output-invalid", path, "this is no name for an output", "Name a file or folder in it.")
-    if "\0" in str(path):
-        raise _usage("output-invalid", path, "a name cannot hold a NUL", "Choose another name.")
+    _put_back(path)
     old = _kind(path)
-    if old == "special":
-        raise _usage("output-invalid", path, "this is a device, a pipe or a socket", "Name a file to write.")
     if old is not None and not force:
         raise _exists(path)
     if old == "folder" and holds:
@@ -113,14 +139,12 @@ def _exists(path: Path) -> UsageError:
 
 
 def _kind(path: Path) -> str | None:
-    """``"folder"``, ``"file"`` (a symbolic link is one, whatever it points to), ``"special"``, or None for nothing."""
+    """``"folder"``, ``"file"`` (anything else), or None for nothing."""
     try:
         mode = os.lstat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
         return None
-    if stat.S_ISDIR(mode):
-        return "folder"
-    return "file" if stat.S_ISREG(mode) or stat.S_ISLNK(mode) else "special"
+    return "folder" if stat.S_ISDIR(mode) else "file"
 
 
 def _publish(work: Path, path: Path, force: bool, holds: Collection[str]) -> None:
@@ -151,20 +175,33 @@ def _rename_new(work: Path, path: Path) -> None:
 
 
 def _swap_folder(work: Path, path: Path, holds: Collection[str]) -> None:
-    """Put ``work`` in the place of the folder ``path``; if that fails, the old one is put back."""
+    """Put ``work`` in the place of the folder ``path``, and remove that; if it fails, the old one is put back."""
     _require_replaceable(path, holds)
-    aside = work.with_name(work.name + ".old")
+    old = work if exchange(work, path) else _swap_by_renaming(work, path)
+    unwanted = work.with_name(work.name + ".old")  # should the process be killed now, its name says what it is
     try:
-        path.rename(aside)
+        _remove(old.rename(unwanted))
+    finally:  # a Ctrl-C in the middle of it
+        _remove(unwanted)
+
+
+def _swap_by_renaming(work: Path, path: Path) -> Path:
+    """The same in two steps; the path of the old folder."""
+    old = old_folder(path)
+    _remove(old)  # of an earlier run that was killed after both steps
+    try:
+        path.rename(old)
         work.rename(path)
     except BaseException:
-        if _kind(path) is None:
-            aside.rename(path)
+        _put_back(path)
         raise
-    try:
-        _remove(aside)
-    finally:  # a Ctrl-C in the middle of it
-        _remove(aside)
+    return old
+
+
+def _put_back(path: Path) -> None:
+    """Give the old folder its name back, where a run was stopped between the two renames that replace it."""
+    if _kind(path) is None and _kind(old := old_folder(path)) == "folder":
+        old.rename(path)
 
 
 def _require_replaceable(folder: Path, holds: Collection[str]) -> None:

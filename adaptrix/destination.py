@@ -63,7 +63,7 @@ def require_apart(path: Path, source: Collection[Path]) -> None:
 
     The folder of a source of several files is the source; that of a single file may hold others.
     """
-    above = _real(path.parent)
+    above = _real(path).parent
     for file in source:
         home = _real(file.parent)
         if same(path, file) or (len(source) > 1 and same(path, home)):
@@ -79,7 +79,7 @@ def require_untaken(path: Path, taken: Mapping[Path, str]) -> None:
 
     ``taken``: path -> what is written there.
     """
-    above = _real(path.parent)
+    above = _real(path).parent
     for other, why in taken.items():
         if same(path, other) or (other.is_dir() and any(same(other, folder) for folder in (above, *above.parents))):
             raise UsageError(Problem("output-taken", str(path), why, remedy="Give each output a --name of its own."))

@@ -94,6 +94,16 @@ def errors_in(problems: Iterable[Problem]) -> tuple[Problem, ...]:
     return tuple(problem for problem in problems if problem.severity == "error")
 
 
+def few(problems: Iterable[Problem], where: str, most: int = 100) -> list[Problem]:
+    """The first of some problems, and one that says how many more there are: a hostile file may have a million."""
+    found = list(problems)
+    rest = found[most:]
+    if not rest:
+        return found
+    severity = max((problem.severity for problem in rest), key=("note", "warning", "error").index)
+    return [*found[:most], Problem("more-problems", where, f"there are {len(rest)} more like these", severity=severity)]
+
+
 def warn_of(problems: Iterable[Problem]) -> None:
     """Issues the warnings among some problems as :class:`AdaptrixWarning`, each once, as of the user's own line."""
     for problem in dict.fromkeys(problems):
@@ -102,8 +112,8 @@ def warn_of(problems: Iterable[Problem]) -> None:
 
 
 def _calls_to_user() -> int:
-    """The calls from our caller up to code that is neither ours nor a decorator of torch's."""
-    frame, calls = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("adaptrix", "torch"):
+    """The calls from our caller up to code that is neither ours nor a decorator's."""
+    frame, calls, ours = sys._getframe(1), 1, ("adaptrix", "torch", "contextlib")
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ours:
         frame, calls = frame.f_back, calls + 1
     return calls - 1

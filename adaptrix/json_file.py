@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import stat
 from pathlib import Path
 from typing import Any
 
 from adaptrix.errors import RefusedError, refuse
+from adaptrix.source_file import source_file
 from adaptrix.wording import amount
 
 #: no config is near this: the largest published are some hundred kB
@@ -42,15 +42,14 @@ def too_large(where: str, size: int, limit: int = MAX_BYTES) -> RefusedError:
 
 def _bytes(path: Path, where: str, limit: int) -> bytes:
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait forever
+        file = source_file(path)
+        if not file.regular:
             raise refuse("file-unreadable", where, "it is not a regular file")
-        with open(path, "rb") as file:
-            data = file.read(limit + 1)
+        if file.size > limit:
+            raise too_large(where, file.size, limit)
+        return b"".join(file.chunks(0, file.size))
     except OSError as error:
         raise refuse("file-unreadable", where, f"it cannot be read: {error.strerror or error}") from error
-    if len(data) > limit:
-        raise too_large(where, max(path.stat().st_size, len(data)), limit)
-    return data
 
 
 def _parse(data: bytes, where: str) -> object:

@@ -27,6 +27,7 @@ from adaptrix.planning.plan import Plan, powerless
 from adaptrix.plugins.catalog import Catalog
 from adaptrix.records import Bundle, Format, Source
 from adaptrix.results import CheckReport, Conversion
+from adaptrix.sources.recorded import require_repository_or_path
 
 
 class Maker(Protocol):
@@ -57,6 +58,7 @@ class Pipeline:
         """The adapter of a uri or its files with all problems of reading; raises only where there is nothing
         to return."""
         bundle = self.fetch(source) if isinstance(source, str) else source
+        bundle.hold()
         form = next((form for form in self.catalog.formats if form.detect(bundle)), None)
         if form is None:
             names = ", ".join(sorted(bundle.files)) or "no files"
@@ -167,12 +169,15 @@ class Pipeline:
 
         What the format does not carry is folded where that is exact; the rest is a :class:`UsageError`.
         """
-        form, path = self._writable(options.to), self._place(plan.bound.adapter.name, out, options, sources, taken)
+        read = list(sources)
+        form, path = self._writable(options.to), self._place(plan.bound.adapter.name, out, options, read, taken)
         plan = folded(plan, form.carries)
         require_carried(plan, form, options)
         assert form.write is not None  # _writable saw to it
         with atomic.output(path, force=options.force, holds=form.writes) as work:
             form.write(plan, work)
+            for bundle in read:
+                bundle.require_unchanged()
             sizes = [tensor.nbytes for _, tensor in _read_back(form, work, path).tensors()]
         said = (*plan.notes, *powerless(plan))
         return Conversion(path, plan, said, len(sizes), sum(sizes), plan.bound.adapter.name)
@@ -223,6 +228,7 @@ class Pipeline:
         if adapter.base is None or (adapter.recorded is not None and adapter.recorded.verified):
             return self._without_base(adapter)
         try:
+            require_repository_or_path(adapter.base)
             found = by_config(self.base_config(adapter.base), architectures, adapter, _config_of(adapter.base))
             if errors := errors_in(found.problems):
                 raise RefusedError(errors)

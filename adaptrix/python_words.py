@@ -11,15 +11,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from adaptrix.errors import AdaptrixError, Problem
+from adaptrix.memory import enough_memory
 
 #: options without a value
 _FLAGS = frozenset(["allow-nonfinite", "prune", "force", "verify", "drop-extras"])
 #: options that are lists in Python
 _LISTS = frozenset(["save", "ignore", "weights"])
 #: the values that messages show: placeholders, numbers, quoted text, and the words of some options
-_VALUE = (
-    r"(?:[A-Z][A-Z_]*|\d+(?:[.,-]\d+)*%?|'[^']*'|all|middle|fit:K|peft|injection|svd|cat|bf16|fp16|fp32|fp64)(?![\w:])"
-)
+_VALUE = r"(?:[A-Z][A-Z_]*|\d+(?:[.,-]\d+)*%?|'[^']*'|all|middle|fit:K|peft|injection|mlx|gguf|svd|cat|bf16|fp16|fp32|fp64)(?![\w:])"
 _OPTION = rf"--[a-z]+(?:-[a-z]+)*(?: {_VALUE})?"
 _FUNCTIONS = "check|combine|convert|diff|extract|inspect|merge|resize"
 _CALL = re.compile(rf"`?adaptrix ({_FUNCTIONS})((?: (?:[A-Z][A-Z_]*|{_OPTION}))+)`?")
@@ -45,6 +44,13 @@ def said_in_python() -> Iterator[None]:
         yield
     except AdaptrixError as error:
         raise said_again(error, problem_in_python) from error.__cause__
+
+
+@contextmanager
+def python_call(where: str) -> Iterator[None]:
+    """A function that this decorates, whose errors recommend arguments; a want of memory is one of them."""
+    with said_in_python(), enough_memory(where):
+        yield
 
 
 def said_again(error: AdaptrixError, say: Callable[[Problem], Problem]) -> AdaptrixError:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import InitVar, dataclass
 from functools import cached_property
 from pathlib import Path
-from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any, Protocol
 
+from adaptrix.digests import Digests
 from adaptrix.errors import Problem, refuse
 from adaptrix.feature_names import LORA
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from adaptrix.planning.plan import Plan
 
 _UNSTATED = frozenset({"unstated"})
-_PIECE = 4 << 20  # large, so that the thread rarely has to ask for the interpreter
 
 
 @dataclass(frozen=True)
@@ -46,13 +45,21 @@ class Bundle:
         """The SHA-256 of every file, computed at the first access, or in the background after :meth:`hash_ahead`."""
         return self._digests
 
+    def hold(self) -> None:
+        """Opens the files: from here on the names stand for these, whatever takes their place on the disk."""
+        self._digests.hold()
+
     def hash_ahead(self) -> None:
         """Begins to compute the digests in a thread, while other work goes on."""
         self._digests.begin()
 
+    def require_unchanged(self) -> None:
+        """Raises :class:`RefusedError` for a file that is no longer what its digest says."""
+        self._digests.require_unchanged()
+
     @cached_property
-    def _digests(self) -> _Digests:
-        return _Digests(self.files)
+    def _digests(self) -> Digests:
+        return Digests(self.files)
 
     def one(self, name: str) -> Path:
         """The path of a file that must be there."""
@@ -60,54 +67,6 @@ class Bundle:
             there = ", ".join(sorted(self.files)) or "nothing"
             raise refuse("file-missing", self.uri, f"there is no {name}, only {there}", name)
         return self.files[name]
-
-
-class _Digests(Mapping[str, str]):
-    """Digests by file name, computed in a thread; the first access waits for them."""
-
-    def __init__(self, files: Mapping[str, Path]) -> None:
-        self._files, self._found = files, dict[str, str | OSError]()
-        self._thread = Thread(target=self._compute, daemon=True)
-        self._lock = Lock()
-
-    def begin(self) -> None:
-        """Starts the thread; calling it again does nothing."""
-        with self._lock:
-            if self._thread.ident is None:
-                self._thread.start()
-
-    def _compute(self) -> None:
-        for name, path in self._files.items():
-            try:
-                self._found[name] = _sha256(path)
-            except OSError as error:  # raised when the digest is read
-                self._found[name] = error
-
-    def __getitem__(self, name: str) -> str:
-        if name not in self._files:
-            raise KeyError(name)
-        self.begin()
-        self._thread.join()
-        found = self._found[name]
-        if isinstance(found, OSError):
-            raise refuse("file-unreadable", self._files[name], f"it cannot be read: {found.strerror or found}")
-        return found
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._files)
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-
-def _sha256(path: Path) -> str:
-    import hashlib  # imported here: listing commands does not need it
-
-    digest, buffer = hashlib.sha256(), memoryview(bytearray(_PIECE))
-    with open(path, "rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            digest.update(buffer[:count])
-    return digest.hexdigest()
 
 
 class _Carried:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adaptrix.errors import RefusedError, refuse
+from adaptrix.source_file import SourceFile, gone, source_file
 
 Array = NDArray[Any]
 
@@ -53,48 +53,43 @@ _BEYOND = {
     "F8_E5M2": (0x7F, 0x7C),
 }
 _CHUNK = 1 << 20
-_CHANGED = "It changed while it was read: fetch it again."
 
 
 @dataclass(frozen=True, slots=True)
 class FileRange:
-    """``nbytes`` bytes of the file ``path``, from ``offset`` on."""
+    """``nbytes`` bytes of the file ``path``, from ``offset`` on; ``file``: the file where it is open already."""
 
     path: Path
     offset: int
     nbytes: int
+    file: SourceFile | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def source(self) -> SourceFile:
+        """The open file. Raises :class:`RefusedError` where there is none any more."""
+        try:
+            return self.file or source_file(self.path)
+        except OSError as error:
+            raise gone(self.path, error) from None
 
     def read(self) -> bytes:
-        """All of the bytes; a file that was removed or shrank meanwhile is a refusal, never zeros."""
-        try:
-            file = os.open(self.path, os.O_RDONLY)  # a file object would cost more than the read
-        except OSError as error:
-            raise self._gone(error) from None
-        try:
-            data = os.pread(file, self.nbytes, self.offset)
-        finally:
-            os.close(file)
+        """All of the bytes; a file that was written or removed meanwhile is a refusal, never zeros."""
+        with self.source.descriptor() as descriptor:
+            data = os.pread(descriptor, self.nbytes, self.offset)
         return data if len(data) == self.nbytes else b"".join(self.chunks())
 
     def chunks(self) -> Iterator[bytes]:
         """The bytes in pieces of at most 1 MiB; raises as :meth:`read` does."""
-        try:
-            file = open(self.path, "rb")  # noqa: SIM115  # an error later does not mean that the file is gone
-        except OSError as error:
-            raise self._gone(error) from None
-        with file:
-            position, end = self.offset, self.offset + self.nbytes
-            while position < end:
-                piece = os.pread(file.fileno(), min(_CHUNK, end - position), position)
-                if not piece:
-                    found = f"the file ends {end - position} bytes short of a tensor it described"
-                    raise refuse("file-changed", self.path, found, remedy=_CHANGED)
-                yield piece
-                position += len(piece)
+        return self.source.chunks(self.offset, self.nbytes)
 
-    def _gone(self, error: OSError) -> RefusedError:
-        found = f"the file cannot be opened any more ({error.strerror or error})"
-        return refuse("file-changed", self.path, found, remedy=_CHANGED)
+    def part(self, start: int, nbytes: int) -> FileRange:
+        """``nbytes`` of the bytes from ``start`` on."""
+        return FileRange(self.path, self.offset + start, nbytes, self.file)
+
+    def joined(self, other: FileRange) -> FileRange | None:
+        """The range of both where the other follows in the same file, else None."""
+        follows = self.path == other.path and self.file is other.file and self.offset + self.nbytes == other.offset
+        return FileRange(self.path, self.offset, self.nbytes + other.nbytes, self.file) if follows else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -163,7 +158,7 @@ class Tensor:
         if isinstance(self.data, bytes):
             part = self.data[first : first + count]
         else:
-            part = FileRange(self.data.path, self.data.offset + first, count)
+            part = self.data.part(first, count)
         return Tensor(self.dtype, (stop - start, *self.shape[1:]), part)
 
     def reshape(self, *shape: int) -> Tensor:

@@ -92,17 +92,27 @@ class _Plain(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types of i
         return mapping
 
 
-def _short(construct: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """A number's constructor that takes none of more characters than a number has."""
+def _scalar(kind: str, construct: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """A scalar's constructor whose every failure names the line: a tag may be put before any text.
+
+    PyYAML's own fail by whatever their code runs into: ``!!bool maybe`` is a ``KeyError``.
+    """
 
     def constructed(loader: Any, node: Any) -> Any:
-        if len(str(node.value)) > _MAX_NUMBER:
-            raise yaml.YAMLError(f"a number of {len(str(node.value))} characters{node.start_mark}")
-        return construct(loader, node)
+        text = str(loader.construct_scalar(node))
+        if kind in ("int", "float") and len(text) > _MAX_NUMBER:
+            raise yaml.YAMLError(f"a number of {len(text)} characters{node.start_mark}")
+        try:
+            return construct(loader, node)
+        except (ValueError, LookupError, AttributeError, TypeError, ArithmeticError) as error:
+            why = f" ({error})" if isinstance(error, ValueError) else ""
+            raise yaml.YAMLError(f"{text!r:.60} is no {kind}{why}, at line {node.start_mark.line + 1}") from None
 
     return constructed
 
 
-for _kind in ("int", "float"):
+for _kind in ("bool", "int", "float", "timestamp"):
     _tag = f"tag:yaml.org,2002:{_kind}"
-    _Plain.add_constructor(_tag, _short(yaml.SafeLoader.yaml_constructors[_tag]))
+    _Plain.add_constructor(_tag, _scalar(_kind, yaml.SafeLoader.yaml_constructors[_tag]))
+for _kind in ("binary", "set", "omap", "pairs"):  # no values of a config
+    _Plain.add_constructor(f"tag:yaml.org,2002:{_kind}", yaml.SafeLoader.construct_undefined)

@@ -1,4 +1,7 @@
 import os
+import signal
+import socket
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -6,6 +9,7 @@ import pytest
 
 from adaptrix.atomic import output
 from adaptrix.errors import RefusedError, UsageError
+from adaptrix.sources import local
 from tests.helpers.atomic import error_code, names, put, put_folder
 
 
@@ -148,13 +152,20 @@ def test_force_replaces_no_other_folder(tmp_path: Path) -> None:
     assert names(tmp_path) == [str(number) for number in range(len(OTHERS))]
 
 
+@pytest.fixture
+def by_renaming(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A system that cannot exchange two names in one step."""
+    monkeypatch.setattr("adaptrix.atomic.exchange", lambda one, other: False)
+
+
+@pytest.mark.usefixtures("by_renaming")
 def test_a_failed_swap_puts_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a"
     put_folder(path, config="old")
     rename = Path.rename
 
     def failing(self: Path, target: Path) -> Path:
-        if target == path and not self.name.endswith(".old"):
+        if target == path and not self.name.endswith("old"):
             raise OSError(28, "No space left on device")
         return rename(self, target)
 
@@ -164,6 +175,60 @@ def test_a_failed_swap_puts_the_old_folder_back(tmp_path: Path, monkeypatch: pyt
     assert error_code(caught) == "disk-full"
     assert names(tmp_path) == ["a"]
     assert (path / "adapter_config.json").read_text() == "old"
+
+
+@pytest.mark.usefixtures("by_renaming")
+def test_force_replaces_a_folder_where_two_names_cannot_be_exchanged(tmp_path: Path) -> None:
+    put_folder(tmp_path / "a", config="old")
+    (tmp_path / ".a.adaptrix-old").mkdir()  # of a run that was killed after both renames
+    put_folder(tmp_path / "a", force=True)
+    assert names(tmp_path) == ["a"]
+    assert (tmp_path / "a" / "adapter_config.json").read_text() == "new"
+
+
+def killed_at_rename(path: Path, number: int) -> None:
+    """Replaces a folder in a process that is killed right after its ``number``-th rename."""
+    if child := os.fork():
+        os.waitpid(child, 0)
+        return
+    left, rename = iter(range(1, number)), Path.rename
+
+    def counted(self: Path, target: Path) -> Path:
+        done = rename(self, target)
+        if next(left, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return done
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "rename", counted)
+        put_folder(path, force=True)
+    os._exit(1)
+
+
+def test_a_kill_at_the_exchange_leaves_the_new_folder(tmp_path: Path) -> None:
+    put_folder(tmp_path / "a", config="old")
+    killed_at_rename(tmp_path / "a", 1)
+    assert (tmp_path / "a" / "adapter_config.json").read_text() == "new"
+
+
+@pytest.mark.usefixtures("by_renaming")
+@pytest.mark.parametrize(("number", "left"), [(1, None), (2, "new"), (3, "new")])
+def test_after_a_kill_between_renames_the_next_run_finds_the_old_folder(
+    tmp_path: Path, number: int, left: str | None
+) -> None:
+    path = tmp_path / "a"
+    put_folder(path, config="old")
+    killed_at_rename(path, number)
+    assert path.exists() == (left is not None)
+    if left is None:
+        with pytest.raises(UsageError, match=r"The folder as it was is .*\.a\.adaptrix-old"):
+            local.fetch(str(path), [])
+    with pytest.raises(UsageError, match="this exists already"):
+        put_folder(path)
+    assert (path / "adapter_config.json").read_text() == (left or "old")
+    put_folder(path, force=True, config="newest")
+    assert (path / "adapter_config.json").read_text() == "newest"
+    assert not (tmp_path / ".a.adaptrix-old").exists()
 
 
 def test_a_file_does_not_replace_a_folder_nor_a_folder_a_file(tmp_path: Path) -> None:
@@ -177,14 +242,48 @@ def test_a_file_does_not_replace_a_folder_nor_a_folder_a_file(tmp_path: Path) ->
     assert (tmp_path / "file").read_text() == "old"
 
 
-@pytest.mark.parametrize("target", ["file", "folder", "nowhere"])
-def test_a_symbolic_link_is_replaced_and_what_it_points_to_is_not(tmp_path: Path, target: str) -> None:
-    (tmp_path / "file").write_text("old")
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "link").symlink_to(tmp_path / target)
-    with pytest.raises(UsageError):
-        put(tmp_path / "link")
-    put(tmp_path / "link", force=True)
-    assert not (tmp_path / "link").is_symlink()
-    assert (tmp_path / "file").read_text() == "old"
-    assert names(tmp_path) == ["file", "folder", "link"]
+def test_of_a_link_the_target_is_replaced_and_the_link_stays(tmp_path: Path) -> None:
+    put(tmp_path / "file", "old")
+    put_folder(tmp_path / "folder", config="old")
+    for name in ("file", "folder"):
+        (tmp_path / f"to-{name}").symlink_to(name)
+        with pytest.raises(UsageError, match="exists"):
+            put(tmp_path / f"to-{name}")
+    put(tmp_path / "to-file", force=True)
+    put_folder(tmp_path / "to-folder", force=True)
+    assert (tmp_path / "file").read_text() == (tmp_path / "folder" / "adapter_config.json").read_text() == "new"
+    assert names(tmp_path) == ["file", "folder", "to-file", "to-folder"]
+    assert (tmp_path / "to-file").is_symlink()
+    assert (tmp_path / "to-folder").is_symlink()
+
+
+def test_a_link_into_another_folder_does_not_replace_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    (tmp_path / "link").symlink_to("mine")
+    with pytest.raises(UsageError, match="does not replace"):
+        put_folder(tmp_path / "link", force=True)
+    assert names(tmp_path / "mine") == ["notes.txt"]
+
+
+@pytest.mark.parametrize("target", ["/dev/null", "pipe", "socket", "to-pipe", "nowhere"])
+@pytest.mark.parametrize("linked", [True, False])
+def test_a_device_a_pipe_a_socket_and_a_link_to_nothing_are_never_replaced(
+    tmp_path: Path, target: str, linked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # the name of a socket is short
+    os.mkfifo("pipe")
+    os.symlink("pipe", "to-pipe")
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind("socket")
+    out = tmp_path / target
+    if linked or target == "nowhere":
+        (out := tmp_path / "link").symlink_to(target)
+    before = names(tmp_path)
+    said = {"/dev/null": "a device", "socket": "a socket", "nowhere": "not there"}.get(target, "a named pipe")
+    for make in (put, put_folder):
+        with pytest.raises(UsageError, match=said) as caught:
+            make(out, force=True)
+        assert error_code(caught) == "output-invalid"
+    assert names(tmp_path) == before
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)

@@ -15,6 +15,8 @@ from adaptrix.errors import Problem, RefusedError
 
 _TOP = {"family", "model_types", "prefixes", "dims", "roles"}
 _ROLE = {"path", "in", "out", "orientation", "parts", "layout", "groups", "experts", "part_paths", "depth", "optional"}
+#: the largest that ships has 6 kB; a key of many dots takes time that grows with their square
+_MAX_BYTES, _MAX_DOTS = 1 << 18, 500
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -36,9 +38,13 @@ def read_architectures(folder: Path, origin: str = "adaptrix") -> Iterator[Archi
 
 def read_architecture(file: Path, origin: str = "") -> Architecture:
     """The architecture of one TOML file. Raises :class:`RefusedError` with every mistake in it."""
+    with open(file, "rb") as opened:
+        content = opened.read(_MAX_BYTES + 1)
     try:
-        table = tomllib.loads(file.read_text("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        if len(content) > _MAX_BYTES or max(line.count(b".") for line in content.split(b"\n")) > _MAX_DOTS:
+            raise ValueError("it is larger or deeper than any architecture is")
+        table = tomllib.loads(content.decode("utf-8").replace("\r\n", "\n"))
+    except (ValueError, RecursionError) as error:  # of syntax, of text, of a number of 5,000 digits
         raise RefusedError(Problem("toml-invalid", str(file), str(error), "a TOML file")) from None
     return parse_architecture(table, where=str(file), origin=origin or str(file))
 

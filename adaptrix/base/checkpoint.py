@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from adaptrix.base.file_kinds import KINDS, TORCH, FileKind, Held
-from adaptrix.errors import Problem, RefusedError, refuse
+from adaptrix.errors import Problem, RefusedError, few, refuse
 from adaptrix.json_file import read_object
 from adaptrix.tensor import Tensor
 from adaptrix.wording import some
@@ -96,7 +96,7 @@ def open_base(folder: Path, name: str, config: Mapping[str, Any], commit: str | 
         tensors = {file: held for file, (held, _) in found.items()}
         problems += _contradictions(tensors, index["weight_map"], folder / kind.index)
     if problems:
-        raise RefusedError(problems)
+        raise RefusedError(few(problems, str(folder)))
     return BaseCheckpoint(
         name,
         folder,

@@ -17,6 +17,7 @@ import click
 from adaptrix import __version__
 from adaptrix.cli.reached import Reached, command_name
 from adaptrix.errors import AdaptrixError, Problem, UsageError
+from adaptrix.memory import memory_refusal
 
 _COMMANDS = {
     "convert": "Write adapters as injection files, or for peft, mlx-lm or llama.cpp.",
@@ -172,13 +173,16 @@ def run(args: list[str]) -> int:
     except OSError as error:
         if os.environ.get("ADAPTRIX_TRACEBACK"):
             raise
+        if refusal := memory_refusal(error, f"adaptrix {reached.command or ''}".strip()):
+            return _fail(refusal, args, reached.command)
         where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "adaptrix"
         problem = Problem("system", where, f"the system says: {error.strerror or error}")
         return _fail(AdaptrixError(problem), args, reached.command)
     except Exception as error:  # a bug of ours: one line, and the traceback on request
         if os.environ.get("ADAPTRIX_TRACEBACK"):
             raise
-        return _fail(_internal(error), args, reached.command)
+        refusal = memory_refusal(error, f"adaptrix {reached.command or ''}".strip())
+        return _fail(refusal or _internal(error), args, reached.command)
 
 
 def _show_stop(how: str, error: BaseException) -> None:

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
 from adaptrix.errors import Problem, refuse
 from adaptrix.formats.untrusted import (
@@ -25,6 +25,7 @@ from adaptrix.formats.untrusted import (
     shown,
     tensor_at,
 )
+from adaptrix.source_file import SourceFile
 from adaptrix.tensor import DTYPES, FileRange, Tensor
 
 MAGIC = b"GGUF"
@@ -56,10 +57,10 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Value]]:
         raise refuse("gguf-invalid", path, f"general.alignment is {shown(alignment)}", "a power of two", _AGAIN)
     start = -(-header.position // alignment) * alignment
     refuse_if_any(_faults(described, start, size, path), path)
-    return {name: _tensor(path, start + at, shape, code) for name, shape, code, at in described}, metadata
+    return {name: _tensor(file, start + at, shape, code) for name, shape, code, at in described}, metadata
 
 
-def _start(file: BinaryIO, size: int, path: Path) -> bytes:
+def _start(file: SourceFile, size: int, path: Path) -> bytes:
     head = read_exactly(file, 0, min(size, 64), path)
     if head[:4] != MAGIC:
         refusal = other_format(head, path)
@@ -67,9 +68,9 @@ def _start(file: BinaryIO, size: int, path: Path) -> bytes:
     return read_exactly(file, 0, min(size, _MAX_HEADER), path)
 
 
-def _tensor(path: Path, offset: int, shape: tuple[int, ...], code: int) -> Tensor:
+def _tensor(file: SourceFile, offset: int, shape: tuple[int, ...], code: int) -> Tensor:
     dtype = TYPES[code]
-    return Tensor(dtype, shape, FileRange(path, offset, prod(shape) * DTYPES[dtype][0]))
+    return Tensor(dtype, shape, FileRange(file.path, offset, prod(shape) * DTYPES[dtype][0], file))
 
 
 Described = tuple[str, tuple[int, ...], int, int]

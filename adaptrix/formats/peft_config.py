@@ -11,8 +11,10 @@ from types import MappingProxyType
 from typing import Any
 
 from adaptrix.architecture.dims import DEEPEST
+from adaptrix.architecture.name_lists import NameList, by_owner
 from adaptrix.architecture.patterns import Budget, Patterns, fullmatch, tails
-from adaptrix.errors import Problem
+from adaptrix.errors import Problem, few
+from adaptrix.formats.peft_lengths import MOST_PARTS, length_problems
 from adaptrix.formats.peft_types import type_problems
 
 CONFIG_NAME = "adapter_config.json"
@@ -121,42 +123,57 @@ class PeftConfig:
         if layers is None or layers == []:
             return True
         targets = self.get("target_modules")
-        if path in targets or isinstance(targets, str):
+        if isinstance(targets, str) or path in self._listed["target_modules"]:
             return True
-        numbers = [layers] if isinstance(layers, int) else layers
+        numbers = self._layers
         patterns = self.get("layers_pattern") or []
         if patterns:
             return any(self._below(p, path, numbers) for p in ([patterns] if isinstance(patterns, str) else patterns))
         found = _LAYER.search(path)
         return found is not None and int(found[1]) in numbers
 
-    def _below(self, pattern: str, path: str, layers: list[int]) -> bool:
+    @cached_property
+    def _layers(self) -> frozenset[int]:
+        layers = self.get("layers_to_transform")
+        return frozenset([layers] if isinstance(layers, int) else layers or ())
+
+    def _below(self, pattern: str, path: str, layers: frozenset[int]) -> bool:
         """True where one of the layers follows ``pattern``, a name or a regex, in the path."""
         if _PLAIN.fullmatch(pattern):
             found = re.search(rf"(?:^|\.){re.escape(pattern)}\.(\d{{1,6}})\.", path)
             return found is not None and int(found[1]) in layers
-        numbers = "|".join(map(str, layers))
+        numbers = "|".join(map(str, sorted(layers)))
         return fullmatch(rf"(?:.*?\.)?{pattern}\.(?:{numbers})\..*", path, f"{CONFIG_NAME} layers_pattern", self.budget)
 
     def saves(self, path: str) -> bool:
         """True for a module that is saved whole, or inside one: peft puts no adapter there."""
-        return any(f".{name}." in f".{path}." for name in self.saved_modules)
+        return any(self.saved_modules.inside(path))
 
-    @property
-    def saved_modules(self) -> tuple[str, ...]:
+    @cached_property
+    def saved_modules(self) -> NameList:
         """Names of modules saved whole: those listed, and the heads that peft adds for a task."""
         listed = tuple(self.get("modules_to_save") or ())
-        return listed + TASK_HEADS.get(str(self.get("task_type")), ())
+        return NameList(listed + TASK_HEADS.get(str(self.get("task_type")), ()))
+
+    @cached_property
+    def parameters(self) -> NameList:
+        """The parameters of ``target_parameters``."""
+        return NameList(self.get("target_parameters") or ())
+
+    @cached_property
+    def parameters_by_owner(self) -> Mapping[str, list[str]]:
+        """The same by the module that has them; "" for bare names."""
+        return by_owner(self.parameters.names)
 
 
 def parse(raw: Mapping[str, Any]) -> tuple[PeftConfig, tuple[Problem, ...]]:
     """The config and all its problems; a value that cannot be used is replaced by one that causes no others."""
-    values = list({problem.where: problem for problem in (*_value_problems(raw), *_number_problems(raw))}.values())
+    values = list({problem.where: problem for problem in _all_value_problems(raw)}.values())
     problems = [
         *type_problems(raw.get("peft_type"), f"{CONFIG_NAME} peft_type"),
         *values,
         *_unsupported(raw),
-        *_unknown(raw),
+        *few(_unknown(raw), CONFIG_NAME),
     ]
     return (
         PeftConfig(
@@ -166,7 +183,7 @@ def parse(raw: Mapping[str, Any]) -> tuple[PeftConfig, tuple[Problem, ...]]:
             rslora=raw.get("use_rslora") is True,
             rank_pattern=_clean(raw.get("rank_pattern"), _is_rank),
             alpha_pattern=_clean(raw.get("alpha_pattern"), _is_alpha),
-            enabled=tuple(raw["enable_lora"]) if _is_list(raw.get("enable_lora"), bool) else (),
+            enabled=_enabled(raw.get("enable_lora")),
             unusable=frozenset(problem.where.removeprefix(f"{CONFIG_NAME} ") for problem in values),
         ),
         tuple(problems),
@@ -175,6 +192,15 @@ def parse(raw: Mapping[str, Any]) -> tuple[PeftConfig, tuple[Problem, ...]]:
 
 def _problem(key: str, found: str, expected: str, remedy: str = "", code: str = "config-value") -> Problem:
     return Problem(code, f"{CONFIG_NAME} {key}", found, expected, remedy)
+
+
+def _all_value_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
+    """The problems of values; of one that is too long, that alone."""
+    long = dict(length_problems(raw))
+    short = {key: value for key, value in raw.items() if key not in long}
+    known = {key: value for key, value in short.items() if key in _KNOWN}
+    yield from (*long.values(), *_value_problems(known), *_number_problems(known))
+    yield from few(_number_problems({key: short[key] for key in short.keys() - known.keys()}), CONFIG_NAME)
 
 
 def _number_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
@@ -188,9 +214,9 @@ def _number_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
 
 def _value_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
     if not _is_rank(raw.get("r", 8)):
-        yield _problem("r", repr(raw["r"]), "a whole number of at least 1")
+        yield _problem("r", repr(raw["r"])[:80], "a whole number of at least 1")
     if not _is_alpha(raw.get("lora_alpha", 8)):
-        yield _problem("lora_alpha", repr(raw["lora_alpha"]), "a finite number")
+        yield _problem("lora_alpha", repr(raw["lora_alpha"])[:80], "a finite number")
     base = raw.get("base_model_name_or_path")
     if base is not None and not (isinstance(base, str) and len(base) <= _LONGEST_NAME and base.isprintable()):
         yield _problem("base_model_name_or_path", repr(base)[:80], "the name of a model, printable, or null")
@@ -200,16 +226,18 @@ def _value_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
     ):
         table = raw.get(key, {})
         if not isinstance(table, dict):
-            yield _problem(key, json.dumps(table), f"an object from module names to {what}", 'Write {} for "none".')
+            yield _problem(
+                key, json.dumps(table)[:80], f"an object from module names to {what}", 'Write {} for "none".'
+            )
         else:
-            for name in (n for n, v in table.items() if not valid(v)):
-                yield _problem(f"{key}[{name!r}]", repr(table[name]), what)
+            wrong = (_problem(f"{key}[{name!r}]", repr(v)[:80], what) for name, v in table.items() if not valid(v))
+            yield from few(wrong, f"{CONFIG_NAME} {key}")
     for key in ("target_modules", "modules_to_save", "target_parameters", "exclude_modules"):
         if not _is_names(raw.get(key), allow_text=key in ("target_modules", "exclude_modules")):
             yield _problem(key, json.dumps(raw[key])[:200], "a list of names")
     for key in ("use_rslora", "use_dora", "lora_bias", "fan_in_fan_out"):
         if not isinstance(raw.get(key), bool | None):
-            yield _problem(key, repr(raw[key]), "true or false")
+            yield _problem(key, repr(raw[key])[:80], "true or false")
     layers = raw.get("layers_to_transform")
     if not (layers is None or type(layers) is int or _is_list(layers, int)):
         yield _problem("layers_to_transform", json.dumps(layers)[:200], "a layer or a list of them")
@@ -222,7 +250,7 @@ def _value_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
         if not (raw.get(key) is None or fits(raw[key])):
             yield _problem(key, json.dumps(raw[key])[:200], what)
     if raw.get("bias") not in (None, "none", "all", "lora_only"):
-        yield _problem("bias", repr(raw["bias"]), '"none", "all" or "lora_only"')
+        yield _problem("bias", repr(raw["bias"])[:80], '"none", "all" or "lora_only"')
     enable = raw.get("enable_lora")
     if enable is not None and not (enable and _is_list(enable, bool)):
         yield _problem("enable_lora", json.dumps(enable)[:200], "a list of true and false, or null")
@@ -266,6 +294,10 @@ def _unknown(raw: Mapping[str, Any]) -> Iterator[Problem]:
 
 def _clean(table: Any, valid: Any) -> Mapping[str, Any]:
     return MappingProxyType({k: v for k, v in table.items() if valid(v)} if isinstance(table, dict) else {})
+
+
+def _enabled(value: Any) -> tuple[bool, ...]:
+    return tuple(value) if _is_list(value, bool) and len(value) <= MOST_PARTS else ()
 
 
 def _rank(value: Any) -> int:

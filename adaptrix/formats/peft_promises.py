@@ -26,7 +26,8 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 
 from adaptrix.adapter import Extra, Target
-from adaptrix.architecture.patterns import suffix_match, tails
+from adaptrix.architecture.name_lists import NameList
+from adaptrix.architecture.patterns import tails
 from adaptrix.delta import Delta, LowRank
 from adaptrix.errors import Problem, RefusedError
 from adaptrix.formats.peft_config import CONFIG_NAME, HEADS, TASK_HEADS, PeftConfig
@@ -75,7 +76,7 @@ def target_problems(
     seen = {tail for target in modules for tail in tails(target.path)}
     for name in sorted(names) if isinstance(names, list) and modules else ():
         if name not in seen and not config.names("exclude_modules", name):
-            yield _no_tensors("target_modules", f"{name!r} is a target and has no tensors")
+            yield _no_tensors("target_modules", f"{name!r:.200} is a target and has no tensors")
     yield from _parameter_problems(config, deltas)
 
 
@@ -87,7 +88,7 @@ def _of_attention(config: PeftConfig, deltas: Mapping[Target, LowRank], path: st
 
 def _wraps_weight(config: PeftConfig, target: Target) -> bool:
     """True where the config targets a module's weight as a parameter."""
-    return any(suffix_match(name, f"{target.path}.weight") for name in config.get("target_parameters") or ())
+    return any(config.parameters.suffixes(f"{target.path}.weight"))
 
 
 def _parameter_problems(config: PeftConfig, deltas: Mapping[Target, LowRank]) -> Iterator[Problem]:
@@ -97,7 +98,7 @@ def _parameter_problems(config: PeftConfig, deltas: Mapping[Target, LowRank]) ->
     held = {tail for path in paths for tail in tails(path)} if names else set()
     for name in names:
         if name not in held:
-            found = f"{name!r} is a target and has no tensors"
+            found = f"{name!r:.200} is a target and has no tensors"
             yield Problem("adapter-incomplete", f"{CONFIG_NAME} target_parameters", found, "a delta on it", _FETCH)
 
 
@@ -113,9 +114,11 @@ def _saved_problems(config: PeftConfig, extras: Mapping[str, Extra]) -> Iterator
     """A warning for modules that the config saves and the file lacks; heads are left to :func:`_head_problems`, as
     peft lists them under every name that they may have."""
     parts = {part for key in extras for part in ancestors(key)}
+    listed = NameList(config.get("modules_to_save") or ())
+    seen = {name for part in parts for name in listed.endings(part)}
     for name in config.get("modules_to_save") or ():
-        if name not in HEADS and not any(part.endswith(name) for part in parts):
-            yield _no_tensors("modules_to_save", f"{name!r} was to be saved and has no tensors")
+        if name not in HEADS and name not in seen:
+            yield _no_tensors("modules_to_save", f"{name!r:.200} was to be saved and has no tensors")
 
 
 def _head_problems(config: PeftConfig, extras: Mapping[str, Extra], deltas: Collection[Target]) -> Iterator[Problem]:
@@ -133,7 +136,10 @@ def _head_problems(config: PeftConfig, extras: Mapping[str, Extra], deltas: Coll
 
 
 def _token_problems(config: PeftConfig, extras: Mapping[str, Extra]) -> Iterator[Problem]:
-    """A problem for every embedding that does not have one row for each trained token."""
+    """A problem for every embedding that does not have one row for each trained token.
+
+    A tied head shares the rows of its embedding, which peft saves once if both train the same tokens.
+    """
     tokens = config.get("trainable_token_indices")
     rows = {key.removesuffix(TOKENS): extra.tensor.shape for key, extra in extras.items() if key.endswith(TOKENS)}
     where = f"{CONFIG_NAME} trainable_token_indices"
@@ -145,23 +151,20 @@ def _token_problems(config: PeftConfig, extras: Mapping[str, Extra]) -> Iterator
             )
         return
     named = tokens if isinstance(tokens, dict) else {"": tokens} if tokens else {}
+    listed, paths = NameList(named), dict[str, list[str]]({"": list(rows)})
+    for path in rows:
+        for name in listed.suffixes(path):
+            paths.setdefault(name, []).append(path)
+    shared = {tuple(indices) for name, indices in named.items() if paths.get(name)}
     for name, indices in named.items():
-        held = {path: shape for path, shape in rows.items() if not name or suffix_match(name, path)}
-        if not held and not _follows(name, indices, named, rows):
+        held = {path: rows[path] for path in paths.get(name, ())}
+        if not held and not (tuple(indices) in shared or (rows and name.endswith("lm_head"))):
             found = f"{len(indices)} tokens {f'of {name} ' if name else ''}were trained and have no rows"
             yield Problem("adapter-incomplete", where, found, "a row for each", _FETCH)
         for path, shape in held.items():
             if shape[:1] != (len(indices),):
                 found, expected = f"{(*shape, 0)[0]} rows of trained tokens", f"{len(indices)}: one for each index"
                 yield Problem("config-mismatch", f"{path}{TOKENS}", found, expected, _FETCH)
-
-
-def _follows(name: str, indices: list[int], named: Mapping[str, list[int]], rows: Collection[str]) -> bool:
-    """True where a tied head shares the rows of its embedding, which peft saves once if both train the same tokens."""
-    if rows and name.endswith("lm_head"):
-        return True
-    others = [other for other, same in named.items() if same == indices and other != name]
-    return any(suffix_match(other, path) for other in others for path in rows)
 
 
 def _bias_problems(config: PeftConfig, extras: Mapping[str, Extra], deltas: Collection[Target]) -> Iterator[Problem]:
@@ -238,7 +241,6 @@ def promise(config: PeftConfig, deltas: Mapping[Target, Delta]) -> Callable[[str
 
 def _parameter(config: PeftConfig, path: str) -> bool:
     """True for the path of a targeted parameter, or of a module whose weight is one."""
-    names = config.get("target_parameters")
-    if not names or config.get("layers_to_transform") is not None or config.get("exclude_modules"):
+    if not config.parameters.names or config.get("layers_to_transform") is not None or config.get("exclude_modules"):
         return False  # versions of peft disagree on the meaning of these two for parameters
-    return any(suffix_match(name, path) or suffix_match(name, f"{path}.weight") for name in names)
+    return any(config.parameters.suffixes(path)) or any(config.parameters.suffixes(f"{path}.weight"))

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from adaptrix.adapter import Adapter, Extra, ExtraKind, Provenance, Target
-from adaptrix.architecture.patterns import suffix_match
+from adaptrix.architecture.patterns import tails
 from adaptrix.delta import LowRank
-from adaptrix.errors import Problem, RefusedError, errors_in, refuse
+from adaptrix.errors import Problem, RefusedError, errors_in, few, refuse
 from adaptrix.formats import peft_config, peft_keys, peft_promises, peft_tied, safetensors_file, torch_file
 from adaptrix.formats.peft_causes import shared_causes
 from adaptrix.formats.peft_config import ALL_LINEAR, CONFIG_NAME, PeftConfig
@@ -106,7 +106,7 @@ class _Reading:
             unequal = list(peft_tied.tied_problems(self.config, sound, tied))
             self.problems += unequal
             follow = tied.keys() | {problem.where for problem in unequal}
-            self.problems += peft_promises.target_problems(self.config, found, follow)
+            self.problems += few(peft_promises.target_problems(self.config, found, follow), CONFIG_NAME)
         except RefusedError as error:  # a pattern of the config that cannot be matched: reported once
             self.problems += error.problems
         return found
@@ -209,9 +209,9 @@ class _Reading:
 
     def _parameters_of(self, module: str) -> list[str]:
         """The targeted parameters that this module may have; a module with a targeted weight has no others."""
-        targets = [target.rpartition(".") for target in self.config.get("target_parameters")]
-        owned = {name for owner, _, name in targets if owner and suffix_match(owner, module)}
-        return ["weight"] if "weight" in owned else sorted(owned | {name for owner, _, name in targets if not owner})
+        targets = self.config.parameters_by_owner
+        owned = {name for tail in tails(module) if tail for name in targets.get(tail, ())}
+        return ["weight"] if "weight" in owned else sorted(owned | set(targets.get("", ())))
 
     def _pair_is_sound(self, path: str, group: Mapping[str, Tensor]) -> bool:
         """True where a module has both factors, of a float dtype, of two dimensions, and neither is empty."""
@@ -266,14 +266,15 @@ class _Reading:
                 remedy = "peft would ignore it in silence."
                 self._add("tensor-unexpected", key.plain, what, "a name that the config explains", remedy)
         if deltas:
-            self.problems += peft_promises.extra_problems(self.config, found, deltas.keys())
+            self.problems += few(peft_promises.extra_problems(self.config, found, deltas.keys()), CONFIG_NAME)
         return found
 
     def _extra_kind(self, key: Key) -> ExtraKind | None:
         module, _, leaf = key.path.rpartition(".")
         if key.path.endswith(TOKENS):
             return "token_delta"
-        if any(part.endswith(self.config.saved_modules) for part in ancestors(key.path)):  # peft: "norm" is any …norm
+        saved = self.config.saved_modules
+        if any(name for part in ancestors(key.path) for name in saved.endings(part)):  # peft: "norm" is any …norm
             return "module"
         if leaf == "bias" and self.config.get("bias") in ("all", "lora_only"):
             return "bias"

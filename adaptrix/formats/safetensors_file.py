@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from adaptrix.errors import Problem, RefusedError, refuse
 from adaptrix.formats.untrusted import (
@@ -28,6 +28,7 @@ from adaptrix.formats.untrusted import (
     shown,
     tensor_at,
 )
+from adaptrix.source_file import SourceFile
 from adaptrix.tensor import DTYPES, FileRange, Tensor
 
 MAX_HEADER = 100_000_000  # bytes, the format's own limit
@@ -63,7 +64,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     refuse_if_any(chain(_metadata_faults(metadata, path), _faults(header, path)), path)
     entries = sorted((*info["data_offsets"], name, info) for name, info in header.items())
     refuse_if_any(_layout_faults(entries, size - start, path), path)
-    return {name: _tensor(info, path, start + begin, end - begin) for begin, end, name, info in entries}, metadata
+    return {name: _tensor(info, file, start + begin, end - begin) for begin, end, name, info in entries}, metadata
 
 
 def has_metadata(path: Path, key: str) -> bool:
@@ -77,11 +78,11 @@ def has_metadata(path: Path, key: str) -> bool:
     return isinstance(metadata, dict) and key in metadata
 
 
-def _tensor(info: dict[str, Any], path: Path, offset: int, nbytes: int) -> Tensor:
-    return Tensor(info["dtype"], tuple(info["shape"]), FileRange(path, offset, nbytes))
+def _tensor(info: dict[str, Any], file: SourceFile, offset: int, nbytes: int) -> Tensor:
+    return Tensor(info["dtype"], tuple(info["shape"]), FileRange(file.path, offset, nbytes, file))
 
 
-def _header(file: BinaryIO, size: int, path: Path) -> bytes:
+def _header(file: SourceFile, size: int, path: Path) -> bytes:
     """The bytes of the JSON, its length checked against the file's."""
     head = read_exactly(file, 0, min(size, 64), path)
     length = int.from_bytes(head[:8], "little")
@@ -238,8 +239,8 @@ def _merged(pieces: Iterator[FileRange | bytes] | Any) -> Iterator[FileRange | b
     """The same bytes with neighbours in one file joined, so that a file is opened once a run."""
     run: FileRange | None = None
     for piece in pieces:
-        if isinstance(piece, FileRange) and run and (run.path, run.offset + run.nbytes) == (piece.path, piece.offset):
-            run = FileRange(run.path, run.offset, run.nbytes + piece.nbytes)
+        if isinstance(piece, FileRange) and run and (longer := run.joined(piece)):
+            run = longer
             continue
         if run:
             yield run

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
@@ -31,6 +30,7 @@ from adaptrix.formats.untrusted import (
     tensor_at,
 )
 from adaptrix.formats.zip_directory import Record, records
+from adaptrix.source_file import SourceFile
 from adaptrix.tensor import DTYPES, FileRange, Tensor
 
 MAX_PICKLE = 64 << 20  # bytes
@@ -45,7 +45,7 @@ class _Archive:
     """The records of a file by their names below its root."""
 
     path: Path
-    size: int
+    file: SourceFile
     records: Mapping[str, Record]
 
     def storage(self, view: View) -> Record | None:
@@ -65,13 +65,13 @@ def read(path: Path) -> dict[str, Tensor]:
     return {name: copies.get(name) or _in_place(view, archive) for name, view in views.items()}
 
 
-def _archive(file: BinaryIO, size: int, path: Path) -> _Archive:
+def _archive(file: SourceFile, size: int, path: Path) -> _Archive:
     head = read_exactly(file, 0, min(size, 64), path)
     if not head.startswith(b"PK\3\4"):
         raise other_format(head, path) or _no_archive(head, path)
     found = records(file, size, path)
     root = next(iter(found), "").partition("/")[0] + "/"
-    archive = _Archive(path, size, {name.removeprefix(root): found[name] for name in found if name.startswith(root)})
+    archive = _Archive(path, file, {name.removeprefix(root): found[name] for name in found if name.startswith(root)})
     if "constants.pkl" in archive.records:
         raise refuse("file-unsupported", path, "this is a TorchScript program, not weights", remedy=_RESAVE)
     if "data.pkl" not in archive.records:
@@ -103,7 +103,7 @@ def _few(names: Mapping[str, object]) -> str:
     return listed + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _pickle(file: BinaryIO, archive: _Archive) -> bytes:
+def _pickle(file: SourceFile, archive: _Archive) -> bytes:
     record = archive.records["data.pkl"]
     if record.nbytes > MAX_PICKLE:
         raise refuse("zip-bomb", archive.path, f"its pickle has {record.nbytes} bytes", f"at most {MAX_PICKLE}")
@@ -138,8 +138,8 @@ def _faults(views: Mapping[str, View], archive: _Archive) -> Iterator[Problem]:
             yield Problem(code, tensor_at(archive.path, name), found, expected, remedy)
         else:
             claimed += prod(view.shape) * DTYPES[view.dtype][0]
-    if claimed > _MAX_CLAIM * archive.size:
-        found = f"its tensors claim {claimed} bytes, the file has {archive.size}"
+    if claimed > _MAX_CLAIM * archive.file.size:
+        found = f"its tensors claim {claimed} bytes, the file has {archive.file.size}"
         yield Problem("zip-bomb", str(archive.path), found, "every byte used once or twice")
 
 
@@ -196,10 +196,11 @@ def _in_place(view: View, archive: _Archive) -> Tensor:
     nbytes = prod(view.shape) * width
     if record is None or not nbytes:
         return Tensor(view.dtype, view.shape, b"")
-    return Tensor(view.dtype, view.shape, FileRange(archive.path, record.offset + view.offset * width, nbytes))
+    offset = record.offset + view.offset * width
+    return Tensor(view.dtype, view.shape, FileRange(archive.path, offset, nbytes, archive.file))
 
 
-def _copied(file: BinaryIO, views: Mapping[str, View], archive: _Archive) -> Iterator[tuple[str, Tensor]]:
+def _copied(file: SourceFile, views: Mapping[str, View], archive: _Archive) -> Iterator[tuple[str, Tensor]]:
     """The tensors that are not contiguous, copied; each storage is read once for all of its views."""
     groups: dict[str, dict[str, View]] = defaultdict(dict)
     for name, view in views.items():

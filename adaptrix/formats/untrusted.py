@@ -7,16 +7,15 @@ is, the reader's answer is either a true result or a :class:`RefusedError` that 
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from math import prod
 from pathlib import Path
 from reprlib import Repr
-from typing import BinaryIO
 
 from adaptrix.errors import AdaptrixError, Problem, RefusedError, refuse
+from adaptrix.source_file import SourceFile, source_file
 
 MAX_NAME = 1024  # characters of a tensor's name
 GOOD_NAME = "printable characters that are no file path"
@@ -55,18 +54,16 @@ _OTHER_FORMATS: tuple[tuple[bytes, str, str, str], ...] = (
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
-    """The file, unbuffered, and its size in bytes. Raises :class:`RefusedError` for every error of the system."""
+def opened(path: Path) -> Iterator[tuple[SourceFile, int]]:
+    """The file and its size in bytes. Raises :class:`RefusedError` for every error of the system."""
     try:
-        with open(path, "rb", buffering=0, opener=_opener) as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise refuse("file-unreadable", path, "this is not a regular file", "a file")
-            if not status.st_size:
-                raise refuse("file-truncated", path, "the file is empty", remedy=_AGAIN)
-            yield file, status.st_size
-    except IsADirectoryError:
-        raise refuse("file-unreadable", path, "this is a folder", "a file") from None
+        file = source_file(path)
+        if not file.regular:
+            kind = "a folder" if path.is_dir() else "not a regular file"
+            raise refuse("file-unreadable", path, f"this is {kind}", "a file")
+        if not file.size:
+            raise refuse("file-truncated", path, "the file is empty", remedy=_AGAIN)
+        yield file, file.size
     except FileNotFoundError:
         raise refuse("file-missing", path, "there is no such file", "a file") from None
     except PermissionError:
@@ -79,19 +76,15 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
         raise refuse("file-missing", ascii(str(path)), "this is no file name") from None
 
 
-def _opener(path: str, flags: int) -> int:
-    """Open without waiting: a named pipe would block forever."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-
-
-def read_exactly(file: BinaryIO, offset: int, count: int, path: Path) -> bytes:
+def read_exactly(file: SourceFile, offset: int, count: int, path: Path) -> bytes:
     """``count`` bytes from ``offset`` on; fewer are a refusal."""
     data = b""
-    while len(data) < count:
-        piece = os.pread(file.fileno(), min(count - len(data), _PIECE), offset + len(data))
-        if not piece:
-            raise refuse("file-truncated", path, f"the file ends {count - len(data)} bytes short", remedy=_AGAIN)
-        data += piece
+    with file.descriptor() as descriptor:
+        while len(data) < count:
+            piece = os.pread(descriptor, min(count - len(data), _PIECE), offset + len(data))
+            if not piece:
+                raise refuse("file-truncated", path, f"the file ends {count - len(data)} bytes short", remedy=_AGAIN)
+            data += piece
     return data
 
 

@@ -13,10 +13,11 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from adaptrix.errors import RefusedError, refuse
 from adaptrix.formats.untrusted import GOOD_NAME, bad_name, read_exactly, shown
+from adaptrix.source_file import SourceFile
 
 MAX_RECORDS = 500_000
 _AGAIN = "Download it again."
@@ -49,7 +50,7 @@ class _Entry:
     nbytes: int
 
 
-def records(file: BinaryIO, size: int, path: Path) -> dict[str, Record]:
+def records(file: SourceFile, size: int, path: Path) -> dict[str, Record]:
     """Every record by name, in the order of the directory. Raises :class:`RefusedError`."""
     count, start, length = _end(file, size, path)
     if count > MAX_RECORDS:
@@ -59,7 +60,7 @@ def records(file: BinaryIO, size: int, path: Path) -> dict[str, Record]:
     return {entry.name.decode(): found[entry.header] for entry in entries}
 
 
-def _end(file: BinaryIO, size: int, path: Path) -> tuple[int, int, int]:
+def _end(file: SourceFile, size: int, path: Path) -> tuple[int, int, int]:
     """Count, offset and length of the directory, which must end exactly where its end record begins."""
     tail = read_exactly(file, max(0, size - _TAIL), min(size, _TAIL), path)
     if len(tail) < _END.size or tail[-_END.size :][:4] != b"PK\5\6":
@@ -153,7 +154,7 @@ def _wide(values: list[int], extra: bytes, path: Path) -> list[int]:
     raise _corrupt(path, "a record of 4 GB or more has no size")
 
 
-def _located(file: BinaryIO, entries: list[_Entry], limit: int, path: Path) -> dict[int, Record]:
+def _located(file: SourceFile, entries: list[_Entry], limit: int, path: Path) -> dict[int, Record]:
     """The records by local header, each checked to lie between its neighbours."""
     found, position = {}, 0
     for entry in sorted(entries, key=lambda entry: entry.header):

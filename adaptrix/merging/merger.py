@@ -51,7 +51,11 @@ def write(merge: MergePlan, out: str | None, options: MergeOptions, display: Dis
     with atomic.output(path, force=options.force, holds=names) as work:
         check = _check(merge, options, path.parent)
         work.mkdir()
-        total = write_model(merge, work, options.dtype, display)
+        try:
+            total = write_model(merge, work, options.dtype, display)
+        finally:  # an adapter that changed is the truer reason, whatever its numbers led to
+            if merge.bundle is not None:
+                merge.bundle.require_unchanged()
         for name, file in carried.items():
             if name != "config.json":
                 shutil.copyfile(file, work / name)

@@ -1,63 +1,71 @@
-"""Readers of the rows of a stored matrix through a mapping of its file, in the memory of a few rows."""
+"""Readers of the rows of a stored matrix, in the memory of a few rows.
+
+The bytes are read and not mapped: a mapped file that is truncated ends the process at the next access.
+"""
 
 from __future__ import annotations
 
-import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from adaptrix.errors import RefusedError, refuse
+from adaptrix.source_file import CHANGED
 from adaptrix.tensor import FileRange
 from adaptrix.tensor import Tensor as Stored
 from adaptrix.torch_tensor import TORCH
 
-
-class Reader:
-    """Rows of a matrix ``[rows, columns]``, ``most`` at a time, in the dtype ``wide``.
-
-    Each call overwrites the rows that the last one returned.
-    """
-
-    def __init__(self, stored: Stored, raw: Tensor, most: int, wide: torch.dtype, file: int | None) -> None:
-        self._stored, self._raw, self._file = stored, raw, file
-        self._wide = torch.empty(most, stored.shape[1], dtype=wide)
-
-    def __call__(self, start: int, stop: int) -> Tensor:
-        """Rows from ``start`` to ``stop``. Raises :class:`RefusedError` for a file that shrank."""
-        if self._file is not None:
-            _require_whole(self._stored, self._file)
-        wide = self._wide if stop - start == len(self._wide) else self._wide[: stop - start]
-        return wide.copy_(self._raw[start:stop])
+#: rows from the first number to the second, in the dtype of the reader; each call overwrites what the last returned
+Reader = Callable[[int, int], Tensor]
 
 
 @contextmanager
 def reading(stored: Stored, most: int, wide: torch.dtype) -> Iterator[Reader]:
-    """A reader of a matrix; its file is open and mapped until the end."""
-    if not isinstance(stored.data, FileRange):
-        raw = torch.frombuffer(bytearray(stored.data), dtype=TORCH[stored.dtype])
-        yield Reader(stored, raw.view(stored.shape), most, wide, None)
+    """A reader of a matrix ``[rows, columns]``, ``most`` rows at a time, in the dtype ``wide``.
+
+    Its file is open until the end. A call raises :class:`RefusedError` for a file that has changed.
+    """
+    room = torch.empty(most, stored.shape[1], dtype=wide)
+    if isinstance(stored.data, FileRange):
+        with _from_file(stored, stored.data, room) as reader:
+            yield reader
         return
-    with open(stored.data.path, "rb", buffering=0) as file:
-        _require_whole(stored, file.fileno())
-        skip = stored.data.offset % mmap.ALLOCATIONGRANULARITY
-        begin, length = stored.data.offset - skip, stored.data.nbytes + skip
-        mapped = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_COPY, offset=begin)  # nothing is written to it
-        raw = torch.frombuffer(mapped, dtype=TORCH[stored.dtype], count=stored.size, offset=skip)
-        yield Reader(stored, raw.view(stored.shape), most, wide, file.fileno())
+    raw = torch.frombuffer(bytearray(stored.data), dtype=TORCH[stored.dtype]).view(stored.shape)
+    yield lambda start, stop: room[: stop - start].copy_(raw[start:stop])
 
 
-def _require_whole(stored: Stored, file: int) -> None:
-    """Raises :class:`RefusedError` for a file that ends within the tensor: reading there would end the process."""
-    assert isinstance(stored.data, FileRange)
-    if os.fstat(file).st_size < stored.data.offset + stored.data.nbytes:
-        raise shrunk(stored.data)
+@contextmanager
+def _from_file(stored: Stored, data: FileRange, room: Tensor) -> Iterator[Reader]:
+    raw = torch.empty(room.shape, dtype=TORCH[stored.dtype])
+    buffer, width = raw.view(-1).view(torch.uint8).numpy().data, raw.itemsize * stored.shape[1]
+    file = data.source
+    with file.descriptor() as descriptor:
+
+        def read(start: int, stop: int) -> Tensor:
+            rows = stop - start
+            whole = _fill(buffer[: rows * width], descriptor, data.offset + start * width)
+            file.require_same(descriptor)
+            if not whole:
+                raise shrunk(data)
+            return room[:rows].copy_(raw[:rows])
+
+        yield read
+
+
+def _fill(buffer: memoryview, file: int, offset: int) -> bool:
+    """Reads a file's bytes from an offset on into a buffer; False where it ends before."""
+    done = 0
+    while done < len(buffer):
+        read = os.preadv(file, [buffer[done:]], offset + done)
+        if not read:
+            return False
+        done += read
+    return True
 
 
 def shrunk(data: FileRange) -> RefusedError:
     """The refusal of a file that no longer holds what it described."""
-    found, remedy = "the file ends within a tensor that it described", "It changed while it was read."
-    return refuse("file-changed", data.path, found, remedy=remedy)
+    return refuse("file-changed", data.path, "the file ends within a tensor that it described", remedy=CHANGED)

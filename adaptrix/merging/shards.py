@@ -75,8 +75,8 @@ def _jobs(entries: list[Entry], position: int) -> Iterator[_Job]:
     begin = position
     for entry in entries:
         source = None if entry.change else entry.stored.data
-        if run is not None and isinstance(source, FileRange) and _follows(run, source):
-            run = FileRange(run.path, run.offset, run.nbytes + source.nbytes)
+        if run is not None and isinstance(source, FileRange) and (longer := run.joined(source)):
+            run = longer
         else:
             yield from _copies(run, begin)
             run, begin = (source, position) if isinstance(source, FileRange) else (None, position)
@@ -84,10 +84,6 @@ def _jobs(entries: list[Entry], position: int) -> Iterator[_Job]:
                 yield _Computed(entry, position)
         position += entry.result.nbytes
     yield from _copies(run, begin)
-
-
-def _follows(run: FileRange, other: FileRange) -> bool:
-    return (run.path, run.offset + run.nbytes) == (other.path, other.offset)
 
 
 def _copies(run: FileRange | None, position: int) -> Iterator[_Job]:
@@ -116,12 +112,14 @@ class _Copied:
     position: int
 
     def __call__(self, out: int, check: Callable[[], None], progress: Progress) -> None:
-        with open(self.source.path, "rb", buffering=0) as file:
+        file = self.source.source
+        with file.descriptor() as descriptor:
             done = 0
             while done < self.source.nbytes:
                 check()
                 offset, count = self.source.offset + done, min(_RUN, self.source.nbytes - done)
-                copied = _copy(file.fileno(), out, count, offset, self.position + done)
+                copied = _copy(descriptor, out, count, offset, self.position + done)
+                file.require_same(descriptor)
                 if not copied:
                     raise shrunk(self.source)
                 done += copied

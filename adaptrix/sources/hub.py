@@ -21,6 +21,7 @@ from adaptrix.errors import AdaptrixError, Problem, RefusedError, UnreachableErr
 from adaptrix.json_file import MAX_BYTES, read_object, too_large
 from adaptrix.records import Bundle, Format, Source
 from adaptrix.sources.hub_address import Address, is_address, parse
+from adaptrix.sources.hub_cache import require_inside
 from adaptrix.sources.hub_errors import saying, unreachable
 from adaptrix.sources.hub_start import starts
 from adaptrix.sources.other_formats import peek_into
@@ -80,6 +81,7 @@ def config(uri: str) -> Mapping[str, Any]:
         if cached is None or path not in cached.files or error.problems[0].code in _FINAL:
             raise
         file = cached.folder / path
+        require_inside([file], address)
     return read_object(file, str(address.at(path)))
 
 
@@ -96,6 +98,7 @@ def folder(uri: str, patterns: Sequence[str]) -> tuple[Path, str]:
         cached = _cached(address)
         if cached is None or error.problems[0].code in _FINAL or not _matching(cached, patterns):
             raise
+        require_inside((cached.folder / path for path in _matching(cached, patterns)), address)
         return cached.folder / address.inner, cached.commit
     paths = _matching(repo, patterns)
     if not paths:
@@ -221,6 +224,7 @@ def _download(repo: _Repo, paths: Sequence[str]) -> tuple[dict[str, Path], str]:
         commit = _commit(first, paths[0])  # not the listing's, which a push may have changed meanwhile
         get = _api().hf_hub_download
         rest = [Path(get(repo.address.repo, path, revision=commit)) for path in paths[1:]]
+    require_inside([first, *rest], repo.address)
     return {path.rpartition("/")[2]: file for path, file in zip(paths, [first, *rest], strict=True)}, commit
 
 
@@ -261,6 +265,7 @@ def _from_cache(address: Address, formats: Sequence[Format], error: UnreachableE
             raise
         raise error from incomplete
     files = {path.rpartition("/")[2]: cached.folder / path for path in paths}
+    require_inside(files.values(), address)
     return Bundle(str(home), label, files, cached.commit, (_stale(problem, cached.commit),))
 
 

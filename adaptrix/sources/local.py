@@ -18,17 +18,12 @@ from adaptrix.records import Bundle, Format, Source
 from adaptrix.sources.full_model import count_tensors
 from adaptrix.sources.other_formats import peek_into
 from adaptrix.sources.select import Choice, Listing, at_top, choose, choose_file
+from adaptrix.special_files import SPECIAL_FILES, old_folder
 from adaptrix.wording import shown, some
 
 #: a name with such an ending is a file on this disk, unless its first folder is not here: then it may be on the Hub
 _SUFFIXES = (".safetensors", ".bin", ".json", ".gguf", ".pt", ".pth", ".ckpt")
 _MAX_FOLDERS = 1000
-_SPECIAL = {
-    stat.S_IFIFO: "a named pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
 
 
 def claims(uri: str) -> bool:
@@ -127,6 +122,9 @@ def _missing(uri: str, path: Path) -> AdaptrixError:
     while not os.path.lexists(parent) and parent != parent.parent:
         path, parent = parent, parent.parent
     where = "here" if str(parent) == "." else f"in {parent}"
+    if old_folder(path).is_dir():
+        found = f"there is no {path.name} {where}: a run that was replacing it was stopped"
+        return _no_path(uri, found, f"The folder as it was is {old_folder(path)}: rename it.")
     if not os.path.isdir(parent):
         return _no_path(uri, f"{parent} is no folder")
     if not os.access(parent, os.X_OK):
@@ -149,7 +147,7 @@ def _special(path: Path) -> str | None:
         return "in a folder that may not be entered"
     except OSError:  # the target is missing, or a loop
         return f"a link to {shown(os.readlink(path))}, which is not there" if path.is_symlink() else "gone"
-    return None if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else _SPECIAL.get(stat.S_IFMT(mode), "no file")
+    return None if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else SPECIAL_FILES.get(stat.S_IFMT(mode), "no file")
 
 
 def _in_folder(uri: str, folder: Path, formats: Sequence[Format]) -> Choice:

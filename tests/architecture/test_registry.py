@@ -156,7 +156,16 @@ def test_every_mistake_is_reported_at_once() -> None:
     assert len(caught.value.problems) == 3
 
 
-@pytest.mark.parametrize("content", [b"family = ", b"\xff\xfe", b"[a]\n[a]"])
+ODD = {
+    "a huge number": b"family = " + b"9" * 5000,
+    "deep": b"family = " + b"[" * 50_000,
+    "deep and closed": b"family = " + b"[" * 3000 + b"]" * 3000,
+    "a key of many dots": b".".join([b"a"] * 50_000) + b" = 1",
+    "large": b"family = '" + b"a" * 300_000 + b"'",
+}
+
+
+@pytest.mark.parametrize("content", [b"family = ", b"\xff\xfe", b"[a]\n[a]", *ODD.values()], ids=lambda one: one[:12])
 def test_what_is_no_toml(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "broken.toml"
     file.write_bytes(content)

@@ -212,12 +212,17 @@ def test_values_too_close_to_say_what_z_means(kept):
     assert not resolve(spectral_delta(np.arange(3.0), nothing, kept).without_vectors(), nothing, kept).dense().any()
 
 
-def test_an_entry_that_goes_after_it_was_found_is_a_refusal(kept):
+def test_an_entry_that_goes_after_it_was_found_is_still_read_and_one_that_is_cut_off_is_a_refusal(kept):
     weight = Tensor.of(matrix(5, 7))
     found = kept.svd(weight)
+    numbers = found.U.tobytes()
     kept.path(weight).unlink()
+    assert found.U.tobytes() == numbers
+    other = Tensor.of(matrix(7, 5))
+    found = kept.svd(other)
+    kept.path(other).write_bytes(b"")
     for used in (found.U.tobytes, lambda: list(found.S.chunks())):
-        with pytest.raises(RefusedError, match="cannot be opened any more"):
+        with pytest.raises(RefusedError, match="the file changed while it was read"):
             used()
 
 

@@ -412,7 +412,7 @@ def test_a_base_that_shrinks_meanwhile(made, monkeypatch):
         real(path, entries, metadata, progress)
 
     monkeypatch.setattr(shards, "write_shard", shrinking)
-    with pytest.raises(RefusedError, match="It changed while it was read"):
+    with pytest.raises(RefusedError, match="the file changed while it was read: it had"):
         made.merge(made.base.parent / "out")
     assert not (made.base.parent / "out").exists()
 

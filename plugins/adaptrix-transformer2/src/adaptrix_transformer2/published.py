@@ -51,6 +51,8 @@ def read_published(
     problem of the file that has one.
     """
     file = _file(path)
+    bundle = Bundle(str(file), file.stem, {file.name: file})
+    bundle.hold()
     given = _by_path(torch_file.read(file), decomposition, file)
     S = {where: delta.S.float32() for where, delta in decomposition.spectra.items()}
     parts: Parts = {}
@@ -58,7 +60,6 @@ def read_published(
         parts = _parts(_file(decomposed), decomposition)
         S = {where: s for where, (_, s, _) in parts.items()}
     z = {where: _z(p, S[where]) for where, p in given.items()}
-    bundle = Bundle(str(file), file.stem, {file.name: file})
     made = expert(decomposition, name or file.stem, z, {"method": "published"}, bundle.sha256)
     return replace(made, problems=tuple(_apart(made, parts)))
 

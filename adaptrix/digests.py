@@ -1,0 +1,83 @@
+"""SHA-256 of the files that are read, computed beside the reading from the same open files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from threading import Lock, Thread
+
+from adaptrix.errors import RefusedError, refuse
+from adaptrix.source_file import Pin
+
+
+class Digests(Mapping[str, str]):
+    """Digests by file name, computed in a thread; the first access waits for them."""
+
+    def __init__(self, files: Mapping[str, Path]) -> None:
+        self._files, self._found = files, dict[str, str | RefusedError]()
+        self._thread = Thread(target=self._compute, daemon=True)
+        self._lock = Lock()
+        self._pins: dict[str, Pin | OSError] = {}
+
+    def hold(self) -> None:
+        """Opens the files; one that cannot be opened is left to its reader, or to who asks for its digest."""
+        with self._lock:
+            for name, path in self._files.items():
+                if name not in self._pins:
+                    self._pins[name] = _pinned(path)
+
+    def begin(self) -> None:
+        """Starts the thread; calling it again does nothing."""
+        self.hold()
+        with self._lock:
+            if self._thread.ident is None:
+                self._thread.start()
+
+    def require_unchanged(self) -> None:
+        """Raises :class:`RefusedError` for a file whose bytes are no longer those that its digest was made from.
+
+        Without a digest there is nothing to compare: every read has compared the state of its file.
+        """
+        if self._thread.ident is None:
+            return
+        for name, pin in self._pins.items():
+            if isinstance(pin, Pin):
+                pin.file.require_digest(self[name])
+
+    def _compute(self) -> None:
+        for name, pin in self._pins.items():
+            self._found[name] = _digest(pin, self._files[name])
+
+    def __getitem__(self, name: str) -> str:
+        if name not in self._files:
+            raise KeyError(name)
+        self.begin()
+        self._thread.join()
+        found = self._found[name]
+        if isinstance(found, RefusedError):
+            raise found
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
+def _pinned(path: Path) -> Pin | OSError:
+    try:
+        return Pin(path)
+    except OSError as error:
+        return error
+
+
+def _digest(pin: Pin | OSError, path: Path) -> str | RefusedError:
+    try:
+        if isinstance(pin, OSError):
+            raise pin
+        return pin.file.first_sha256()
+    except RefusedError as error:  # raised when the digest is read
+        return error
+    except OSError as error:
+        return refuse("file-unreadable", path, f"it cannot be read: {error.strerror or error}")
