@@ -142,9 +142,15 @@ def _all(loader: _Loader, adapters: Mapping[str, AdapterLike]) -> dict[str, tupl
 
 
 def _named(problem: Problem, name: str) -> Problem:
-    """A problem of one among several adapters; here there is no base to name but the model."""
-    remedy = "Attach it to a model of its own family." if problem.code == "site-missing" else problem.remedy
-    return replace(problem, where=f"{name}: {problem.where}", remedy=remedy)
+    """A problem of one among several adapters."""
+    return replace(problem, where=f"{name}: {problem.where}")
+
+
+def _of_model(problem: Problem) -> Problem:
+    """The problem of an adapter on a live model: there is no other base to name."""
+    if "--base" not in problem.remedy:
+        return problem
+    return replace(problem, remedy="Attach it to the model that it was trained on, or to one of its family and size.")
 
 
 class _Loader:
@@ -163,7 +169,7 @@ class _Loader:
         read = adapter if isinstance(adapter, Adapter) else self._pipeline.read(_uri(adapter))
         known = self._pipeline.catalog.architectures
         bound = bind(read, by_config(self._config, known, read, type(self._model).__name__))
-        if errors := [*errors_in(bound.problems), *_unservable(read)]:
+        if errors := [*map(_of_model, errors_in(bound.problems)), *_unservable(read)]:
             raise RefusedError(errors)
         plan = plan_of(bound, self._layers)
         modules = dict(self._modules_of(bound.architecture))

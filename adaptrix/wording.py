@@ -39,3 +39,14 @@ def commands(addresses: Iterable[str], most: int = 20) -> str:
     listed = [f"\n    adaptrix convert {shlex.quote(address)}" for address in addresses]
     more = len(listed) - most
     return "".join(listed[:most]) + (f"\n    … and {more} more" if more > 0 else "")
+
+
+def ranges(layers: list[int]) -> str:
+    """Sorted layers in short: ``0-3,8``."""
+    spans: list[list[int]] = []
+    for layer in layers:
+        if spans and layer == spans[-1][1] + 1:
+            spans[-1][1] = layer
+        else:
+            spans.append([layer, layer])
+    return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in spans)

@@ -36,6 +36,7 @@ class Identity:
     - ``known``: False where all paths are kept.
     - ``problems``: about the choice.
     - ``alternatives``: families that have every module of the adapter, where the chosen one has none.
+    - ``base``: names the base whose config states the dims; empty without one.
     """
 
     architecture: Architecture
@@ -43,6 +44,7 @@ class Identity:
     known: bool
     problems: tuple[Problem, ...] = ()
     alternatives: tuple[str, ...] = ()
+    base: str = ""
 
 
 def by_config(
@@ -67,7 +69,7 @@ def by_config(
             matching = () if here else _matching(architectures, adapter)
             names = tuple(architecture.family for architecture in matching)
             dims, problems = read_dims(found.dims, merged), tuple(_dim_problems(found, merged, where))
-            known = Identity(found, dims, True, problems, names)
+            known = Identity(found, dims, True, problems, names, where)
             return known if part is config or matching else _with_other_parts(known, adapter, config)
     kind = config.get("model_type")
     if not isinstance(kind, str):

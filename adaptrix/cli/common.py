@@ -17,6 +17,7 @@ from adaptrix.cli.choices import dtype_option, to_option
 from adaptrix.cli.choices import offering as offering
 from adaptrix.cli.reached import Reached, command_name
 from adaptrix.errors import AdaptrixError, Problem, errors_in
+from adaptrix.grouping import grouped
 from adaptrix.pipeline import Pipeline
 from adaptrix.schemas import VERSION
 from adaptrix.schemas.values import plain
@@ -105,17 +106,22 @@ def _print_document(command: str | None, report: Mapping[str, Any]) -> None:
 
 
 def show_problems(problems: Iterable[Problem], verbosity: Verbosity) -> None:
-    """Problems on standard error, errors first; the long tail, and the code of each, only under ``-v``."""
+    """Problems on standard error, errors first, those that differ in their place alone as one.
+
+    Each by itself, with its code, and the long tail only under ``-v``.
+    """
     if verbosity.json:
         return
     order = {"error": 0, "warning": 1, "note": 2}
     wanted = [p for p in problems if p.severity == "error" or not verbosity.quiet]
     ordered = sorted(wanted, key=lambda problem: order[problem.severity])
+    if not verbosity.verbose:
+        ordered = grouped(ordered)
     shown = ordered if verbosity.verbose else ordered[:_SHOWN]
     for problem in shown:
         label = click.style(f"{problem.severity}:", fg=_LOOKS[problem.severity], bold=True)
         code = f" [{problem.code}]" if verbosity.verbose else ""
-        click.echo(f"{label} {clean(str(problem))}{code}", err=True)
+        click.echo(f"{label} {clean(problem.in_words())}{code}", err=True)
     if len(shown) < len(ordered):
         click.echo(f"… and {len(ordered) - len(shown)} more: add -v to see them all", err=True)
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Layers = Mapping[str, tuple[int, ...]]
 
 FITTED = "fit"  # the policy of a fitted plan, before its ":K"
-_MAKE_IT = "adaptrix convert SRC --base MODEL --layers fit:K --text FILE makes it, and its file needs no policy."
+_MAKE_IT = "`adaptrix convert SRC --base MODEL --layers fit:K --text FILE` makes it, and its file needs no policy."
 _LONGEST = 1000  # characters of a policy: it goes into the manifest
 _EXPLICIT = re.compile(r"\d{1,6}(-\d{1,6})?(,\d{1,6}(-\d{1,6})?)*")
 
@@ -262,7 +262,7 @@ def inactive(plan: Plan, policy: str | None) -> Iterator[Problem]:
     if policy is None and plan.idle and plan.bound.adapter.recorded is not None:
         acting = f"{len(plan.sites)} of {len(plan.bound.deltas)} deltas act, {plan.share}"
         found = f"its file's plan {plan.policy} is followed: {acting}"
-        remedy = "Choose layers all to have every delta act (--layers all, layers='all')."
+        remedy = "Choose --layers all to have every delta act."
         yield Problem("left-out", plan.bound.adapter.name, found, remedy=remedy, severity="warning")
 
 
