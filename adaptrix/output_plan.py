@@ -7,7 +7,8 @@ from typing import Protocol
 from adaptrix.binding.bind import BoundAdapter
 from adaptrix.delta import require_low_rank
 from adaptrix.destination import require_carried
-from adaptrix.options import Options, dtype_name
+from adaptrix.dtype_names import dtype_name
+from adaptrix.options import Options
 from adaptrix.planning.features import FOLDED
 from adaptrix.planning.lowering import lowered, others, require_small_loss, without_vectors
 from adaptrix.planning.plan import Plan, make_plan, plan_of

@@ -26,6 +26,7 @@ from adaptrix.planning.plan import Plan, powerless
 from adaptrix.plugins.catalog import Catalog
 from adaptrix.records import Bundle, Format, Source
 from adaptrix.results import CheckReport, Conversion
+from adaptrix.wording import nearest
 
 
 class Maker(Protocol):
@@ -231,7 +232,8 @@ class Pipeline:
     def _writable(self, name: str) -> Format:
         formats = self.catalog.writable
         if name not in formats:
-            raise UsageError(Problem("option", f"to {name}", "no such format to write", ", ".join(formats)))
+            remedy = nearest(name, formats)
+            raise UsageError(Problem("option", f"to {name}", "no such format to write", ", ".join(formats), remedy))
         return formats[name]
 
     def _known_formats(self) -> str:

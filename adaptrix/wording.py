@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable
+from difflib import get_close_matches
 
+_LONGEST = 100  # characters of a word that is compared with known ones
 _UNITS = ((1_000_000_000, "GB"), (1_000_000, "MB"), (1_000, "kB"))
 
 
@@ -32,6 +34,12 @@ def either(choices: Iterable[str]) -> str:
     """Words of which one is to be chosen: ``fp32, fp16 or bf16``."""
     *others, last = choices
     return f"{', '.join(others)} or {last}" if others else last
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A question for a word that may be misspelt: ``Did you mean middle?``; nothing where no known one is like it."""
+    near = get_close_matches(word[:_LONGEST].lower(), dict.fromkeys(known), 3)
+    return f"Did you mean {either(near)}?" if near else ""
 
 
 def commands(addresses: Iterable[str], most: int = 20) -> str:

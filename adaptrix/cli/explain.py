@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from itertools import groupby
 
 import click
@@ -11,6 +10,7 @@ from adaptrix.cli.common import Verbosity, print_json, verbosity_options
 from adaptrix.errors import Problem, UsageError
 from adaptrix.problem_codes import Explanation, known_codes
 from adaptrix.schemas.reports import ExplainJSON
+from adaptrix.wording import nearest
 
 
 @click.command()
@@ -39,9 +39,8 @@ def command(code: str | None, verbosity: Verbosity) -> int:
 def _find(code: str, known: dict[str, Explanation]) -> Explanation:
     if code in known:
         return known[code]
-    near = ", ".join(get_close_matches(code, known, 3))
-    expected = f"one such as {near}" if near else ""
-    raise UsageError(Problem("option", code, "no such problem code", expected, "`adaptrix explain` lists them."))
+    remedy = f"{nearest(code, known)} `adaptrix explain` lists them.".strip()
+    raise UsageError(Problem("option", code, "no such problem code", remedy=remedy))
 
 
 def _show(found: Explanation) -> None:

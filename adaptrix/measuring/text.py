@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from adaptrix.errors import Problem, UsageError, refuse
+from adaptrix.sources.near import meant
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ def read_text(path: Path) -> Text:
     """The text of a file. Raises :class:`UsageError` where there is none, :class:`RefusedError` unless it is UTF-8."""
     if not path.is_file():
         found = "this is a folder" if path.is_dir() else "there is no such file"
-        raise UsageError(Problem("file-missing", str(path), found, "a text file"))
+        raise UsageError(Problem("file-missing", str(path), found, "a text file", meant(str(path))))
     content = path.read_bytes()
     try:
         text = content.decode("utf-8-sig")

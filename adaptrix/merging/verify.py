@@ -18,13 +18,13 @@ from torch import Tensor
 
 from adaptrix.attaching import attach
 from adaptrix.base.loading import in_fp32
+from adaptrix.dtype_names import dtype_name
 from adaptrix.errors import Problem, RefusedError, refuse
 from adaptrix.merging.agreement import Agreement
 from adaptrix.merging.draft import MergePlan
 from adaptrix.merging.inputs import answer, seeded_inputs
 from adaptrix.merging.model_files import write_model
 from adaptrix.merging.options import MergeOptions, QloraBase
-from adaptrix.options import dtype_name
 
 #: largest difference of a logit that rounding explains, in standard deviations of the logits, by dtype of the weights
 TOLERANCE = {"F64": 1e-3, "F32": 1e-3, "F16": 5e-2, "BF16": 0.3}

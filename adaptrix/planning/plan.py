@@ -17,7 +17,7 @@ from adaptrix.binding.stacks import ranges
 from adaptrix.delta import Delta
 from adaptrix.errors import Problem, UsageError
 from adaptrix.schemas.values import number
-from adaptrix.wording import either
+from adaptrix.wording import either, nearest
 
 if TYPE_CHECKING:
     from adaptrix.schemas.shared import FitJSON, PlanJSON
@@ -239,7 +239,9 @@ def _explicit(bound: BoundAdapter, policy: str) -> dict[str, tuple[int, ...]]:
 
 def _unknown(policy: str) -> UsageError:
     known = either((*POLICIES, "layers such as 8-23,28"))
-    return _usage(policy[:80], f"{policy[:80]!r} is no policy", known)
+    number = policy.partition(":")[2][:10] or "K"
+    meant = nearest(policy, (*_NAMED, *(f"{name}:{number}" for name in (*COUNTED, FITTED))))
+    return _usage(policy[:80], f"{policy[:80]!r} is no policy", known, meant)
 
 
 def _usage(policy: str, found: str, expected: str, remedy: str = "") -> UsageError:

@@ -11,7 +11,7 @@ import pytest
 from click.shell_completion import ShellComplete
 
 from adaptrix.cli import app
-from adaptrix.options import dtype_name, spelled
+from adaptrix.dtype_names import dtype_name, spelled
 from adaptrix.planning.plan import POLICIES, make_plan
 from adaptrix.tensor import FLOATS, MODEL_FLOATS
 from tests.helpers import plugins
