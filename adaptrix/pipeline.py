@@ -17,7 +17,14 @@ from adaptrix import atomic
 from adaptrix.adapter import Adapter
 from adaptrix.binding.bind import BoundAdapter, bind
 from adaptrix.binding.identify import Identity, by_config, by_paths, by_record
-from adaptrix.destination import destination, no_place_for_fit, require_apart, require_carried, require_untaken
+from adaptrix.destination import (
+    destination,
+    is_folder,
+    no_place_for_fit,
+    require_apart,
+    require_carried,
+    require_untaken,
+)
 from adaptrix.errors import AdaptrixError, Problem, RefusedError, UnreachableError, UsageError, errors_in
 from adaptrix.options import Options, require_options
 from adaptrix.output_plan import Resolver, plan_to_write
@@ -103,7 +110,7 @@ class Pipeline:
         require_options(options)
         path = destination(out if out is None else fspath(out), options.name, form)
         if path is not None:
-            atomic.require_free(path, force=options.force, holds=form.writes)
+            atomic.require_free(path, force=options.force, holds=form.writes, makes=is_folder(out))
         if options.vectors is not None and "spectral" not in form.carries:
             found, remedy = (
                 f"{options.vectors!r} for a {form.name} output",
@@ -169,7 +176,7 @@ class Pipeline:
         plan = folded(plan, form.carries)
         require_carried(plan, form, options)
         assert form.write is not None  # _writable saw to it
-        with atomic.output(path, force=options.force, holds=form.writes) as work:
+        with atomic.output(path, force=options.force, holds=form.writes, makes=is_folder(out)) as work:
             form.write(plan, work)
             sizes = [tensor.nbytes for _, tensor in _read_back(form, work, path).tensors()]
         said = (*plan.notes, *powerless(plan))
@@ -192,7 +199,7 @@ class Pipeline:
 
     def output_path(self, name: str, out: str | PathLike[str] | None, to: str = "injection") -> Path:
         """The file or folder that an adapter of a name is written to, in the format ``to``; ``out`` as for
-        :func:`adaptrix.convert`. Raises :class:`UsageError` for a folder that is missing."""
+        :func:`adaptrix.convert`."""
         path = destination(out if out is None else fspath(out), name, self._writable(to))
         assert path is not None  # there is a name
         return path

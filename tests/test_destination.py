@@ -128,17 +128,40 @@ def test_one_file_may_have_neighbours(place, lora):
 
 @pytest.mark.parametrize("to", ["injection", "peft"])
 def test_a_slash_at_the_end_means_a_folder(to, place, lora):
-    code, _, err = place.run("convert", lora, "--to", to, "-o", "outputs/")
-    assert (code, os.listdir()) == (2, [])
-    assert "mkdir outputs/" in err
-    os.mkdir("outputs")
-    assert place.run("convert", lora, "--to", to, "-o", "outputs/")[0] == 0
-    assert os.listdir("outputs") == ["adapter.adaptrix.safetensors" if to == "injection" else "adapter-peft"]
+    name = "adapter.adaptrix.safetensors" if to == "injection" else "adapter-peft"
+    code, out, _ = place.run("convert", lora, "--to", to, "-o", "new/outputs/")
+    assert (code, f"new/outputs/{name}" in out) == (0, True)
+    assert place.run("convert", lora, "--to", to, "-o", "new/outputs/", "--name", "again")[0] == 0
+    assert len(os.listdir("new/outputs")) == 2
+
+
+@pytest.mark.parametrize("command", ["convert", "combine", "resize"])
+def test_every_command_makes_the_folder(command, place, lora):
+    more = ["--rank", "2"] if command == "resize" else []
+    assert place.run(command, lora, "-o", "outputs/", *more)[0] == 0
+    assert len(os.listdir("outputs")) == 1
+
+
+@pytest.mark.parametrize("more", [["--rank", "0"], ["--layers", "99"], ["--base", "nowhere/at/all"]])
+def test_a_folder_that_was_made_for_nothing_goes_again(more, place, lora):
+    assert place.run("convert", lora, "-o", "new/outputs/", *more)[0] != 0
+    assert os.listdir() == []
+
+
+def test_a_file_is_no_folder(place, lora):
+    Path("taken").touch()
+    code, _, err = place.run("convert", lora, "-o", "taken/deeper/")
+    assert (code, "taken: this is no folder" in err) == (2, True)
+
+
+def test_several_make_their_folder(place, lora):
+    shutil.copytree(lora, place.folder / "other")
+    assert place.run("convert", lora, place.folder / "other", "-o", "new/")[0] == 0
+    assert len(os.listdir("new")) == 2
 
 
 def test_in_python_too(place, lora):
-    with pytest.raises(adaptrix.UsageError, match="mkdir"):
-        adaptrix.convert(lora, "outputs/")
+    assert adaptrix.convert(lora, "outputs/") == Path("outputs/adapter.adaptrix.safetensors")
     assert adaptrix.convert(lora, "x") == Path("x")
 
 
