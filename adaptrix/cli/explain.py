@@ -28,6 +28,8 @@ def command(code: str | None, verbosity: Verbosity) -> int:
     if verbosity.json:
         report: ExplainJSON = {"ok": True, "problems": [], "codes": [one.as_dict() for one in chosen]}
         print_json(report)
+    elif verbosity.quiet:
+        pass
     elif code is None:
         for topic, codes in groupby(chosen, lambda explanation: explanation.topic):
             click.echo(f"{click.style(topic, bold=True)}\n  {', '.join(each.code for each in codes)}")
