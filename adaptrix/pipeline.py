@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from adaptrix import atomic
+from adaptrix import atomic, model_card
 from adaptrix.adapter import Adapter
 from adaptrix.binding.bind import BoundAdapter, bind
 from adaptrix.binding.identify import Identity, by_config, by_paths, by_record
@@ -172,14 +172,16 @@ class Pipeline:
 
         What the format does not carry is folded where that is exact; the rest is a :class:`UsageError`.
         """
-        form, path = self._writable(options.to), self._place(plan.bound.adapter.name, out, options, sources, taken)
+        sources, form = list(sources), self._writable(options.to)
+        path = self._place(plan.bound.adapter.name, out, options, sources, taken)
         plan = folded(plan, form.carries)
         require_carried(plan, form, options)
         assert form.write is not None  # _writable saw to it
         with atomic.output(path, force=options.force, holds=form.writes, makes=is_folder(out)) as work:
             form.write(plan, work)
+            said = tuple(model_card.carry(sources, work)) if model_card.NAME in form.writes else ()
             sizes = [tensor.nbytes for _, tensor in _read_back(form, work, path).tensors()]
-        said = (*plan.notes, *powerless(plan))
+        said = (*plan.notes, *powerless(plan), *said)
         return Conversion(path, plan, said, len(sizes), sum(sizes), plan.bound.adapter.name)
 
     def _place(

@@ -285,7 +285,7 @@ def test_a_format_says_itself_what_it_carries():
     formats = {form.name: form for form in Pipeline().catalog.formats}
     assert formats["injection"].carries == FEATURES.keys()
     assert FEATURES.keys() - formats["peft"].carries == {"plan", "spectral"}
-    assert sorted(formats["peft"].writes) == FILES
+    assert sorted(formats["peft"].writes) == ["README.md", *FILES]
     assert Options().layers is None
 
 
