@@ -27,7 +27,7 @@ from adaptrix.destination import (
 )
 from adaptrix.errors import AdaptrixError, Problem, RefusedError, UnreachableError, UsageError, errors_in
 from adaptrix.options import Options, require_options
-from adaptrix.output_plan import Resolver, plan_to_write
+from adaptrix.output_plan import Resolver, plan_to_write, unfollowed
 from adaptrix.planning.features import folded
 from adaptrix.planning.plan import Plan, powerless
 from adaptrix.plugins.catalog import Catalog
@@ -158,7 +158,8 @@ class Pipeline:
         done = self.publish(plan, out, options, sources, taken)
         if maker is not None:
             maker.forget(done.path)
-        return replace(done, source=report.source, problems=(*report.problems, *done.problems))
+        said = (*report.problems, *unfollowed(bound, options, form), *done.problems)
+        return replace(done, source=report.source, problems=said)
 
     def publish(
         self,

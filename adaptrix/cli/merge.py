@@ -91,4 +91,5 @@ def _show(done: MergedModel, verbosity: Verbosity) -> None:
     click.echo(f"{click.style(str(done.path), bold=True)}  {held}, {done.plan.bound.architecture.family}")
     click.echo(f"  {done.plan.describe()}")
     if done.agreement:
-        click.echo(f"  {click.style('verified', fg='green')}: {done.agreement}")
+        against = f"against the base with the adapter attached, plan {done.plan.policy}"
+        click.echo(f"  {click.style('verified', fg='green')} {against}: {done.agreement}")

@@ -27,7 +27,7 @@ from adaptrix.binding.identify import by_config
 from adaptrix.errors import Problem, RefusedError, UsageError, errors_in
 from adaptrix.measuring.options import FidelityOptions as FidelityOptions
 from adaptrix.measuring.options import require_options
-from adaptrix.measuring.policies import plans
+from adaptrix.measuring.policies import plans, shadowed
 from adaptrix.measuring.report import FidelityReport
 from adaptrix.measuring.rows import Measurement
 from adaptrix.measuring.text import Text, Tokens, read_text, require_enough, tokens_of, windows
@@ -98,6 +98,7 @@ def measure(
         bench = _bench(model, tokens, base_model, options)
         rows = bench.rows(chosen, display)
         said = [*_about(model, bench), *(p for policy in options.layers for p in powerless(chosen[policy]))]
+        said += shadowed(bound, chosen)
         if read is not None:
             said += _fitted_on(read, chosen)
         return FidelityReport(

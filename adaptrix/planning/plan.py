@@ -261,7 +261,8 @@ def plan_of(bound: BoundAdapter, policy: str | None) -> Plan:
 
 def inactive(plan: Plan, policy: str | None) -> Iterator[Problem]:
     """A warning where an injection file's own plan leaves deltas out; none where a ``policy`` was asked for."""
-    if policy is None and plan.idle and plan.bound.adapter.recorded is not None:
+    recorded = plan.bound.adapter.recorded
+    if policy is None and plan.idle and recorded is not None and not recorded.chosen:
         acting = f"{len(plan.sites)} of {len(plan.bound.deltas)} deltas act, {plan.share}"
         found = f"its file's plan {plan.policy} is followed: {acting}"
         remedy = "Choose --layers all to have every delta act."

@@ -55,7 +55,7 @@ def test_convert_writes_the_default_name_and_says_what_the_plan_keeps(run, demo)
     assert result.returncode == 0, result.stderr
     assert files(run.folder) == ["adapter.adaptrix.safetensors", "demo"]
     assert "layers 0-11 of 12, 60 of 60 sites, 100.0%" in result.stdout
-    assert "--layers middle keeps 82.1% of it" in result.stdout
+    assert "--layers middle (middle-layer injection) keeps 82.1% of it" in result.stdout
     chosen = run("convert", demo, "--layers", "middle", "--name", "half")
     assert "layers 3-8 of 12, 30 of 60 sites" in chosen.stdout
     assert "--layers all makes every layer act" in chosen.stdout
