@@ -6,6 +6,7 @@ from itertools import groupby
 
 import click
 
+from adaptrix.cli.choices import starting
 from adaptrix.cli.common import Verbosity, print_json, verbosity_options
 from adaptrix.errors import Problem, UsageError
 from adaptrix.problem_codes import Explanation, known_codes
@@ -13,8 +14,12 @@ from adaptrix.schemas.reports import ExplainJSON
 from adaptrix.wording import nearest
 
 
+def _codes(_context: click.Context, _parameter: click.Parameter, typed: str) -> list[str]:
+    return starting(known_codes(), typed)
+
+
 @click.command()
-@click.argument("code", required=False)
+@click.argument("code", required=False, shell_complete=_codes)
 @verbosity_options
 def command(code: str | None, verbosity: Verbosity) -> int:
     """Say what a problem's code means and what to do; without CODE, list them all.
