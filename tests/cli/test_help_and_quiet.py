@@ -1,6 +1,7 @@
 """The first page of help, and commands that are asked to say nothing but errors."""
 
 import re
+import warnings
 from pathlib import Path
 
 import click
@@ -8,6 +9,7 @@ import pytest
 
 from adaptrix import cli
 from adaptrix.cli import app
+from adaptrix.errors import AdaptrixWarning, Problem, UsageError
 from tests.helpers.command_line import placed
 
 TINY = Path(__file__).parents[2] / "examples" / "tiny"
@@ -74,3 +76,15 @@ def test_every_command_that_prints_takes_quiet_and_is_tried():
             quiet = any("--quiet" in option.opts for option in command.params)
             assert not own or not quiet or name in tried | {"extract"}
             assert not own or quiet or name == "completion"
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_warning_from_inside_the_work_is_shown_as_a_problem_is(quiet, place, monkeypatch):
+    def draft(*_: object) -> None:
+        warnings.warn("odd", AdaptrixWarning, stacklevel=1)
+        raise UsageError(Problem("option", "x", "bad"))
+
+    monkeypatch.setattr("adaptrix.cli.merge.draft", draft)
+    code, _, err = place.run("merge", PIRATE, BASE, *(["-q"] if quiet else []))
+    said = "" if quiet else "warning: odd\n"
+    assert (code, err) == (2, f"{said}error: x: bad\n")
