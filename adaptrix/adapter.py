@@ -84,7 +84,7 @@ class Recorded:
 
     ``sites`` gives the site name of each target and ``overrides`` the deltas that replace it by site
     name; ``notes`` say what the plan lost when it was made, ``fit`` how it was fitted, if it was; ``known`` is False
-    where no family was known.
+    where no family was known. ``chosen``: the plan was chosen by whoever runs this, and not by a file.
     """
 
     family: str
@@ -97,6 +97,7 @@ class Recorded:
     overrides: Mapping[str, Delta]
     notes: tuple[str, ...] = ()
     fit: FitRecord | None = None
+    chosen: bool = False
 
     @property
     def verified(self) -> bool:

@@ -19,19 +19,19 @@ from adaptrix.errors import AdaptrixWarning as AdaptrixWarning
 from adaptrix.errors import Problem, UsageError, warn_of
 from adaptrix.fitting.maker import maker_for
 from adaptrix.inspection import Inspection, summarise
+from adaptrix.memory import enough_memory
 from adaptrix.merging.draft import draft
 from adaptrix.merging.merger import write
 from adaptrix.merging.options import MergeOptions, QloraBase, prepare
 from adaptrix.options import Options, Vectors
 from adaptrix.pipeline import Pipeline
 from adaptrix.planning.redistribute import Redistribution
-from adaptrix.python_words import problem_in_python, python_call
 from adaptrix.results import CheckReport
 
 Uri = str | PathLike[str]
 
 
-@python_call("adaptrix.load")
+@enough_memory("adaptrix.load")
 def load(uri: Uri) -> Adapter:
     """The adapter at a uri, sound in itself; :func:`check` says whether it fits a model.
 
@@ -42,7 +42,7 @@ def load(uri: Uri) -> Adapter:
     return Pipeline().read(fspath(uri)).require_sound()
 
 
-@python_call("adaptrix.check")
+@enough_memory("adaptrix.check")
 def check(adapter: Adapter | Uri, base: Uri | None = None, *, allow_nonfinite: bool = False) -> CheckReport:
     """Everything that is wrong with an adapter, alone and on ``base``.
 
@@ -57,7 +57,7 @@ def check(adapter: Adapter | Uri, base: Uri | None = None, *, allow_nonfinite: b
     return Pipeline().check(_subject(adapter), _path(base), allow_nonfinite=allow_nonfinite)
 
 
-@python_call("adaptrix.inspect")
+@enough_memory("adaptrix.inspect")
 def inspect(uri: Adapter | Uri, base: Uri | None = None) -> Inspection:
     """The contents of an adapter: provenance, config, shapes by role, ‖ΔW‖ by role and layer.
 
@@ -71,7 +71,7 @@ def inspect(uri: Adapter | Uri, base: Uri | None = None) -> Inspection:
     return summarise(pipeline.bind(adapter, _path(base)), source)
 
 
-@python_call("adaptrix.convert")
+@enough_memory("adaptrix.convert")
 def convert(
     uri: Adapter | Uri,
     out: Uri | None = None,
@@ -145,11 +145,11 @@ def convert(
     )
     pipeline = Pipeline()
     done = pipeline.convert(_subject(uri), out, options, maker_for(options, pipeline), BaseVectors(pipeline))
-    warn_of(map(problem_in_python, done.problems))
+    warn_of(done.problems)
     return done.path
 
 
-@python_call("adaptrix.combine")
+@enough_memory("adaptrix.combine")
 def combine(
     adapters: Sequence[Adapter | Uri],
     weights: Sequence[float] | None = None,
@@ -191,11 +191,11 @@ def combine(
     subjects = [_subject(adapter) for adapter in adapters]
     options = _output(to, base, dtype, name, force=force)
     done = combine_adapters(Pipeline(), subjects, recipe, out, options)
-    warn_of(map(problem_in_python, done.problems))
+    warn_of(done.problems)
     return done
 
 
-@python_call("adaptrix.resize")
+@enough_memory("adaptrix.resize")
 def resize(
     adapter: Adapter | Uri,
     rank: int | None = None,
@@ -223,11 +223,11 @@ def resize(
     """
     options = _output(to, base, dtype, name, force=force)
     done = resize_adapter(Pipeline(), _subject(adapter), Size(rank, energy), out, options)
-    warn_of(map(problem_in_python, done.problems))
+    warn_of(done.problems)
     return done
 
 
-@python_call("adaptrix.diff")
+@enough_memory("adaptrix.diff")
 def diff(first: Adapter | Uri, second: Adapter | Uri, base: Uri | None = None) -> Comparison:
     """A comparison of two adapters, site by site: the cosine, the ratio of the norms and the distance of their ΔW.
 
@@ -239,7 +239,7 @@ def diff(first: Adapter | Uri, second: Adapter | Uri, base: Uri | None = None) -
     return compare_adapters(Pipeline(), _subject(first), _subject(second), _path(base))
 
 
-@python_call("adaptrix.extract")
+@enough_memory("adaptrix.extract")
 def extract(
     finetuned: Uri,
     base: Uri,
@@ -273,11 +273,11 @@ def extract(
     extraction = Extraction(rank, svd, seed, tuple(save), tuple(ignore))
     options = _output(to, None, dtype, name, force=force)
     done = extract_adapter(Pipeline(), fspath(finetuned), fspath(base), extraction, out, options)
-    warn_of(map(problem_in_python, done.problems))
+    warn_of(done.problems)
     return done
 
 
-@python_call("adaptrix.merge")
+@enough_memory("adaptrix.merge")
 def merge(
     uri: Uri,
     base: Uri,
@@ -313,7 +313,7 @@ def merge(
     target = _path(out)
     prepare(target, options)
     done = write(draft(Pipeline(), fspath(uri), fspath(base), options), target, options)
-    warn_of(map(problem_in_python, done.problems))
+    warn_of(done.problems)
     return done.path
 
 

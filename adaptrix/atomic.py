@@ -40,31 +40,33 @@ _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.E
 
 
 @contextmanager
-def output(path: Path, *, force: bool = False, holds: Collection[str] = ()) -> Iterator[Path]:
+def output(path: Path, *, force: bool = False, holds: Collection[str] = (), makes: bool = False) -> Iterator[Path]:
     """A path beside ``path`` at which the caller creates a file or a folder; it becomes ``path`` at the end.
 
     An existing ``path`` is a :class:`UsageError` unless ``force``, which replaces a file by a file, and a
     folder by a folder if every name in the old one is among ``holds``. Of a symbolic link, the file or folder that it
     points to is replaced, as cp does, and the link stays; a link to nothing, and a device, pipe or socket under any
-    name, is a :class:`UsageError`. What the system objects to (disk full, no permission …) is a
+    name, is a :class:`UsageError`. ``makes``: the folders around ``path`` are made where they are missing, and go again
+    if it does not come to be. What the system objects to (disk full, no permission …) is a
     :class:`RefusedError`; other errors pass through.
     """
     with _refusing(path, path):
         path = _followed(path)
     work = path.parent / f".adaptrix-{os.urandom(6).hex()}{path.suffix[:16]}"
     with _refusing(work, path):
-        _check(path, force, holds)
-        try:
-            yield work
-            _publish(work, path, force, holds)
-        finally:
-            _remove(work)
+        _check(path, force, holds, makes)
+        with _folders(path.parent):
+            try:
+                yield work
+                _publish(work, path, force, holds)
+            finally:
+                _remove(work)
 
 
-def require_free(path: Path, *, force: bool = False, holds: Collection[str] = ()) -> None:
+def require_free(path: Path, *, force: bool = False, holds: Collection[str] = (), makes: bool = False) -> None:
     """Raises what :func:`output` would raise before the work begins, for callers that download first."""
     with _refusing(path, path):
-        _check(_followed(path), force, holds)
+        _check(_followed(path), force, holds, makes)
 
 
 def _followed(path: Path) -> Path:
@@ -95,6 +97,20 @@ def refusing(path: Path) -> Iterator[None]:
 
 
 @contextmanager
+def _folders(folder: Path) -> Iterator[None]:
+    """Makes a folder with those around it for a block; where the block fails, those that were made go again."""
+    missing = [each for each in (folder, *folder.parents) if not each.is_dir()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # somebody else has put something into it
+            for each in missing:
+                each.rmdir()
+        raise
+
+
+@contextmanager
 def _refusing(work: Path, path: Path) -> Iterator[None]:
     try:
         yield
@@ -113,7 +129,7 @@ def _refusal(error: OSError, work: Path, path: Path) -> RefusedError | None:
     return refuse(code, name.replace(str(work), str(path)), found, remedy=remedy)
 
 
-def _check(path: Path, force: bool, holds: Collection[str]) -> None:
+def _check(path: Path, force: bool, holds: Collection[str], makes: bool) -> None:
     """Everything that can be known before the work begins."""
     if path.name in ("", ".."):
         raise _usage("output-invalid", path, "this is no name for an output", "Name a file or folder in it.")
@@ -123,11 +139,15 @@ def _check(path: Path, force: bool, holds: Collection[str]) -> None:
         raise _exists(path)
     if old == "folder" and holds:
         _require_replaceable(path, holds)
-    if not path.parent.is_dir():
-        raise _usage("output-invalid", path.parent, "there is no such folder", "Create it, or write elsewhere.")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        read_only = os.statvfs(path.parent).f_flag & os.ST_RDONLY
-        raise OSError(errno.EROFS if read_only else errno.EACCES, "", str(path.parent))
+    home = path.parent
+    while makes and not os.path.lexists(home):
+        home = home.parent
+    if not home.is_dir():
+        found = "this is no folder" if os.path.lexists(home) else "there is no such folder"
+        raise _usage("output-invalid", home, found, "Create it, or write elsewhere.")
+    if not os.access(home, os.W_OK | os.X_OK):
+        read_only = os.statvfs(home).f_flag & os.ST_RDONLY
+        raise OSError(errno.EROFS if read_only else errno.EACCES, "", str(home))
 
 
 def _usage(code: str, path: Path, found: str, remedy: str) -> UsageError:

@@ -22,7 +22,6 @@ from adaptrix.binding.translate import in_own_names
 from adaptrix.errors import AdaptrixError, Problem, RefusedError, UsageError, errors_in, warn_of
 from adaptrix.pipeline import Pipeline
 from adaptrix.planning.plan import Plan, inactive, plan_of
-from adaptrix.python_words import problem_in_python, said_again
 from adaptrix.runtime.activation import invocation, unactivatable, ungated
 from adaptrix.runtime.build import kernels, require_finite
 from adaptrix.runtime.decompositions import Decompositions
@@ -168,7 +167,7 @@ class _Loader:
         try:
             return self._built(adapter)
         except AdaptrixError as error:
-            raise said_again(error, _on_a_model) from error.__cause__
+            raise type(error)(map(_on_a_model, error.problems)).with_traceback(error.__traceback__) from error.__cause__
 
     @torch.inference_mode(False)
     def _built(self, adapter: AdapterLike) -> tuple[Mapping[Site, SiteKernel], Plan]:
@@ -211,7 +210,7 @@ def _on_a_model(problem: Problem) -> Problem:
         return replace(problem, remedy="The model is the base here: attach it to the one that it was trained on.")
     if "--allow-nonfinite" in problem.remedy:
         return replace(problem, remedy="It is damaged: fetch it again, or save it again where it was trained.")
-    return problem_in_python(problem)
+    return problem
 
 
 def _unanswered(problems: Iterable[Problem]) -> Iterator[Problem]:

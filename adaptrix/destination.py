@@ -20,7 +20,7 @@ from adaptrix.wording import some
 def destination(out: str | None, name: str | None, form: Format) -> Path | None:
     """The path of an adapter in a format: ``my-lora.adaptrix.safetensors`` for one of one file, else ``my-lora-peft``.
 
-    Rules and errors are those of :func:`output_path`.
+    Rules are those of :func:`output_path`.
     """
     return output_path(out, name, form.suffix or f"-{form.name}", one_file=bool(form.suffix))
 
@@ -28,27 +28,29 @@ def destination(out: str | None, name: str | None, form: Format) -> Path | None:
 def output_path(out: str | None, name: str | None, ending: str, *, one_file: bool = False) -> Path | None:
     """The path to write: ``out``, or the adapter's name in ``out`` if that is a folder, or in the current one.
 
-    - ``out``: a folder to write into if it ends in a slash, and for an output of one file if there is such a folder.
+    - ``out``: a folder to write into if it ends in a slash, which is made where it is missing, and for an output of one
+      file if there is such a folder.
     - ``name``: the adapter's, None where it is not known yet; then what depends on it is None.
     - ``ending``: what follows the name.
-
-    Raises :class:`UsageError` for ``missing/``.
     """
     if out is None:
         folder = Path()
-    elif out.endswith(("/", os.sep)):
-        folder = require_folder(out)
-    elif one_file and Path(out).is_dir():
+    elif is_folder(out) or (one_file and Path(out).is_dir()):
         folder = Path(out)
     else:
         return Path(out)
     return None if name is None else folder / (_safe(name) + ending)
 
 
+def is_folder(out: str | os.PathLike[str] | None) -> bool:
+    """True for a path that ends in a slash: a folder to write into, which is made where it is missing."""
+    return out is not None and os.fspath(out).endswith(("/", os.sep))
+
+
 def require_folder(out: str) -> Path:
-    """The folder ``out``; a :class:`UsageError` where there is none."""
-    if not Path(out).is_dir():
-        found, remedy = "there is no such folder", f"Make it first: mkdir {shlex.quote(out)}"
+    """The folder ``out`` for several outputs; a :class:`UsageError` where there is none and no slash asks for one."""
+    if not is_folder(out) and not Path(out).is_dir():
+        found, remedy = "there is no such folder", f"Make it first: mkdir {shlex.quote(out)}, or name it {out}/"
         raise UsageError(Problem("output-invalid", out, found, remedy=remedy))
     return Path(out)
 

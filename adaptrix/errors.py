@@ -12,6 +12,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from adaptrix.grouping import grouped
+from adaptrix.python_words import in_python
+
 if TYPE_CHECKING:
     from adaptrix.schemas.shared import ProblemJSON
 
@@ -34,10 +37,19 @@ class Problem:
     severity: Severity = "error"
 
     def __str__(self) -> str:
-        text = f"{self.where}: {self.found}" if self.where else self.found
-        if self.expected:
-            text += f"; expected {self.expected}"
-        return f"{text}. {self.remedy}" if self.remedy else text
+        """The problem in one line, as Python says it: an option of the command line is an argument."""
+        found = self.found if "'" in self.found else in_python(self.found)  # what is quoted stays as it is
+        return self._line(found, in_python(self.expected), in_python(self.remedy))
+
+    def in_words(self) -> str:
+        """The problem in one line, as the command line says it."""
+        return self._line(self.found, self.expected, self.remedy)
+
+    def _line(self, found: str, expected: str, remedy: str) -> str:
+        text = f"{self.where}: {found}" if self.where else found
+        if expected:
+            text += f"; expected {expected}"
+        return f"{text}. {remedy}" if remedy else text
 
     def as_dict(self) -> ProblemJSON:
         return {
@@ -58,14 +70,15 @@ class AdaptrixError(Exception):
     """Base of every error that Adaptrix raises on purpose.
 
     ``problems`` holds all that was found; ``exit_code`` is what the command line ends with
-    (1 the check found problems, 2 usage, 3 a source could not be reached).
+    (1 the check found problems, 2 usage, 3 a source could not be reached). The text is of one line for every group of
+    problems that differ in their place alone.
     """
 
     exit_code: ClassVar[int] = 1
 
     def __init__(self, problems: Problem | Iterable[Problem]) -> None:
         self.problems = (problems,) if isinstance(problems, Problem) else tuple(problems)
-        super().__init__("\n".join(map(str, self.problems)))
+        super().__init__("\n".join(map(str, grouped(self.problems))))
 
 
 class RefusedError(AdaptrixError):
@@ -106,7 +119,7 @@ def few(problems: Iterable[Problem], where: str, most: int = 100) -> list[Proble
 
 def warn_of(problems: Iterable[Problem]) -> None:
     """Issues the warnings among some problems as :class:`AdaptrixWarning`, each once, as of the user's own line."""
-    for problem in dict.fromkeys(problems):
+    for problem in grouped(dict.fromkeys(problems)):
         if problem.severity == "warning":
             warnings.warn(str(problem), AdaptrixWarning, stacklevel=_calls_to_user() + 1)
 

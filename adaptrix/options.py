@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from adaptrix.dtype_names import dtype_problems
 from adaptrix.errors import Problem, UsageError
 from adaptrix.planning.plan import FITTED
 from adaptrix.planning.redistribute import Redistribution
@@ -16,7 +17,6 @@ Vectors = Literal["include", "omit"]
 
 _MOST = 1 << 40  # steps, and the largest seed
 _NAME = re.compile(r"[\w][\w.+@-]{0,200}")
-_DTYPES = {"FP": "F", "FLOAT": "F", "BFLOAT": "BF", "FLOAT8_": "F8_", "FP8_": "F8_", "HALF": "F16", "DOUBLE": "F64"}
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,10 @@ class Options:
 
 def require_options(options: Options) -> None:
     """Raises :class:`UsageError` with every option that makes no sense."""
-    problems = []
+    problems: list[Problem] = []
     if options.rank is not None and options.rank < 1:
         problems.append(Problem("option", "rank", f"{options.rank}", "a whole number of at least 1"))
-    if options.dtype is not None and dtype_name(options.dtype) not in FLOATS:
-        problems.append(Problem("option", "dtype", f"{options.dtype!r}", f"one of {', '.join(FLOATS)}"))
+    problems += dtype_problems(options.dtype, FLOATS)
     if options.redistribute not in ("none", "nearest"):
         problems.append(Problem("option", "redistribute", f"{options.redistribute!r}", "none or nearest"))
     if options.name is not None and not _NAME.fullmatch(options.name):
@@ -98,15 +97,3 @@ def _fit_problems(options: Options) -> Iterator[Problem]:
         value = given.get(name, least)
         if type(value) is not int or not least <= value < _MOST:
             yield Problem("option", name, f"{value!r}", f"a whole number of at least {least}")
-
-
-def spelled(dtype: str) -> str:
-    """A dtype by the short name that people type: ``fp32`` for ``F32``; :func:`dtype_name` the other way."""
-    return f"fp{dtype[1:].lower()}" if dtype.startswith("F") else dtype.lower()
-
-
-def dtype_name(name: str) -> str:
-    """A dtype as safetensors names it: ``bfloat16``, ``bf16`` and ``torch.bfloat16`` are ``BF16``."""
-    upper = name.upper().removeprefix("TORCH.").removesuffix("FN")
-    start = next((start for start in sorted(_DTYPES, key=len, reverse=True) if upper.startswith(start)), "")
-    return _DTYPES.get(start, "") + upper[len(start) :]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol
 
 from adaptrix.binding.bind import BoundAdapter
 from adaptrix.delta import require_low_rank
 from adaptrix.destination import require_carried
-from adaptrix.options import Options, dtype_name
+from adaptrix.dtype_names import dtype_name
+from adaptrix.errors import Problem
+from adaptrix.options import Options
 from adaptrix.planning.folding import FOLDED
 from adaptrix.planning.lowering import lowered, others, require_small_loss, without_vectors
 from adaptrix.planning.plan import Plan, make_plan, plan_of
@@ -39,6 +42,18 @@ def _chosen(bound: BoundAdapter, options: Options, form: Format) -> Plan:
     if options.layers is None and "plan" not in form.carries and not options.prune:
         return make_plan(bound, "all")
     return plan_of(bound, options.layers)
+
+
+def unfollowed(bound: BoundAdapter, options: Options, form: Format) -> Iterator[Problem]:
+    """A warning where a file's own plan leaves deltas out, and the format has no place for what does not act."""
+    if options.layers is not None or options.prune or "plan" in form.carries or bound.adapter.recorded is None:
+        return
+    plan = plan_of(bound, None)
+    if plan.idle:
+        acting = f"{len(plan.sites)} of {len(bound.deltas)} deltas act, {plan.share}"
+        found = f"its file's plan {plan.policy} is not followed, by which {acting}: a {form.name} output has all act"
+        remedy = "--prune keeps the plan and drops what it leaves out."
+        yield Problem("left-out", bound.adapter.name, found, remedy=remedy, severity="warning")
 
 
 def _spectral(plan: Plan, options: Options, form: Format, resolver: Resolver | None) -> Plan:

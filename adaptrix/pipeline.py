@@ -13,21 +13,29 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from adaptrix import atomic
+from adaptrix import atomic, model_card
 from adaptrix.adapter import Adapter
 from adaptrix.binding.bind import BoundAdapter, bind
 from adaptrix.binding.identify import Identity, by_config, by_paths, by_record
 from adaptrix.binding.translate import in_own_names
-from adaptrix.destination import destination, no_place_for_fit, require_apart, require_carried, require_untaken
+from adaptrix.destination import (
+    destination,
+    is_folder,
+    no_place_for_fit,
+    require_apart,
+    require_carried,
+    require_untaken,
+)
 from adaptrix.errors import AdaptrixError, Problem, RefusedError, UnreachableError, UsageError, errors_in
 from adaptrix.options import Options, require_options
-from adaptrix.output_plan import Resolver, plan_to_write
+from adaptrix.output_plan import Resolver, plan_to_write, unfollowed
 from adaptrix.planning.folding import folded
 from adaptrix.planning.plan import Plan, powerless
 from adaptrix.plugins.catalog import Catalog
 from adaptrix.records import Bundle, Format, Source
 from adaptrix.results import CheckReport, Conversion
 from adaptrix.sources.recorded import require_repository_or_path
+from adaptrix.wording import nearest
 
 
 class Maker(Protocol):
@@ -107,7 +115,7 @@ class Pipeline:
         require_options(options)
         path = destination(out if out is None else fspath(out), options.name, form)
         if path is not None:
-            atomic.require_free(path, force=options.force, holds=form.writes)
+            atomic.require_free(path, force=options.force, holds=form.writes, makes=is_folder(out))
         if options.vectors is not None and "spectral" not in form.carries:
             found, remedy = (
                 f"{options.vectors!r} for a {form.name} output",
@@ -155,7 +163,8 @@ class Pipeline:
         done = self.publish(plan, out, options, sources, taken)
         if maker is not None:
             maker.forget(done.path)
-        return replace(done, source=report.source, problems=(*report.problems, *done.problems))
+        said = (*report.problems, *unfollowed(bound, options, form), *done.problems)
+        return replace(done, source=report.source, problems=said)
 
     def publish(
         self,
@@ -169,17 +178,18 @@ class Pipeline:
 
         What the format does not carry is folded where that is exact; the rest is a :class:`UsageError`.
         """
-        read = list(sources)
-        form, path = self._writable(options.to), self._place(plan.bound.adapter.name, out, options, read, taken)
+        read, form = list(sources), self._writable(options.to)
+        path = self._place(plan.bound.adapter.name, out, options, read, taken)
         plan = folded(plan, form.carries)
         require_carried(plan, form, options)
         assert form.write is not None  # _writable saw to it
-        with atomic.output(path, force=options.force, holds=form.writes) as work:
+        with atomic.output(path, force=options.force, holds=form.writes, makes=is_folder(out)) as work:
             form.write(plan, work)
+            said = tuple(model_card.carry(read, work)) if model_card.NAME in form.writes else ()
             for bundle in read:
                 bundle.require_unchanged()
             sizes = [tensor.nbytes for _, tensor in _read_back(form, work, path).tensors()]
-        said = (*plan.notes, *powerless(plan))
+        said = (*plan.notes, *powerless(plan), *said)
         return Conversion(path, plan, said, len(sizes), sum(sizes), plan.bound.adapter.name)
 
     def _place(
@@ -199,7 +209,7 @@ class Pipeline:
 
     def output_path(self, name: str, out: str | PathLike[str] | None, to: str = "injection") -> Path:
         """The file or folder that an adapter of a name is written to, in the format ``to``; ``out`` as for
-        :func:`adaptrix.convert`. Raises :class:`UsageError` for a folder that is missing."""
+        :func:`adaptrix.convert`."""
         path = destination(out if out is None else fspath(out), name, self._writable(to))
         assert path is not None  # there is a name
         return path
@@ -253,7 +263,8 @@ class Pipeline:
     def _writable(self, name: str) -> Format:
         formats = self.catalog.writable
         if name not in formats:
-            raise UsageError(Problem("option", f"to {name}", "no such format to write", ", ".join(formats)))
+            remedy = nearest(name, formats)
+            raise UsageError(Problem("option", f"to {name}", "no such format to write", ", ".join(formats), remedy))
         return formats[name]
 
     def _known_formats(self) -> str:

@@ -6,19 +6,16 @@ Functions of :mod:`adaptrix` and the options of the commands have the same names
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
-
-from adaptrix.errors import AdaptrixError, Problem
-from adaptrix.memory import enough_memory
 
 #: options without a value
 _FLAGS = frozenset(["allow-nonfinite", "prune", "force", "verify", "drop-extras"])
 #: options that are lists in Python
 _LISTS = frozenset(["save", "ignore", "weights"])
 #: the values that messages show: placeholders, numbers, quoted text, and the words of some options
-_VALUE = r"(?:[A-Z][A-Z_]*|\d+(?:[.,-]\d+)*%?|'[^']*'|all|middle|fit:K|peft|injection|mlx|gguf|svd|cat|bf16|fp16|fp32|fp64)(?![\w:])"
+_VALUE = (
+    r"(?:[A-Z][A-Z_]*|\d+(?:[.,-]\d+)*%?|'[^']*'"
+    r"|all|middle|fit:K|peft|injection|mlx|gguf|svd|cat|bf16|fp16|fp32|fp64)(?![\w:])"
+)
 _OPTION = rf"--[a-z]+(?:-[a-z]+)*(?: {_VALUE})?"
 _FUNCTIONS = "check|combine|convert|diff|extract|inspect|merge|resize"
 _CALL = re.compile(rf"`?adaptrix ({_FUNCTIONS})((?: (?:[A-Z][A-Z_]*|{_OPTION}))+)`?")
@@ -29,33 +26,6 @@ _ALONE = re.compile(rf"(?<![\w-]){_OPTION}")
 def in_python(text: str) -> str:
     """A message with its commands as calls and its options as arguments."""
     return _ALONE.sub(lambda found: _argument(found[0]), _CALL.sub(_call, text))
-
-
-def problem_in_python(problem: Problem) -> Problem:
-    """A problem that is said in Python; where it is, and what was found and is quoted, stay as they are."""
-    found = problem.found if "'" in problem.found else in_python(problem.found)
-    return replace(problem, found=found, expected=in_python(problem.expected), remedy=in_python(problem.remedy))
-
-
-@contextmanager
-def said_in_python() -> Iterator[None]:
-    """A block, or a function that this decorates, whose errors recommend arguments and not options."""
-    try:
-        yield
-    except AdaptrixError as error:
-        raise said_again(error, problem_in_python) from error.__cause__
-
-
-@contextmanager
-def python_call(where: str) -> Iterator[None]:
-    """A function that this decorates, whose errors recommend arguments; a want of memory is one of them."""
-    with said_in_python(), enough_memory(where):
-        yield
-
-
-def said_again(error: AdaptrixError, say: Callable[[Problem], Problem]) -> AdaptrixError:
-    """The same error with other words."""
-    return type(error)(map(say, error.problems)).with_traceback(error.__traceback__)
 
 
 def _call(found: re.Match[str]) -> str:

@@ -59,7 +59,7 @@ class CheckReport:
             return self
         kinds = " and ".join(sorted(set(owned)))
         found = f"{len(owned)} {kinds} deltas each name the weight that they belong to, and no weights were read"
-        remedy = "attach, merge and convert --to peft --base MODEL hold a base's weights to them."
+        remedy = "attach, merge and `convert --to peft --base MODEL` hold a base's weights to them."
         note = Problem("unverified", self.source, found, remedy=remedy, severity="note")
         return replace(self, problems=(*self.problems, note))
 

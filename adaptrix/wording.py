@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable
+from difflib import get_close_matches
 
+_LONGEST = 100  # characters of a word that is compared with known ones
 _UNITS = ((1_000_000_000, "GB"), (1_000_000, "MB"), (1_000, "kB"))
 
 
@@ -34,8 +36,25 @@ def either(choices: Iterable[str]) -> str:
     return f"{', '.join(others)} or {last}" if others else last
 
 
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A question for a word that may be misspelt: ``Did you mean middle?``; nothing where no known one is like it."""
+    near = get_close_matches(word[:_LONGEST].lower(), dict.fromkeys(known), 3)
+    return f"Did you mean {either(near)}?" if near else ""
+
+
 def commands(addresses: Iterable[str], most: int = 20) -> str:
     """A command that converts each address, one on a line."""
     listed = [f"\n    adaptrix convert {shlex.quote(address)}" for address in addresses]
     more = len(listed) - most
     return "".join(listed[:most]) + (f"\n    … and {more} more" if more > 0 else "")
+
+
+def ranges(layers: list[int]) -> str:
+    """Sorted layers in short: ``0-3,8``."""
+    spans: list[list[int]] = []
+    for layer in layers:
+        if spans and layer == spans[-1][1] + 1:
+            spans[-1][1] = layer
+        else:
+            spans.append([layer, layer])
+    return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in spans)

@@ -3,7 +3,8 @@
 ``BAD`` must be refused, with a message that holds every text in ``says``; ``GOOD`` must be read;
 ``UNTELLABLE`` are wrong, and nothing in the files shows it. ``benchmarks/bad_input.py`` shows them to peft
 and to adaptrix, ``tests/cli/test_bad_input.py`` holds adaptrix to them. Here are those whose tensors matter; what
-is wrong with files, folders and configs is in ``benchmarks/damaged.py``.
+is wrong with files, folders and configs is in ``benchmarks/damaged.py``, and what other tools leave in
+``benchmarks/foreign.py``.
 """
 
 # ruff: noqa: E402  # the cases of damaged.py come after those of this file
@@ -38,7 +39,7 @@ from benchmarks.draft import (
     torch_bytes,
 )
 
-__all__ = ["BAD", "GOOD", "UNTELLABLE", "Case", "damaged"]
+__all__ = ["BAD", "GOOD", "UNTELLABLE", "Case", "damaged", "foreign"]
 
 
 # -- what peft loads without a word, or nearly ------------------------------------------------------------------------
@@ -324,4 +325,4 @@ def _transposed(draft: Draft) -> None:
 
 add(UNTELLABLE, Case("A and B swapped and transposed, square modules alone", _transposed))
 
-from benchmarks import damaged
+from benchmarks import damaged, foreign

@@ -72,7 +72,7 @@ def test_work_that_makes_nothing_is_an_error(tmp_path: Path) -> None:
 def test_an_existing_output_needs_force(tmp_path: Path) -> None:
     path = tmp_path / "x"
     put(path, "old")
-    with pytest.raises(UsageError, match="--force") as caught:
+    with pytest.raises(UsageError, match="force=True") as caught:
         put(path)
     assert error_code(caught) == "output-exists"
     assert path.read_text() == "old"

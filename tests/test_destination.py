@@ -10,12 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import adaptrix
+from adaptrix.dtype_names import dtype_name
 from adaptrix.feature_names import FEATURES
 from adaptrix.formats import safetensors_file
 from adaptrix.inspection import summarise
-from adaptrix.options import Options, dtype_name
+from adaptrix.options import Options
 from adaptrix.pipeline import Pipeline
 from benchmarks.checkpoints import BAD
 from benchmarks.draft import PREFIX, Q0, Draft
@@ -126,17 +128,40 @@ def test_one_file_may_have_neighbours(place, lora):
 
 @pytest.mark.parametrize("to", ["injection", "peft"])
 def test_a_slash_at_the_end_means_a_folder(to, place, lora):
-    code, _, err = place.run("convert", lora, "--to", to, "-o", "outputs/")
-    assert (code, os.listdir()) == (2, [])
-    assert "mkdir outputs/" in err
-    os.mkdir("outputs")
-    assert place.run("convert", lora, "--to", to, "-o", "outputs/")[0] == 0
-    assert os.listdir("outputs") == ["adapter.adaptrix.safetensors" if to == "injection" else "adapter-peft"]
+    name = "adapter.adaptrix.safetensors" if to == "injection" else "adapter-peft"
+    code, out, _ = place.run("convert", lora, "--to", to, "-o", "new/outputs/")
+    assert (code, f"new/outputs/{name}" in out) == (0, True)
+    assert place.run("convert", lora, "--to", to, "-o", "new/outputs/", "--name", "again")[0] == 0
+    assert len(os.listdir("new/outputs")) == 2
+
+
+@pytest.mark.parametrize("command", ["convert", "combine", "resize"])
+def test_every_command_makes_the_folder(command, place, lora):
+    more = ["--rank", "2"] if command == "resize" else []
+    assert place.run(command, lora, "-o", "outputs/", *more)[0] == 0
+    assert len(os.listdir("outputs")) == 1
+
+
+@pytest.mark.parametrize("more", [["--rank", "0"], ["--layers", "99"], ["--base", "nowhere/at/all"]])
+def test_a_folder_that_was_made_for_nothing_goes_again(more, place, lora):
+    assert place.run("convert", lora, "-o", "new/outputs/", *more)[0] != 0
+    assert os.listdir() == []
+
+
+def test_a_file_is_no_folder(place, lora):
+    Path("taken").touch()
+    code, _, err = place.run("convert", lora, "-o", "taken/deeper/")
+    assert (code, "taken: this is no folder" in err) == (2, True)
+
+
+def test_several_make_their_folder(place, lora):
+    shutil.copytree(lora, place.folder / "other")
+    assert place.run("convert", lora, place.folder / "other", "-o", "new/")[0] == 0
+    assert len(os.listdir("new")) == 2
 
 
 def test_in_python_too(place, lora):
-    with pytest.raises(adaptrix.UsageError, match="mkdir"):
-        adaptrix.convert(lora, "outputs/")
+    assert adaptrix.convert(lora, "outputs/") == Path("outputs/adapter.adaptrix.safetensors")
     assert adaptrix.convert(lora, "x") == Path("x")
 
 
@@ -225,10 +250,12 @@ def test_no_layers_are_not_the_default_ones(place, lora):
 @pytest.mark.parametrize(
     ("said", "name"),
     [
-        *[(said, "BF16") for said in ("bf16", "BF16", "bfloat16", "torch.bfloat16")],
+        *[(said, "BF16") for said in ("bf16", "BF16", "bfloat16", "torch.bfloat16", torch.bfloat16)],
         *[(said, "F16") for said in ("f16", "fp16", "float16", "half")],
-        *[("float32", "F32"), ("double", "F64"), ("float8_e4m3fn", "F8_E4M3"), ("F8_E5M2", "F8_E5M2")],
-        *[("int8", "INT8"), ("", ""), ("f", "F")],
+        *[(said, "F32") for said in ("F32", "f32", "fp32", "float32", "float", torch.float32)],
+        *[(said, "F8_E4M3") for said in ("fp8", "float8", "F8_E4M3", "float8_e4m3fn", torch.float8_e4m3fn)],
+        *[("double", "F64"), ("F8_E5M2", "F8_E5M2"), ("float8_e5m2", "F8_E5M2"), ("fp8-e5m2", "F8_E5M2")],
+        *[("int8", "INT8"), ("", ""), ("f", "F"), ("float8_e4m3fnuz", "FLOAT8_E4M3FNUZ")],
     ],
 )
 def test_dtypes_have_many_names(said, name):
@@ -239,7 +266,7 @@ def test_dtype_in_command_line_and_python(place, lora):
     assert place.run("convert", lora, "--dtype", "bfloat16", "-o", "x")[0] == 0
     assert adaptrix.convert(lora, "y", dtype="bf16").read_bytes() == Path("x").read_bytes()
     code, _, err = place.run("convert", lora, "--dtype", "int8")
-    assert (code, "BF16" in err) == (2, True)
+    assert (code, "bf16" in err) == (2, True)
 
 
 def test_warnings_reach_callers_in_python(place, lora):
@@ -258,7 +285,7 @@ def test_a_format_says_itself_what_it_carries():
     formats = {form.name: form for form in Pipeline().catalog.formats}
     assert formats["injection"].carries == FEATURES.keys()
     assert FEATURES.keys() - formats["peft"].carries == {"plan", "spectral"}
-    assert sorted(formats["peft"].writes) == FILES
+    assert sorted(formats["peft"].writes) == ["README.md", *FILES]
     assert Options().layers is None
 
 

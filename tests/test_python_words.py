@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import adaptrix
-from adaptrix.errors import Problem, UsageError
-from adaptrix.python_words import in_python, said_in_python
+from adaptrix.errors import Problem, refuse
+from adaptrix.python_words import in_python
 
 SAID = {
     "Choose others with --layers, or all.": "Choose others with layers, or all.",
@@ -36,10 +36,10 @@ def test_options_are_said_as_arguments(text):
 
 def test_what_was_found_is_left_alone():
     problem = Problem("option", "--x", "a file '--rank 3'", "--rank 3", "Leave out --rank.")
-    with pytest.raises(UsageError) as raised, said_in_python():
-        raise UsageError(problem)
-    (said,) = raised.value.problems
-    assert said == Problem("option", "--x", "a file '--rank 3'", "rank=3", "Leave out rank.")
+    assert str(problem) == "--x: a file '--rank 3'; expected rank=3. Leave out rank."
+    assert problem.in_words() == "--x: a file '--rank 3'; expected --rank 3. Leave out --rank."
+    assert problem.as_dict()["remedy"] == "Leave out --rank."
+    assert str(refuse("option", "x", "off", remedy="Leave out --rank.")) == "x: off. Leave out rank."
 
 
 def test_every_flag_of_a_message_is_an_argument_of_some_function():

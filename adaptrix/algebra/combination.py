@@ -30,9 +30,10 @@ from adaptrix.algebra.recipe import Recipe, require_recipe, require_sums
 from adaptrix.architecture import Site
 from adaptrix.binding.bind import bind
 from adaptrix.delta import LowRank
+from adaptrix.dtype_names import dtype_name
 from adaptrix.errors import Problem, RefusedError
 from adaptrix.formats.peft_write import STACKED_SINCE
-from adaptrix.options import Options, dtype_name
+from adaptrix.options import Options
 from adaptrix.pipeline import Pipeline
 from adaptrix.tensor import Tensor
 

@@ -18,8 +18,9 @@ from adaptrix.algebra.outcome import Outcome, published, too_large, worst
 from adaptrix.architecture import Site
 from adaptrix.binding.bind import BoundAdapter
 from adaptrix.delta import LowRank, Spectrum, spectrum
+from adaptrix.dtype_names import dtype_name
 from adaptrix.errors import Problem, RefusedError, UsageError
-from adaptrix.options import Options, dtype_name
+from adaptrix.options import Options
 from adaptrix.pipeline import Pipeline
 from adaptrix.tensor import Tensor
 

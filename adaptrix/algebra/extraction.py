@@ -23,8 +23,9 @@ from adaptrix.base.fetch import fetch_base
 from adaptrix.binding.bind import bind
 from adaptrix.binding.identify import Identity, by_config
 from adaptrix.delta import LowRank, from_factors
+from adaptrix.dtype_names import dtype_name
 from adaptrix.errors import Problem, RefusedError, UsageError, errors_in, refuse
-from adaptrix.options import Options, dtype_name
+from adaptrix.options import Options
 from adaptrix.pipeline import Pipeline
 from adaptrix.records import Bundle
 from adaptrix.wording import some

@@ -13,7 +13,7 @@ from adaptrix import atomic
 from adaptrix.algebra.factors import Loss, total
 from adaptrix.architecture import Site
 from adaptrix.binding.bind import BoundAdapter
-from adaptrix.destination import destination
+from adaptrix.destination import destination, is_folder
 from adaptrix.errors import Problem, RefusedError, errors_in
 from adaptrix.options import Options
 from adaptrix.pipeline import Pipeline
@@ -84,7 +84,7 @@ def require_room(pipeline: Pipeline, name: str, out: str | PathLike[str] | None,
     """Raises :class:`UsageError` where the output exists already, for callers with much work to do before writing."""
     form = next(form for form in pipeline.catalog.formats if form.name == options.to)
     if (path := destination(out if out is None else fspath(out), name, form)) is not None:
-        atomic.require_free(path, force=options.force, holds=form.writes)
+        atomic.require_free(path, force=options.force, holds=form.writes, makes=is_folder(out))
 
 
 def worst(losses: Mapping[Site, Loss]) -> Site:

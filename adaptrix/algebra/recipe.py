@@ -15,6 +15,7 @@ from adaptrix.algebra.operands import Operand
 from adaptrix.errors import Problem, RefusedError, UsageError
 from adaptrix.planning.features import CONDITIONS
 from adaptrix.tensor import Tensor
+from adaptrix.wording import nearest
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ def require_recipe(recipe: Recipe, subjects: Sequence[Any]) -> None:
         remedy = "An adapter of weight 0 adds nothing: leave it out."
         problems.append(Problem("option", "weights", ", ".join(map(str, bad)), "finite numbers other than 0", remedy))
     if recipe.method not in METHODS:
-        problems.append(Problem("option", "method", repr(recipe.method)[:80], f"one of {', '.join(METHODS)}"))
+        expected, remedy = f"one of {', '.join(METHODS)}", nearest(str(recipe.method), METHODS)
+        problems.append(Problem("option", "method", repr(recipe.method)[:80], expected, remedy))
     if recipe.rank is not None and (recipe.method != "svd" or recipe.rank < 1):
         found = f"{recipe.rank} with {recipe.method}"
         problems.append(Problem("option", "rank", found, "a whole number of at least 1 with --method svd"))

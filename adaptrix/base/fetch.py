@@ -10,6 +10,7 @@ from adaptrix.base.file_kinds import KINDS, SAFETENSORS
 from adaptrix.errors import Problem, UsageError
 from adaptrix.pipeline import Pipeline
 from adaptrix.sources import hub, local
+from adaptrix.sources.near import meant
 
 
 def base_folder(uri: str) -> Path | None:
@@ -46,5 +47,6 @@ def model_folder(uri: str, code: str = "base-unusable") -> Path:
     path = Path(os.path.expanduser(uri))
     if not path.is_dir():
         found = "this is a file" if path.exists() else "there is no such folder"
-        raise UsageError(Problem(code, uri, found, "a folder with a model, its weights and its tokenizer"))
+        expected = "a folder with a model, its weights and its tokenizer"
+        raise UsageError(Problem(code, uri, found, expected, meant(str(path))))
     return path

@@ -19,8 +19,8 @@ from transformers.models.auto.modeling_auto import (
 from adaptrix.base.checkpoint import BaseCheckpoint
 from adaptrix.base.fetch import fetch_base
 from adaptrix.base.loading import UNLOADABLE, load_config, load_model, load_tokenizer, require_whole, unloadable
+from adaptrix.dtype_names import dtype_name, dtype_problems
 from adaptrix.errors import Problem, UsageError, refuse
-from adaptrix.options import dtype_name
 from adaptrix.pipeline import Pipeline
 from adaptrix.runtime.modules import require_plain
 from adaptrix.tensor import MODEL_FLOATS
@@ -43,9 +43,7 @@ def placement(device: str | None, dtype: str | None) -> Placement:
     fp32, so that measurements show the cost of a plan and not of rounding. Raises :class:`UsageError` with all that is
     wrong.
     """
-    problems = []
-    if dtype is not None and dtype_name(dtype) not in _DTYPES:
-        problems.append(Problem("option", "dtype", repr(dtype), f"one of {', '.join(_DTYPES)}"))
+    problems = dtype_problems(dtype, MODEL_FLOATS)
     try:
         found = torch.device(device or _accelerator())
         torch.empty(1, device=found)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,10 +14,12 @@ import numpy as np
 from adaptrix.adapter import Adapter, Target
 from adaptrix.architecture import Architecture, Role, Site
 from adaptrix.architecture.dims import Dims
+from adaptrix.binding.cause import causes
 from adaptrix.binding.completeness import completeness_problems
 from adaptrix.binding.experts import oriented
 from adaptrix.binding.extras import extra_problems, resized_vocabulary
 from adaptrix.binding.identify import Identity
+from adaptrix.binding.implied import expressions, sizes
 from adaptrix.binding.stacks import depths_of, layer_problems
 from adaptrix.delta import Delta
 from adaptrix.errors import Problem, RefusedError
@@ -82,7 +83,7 @@ def bind(adapter: Adapter, identity: Identity) -> BoundAdapter:
     completeness."""
     architecture = identity.architecture
     stated, resized = resized_vocabulary(adapter, architecture, identity.dims)
-    problems: list[Problem] = [*adapter.problems, *identity.problems, *resized]
+    problems: list[Problem] = []
     located, unlocated = _located(adapter, identity)
     deltas: dict[Site, Delta] = {}
     for site, (_, delta) in located.items():
@@ -98,6 +99,8 @@ def bind(adapter: Adapter, identity: Identity) -> BoundAdapter:
     problems += layer_problems(deltas, architecture, dims, adapter)
     problems += completeness_problems(architecture, dims, depths, adapter)
     problems += extra_problems(adapter, architecture, dims)
+    known = [*adapter.problems, *identity.problems, *resized]
+    problems = [*causes(identity, adapter, deltas, stated, problems), *known, *problems]
     if identity.known and not adapter.problems and identity.dims.values == {}:
         problems.append(_inferred(dims, depths, adapter))
     return BoundAdapter(
@@ -181,14 +184,9 @@ def _nowhere(target: Target, identity: Identity) -> Problem:
     )
 
 
-def _expressions(site: Site, role: Role) -> tuple[str | None, str | None]:
-    """The expressions (out, in) of a site; out is None for a slot that is no part of the role."""
-    return role.shape(site.part) if site.part in (None, *role.parts) else (None, role.inp)
-
-
 def expected_shape(site: Site, role: Role, dims: Dims) -> Shape:
     """(out, in) of a site's delta, None where a dimension is not known."""
-    out, inp = _expressions(site, role)
+    out, inp = expressions(site, role)
     return (dims.get(out) if out else None, dims.get(inp) if inp else None)
 
 
@@ -197,12 +195,7 @@ def _infer(deltas: Mapping[Site, Delta], architecture: Architecture, dims: Dims)
 
     Where tensors disagree the most frequent value counts, so that the minority is reported.
     """
-    votes: dict[str, Counter[int]] = {}
-    for site, delta in deltas.items():
-        expressions = _expressions(site, architecture.roles[site.role])
-        for expression, size in zip(expressions, delta.shape, strict=True):
-            if expression and dims.get(expression) is None:
-                votes.setdefault(expression, Counter())[size] += 1
+    votes = {name: found for name, found in sizes(deltas, architecture).items() if dims.get(name) is None}
     implied = {expression: counter.most_common(1)[0][0] for expression, counter in votes.items()}
     return Dims(
         MappingProxyType({**dims.values, **implied}),
@@ -215,7 +208,7 @@ def _site_problems(site: Site, delta: Delta, role: Role, dims: Dims, target: Tar
         delta.axes,
         delta.shape,
         expected_shape(site, role, dims),
-        _expressions(site, role),
+        expressions(site, role),
         strict=True,
     ):
         if expected is not None and size != expected:

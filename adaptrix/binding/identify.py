@@ -37,6 +37,7 @@ class Identity:
     - ``problems``: about the choice.
     - ``alternatives``: families that have every module of the adapter, where the chosen one has none.
     - ``tied``: True where the base's head is its embedding, False where it is not; None where no config says.
+    - ``base``: names the base whose config states the dims; empty without one.
     """
 
     architecture: Architecture
@@ -45,6 +46,7 @@ class Identity:
     problems: tuple[Problem, ...] = ()
     alternatives: tuple[str, ...] = ()
     tied: bool | None = None
+    base: str = ""
 
 
 def by_config(
@@ -67,7 +69,7 @@ def by_config(
         matching = () if here else _matching(architectures, adapter)
         names = tuple(architecture.family for architecture in matching)
         dims, problems = read_dims(found.dims, merged), tuple(_dim_problems(found, merged, where))
-        known = Identity(found, dims, True, problems, names, tying(config))
+        known = Identity(found, dims, True, problems, names, tying(config), where)
         return known if part is config or matching else _with_other_parts(known, adapter, config)
     kind = config.get("model_type")
     if not isinstance(kind, str):

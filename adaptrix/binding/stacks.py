@@ -9,6 +9,7 @@ from adaptrix.architecture import Architecture, Site
 from adaptrix.architecture.dims import DEEPEST, Dims
 from adaptrix.delta import Delta
 from adaptrix.errors import Problem
+from adaptrix.wording import ranges as ranges
 
 
 def depths_of(deltas: Mapping[Site, Delta], architecture: Architecture, dims: Dims, adapter: Adapter) -> dict[str, int]:
@@ -18,10 +19,10 @@ def depths_of(deltas: Mapping[Site, Delta], architecture: Architecture, dims: Di
         if site.layer is not None:
             stack = architecture.roles[site.role].depth
             seen[stack] = max(seen.get(stack, 0), site.layer + 1)
-    return {stack: _depth(stack, dims, adapter) or layers for stack, layers in seen.items()}
+    return {stack: stated_depth(stack, dims, adapter) or layers for stack, layers in seen.items()}
 
 
-def _depth(stack: str, dims: Dims, adapter: Adapter) -> int | None:
+def stated_depth(stack: str, dims: Dims, adapter: Adapter) -> int | None:
     """The stated number of layers of a stack: that of the model, or of the layers that the config repeats.
 
     None for a number that no model has.
@@ -42,7 +43,7 @@ def layer_problems(
         if site.expert is not None:
             experts.setdefault(site.role, set()).add(site.expert)
     for name, seen in layers.items():
-        depth = _depth(architecture.roles[name].depth, dims, adapter)
+        depth = stated_depth(architecture.roles[name].depth, dims, adapter)
         yield from _beyond("layers", name, seen, depth, "The adapter belongs to a deeper model.")
     for name, seen in experts.items():
         stated = architecture.roles[name].experts
@@ -64,14 +65,3 @@ def _expanded(replicated: object) -> int | None:
         return sum(int(stop) - int(start) for start, stop in replicated)
     except (TypeError, ValueError, OverflowError):
         return None
-
-
-def ranges(layers: list[int]) -> str:
-    """Sorted layers in short: ``0-3,8``."""
-    spans: list[list[int]] = []
-    for layer in layers:
-        if spans and layer == spans[-1][1] + 1:
-            spans[-1][1] = layer
-        else:
-            spans.append([layer, layer])
-    return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in spans)

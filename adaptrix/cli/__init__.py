@@ -19,21 +19,32 @@ from adaptrix.cli.reached import Reached, command_name
 from adaptrix.errors import AdaptrixError, Problem, UsageError
 from adaptrix.memory import memory_refusal
 
-_COMMANDS = {
-    "convert": "Write adapters as injection files, or for peft, mlx-lm or llama.cpp.",
-    "merge": "Write a base with an adapter merged into it.",
-    "fidelity": "Measure what each layer plan of an adapter costs, on a text.",
-    "inspect": "Show what is in an adapter, and where its weight lies.",
-    "check": "Say everything that is wrong with an adapter, alone and on a base.",
-    "combine": "Make one adapter of several: the weighted sum of their ΔW.",
-    "resize": "Bring an adapter to another rank.",
-    "diff": "Say how alike two adapters are, by role and layer.",
-    "extract": "Take a LoRA out of a full fine-tune.",
-    "architectures": "List, show and derive model families.",
-    "explain": "Say what a problem's code means and what to do.",
-    "plugins": "List plugins, what they contribute, and what failed.",
-    "completion": "Print a shell's completion script.",
+_GROUPS = {
+    "Look": {
+        "inspect": "Show what is in an adapter, and where its weight lies.",
+        "check": "Say everything that is wrong with an adapter, alone and on a base.",
+        "diff": "Say how alike two adapters are, by role and layer.",
+    },
+    "Convert": {
+        "convert": "Write adapters as injection files, or for peft, mlx-lm or llama.cpp.",
+        "merge": "Write a base with an adapter merged into it.",
+        "combine": "Make one adapter of several: the weighted sum of their ΔW.",
+        "resize": "Bring an adapter to another rank.",
+    },
+    "On a live model (in Python: adaptrix.attach)": {
+        "fidelity": "Measure what each layer plan of an adapter costs, on a text.",
+    },
+    "Make": {
+        "extract": "Take a LoRA out of a full fine-tune.",
+    },
+    "Architectures, plugins and help": {
+        "architectures": "List, show and derive model families.",
+        "plugins": "List plugins, what they contribute, and what failed.",
+        "explain": "Say what a problem's code means and what to do.",
+        "completion": "Print a shell's completion script.",
+    },
 }
+_COMMANDS = {name: summary for group in _GROUPS.values() for name, summary in group.items()}
 
 
 class Commands(click.Group):
@@ -53,10 +64,13 @@ class Commands(click.Group):
         return found[1]() if found else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The list of commands, from summaries alone."""
-        rows = [*_COMMANDS.items(), *((name, summary) for name, (summary, _) in _plugin_commands().items())]
-        with formatter.section("Commands"):
-            formatter.write_dl(rows)
+        """The lists of commands by what they are for, from summaries alone."""
+        plugins = {name: summary for name, (summary, _) in _plugin_commands().items()}
+        width = max(map(len, (*_COMMANDS, *plugins)))
+        for title, group in (*_GROUPS.items(), ("Of plugins", plugins)):
+            if group:
+                with formatter.section(title):
+                    formatter.write_dl([(name.ljust(width), summary) for name, summary in group.items()])
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -111,6 +125,12 @@ def app() -> None:
     """Convert model adapters, check that they fit, and see what is in them.
 
     An adapter is a folder, a file, or a repository on the Hugging Face Hub: OWNER/NAME[@REVISION].
+
+    \b
+      adaptrix check ./my-lora --base ./llama
+      adaptrix convert ./my-lora --base ./llama
+
+    To put adapters on a live model and swap them: adaptrix.attach(model, {"mine": "./my-lora"}) in Python.
     """
 
 

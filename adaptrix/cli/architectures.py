@@ -13,6 +13,7 @@ from adaptrix.errors import Problem, UsageError
 from adaptrix.pipeline import Pipeline
 from adaptrix.schemas.reports import ArchitecturesJSON, FamilyJSON
 from adaptrix.schemas.shared import ArchitectureJSON
+from adaptrix.wording import nearest
 
 
 @click.group(invoke_without_command=True)
@@ -71,18 +72,10 @@ def _find(name: str, known: Sequence[Architecture]) -> Architecture:
     for architecture in known:
         if name == architecture.family or name in architecture.model_types:
             return architecture
-    from difflib import get_close_matches
-
-    near = get_close_matches(name, [a.family for a in known] + [t for a in known for t in a.model_types], 3)
-    raise UsageError(
-        Problem(
-            "architecture-unknown",
-            name,
-            "no such family or model_type",
-            f"such as {', '.join(near)}" if near else "",
-            "`adaptrix architectures` lists them; `adaptrix architectures derive MODEL` makes one.",
-        )
-    )
+    near = nearest(name, [name for a in known for name in (a.family, *a.model_types)])
+    remedy = "`adaptrix architectures` lists them; `adaptrix architectures derive MODEL` makes one."
+    found = "no such family or model_type"
+    raise UsageError(Problem("architecture-unknown", name, found, remedy=f"{near} {remedy}".strip()))
 
 
 def _summary(architecture: Architecture) -> ArchitectureJSON:

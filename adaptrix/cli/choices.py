@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
-from adaptrix.options import spelled
+from adaptrix.dtype_names import spelled
 from adaptrix.planning.plan import POLICIES
 from adaptrix.plugins.catalog import Catalog
 from adaptrix.tensor import FLOATS

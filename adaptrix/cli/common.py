@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ from adaptrix.algebra.outcome import Outcome
 from adaptrix.cli.choices import dtype_option, to_option
 from adaptrix.cli.choices import offering as offering
 from adaptrix.cli.reached import Reached, command_name
-from adaptrix.errors import AdaptrixError, Problem, errors_in
+from adaptrix.errors import AdaptrixError, AdaptrixWarning, Problem, errors_in
+from adaptrix.grouping import grouped
 from adaptrix.pipeline import Pipeline
 from adaptrix.schemas import VERSION
 from adaptrix.schemas.values import plain
@@ -80,12 +82,33 @@ def verbosity_options(function: F) -> F:
             hub.quiet()
         if os.environ.get("NO_COLOR"):
             context.color = False
-        return function(*args, verbosity=verbosity, **options)
+        with _python_warnings(verbosity):
+            return function(*args, verbosity=verbosity, **options)
 
     wrapper.__name__, wrapper.__doc__ = function.__name__, function.__doc__
     if hasattr(function, "__click_params__"):
         wrapper.__click_params__ = function.__click_params__ + wrapper.__click_params__  # type: ignore[attr-defined]  # click keeps options there
     return wrapper  # type: ignore[return-value]  # the wrapper takes what F takes, and three options more
+
+
+@contextmanager
+def _python_warnings(verbosity: Verbosity) -> Iterator[None]:
+    """Shows a warning of ours that comes up inside the work as a problem is shown; no warning at all under ``-q``."""
+    with warnings.catch_warnings():
+        before = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+            if not issubclass(category, AdaptrixWarning) or verbosity.json:
+                before(message, category, *place, **more)
+            else:
+                click.echo(
+                    f"{click.style('warning:', fg=_LOOKS['warning'], bold=True)} {clean(str(message))}", err=True
+                )
+
+        warnings.showwarning = show
+        if verbosity.quiet:
+            warnings.simplefilter("ignore")
+        yield
 
 
 def print_json(report: Mapping[str, Any], problems: Iterable[Problem] = ()) -> None:
@@ -105,17 +128,22 @@ def _print_document(command: str | None, report: Mapping[str, Any]) -> None:
 
 
 def show_problems(problems: Iterable[Problem], verbosity: Verbosity) -> None:
-    """Problems on standard error, errors first; the long tail, and the code of each, only under ``-v``."""
+    """Problems on standard error, errors first, those that differ in their place alone as one.
+
+    Each by itself, with its code, and the long tail only under ``-v``.
+    """
     if verbosity.json:
         return
     order = {"error": 0, "warning": 1, "note": 2}
     wanted = [p for p in problems if p.severity == "error" or not verbosity.quiet]
     ordered = sorted(wanted, key=lambda problem: order[problem.severity])
+    if not verbosity.verbose:
+        ordered = grouped(ordered)
     shown = ordered if verbosity.verbose else ordered[:_SHOWN]
     for problem in shown:
         label = click.style(f"{problem.severity}:", fg=_LOOKS[problem.severity], bold=True)
         code = f" [{problem.code}]" if verbosity.verbose else ""
-        click.echo(f"{label} {clean(str(problem))}{code}", err=True)
+        click.echo(f"{label} {clean(problem.in_words())}{code}", err=True)
     if len(shown) < len(ordered):
         click.echo(f"… and {len(ordered) - len(shown)} more: add -v to see them all", err=True)
 

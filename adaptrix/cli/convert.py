@@ -150,10 +150,16 @@ def _show(done: Conversion, verbosity: Verbosity, *, chooses: bool) -> None:
     if not verbosity.json and not verbosity.quiet:
         held = f"{done.tensors} tensors, {amount(done.nbytes)}"
         click.echo(f"{click.style(str(done.path), bold=True)}  {held}, {done.plan.bound.architecture.family}")
-        rest = "" if done.plan.complete else "; --layers all makes every layer act"
-        rest = _middle(done.plan) if chooses and done.plan.complete else rest
-        click.echo(f"  {done.plan.describe()}{rest}")
+        click.echo(f"  {done.plan.describe()}{_rest(done.plan, chooses=chooses)}")
     show_problems(done.problems, verbosity)
+
+
+def _rest(plan: Plan, *, chooses: bool) -> str:
+    """The other choices of layers, by name, and how to measure their cost."""
+    if plan.complete:
+        return _middle(plan) if chooses else ""
+    named = " (middle-layer injection)" if plan.policy == "middle" else ""
+    return f"{named}; adaptrix fidelity measures the cost, and --layers all makes every layer act"
 
 
 def _middle(plan: Plan) -> str:
@@ -163,4 +169,5 @@ def _middle(plan: Plan) -> str:
     middle = make_plan(plan.bound, "middle")
     if not middle.idle or middle.retained is None:
         return ""
-    return f"; --layers middle keeps {middle.retained:.1%} of it, and adaptrix fidelity measures the cost"
+    kept = f"--layers middle (middle-layer injection) keeps {middle.retained:.1%} of it"
+    return f"; {kept}, and adaptrix fidelity measures the cost"

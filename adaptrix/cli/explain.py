@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from itertools import groupby
 
 import click
 
+from adaptrix.cli.choices import starting
 from adaptrix.cli.common import Verbosity, print_json, verbosity_options
 from adaptrix.errors import Problem, UsageError
 from adaptrix.problem_codes import Explanation, known_codes
 from adaptrix.schemas.reports import ExplainJSON
+from adaptrix.wording import nearest
+
+
+def _codes(_context: click.Context, _parameter: click.Parameter, typed: str) -> list[str]:
+    return starting(known_codes(), typed)
 
 
 @click.command()
-@click.argument("code", required=False)
+@click.argument("code", required=False, shell_complete=_codes)
 @verbosity_options
 def command(code: str | None, verbosity: Verbosity) -> int:
     """Say what a problem's code means and what to do; without CODE, list them all.
@@ -28,6 +33,8 @@ def command(code: str | None, verbosity: Verbosity) -> int:
     if verbosity.json:
         report: ExplainJSON = {"ok": True, "problems": [], "codes": [one.as_dict() for one in chosen]}
         print_json(report)
+    elif verbosity.quiet:
+        pass
     elif code is None:
         for topic, codes in groupby(chosen, lambda explanation: explanation.topic):
             click.echo(f"{click.style(topic, bold=True)}\n  {', '.join(each.code for each in codes)}")
@@ -39,9 +46,8 @@ def command(code: str | None, verbosity: Verbosity) -> int:
 def _find(code: str, known: dict[str, Explanation]) -> Explanation:
     if code in known:
         return known[code]
-    near = ", ".join(get_close_matches(code, known, 3))
-    expected = f"one such as {near}" if near else ""
-    raise UsageError(Problem("option", code, "no such problem code", expected, "`adaptrix explain` lists them."))
+    remedy = f"{nearest(code, known)} `adaptrix explain` lists them.".strip()
+    raise UsageError(Problem("option", code, "no such problem code", remedy=remedy))
 
 
 def _show(found: Explanation) -> None:

@@ -12,6 +12,7 @@ from adaptrix.algebra.factors import Loss, total
 from adaptrix.algebra.lora_svd import SOLVERS
 from adaptrix.algebra.outcome import Outcome
 from adaptrix.cli.common import Verbosity, offering, output_options, show_outcome, verbosity_options, working
+from adaptrix.cli.whole_base import base_argument, one_base
 from adaptrix.options import Options
 from adaptrix.pipeline import Pipeline
 
@@ -20,9 +21,7 @@ _MODEL = "A folder with a model's config and weights, or OWNER/NAME on the Hub."
 
 @click.command()
 @click.argument("tuned", metavar="FINETUNED", type=click.Path())
-@click.option(
-    "--base", required=True, type=click.Path(), metavar="MODEL", help=f"What it was fine-tuned from. {_MODEL}"
-)
+@base_argument(f"What it was fine-tuned from. {_MODEL}")
 @click.option("--rank", type=int, default=16, show_default=True, metavar="R", help="Rank of every delta.")
 @click.option(
     "--svd",
@@ -40,7 +39,8 @@ _MODEL = "A folder with a model's config and weights, or OWNER/NAME on the Hub."
 @verbosity_options
 def command(
     tuned: str,
-    base: str,
+    positional: str | None,
+    base: str | None,
     rank: int,
     solver: Any,
     seed: int,
@@ -59,7 +59,7 @@ def command(
     Every linear layer's difference from the base becomes the best delta of the rank, and the share of ‖ΔW‖² that this
     keeps is printed. Changes of anything else (norms, biases, embeddings) are listed, and you decide.
     """
-    pipeline = Pipeline()
+    base, pipeline = one_base(positional, base), Pipeline()
     extraction = Extraction(rank, solver, seed, save, ignore)
     busy = working(f"comparing {tuned} with {base}", verbosity)
     done = extract_adapter(pipeline, tuned, base, extraction, out, Options(**options), busy)

@@ -12,8 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from adaptrix.cli.choices import dtype_option, layers_option
-from adaptrix.cli.common import Verbosity, bars, clean, print_json, show_problems, verbosity_options, whole_base_option
+from adaptrix.cli.common import Verbosity, bars, clean, print_json, show_problems, verbosity_options
+from adaptrix.cli.whole_base import base_argument, one_base
 from adaptrix.errors import errors_in
+from adaptrix.measuring.options import FidelityOptions, require_measurable
 from adaptrix.optional import require
 from adaptrix.pipeline import Pipeline
 from adaptrix.tensor import MODEL_FLOATS
@@ -33,7 +35,7 @@ _WIDE, _FIRST = 112, 7  # columns of a terminal that has room for all, and how m
 
 @click.command()
 @click.argument("source", metavar="SRC", type=click.Path())
-@whole_base_option
+@base_argument()
 @click.option(
     "--text", type=click.Path(), metavar="FILE", required=True, help="A text to measure on, in UTF-8, of any length."
 )
@@ -53,7 +55,8 @@ _WIDE, _FIRST = 112, 7  # columns of a terminal that has room for all, and how m
 @verbosity_options
 def command(
     source: str,
-    base: str,
+    positional: str | None,
+    base: str | None,
     text: str,
     plot: Path | None,
     force: bool,
@@ -70,14 +73,14 @@ def command(
     The model with a plan is held to the model with the whole adapter: KL a token in nats, and how often both
     have the same likeliest token. Needs adaptrix[torch].
     """
-    pipeline = Pipeline()
+    base, pipeline = one_base(positional, base), Pipeline()
     if plot is not None:
         from adaptrix.cli.plot import require_drawable
 
         require_drawable(plot, force=force)
-    measuring = _measuring()
-    wanted = measuring.FidelityOptions(**options)
-    report = measuring.measure(
+    wanted = FidelityOptions(**options)
+    require_measurable(pipeline, source, base, text, wanted)
+    report = _measuring().measure(
         pipeline, source, base, text, wanted, display=partial(bars(verbosity), f"measuring {source}")
     )
     if plot is not None:  # first: the reader of the table may leave before its end

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adaptrix.cli.choices import dtype_option, layers_option
-from adaptrix.cli.common import Verbosity, bars, print_json, show_problems, verbosity_options, whole_base_option
+from adaptrix.cli.common import Verbosity, bars, print_json, show_problems, verbosity_options
+from adaptrix.cli.whole_base import base_argument, one_base
 from adaptrix.errors import errors_in
 from adaptrix.merging.draft import draft
 from adaptrix.merging.merger import MergedModel, write
@@ -25,7 +26,7 @@ _LAYERS = "{}. [default: the plan of an injection file; all of a PEFT checkpoint
 
 @click.command()
 @click.argument("source", metavar="SRC", type=click.Path())
-@whole_base_option
+@base_argument()
 @click.option("-o", "--out", type=click.Path(), help="Folder to write. [default: NAME-merged here]")
 @layers_option(_LAYERS)
 @dtype_option("Round the whole model to {}.", MODEL_FLOATS)
@@ -40,18 +41,21 @@ _LAYERS = "{}. [default: the plan of an injection file; all of a PEFT checkpoint
 @click.option("--force", is_flag=True, help="Replace a merged model, never the base or the adapter.")
 @click.option("--allow-nonfinite", is_flag=True, help="Let NaN and Inf through.")
 @verbosity_options
-def command(source: str, base: str, out: str | None, verbosity: Verbosity, **options: Any) -> int:
+def command(
+    source: str, positional: str | None, base: str | None, out: str | None, verbosity: Verbosity, **options: Any
+) -> int:
     """Write a base with an adapter merged into it, as a folder that transformers loads.
 
     \b
     SRC is an adapter: a folder, a file, or OWNER/NAME[@REVISION] on the Hub:
-      adaptrix merge ./my-lora --base ./llama -o ./llama-mine
+      adaptrix merge ./my-lora ./llama -o ./llama-mine
+      adaptrix merge ./my-lora --base ./llama --verify
 
     The base's shards are written again, a tensor at a time: what the adapter does not change byte for byte,
     what it changes in fp32 and rounded once. To undo a merge, keep the base: subtracting gives other numbers.
     Needs adaptrix[torch].
     """
-    wanted = MergeOptions(**options)
+    base, wanted = one_base(positional, base), MergeOptions(**options)
     pipeline = Pipeline()
     prepare(out, wanted)
     made = draft(pipeline, source, base, wanted, bars(verbosity))  # no spinner: the Hub's client draws bars
@@ -87,4 +91,5 @@ def _show(done: MergedModel, verbosity: Verbosity) -> None:
     click.echo(f"{click.style(str(done.path), bold=True)}  {held}, {done.plan.bound.architecture.family}")
     click.echo(f"  {done.plan.describe()}")
     if done.agreement:
-        click.echo(f"  {click.style('verified', fg='green')}: {done.agreement}")
+        against = f"against the base with the adapter attached, plan {done.plan.policy}"
+        click.echo(f"  {click.style('verified', fg='green')} {against}: {done.agreement}")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, Group, JustifyMethod, RenderableType
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -16,21 +18,36 @@ _BARS = "▁▂▃▄▅▆▇█"
 _PLAIN = "123456789"
 _ROWS = 60  # of a table; --json has them all
 _LONGEST = 60  # characters of a cell
+_LEAST = 20  # columns for a value beside its name, however narrow the terminal
+_WIDEST = 10_000
+_JOINT = "\ue000"  # stands for a space where no line is broken; for private use, so that no text has it
 _HEAT = ("blue", "cyan", "green", "yellow", "red")
 
 
 def show(inspection: Inspection) -> None:
     """Prints an inspection; plain text where the output is no terminal."""
     console = Console(highlight=False)
-    console.print(Group(_card(inspection), Text(), _roles(inspection.roles)))
+    for line in _card(inspection, console.width):
+        console.print(line, soft_wrap=True)
+    console.print()
+    _print_whole(_roles(inspection.roles))
     if inspection.picture:
         console.print(Text("\n‖ΔW‖ by layer and role", style="bold"))
         console.print(_heat(inspection, console))
     if inspection.bound.adapter.extras:
-        console.print(Group(Text("\nNot a delta", style="bold"), _extras(inspection)))
+        console.print(Text("\nNot a delta", style="bold"))
+        _print_whole(_extras(inspection))
 
 
-def _card(inspection: Inspection) -> RenderableType:
+def _print_whole(table: RenderableType) -> None:
+    """Prints a table as wide as its cells are: a path that is cut in two cannot be copied."""
+    console = Console(highlight=False)
+    needed = Measurement.get(console, console.options.update(width=_WIDEST), table).maximum
+    Console(highlight=False, width=max(console.width, needed)).print(table)
+
+
+def _card(inspection: Inspection, width: int) -> Iterator[Text]:
+    """Lines of a name and a value, broken between words alone: hashes, paths and addresses stay whole."""
     adapter, bound = inspection.bound.adapter, inspection.bound
     tensors = [tensor for _, tensor in adapter.tensors()]
     dims = [f"{name} {value}" for name, value in {**bound.depths, **bound.dims.values}.items()]
@@ -38,24 +55,35 @@ def _card(inspection: Inspection) -> RenderableType:
     source = adapter.provenance
     rows = {
         "name": adapter.name,
-        "base": adapter.base or "not recorded",
+        "base": _whole(adapter.base or "not recorded"),
         "architecture": f"{bound.architecture.family} (dims from {origin})",
         "dims": some(dims, 20),
         "tensors": f"{len(tensors)}, {amount(sum(tensor.nbytes for tensor in tensors))}",
-        "source": f"{source.uri} ({source.format})" + (f" at {source.commit}" if source.commit else ""),
+        "source": f"{_whole(source.uri)} ({source.format})" + (f" at {source.commit}" if source.commit else ""),
         "config": _config(source.config),
     }
     if adapter.recorded is not None:
         rows["plan"] = adapter.recorded.policy
     if inspection.spectral:
         rows["spectral"] = inspection.spectral
-    rows |= {f"sha256 {name}": digest for name, digest in source.files.items()}
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in rows.items():
-        table.add_row(Text(clean(name), style="dim"), Text(clean(value)))
-    return table
+    listed = [*rows.items(), *(("sha256", f"{digest} {_whole(name)}") for name, digest in source.files.items())]
+    margin = max(len(name) for name, _ in listed) + 2
+    for name, value in listed:
+        yield from _lines(name, value, margin, width)
+
+
+def _whole(text: str) -> str:
+    """A text whose spaces are no places to break a line at, until :func:`_lines` has broken it."""
+    return text.replace(" ", _JOINT)
+
+
+def _lines(name: str, value: str, margin: int, width: int) -> Iterator[Text]:
+    room = max(width - margin, _LEAST)
+    lines = textwrap.wrap(value, room, break_long_words=False, break_on_hyphens=False) or [""]
+    for i, line in enumerate(lines):
+        label = Text("" if i else name, style="dim")
+        label.pad_right(margin - len(label))
+        yield label.append(Text(clean(line.replace(_JOINT, " ")), style="not dim"))
 
 
 def _config(config: Mapping[str, object]) -> str:
@@ -77,7 +105,8 @@ def _config(config: Mapping[str, object]) -> str:
 def _roles(roles: tuple[RoleSummary, ...]) -> RenderableType:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for column in ("role", "deltas", "layers", "out × in", "rank", "scale", "dtype", "‖ΔW‖"):
-        table.add_column(column, justify="right" if column in ("deltas", "‖ΔW‖") else "left")
+        justify: JustifyMethod = "right" if column in ("deltas", "‖ΔW‖") else "left"
+        table.add_column(column, justify=justify, no_wrap=True)
     for role in roles[:_ROWS]:
         table.add_row(
             clean(role.role),
@@ -152,6 +181,7 @@ def _row(row: Mapping[int, float], layers: Sequence[int], largest: float, bars: 
 def _extras(inspection: Inspection) -> RenderableType:
     table = Table.grid(padding=(0, 2, 0, 0))
     extras = inspection.bound.adapter.extras
+    table.add_column(no_wrap=True)
     for key, extra in list(extras.items())[:_ROWS]:
         table.add_row(clean(key), extra.kind, extra.tensor.dtype, str(list(extra.tensor.shape)))
     return _cut(table, len(extras))

@@ -22,6 +22,7 @@ from adaptrix.architecture import Site
 from adaptrix.attaching import attach
 from adaptrix.binding.bind import BoundAdapter
 from adaptrix.delta import Delta, LowRank, require_low_rank
+from adaptrix.dtype_names import dtype_name
 from adaptrix.errors import Problem, RefusedError, refuse
 from adaptrix.fitting.corpus import Corpus
 from adaptrix.fitting.layer_choice import choose, evaluations
@@ -30,7 +31,7 @@ from adaptrix.fitting.resume import FitState
 from adaptrix.measuring.divergence import divergence
 from adaptrix.measuring.policies import planned
 from adaptrix.measuring.text import Window
-from adaptrix.options import Options, dtype_name
+from adaptrix.options import Options
 from adaptrix.planning.plan import Plan, fitted_count, make_plan
 from adaptrix.planning.redistribute import reshape_plan
 from adaptrix.progress import Counted

@@ -78,7 +78,7 @@ class FitState:
         self._replace(tensors, {"layers": json.dumps(layers), "state": json.dumps(numbers)})
 
     def _replace(self, tensors: Mapping[str, Stored], metadata: Mapping[str, str]) -> None:
-        with atomic.output(self.path, force=True) as work:
+        with atomic.output(self.path, force=True, makes=True) as work:
             safetensors_file.write(work, dict(tensors), {"key": self.key, **metadata})
 
     @contextmanager

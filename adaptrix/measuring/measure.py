@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,12 @@ from adaptrix.binding.identify import by_config
 from adaptrix.binding.translate import in_own_names
 from adaptrix.errors import Problem, RefusedError, UsageError, errors_in
 from adaptrix.measuring.invoked import invoked
-from adaptrix.measuring.policies import plans
+from adaptrix.measuring.options import FidelityOptions as FidelityOptions
+from adaptrix.measuring.options import require_options
+from adaptrix.measuring.policies import plans, shadowed
 from adaptrix.measuring.report import FidelityReport
 from adaptrix.measuring.rows import Measurement
-from adaptrix.measuring.text import Text, Tokens, read_text, require_enough, require_steps, tokens_of, windows
+from adaptrix.measuring.text import Text, Tokens, read_text, require_enough, tokens_of, windows
 from adaptrix.pipeline import Pipeline
 from adaptrix.planning.plan import Plan, powerless
 from adaptrix.progress import Display, quiet
@@ -38,25 +40,6 @@ from adaptrix.runtime.swapping import why_whole
 
 Uri = str | PathLike[str]
 _WINDOW = 512
-
-
-@dataclass(frozen=True, slots=True)
-class FidelityOptions:
-    """The options of a measurement; the command line's by the same names.
-
-    - ``layers``: policies, by default a few of each.
-    - ``window``: tokens; by default 512, or the positions of the base if these are fewer.
-    - ``stride``: tokens; by default half a window.
-    - ``seed``: draws the intervals.
-    - ``dtype``, ``device``: of a base that is loaded, by default fp32 and the accelerator if there is one.
-    """
-
-    layers: tuple[str, ...] = ()
-    window: int | None = None
-    stride: int | None = None
-    seed: int = 0
-    dtype: str | None = None
-    device: str | None = None
 
 
 def fidelity(
@@ -106,7 +89,7 @@ def measure(
 
     ``display`` opens a bar over the passes; other arguments are those of :func:`fidelity`.
     """
-    _require_options(options)
+    require_options(options)
     read = read_text(Path(os.path.expanduser(text))) if isinstance(text, (str, PathLike)) else None
     base_model = _base_model(base, pipeline, options, tokenizer)
     bound = _bound(source if isinstance(source, Adapter) else pipeline.read(fspath(source)), base_model, pipeline)
@@ -118,6 +101,7 @@ def measure(
         about = [*_about(model, bench), *invoked(bound.adapter, bench.windows)]
         rows = bench.rows(chosen, display)
         said = [*about, *(p for policy in options.layers for p in powerless(chosen[policy]))]
+        said += shadowed(bound, chosen)
         if read is not None:
             said += _fitted_on(read, chosen)
         return FidelityReport(
@@ -136,14 +120,6 @@ def measure(
             rows=rows,
             problems=(*bound.problems, *said),
         )
-
-
-def _require_options(options: FidelityOptions) -> None:
-    """Raises :class:`UsageError` with every option that makes no sense, whatever the base and the text."""
-    if isinstance(options.seed, bool) or not isinstance(options.seed, int) or options.seed < 0:
-        raise UsageError(Problem("option", "seed", repr(options.seed)[:60], "a whole number of at least 0"))
-    if options.window is not None:
-        require_steps(options.window, options.window // 2 if options.stride is None else options.stride)
 
 
 def _base_model(base: object, pipeline: Pipeline, options: FidelityOptions, tokenizer: Any) -> BaseModel:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -34,6 +34,16 @@ def plans(bound: BoundAdapter, policies: Sequence[str]) -> dict[str, Plan]:
     return found
 
 
+def shadowed(bound: BoundAdapter, chosen: Mapping[str, Plan]) -> Iterator[Problem]:
+    """A warning for a policy that is also the name of the file's own plan, which does more than choose layers."""
+    own = _recorded(bound)
+    if own is None or own.policy not in chosen or _plain(own) or not _plain(chosen[own.policy]):
+        return
+    found = f"its layers were measured with the deltas as trained; the file's own plan {own.policy} changes them"
+    remedy = f"The row {OWN} has it." if OWN in chosen else f"--layers {OWN} measures it."
+    yield Problem("measurement-limit", own.policy, found, remedy=remedy, severity="warning")
+
+
 def planned(plan: Plan) -> Adapter:
     """The adapter as read from an injection file with this plan, so that attaching follows the plan."""
     bound = plan.bound
@@ -46,6 +56,7 @@ def planned(plan: Plan) -> Adapter:
         gains=plan.gains,
         sites=MappingProxyType({target: str(site) for site, target in bound.targets.items()}),
         overrides=MappingProxyType({str(site): delta for site, delta in plan.overrides.items()}),
+        chosen=True,
     )
     return replace(bound.adapter, recorded=recorded)
 

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptrix.errors import Problem, UsageError, refuse
+from adaptrix.errors import UsageError, refuse
+from adaptrix.measuring.options import require_file, step_problems
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +35,7 @@ class Tokens:
 
 def read_text(path: Path) -> Text:
     """The text of a file. Raises :class:`UsageError` where there is none, :class:`RefusedError` unless it is UTF-8."""
-    if not path.is_file():
-        found = "this is a folder" if path.is_dir() else "there is no such file"
-        raise UsageError(Problem("file-missing", str(path), found, "a text file"))
+    require_file(path)
     content = path.read_bytes()
     try:
         text = content.decode("utf-8-sig")
@@ -78,7 +77,8 @@ def windows(tokens: Tensor | Sequence[int], length: int, stride: int | None = No
     """
     text = torch.as_tensor(tokens)
     step = max(1, length // 2) if stride is None else stride
-    require_steps(length, step)
+    if problems := step_problems(length, step):
+        raise UsageError(problems)
     require_enough(text)
     found: list[Window] = []
     done, total = 1, len(text)
@@ -94,16 +94,3 @@ def require_enough(tokens: Tensor, name: str = "text") -> None:
     if len(tokens) < 2:
         found = f"{len(tokens)} token{'' if len(tokens) == 1 else 's'}"
         raise refuse("text-too-short", name, found, "at least 2: the second is the first that is predicted")
-
-
-def require_steps(length: int, stride: int) -> None:
-    """Raises :class:`UsageError` unless 0 < stride < length."""
-    problems = []
-    if length < 2:
-        problems.append(Problem("option", "window", f"{length} tokens", "at least 2"))
-    elif not 0 < stride < length:
-        found = f"{stride} tokens with windows of {length}"
-        remedy = "The first token of a window is not predicted in it."
-        problems.append(Problem("option", "stride", found, f"from 1 to {length - 1}", remedy))
-    if problems:
-        raise UsageError(problems)

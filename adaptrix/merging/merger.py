@@ -10,7 +10,7 @@ from pathlib import Path
 from adaptrix import atomic
 from adaptrix.base.checkpoint import TOKENIZER, matching
 from adaptrix.base.file_kinds import INDEX
-from adaptrix.destination import output_path, require_apart
+from adaptrix.destination import is_folder, output_path, require_apart
 from adaptrix.errors import Problem
 from adaptrix.merging.agreement import Agreement
 from adaptrix.merging.draft import MergePlan
@@ -47,8 +47,8 @@ def write(merge: MergePlan, out: str | None, options: MergeOptions, display: Dis
     tokenizer = _own_tokenizer(merge) if merge.vocabulary is not None else {}
     carried = {**merge.base.carried(), **tokenizer}
     names = {*carried, *merge.base.shards, RECORD, *([INDEX] if merge.base.index else [])}
-    atomic.require_free(path, force=options.force, holds=names)
-    with atomic.output(path, force=options.force, holds=names) as work:
+    atomic.require_free(path, force=options.force, holds=names, makes=is_folder(out))
+    with atomic.output(path, force=options.force, holds=names, makes=is_folder(out)) as work:
         check = _check(merge, options, path.parent)
         work.mkdir()
         try:

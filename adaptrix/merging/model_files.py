@@ -15,9 +15,9 @@ from typing import Any
 from adaptrix.architecture import Architecture
 from adaptrix.base.checkpoint import BaseCheckpoint
 from adaptrix.base.file_kinds import INDEX
+from adaptrix.dtype_names import dtype_name
 from adaptrix.merging.draft import MergePlan
 from adaptrix.merging.tensor_change import TensorChange
-from adaptrix.options import dtype_name
 from adaptrix.planning.plan import Plan
 from adaptrix.progress import Display, quiet
 from adaptrix.tensor import DTYPES, FLOATS, MODEL_FLOATS

@@ -7,9 +7,9 @@ from typing import Literal
 
 from adaptrix import atomic
 from adaptrix.destination import output_path
+from adaptrix.dtype_names import dtype_problems
 from adaptrix.errors import Problem, UsageError
 from adaptrix.optional import require
-from adaptrix.options import dtype_name
 from adaptrix.tensor import MODEL_FLOATS
 
 QloraBase = Literal["bf16", "nf4"]
@@ -40,8 +40,8 @@ class MergeOptions:
 
 def prepare(out: str | None, options: MergeOptions) -> None:
     """Raises :class:`UsageError` for options that can be refused before anything is fetched."""
-    if options.dtype is not None and dtype_name(options.dtype) not in MODEL_FLOATS:
-        raise UsageError(Problem("option", "dtype", f"{options.dtype!r}", f"one of {', '.join(MODEL_FLOATS)}"))
+    if problems := dtype_problems(options.dtype, MODEL_FLOATS):
+        raise UsageError(problems)
     path = output_path(out, None, ENDING)
     if path is not None:
         atomic.require_free(path, force=options.force)

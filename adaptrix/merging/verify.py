@@ -16,15 +16,16 @@ from typing import Any
 
 from torch import Tensor
 
+from adaptrix.adapter import Adapter
 from adaptrix.attaching import attach
 from adaptrix.base.loading import in_fp32
+from adaptrix.dtype_names import dtype_name
 from adaptrix.errors import Problem, RefusedError, refuse
 from adaptrix.merging.agreement import Agreement
 from adaptrix.merging.draft import MergePlan
 from adaptrix.merging.inputs import answer, seeded_inputs
 from adaptrix.merging.model_files import write_model
 from adaptrix.merging.options import MergeOptions, QloraBase
-from adaptrix.options import dtype_name
 
 #: largest difference of a logit that rounding explains, in standard deviations of the logits, by dtype of the weights
 TOLERANCE = {"F64": 1e-3, "F32": 1e-3, "F16": 5e-2, "BF16": 0.3}
@@ -61,7 +62,7 @@ def reference(merge: MergePlan, folder: Path, layers: str | None) -> Reference:
         inputs = seeded_inputs(model)
         plain = answer(model, inputs)
         try:
-            session = attach(model, {"merged": merge.plan.bound.adapter}, layers=layers)
+            session = attach(model, {"merged": _chosen(merge.plan.bound.adapter)}, layers=layers)
         except RefusedError as error:
             found, remedy = "it cannot be attached to its base to be compared with", "Merge without --verify."
             why = Problem("verification-impossible", merge.plan.bound.adapter.name, found, remedy=remedy)
@@ -69,6 +70,11 @@ def reference(merge: MergePlan, folder: Path, layers: str | None) -> Reference:
         with session:
             session.activate("merged")
             return Reference(answer(model, inputs), plain, inputs)
+
+
+def _chosen(adapter: Adapter) -> Adapter:
+    """The adapter, whose file's plan the merge itself warns of."""
+    return replace(adapter, recorded=adapter.recorded and replace(adapter.recorded, chosen=True))
 
 
 def verifier(merge: MergePlan, options: MergeOptions, room: Path) -> Verifier:

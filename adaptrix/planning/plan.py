@@ -17,7 +17,7 @@ from adaptrix.binding.stacks import ranges
 from adaptrix.delta import Delta
 from adaptrix.errors import Problem, UsageError
 from adaptrix.schemas.values import number
-from adaptrix.wording import either
+from adaptrix.wording import either, nearest
 
 if TYPE_CHECKING:
     from adaptrix.schemas.shared import FitJSON, PlanJSON
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Layers = Mapping[str, tuple[int, ...]]
 
 FITTED = "fit"  # the policy of a fitted plan, before its ":K"
-_MAKE_IT = "adaptrix convert SRC --base MODEL --layers fit:K --text FILE makes it, and its file needs no policy."
+_MAKE_IT = "`adaptrix convert SRC --base MODEL --layers fit:K --text FILE` makes it, and its file needs no policy."
 _LONGEST = 1000  # characters of a policy: it goes into the manifest
 _EXPLICIT = re.compile(r"\d{1,6}(-\d{1,6})?(,\d{1,6}(-\d{1,6})?)*")
 
@@ -239,7 +239,9 @@ def _explicit(bound: BoundAdapter, policy: str) -> dict[str, tuple[int, ...]]:
 
 def _unknown(policy: str) -> UsageError:
     known = either((*POLICIES, "layers such as 8-23,28"))
-    return _usage(policy[:80], f"{policy[:80]!r} is no policy", known)
+    number = policy.partition(":")[2][:10] or "K"
+    meant = nearest(policy, (*_NAMED, *(f"{name}:{number}" for name in (*COUNTED, FITTED))))
+    return _usage(policy[:80], f"{policy[:80]!r} is no policy", known, meant)
 
 
 def _usage(policy: str, found: str, expected: str, remedy: str = "") -> UsageError:
@@ -259,10 +261,11 @@ def plan_of(bound: BoundAdapter, policy: str | None) -> Plan:
 
 def inactive(plan: Plan, policy: str | None) -> Iterator[Problem]:
     """A warning where an injection file's own plan leaves deltas out; none where a ``policy`` was asked for."""
-    if policy is None and plan.idle and plan.bound.adapter.recorded is not None:
+    recorded = plan.bound.adapter.recorded
+    if policy is None and plan.idle and recorded is not None and not recorded.chosen:
         acting = f"{len(plan.sites)} of {len(plan.bound.deltas)} deltas act, {plan.share}"
         found = f"its file's plan {plan.policy} is followed: {acting}"
-        remedy = "Choose layers all to have every delta act (--layers all, layers='all')."
+        remedy = "Choose --layers all to have every delta act."
         yield Problem("left-out", plan.bound.adapter.name, found, remedy=remedy, severity="warning")
 
 

@@ -47,6 +47,9 @@ def reshape_plan(plan: Plan, redistribute: Redistribution, rank: int | None) -> 
     _require_sums(plain, changed.values())
     results = _combined({site: [plain[member] for member in members] for site, members in changed.items()}, rank)
     notes = [*plan.notes, *_notes(results, changed, rank), *_unfolded(lost)]
+    if redistribute == "nearest" and not plan.idle:
+        found, remedy = "no delta is left out, so --redistribute had nothing to fold", "--layers chooses fewer layers."
+        notes.append(Problem("left-out", "plan", found, remedy=remedy, severity="warning"))
     overrides = MappingProxyType({**earlier, **{site: delta for site, (delta, _) in results.items()}})
     fit = (
         plan.fit if not results and overrides.keys() == plan.overrides.keys() else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from adaptrix import model_card
 from adaptrix.architecture import Architecture
 from adaptrix.architecture.dialect import Dialect
 from adaptrix.architecture.dialect_file import read_dialects
@@ -64,7 +65,7 @@ def adaptrix_formats() -> Iterator[Format]:
         detect=peft_read.detect,
         read=peft_read.read,
         write=peft_write.write,
-        writes=(peft_config.CONFIG_NAME, peft_read.WEIGHTS[0]),
+        writes=(peft_config.CONFIG_NAME, peft_read.WEIGHTS[0], model_card.NAME),
         carries=LORA,
     )
 

@@ -16,6 +16,7 @@ from adaptrix.errors import Problem, UsageError
 from adaptrix.runtime.refcounts import Users
 from adaptrix.runtime.selection import BASE, Loaded, Selection, routed, weighted
 from adaptrix.runtime.slots import Kernels, Slots, Wanted
+from adaptrix.wording import nearest
 
 #: an adapter, weights of several, or None for the base
 Choice = str | Mapping[str, float] | None
@@ -95,8 +96,15 @@ class LoadedAdapters:
         if unknown:
             there = ", ".join(self._loaded) or "none"
             remedy = "session.load(name, uri) loads it."
+            found = "no adapter of this name is loaded"
             raise UsageError(
-                Problem("adapter-unknown", name, "no adapter of this name is loaded", f"one of {there}", remedy)
+                Problem(
+                    "adapter-unknown",
+                    name,
+                    found,
+                    f"one of {there}",
+                    f"{nearest(str(name), self._loaded)} {remedy}".strip(),
+                )
                 for name in unknown
             )
         return [self._loaded[name] for name in names]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from adaptrix.errors import Problem, UnreachableError
 from adaptrix.sources.hub_address import Address
+from adaptrix.sources.near import meant
 
 _LOGIN = "log in with `hf auth login` or set HF_TOKEN"
 _NETWORK = "Check the network, the proxy, and HF_ENDPOINT if it is set.{here}"
@@ -151,7 +152,12 @@ def saying(cause: str, address: Address, detail: str = "", status: int = 0) -> U
         "detail": detail,
         "status": status,
     }
-    return UnreachableError(Problem(code, str(address), found.format_map(values), "", remedy.format_map(values)))
+    said = f"{remedy.format_map(values)} {meant(_path(address))}".strip()
+    return UnreachableError(Problem(code, str(address), found.format_map(values), "", said))
+
+
+def _path(address: Address) -> str:
+    return f"{address.repo}/{address.inner}".rstrip("/")
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -7,7 +7,6 @@ import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from adaptrix.errors import AdaptrixError, Problem, RefusedError, UsageError, re
 from adaptrix.json_file import read_object
 from adaptrix.records import Bundle, Format, Source
 from adaptrix.sources.full_model import count_tensors
+from adaptrix.sources.near import meant
 from adaptrix.sources.other_formats import peek_into
 from adaptrix.sources.select import Choice, Listing, at_top, choose, choose_file
 from adaptrix.special_files import SPECIAL_FILES, old_folder
@@ -28,7 +28,7 @@ _MAX_FOLDERS = 1000
 
 def claims(uri: str) -> bool:
     """True where ``uri`` is a path: it exists, or it can be nothing else (``./x``, ``/x``, ``~/x``, ``x.bin``,
-    ``folder/x.bin`` where there is such a folder).
+    ``folder/x.bin`` where there is such a folder, ``folder/folder/x`` where there are both).
 
     Names that no source can have (empty, with control characters) are claimed as well, to be refused here.
     """
@@ -91,13 +91,20 @@ def _looks_like_path(uri: str) -> bool:
     if "://" in uri:
         return False
     rooted = uri.startswith(("/", "~", "./", "../")) or uri in (".", "..") or uri.endswith("/")
-    return rooted or "\\" in uri or ".." in uri.split("/") or (uri.endswith(_SUFFIXES) and _starts_here(uri))
+    named = uri.endswith(_SUFFIXES) and _starts_here(uri)
+    return rooted or "\\" in uri or ".." in uri.split("/") or named or _is_far_in(uri)
 
 
 def _starts_here(uri: str) -> bool:
     """True where ``uri`` is a bare name, or its first folder exists: ``owner/name/x.safetensors`` is the Hub's."""
     first, below, _ = uri.partition("/")
     return not below or os.path.isdir(first)
+
+
+def _is_far_in(uri: str) -> bool:
+    """True where the two folders that would be the owner and the name of a repository are here."""
+    folder, _, below = uri.rpartition("/")
+    return folder.count("/") > 0 and bool(below) and os.path.isdir("/".join(uri.split("/")[:2]))
 
 
 def _existing(uri: str) -> Path:
@@ -130,8 +137,7 @@ def _missing(uri: str, path: Path) -> AdaptrixError:
     if not os.access(parent, os.X_OK):
         return refuse("permission-denied", uri, f"the folder {parent} may not be entered")
     there = [name for name, _ in _entries(parent)] if os.access(parent, os.R_OK) else []
-    close = get_close_matches(path.name, there, n=3)
-    remedy = f"Is it {some(close)}?" if close else f"There is {some(there, 5)} {where}." if there else ""
+    remedy = meant(uri) or (f"There is {some(there, 5)} {where}." if there else "")
     return _no_path(uri, f"there is no {path.name} {where}", remedy)
 
 

@@ -450,7 +450,7 @@ def test_nan_is_told_of_the_adapter_that_has_it(tmp_path):
 def test_numbers_without_room_in_the_dtype(tmp_path):
     loud = {t: replace(d, A=Tensor.of(d.A.float64() * 1e8)) for t, d in adapter(1).deltas.items()}
     made = replace(adapter(1), deltas=loud)
-    with pytest.raises(RefusedError, match="wider --dtype"):
+    with pytest.raises(RefusedError, match="wider dtype"):
         combine_adapters(Pipeline(), [made], Recipe(), tmp_path / "x.adaptrix.safetensors", Options(dtype="fp16"))
     assert list(tmp_path.iterdir()) == []
 
@@ -462,7 +462,7 @@ def test_numbers_without_room_in_the_dtype(tmp_path):
         ({"weights": (1.0, 0.0)}, "leave it out"),
         ({"weights": (1.0, float("nan"))}, "finite"),
         ({"method": "average"}, "one of cat, svd"),
-        ({"method": "cat", "rank": 3}, "--method svd"),
+        ({"method": "cat", "rank": 3}, "method=.svd."),
         ({"method": "svd", "rank": 0}, "at least 1"),
         ({"method": "ties", "density": 1.5}, "at most 1"),
         ({"method": "cat", "density": 0.5}, "with ties or dare"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from click.shell_completion import ShellComplete
 
 from adaptrix.cli import app
-from adaptrix.options import dtype_name, spelled
+from adaptrix.dtype_names import dtype_name, spelled
 from adaptrix.planning.plan import POLICIES, make_plan
 from adaptrix.tensor import FLOATS, MODEL_FLOATS
 from tests.helpers import plugins
@@ -100,3 +101,27 @@ print(*sorted({"torch", "transformers", "peft"} & sys.modules.keys()))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.stderr, done.stdout) == ("", "\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "offer"),
+    [
+        ("convert x --layers mid", "middle"),
+        ("convert x --to inj", "injection"),
+        ("merge x y --dtype bf", "bf16"),
+        ("fidelity x --layers ener", "energy:"),
+        ("combine x --method sv", "svd"),
+        ("architectures show gpt_neo", "gpt_neox"),
+        ("explain hub-acc", "hub-access"),
+        ("conv", "convert"),
+        ("convert --redis", "--redistribute"),
+    ],
+)
+def test_a_shell_asks_the_program_itself(words: str, offer: str) -> None:
+    """By click's protocol: the words typed so far are in the environment."""
+    line = f"adaptrix {words}"
+    asked = {"_ADAPTRIX_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1)}
+    done = subprocess.run(
+        [sys.executable, "-m", "adaptrix"], env={**os.environ, **asked}, capture_output=True, text=True, check=True
+    )
+    assert f"plain,{offer}" in done.stdout.splitlines()

@@ -138,7 +138,7 @@ def _imported(path: Iterable[Path], *args: str, **env: str) -> set[str]:
     done = subprocess.run(
         [sys.executable, "-S", "-c", script, *args], capture_output=True, text=True, env={**kept, **own}, check=True
     )
-    assert "Commands:" in done.stdout or "version" in done.stdout
+    assert "Look:" in done.stdout or "version" in done.stdout
     return set(done.stderr.split())
 
 

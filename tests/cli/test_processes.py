@@ -55,7 +55,7 @@ def test_convert_writes_the_default_name_and_says_what_the_plan_keeps(run, demo)
     assert result.returncode == 0, result.stderr
     assert files(run.folder) == ["adapter.adaptrix.safetensors", "demo"]
     assert "layers 0-11 of 12, 60 of 60 sites, 100.0%" in result.stdout
-    assert "--layers middle keeps 82.1% of it" in result.stdout
+    assert "--layers middle (middle-layer injection) keeps 82.1% of it" in result.stdout
     chosen = run("convert", demo, "--layers", "middle", "--name", "half")
     assert "layers 3-8 of 12, 30 of 60 sites" in chosen.stdout
     assert "--layers all makes every layer act" in chosen.stdout
@@ -113,7 +113,7 @@ def test_check_says_everything_at_once_as_json_and_ends_with_1(run, demo):
     report = json.loads(result.stdout)
     shapes = [problem["where"] for problem in report["problems"] if problem["code"] == "shape"]
     assert not report["ok"]
-    assert sum("." in where for where in shapes) == 48  # q, k, v rows and o columns of 12 layers
+    assert sum(where.startswith("layers.") for where in shapes) == 48  # q, k, v rows and o columns of 12 layers
     assert sum("." not in where for where in shapes) == 5  # layers beyond the last, once a role
     assert all(problem["expected"] and problem["found"] and problem["where"] for problem in report["problems"])
 

@@ -83,7 +83,7 @@ def test_the_command_prints_the_figures(place):
     made = pair(place.folder, targets=["q_proj"])
     code, out, err = place.run("merge", made.adapter, "--base", made.base, "--verify", "-o", "out")
     assert code == 0, err
-    assert "verified: logits differ by at most" in out
+    assert "verified against the base with the adapter attached, plan all: logits differ by at most" in out
     assert "top-1 agrees on 100.0% of 96 tokens" in out
     code, out, _ = place.run("merge", made.adapter, "--base", made.base, "--verify", "-o", "again", "--json")
     assert json.loads(out)["agreement"]["tokens"] == 96

@@ -296,7 +296,7 @@ def test_a_wider_dtype_makes_room_for_a_scale(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(Catalog, "formats", (plain(()),))
     narrow = [low_rank(np.random.default_rng(i), 24, 18, 2, 2 * scale, "BF16") for i, scale in enumerate((1.0, 1.5))]
     made = replace(adapter(2), deltas={Target(Q.replace("0", str(i))): delta for i, delta in enumerate(narrow)})
-    with pytest.raises(UsageError, match="--dtype fp32"):
+    with pytest.raises(UsageError, match='dtype="fp32"'):
         Pipeline(Catalog()).convert(made, tmp_path / "x.plain.safetensors", Options(to="plain"))
     done = Pipeline(Catalog()).convert(made, tmp_path / "x.plain.safetensors", Options(to="plain", dtype="fp32"))
     _equal(_bound(made), Pipeline(Catalog()).bind(Pipeline(Catalog()).read(str(done.path))))

@@ -86,7 +86,10 @@ class TestNames:
         put(tmp_path / "alpaca-lora", ())
         code, text = refused(tmp_path / "alpaca_lora", UsageError)
         assert code == "file-missing"
-        assert f"there is no alpaca_lora in {tmp_path}; expected a folder or a file. Is it alpaca-lora?" in text
+        assert (
+            f"there is no alpaca_lora in {tmp_path}; expected a folder or a file. Did you mean {tmp_path}/alpaca-lora?"
+            in text
+        )
 
     def test_missing_says_where_the_path_ends(self, tmp_path: Path) -> None:
         put(tmp_path, ("x", "y"))

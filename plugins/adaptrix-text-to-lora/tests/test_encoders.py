@@ -121,7 +121,7 @@ def test_a_models_states_are_pooled_as_said(tmp_path: Path) -> None:
 def test_a_sentence_embedding_folder_says_how_it_pools(tmp_path: Path) -> None:
     for file in BASE.iterdir():
         (tmp_path / file.name).symlink_to(file)
-    with pytest.raises(adaptrix.UsageError, match="--pooling"):
+    with pytest.raises(adaptrix.UsageError, match="pooling="):
         ModelStates(str(tmp_path))
     (tmp_path / "1_Pooling").mkdir()
     modes = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}

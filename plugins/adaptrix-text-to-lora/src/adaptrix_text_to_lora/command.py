@@ -18,6 +18,7 @@ from adaptrix.extend import (
     amount,
     bars,
     clean,
+    offering,
     output_options,
     print_json,
     require_folder,
@@ -42,7 +43,14 @@ ENCODER = """base (its own last states), hashed (n-grams, a baseline), or a fold
 @click.option("--base", metavar="MODEL", help="The model that the adapters are for: a folder or OWNER/NAME.")
 @click.option("--encoder", metavar="ENCODER", help=ENCODER)
 @click.option("--pooling", type=click.Choice(["cls", "mean", "last"]), help="What stands for a text, if nothing says.")
-@click.option("--layers", metavar="POLICY", default="all", show_default=True, help="Which layers act, as for convert.")
+@click.option(
+    "--layers",
+    metavar="POLICY",
+    default="all",
+    show_default=True,
+    shell_complete=offering("all", "middle", "spread:", "energy:"),
+    help="Which layers act, as for convert.",
+)
 @output_options
 @verbosity_options
 def command(

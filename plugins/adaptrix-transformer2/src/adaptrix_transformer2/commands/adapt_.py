@@ -89,7 +89,7 @@ def command(
     on, where = (examples, chat, each), (device, dtype)
     found, mixed, parts = _adapted(named(experts), base, on, settings, where, pipeline, verbosity)
     mixed = replace(mixed, name=name)
-    save(mixed, parts, path, force=force)
+    save(mixed, parts, out, force=force)
     weights = mixed.provenance.config["weights"]
     if verbosity.json:
         report: AdaptJSON = {

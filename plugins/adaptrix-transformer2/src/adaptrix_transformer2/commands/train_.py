@@ -66,7 +66,7 @@ def command(config: Path, force: bool, verbosity: Verbosity) -> int:
     if wanted.history is not None:
         require_other(wanted.history, path, sources)
     trained, parts = _trained(wanted, pipeline, path.with_name(f"{path.name}.training"), verbosity)
-    save(trained.adapter, parts, path, force=force)
+    save(trained.adapter, parts, wanted.out, force=force)
     if wanted.history is not None:
         with atomic.output(wanted.history, force=force) as work:
             work.write_text(json.dumps([dict(figures) for figures in trained.history]))

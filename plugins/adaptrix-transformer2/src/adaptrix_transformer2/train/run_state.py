@@ -48,7 +48,7 @@ class RunState:
     def write(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
         """Replaces what was there, whole or not at all."""
         stored = {name: Stored.of(tensor.cpu().numpy()) for name, tensor in tensors.items()}
-        with atomic.output(self.path, force=True) as work:
+        with atomic.output(self.path, force=True, makes=True) as work:
             safetensors_file.write(work, stored, {"key": self.key, "state": json.dumps(dict(numbers))})
 
     def _refused(self, code: str, found: str) -> UsageError:
