@@ -27,6 +27,7 @@ from adaptrix.runtime.extras import places, with_extras
 from adaptrix.runtime.hooks import Hooks
 from adaptrix.runtime.loaded import require_name
 from adaptrix.runtime.modules import Reached, inert, reached, require_plain, unreachable
+from adaptrix.runtime.parameter_forward import occupied
 from adaptrix.runtime.refcounts import Users
 from adaptrix.runtime.replaced import SiteKernel
 from adaptrix.runtime.session import Session
@@ -47,7 +48,8 @@ def attach(
 ) -> Session:
     """Loads adapters by name onto a model, and returns the session that switches among them; none is active yet.
 
-    Nothing is put on the model but forward hooks, and these come off when the session ends. Adapters stay where the
+    Nothing is put on the model but forward hooks, and a forward of their own on modules whose parameters an adapter
+    changes inside, as those of stacked experts and routers: all come off when the session ends. Adapters stay where the
     model is now and in its dtype: a model that is moved under a session is refused, one that is cast goes on.
 
     - ``model``: a transformers model with its weights, neither compiled nor wrapped by peft.
@@ -78,10 +80,10 @@ def attach(
     """
     require_plain(model)
     _require_named(adapters)
-    loader = _Loader(model, _policy(layers))
+    drift = Drift(_bound(max_drift)) if measure or max_drift is not None else None
+    loader = _Loader(model, _policy(layers), measured=drift is not None)
     users = Users()
     built = _all(loader, adapters)
-    drift = Drift(_bound(max_drift)) if measure or max_drift is not None else None
     room = None
     if slots is None and max_rank is not None:
         raise UsageError(Problem("option", "max_rank", f"{max_rank!r} without slots", "slots=…, or no max_rank"))
@@ -150,8 +152,8 @@ def _named(problem: Problem, name: str) -> Problem:
 class _Loader:
     """Turns adapters into changes of one model, and knows the modules it has found for them."""
 
-    def __init__(self, model: nn.Module, layers: str | None) -> None:
-        self._model, self._layers = model, layers
+    def __init__(self, model: nn.Module, layers: str | None, *, measured: bool) -> None:
+        self._model, self._layers, self._measured = model, layers, measured
         self._pipeline = Pipeline()
         self._config = _config(model)
         self._decompositions = Decompositions(Known(SvdCache()))
@@ -171,6 +173,8 @@ class _Loader:
         if problems := [*unreachable(plan, modules), *problems]:
             raise RefusedError(problems)
         found = with_extras(kernels(plan, modules, self._decompositions), extras)
+        if problems := list(occupied(found, modules, self.modules, measured=self._measured)):
+            raise RefusedError(problems)
         require_finite(found, plan)
         modules |= {place.reached.site: place.reached for place in extras}
         self.modules |= {site: modules[site] for site in found}

@@ -21,7 +21,10 @@ from adaptrix.runtime.build import by_module
 from adaptrix.runtime.kinds import kind_at
 from adaptrix.runtime.leaves import file_changed
 from adaptrix.runtime.modules import Reached
+from adaptrix.runtime.parameter_kernel import ParameterKernel
 from adaptrix.runtime.trainable import Trainable
+
+_LEAVES = "deltas on linear layers and embeddings, which alone are trained here"
 
 
 @torch.inference_mode(False)
@@ -32,9 +35,10 @@ def learned(plan: Plan, modules: Mapping[Site, Reached], loaded: Mapping[Site, o
     loaded; :class:`UsageError` for a dropout that is no share.
     """
     _require_deltas_only(plan)
+    _require_outside(plan, loaded)
     dropout = _dropout(plan)
     found = {}
-    for whole, sites in by_module(plan).items():
+    for whole, sites in by_module(plan, modules).items():
         kind = kind_at(plan, sites[0], "training")
         found[whole] = Trainable(kind.learn(plan, sites, modules[whole], dropout, loaded[whole]))
     with torch.no_grad():
@@ -56,6 +60,17 @@ def adapter_now(plan: Plan, changes: Mapping[Site, object]) -> Adapter:
     planned = {str(site): delta for site, delta in now.items() if site in plan.overrides}
     overrides = MappingProxyType({**adapter.recorded.overrides, **planned})
     return replace(adapter, recorded=replace(adapter.recorded, overrides=overrides))
+
+
+def _require_outside(plan: Plan, loaded: Mapping[Site, object]) -> None:
+    """Raises :class:`RefusedError` for changes of parameters that modules read themselves: these have no leaves."""
+    inside = [site for site, kernel in loaded.items() if isinstance(kernel, ParameterKernel)]
+    if inside:
+        remedy = "Train it with peft, or attach it with layers=… that leave them out."
+        raise RefusedError(
+            Problem("kind-unsupported", f"{plan.bound.adapter.name} {site}", ParameterKernel.described, _LEAVES, remedy)
+            for site in inside
+        )
 
 
 def _dropout(plan: Plan) -> float:
