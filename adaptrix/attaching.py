@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import cached_property
 from os import PathLike
 from typing import Any
 
@@ -14,9 +15,10 @@ from torch import nn
 
 from adaptrix.adapter import Adapter
 from adaptrix.architecture import Architecture, Site
+from adaptrix.base.names import ModelNames, renamed
 from adaptrix.base.svd import Known, SvdCache
-from adaptrix.binding.bind import bind
-from adaptrix.binding.identify import by_config
+from adaptrix.binding.bind import BoundAdapter, bind
+from adaptrix.binding.identify import Identity, by_config, kept_paths
 from adaptrix.errors import AdaptrixError, Problem, RefusedError, UsageError, errors_in, warn_of
 from adaptrix.pipeline import Pipeline
 from adaptrix.planning.plan import Plan, inactive, plan_of
@@ -26,7 +28,7 @@ from adaptrix.runtime.drift import Drift
 from adaptrix.runtime.extras import places, with_extras
 from adaptrix.runtime.hooks import Hooks
 from adaptrix.runtime.loaded import require_name
-from adaptrix.runtime.modules import Reached, inert, reached, require_plain, unreachable
+from adaptrix.runtime.modules import Reached, inert, reached, require_plain, unreachable, whole_site
 from adaptrix.runtime.parameter_forward import occupied
 from adaptrix.runtime.refcounts import Users
 from adaptrix.runtime.replaced import SiteKernel
@@ -163,12 +165,12 @@ class _Loader:
     @torch.inference_mode(False)
     def __call__(self, adapter: AdapterLike) -> tuple[Mapping[Site, SiteKernel], Plan]:
         read = adapter if isinstance(adapter, Adapter) else self._pipeline.read(_uri(adapter))
-        known = self._pipeline.catalog.architectures
-        bound = bind(read, by_config(self._config, known, read, type(self._model).__name__))
+        bound = self._bound(read)
         if errors := [*errors_in(bound.problems), *_unservable(read)]:
             raise RefusedError(errors)
         plan = plan_of(bound, self._layers)
         modules = dict(self._modules_of(bound.architecture))
+        modules |= self._stacked(bound, modules)
         extras, problems = places(plan, self._model, modules)
         if problems := [*unreachable(plan, modules), *problems]:
             raise RefusedError(problems)
@@ -180,6 +182,35 @@ class _Loader:
         self.modules |= {site: modules[site] for site in found}
         warn_of((*_unanswered(bound.problems), *inactive(plan, self._layers), *inert(plan, modules)))
         return found, plan
+
+    def _bound(self, read: Adapter) -> BoundAdapter:
+        """The adapter by the sites of the model's family, under the model's own names for its modules."""
+        identity = self._identity(read)
+        known = identity.architecture.locate if identity.known else lambda _: None
+        adapter = renamed(read, self._names, known)
+        return bind(adapter, identity if adapter is read else self._identity(adapter))
+
+    def _identity(self, adapter: Adapter) -> Identity:
+        known = self._pipeline.catalog.architectures
+        return by_config(self._config, known, adapter, type(self._model).__name__)
+
+    @cached_property
+    def _names(self) -> ModelNames:
+        return ModelNames(self._model)
+
+    def _stacked(self, bound: BoundAdapter, modules: Mapping[Site, Reached]) -> dict[Site, Reached]:
+        """The stacks that hold the experts which an adapter names one by one, where its family has no site for them."""
+        found: dict[Site, Reached] = {}
+        for site, target in bound.targets.items():
+            if whole_site(site) in modules or (place := self._names.place(target.path)) is None:
+                continue
+            name, _, leaf = place.path.rpartition(".")
+            whole = kept_paths([place.path]).locate(place.path)
+            if whole is not None:
+                stack = Reached(name, whole, self._model.get_submodule(name), leaf)
+                found[whole] = modules.get(whole, found.get(whole, stack))
+                found[site] = replace(found[whole], expert=place.expert, rows=place.rows)
+        return found
 
     def _modules_of(self, architecture: Architecture) -> Mapping[Site, Reached]:
         """The model's modules as first found: hooks stay on them. Unknown families have an adapter's roles."""
