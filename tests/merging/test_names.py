@@ -3,7 +3,7 @@
 import pytest
 
 from adaptrix.errors import RefusedError
-from tests.helpers.merge_models import pair
+from tests.helpers.merge_models import assert_equal_bits, pair
 from tests.helpers.other_families import qwen2_vl
 from tests.helpers.peft_models import rewrite
 
