@@ -34,6 +34,7 @@ from adaptrix.runtime.refcounts import Users
 from adaptrix.runtime.replaced import SiteKernel
 from adaptrix.runtime.session import Session
 from adaptrix.runtime.slots import Slots, largest_rank
+from adaptrix.runtime.stored import as_products
 
 AdapterLike = Adapter | str | PathLike[str]
 
@@ -187,7 +188,7 @@ class _Loader:
         """The adapter by the sites of the model's family, under the model's own names for its modules."""
         identity = self._identity(read)
         known = identity.architecture.locate if identity.known else lambda _: None
-        adapter = renamed(read, self._names, known)
+        adapter = as_products(renamed(read, self._names, known), dict(self._model.named_modules()))
         return bind(adapter, identity if adapter is read else self._identity(adapter))
 
     def _identity(self, adapter: Adapter) -> Identity:

@@ -159,6 +159,19 @@ def _obstacles(plan: Plan, site: Site, found: Reached | None) -> Iterator[tuple[
     elif found.parameter is None and not isinstance(found.module, _PRODUCTS):
         said = f"its module is a {type(found.module).__name__}, which may return something other than its product"
         yield "module-unsupported", said, "a linear layer or an embedding", _MERGE
+    elif site.role.startswith("modules.") and found.parameter is None and found.site == site:
+        shape, own = plan.delta(site).shape, _sides(found.module)
+        if own is not None and shape != own:
+            yield "shape", f"ΔW is {list(shape)}", f"{list(own)}, as the module has it", _SIZE
+
+
+def _sides(module: nn.Module) -> tuple[int, int] | None:
+    """(out, in) of a module's product, however its weight is stored or packed."""
+    if isinstance(module, nn.Linear):
+        return module.out_features, module.in_features
+    if isinstance(module, nn.Embedding):
+        return module.embedding_dim, module.num_embeddings
+    return (module.weight.shape[1], module.weight.shape[0]) if isinstance(module, Conv1D) else None
 
 
 def _weight(found: Reached) -> object:
@@ -178,6 +191,7 @@ def inert(plan: Plan, modules: Mapping[Site, Reached]) -> Iterator[Problem]:
             yield Problem("module-unsupported", where, said, "a module that is called", _MERGE, "warning")
 
 
+_SIZE = "The adapter belongs to a model of another size."
 _MERGE = "Merge the adapter into its base instead, or attach with layers=… that leave it out."
 #: modules whose output is the product of their input and their weight, so that what a hook adds is what ΔW does
 _PRODUCTS = (nn.Linear, nn.Embedding, Conv1D)
