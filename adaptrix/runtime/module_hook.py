@@ -237,7 +237,8 @@ def _aligned(hook: Hook) -> Hook:
     """A hook that is given the input where the output is: accelerate moves it inside of the module only."""
 
     def aligned(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        return hook(module, (args[0].to(output.device), *args[1:]), output)
+        first = output if isinstance(output, Tensor) else output[0]  # routers answer with several
+        return hook(module, (args[0].to(first.device), *args[1:]), output)
 
     return aligned
 

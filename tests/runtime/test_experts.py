@@ -8,6 +8,7 @@ import peft
 import pytest
 import torch
 import transformers
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from safetensors.torch import save_file
 from torch import nn
 
@@ -285,3 +286,32 @@ def test_half_precision_is_no_further_from_the_exact_answer_than_peft(dtype, tmp
     with adaptrix.attach(model, {"x": tmp_path}) as session, session.use("x"):
         ours = logits(model).float()
     assert (ours - exact).norm() < 1.5 * (logits(theirs).float() - exact).norm()
+
+
+def offloaded(model):
+    """A copy of a model whose experts and routers accelerate brings in when they run."""
+    model = copy.deepcopy(model)
+    for module in [part for layer in model.model.layers for part in (layer.mlp.experts, layer.mlp.gate)]:
+        weights = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+        hook = AlignDevicesHook(execution_device=torch.device("cpu"), offload=True, weights_map=weights)
+        add_hook_to_module(module, hook)
+    return model
+
+
+def test_experts_that_accelerate_offloads(tmp_path):
+    model = mixtral()
+    theirs = adapted(model, tmp_path, target_parameters=[*_STACKS, "mlp.gate.weight"])
+    away = offloaded(model)
+    with adaptrix.attach(away, {"x": tmp_path}) as session, session.use("x"):
+        assert near(logits(away), logits(theirs))
+    assert near(logits(away), logits(model))
+    assert away.model.layers[0].mlp.experts.gate_up_proj.is_meta
+
+
+def test_a_model_compiled_under_a_session_runs_its_experts(two):
+    model, folders, theirs = two
+    with adaptrix.attach(model, folders) as session:
+        compiled = torch.compile(model, backend="eager")
+        with session.use("a"):
+            assert near(logits(compiled), logits(theirs["a"]))
+        assert near(logits(compiled), logits(model))
