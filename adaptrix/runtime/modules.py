@@ -146,9 +146,12 @@ def _obstacles(plan: Plan, site: Site, found: Reached | None) -> Iterator[tuple[
     if not plan.delta(site).rank:
         yield "rank", "a delta of rank 0", "a rank of at least 1", "Leave the module out."
     weight = None if found is None else _weight(found)
-    if found is None or not isinstance(weight, Tensor):
+    if found is None:
         remedy = "Attach with layers=… that leave it out, or to the model it was made for."
         yield "module-missing", "the model has no such module", "one for every site", remedy
+    elif not isinstance(weight, Tensor):
+        said = f"its module is a {type(found.module).__name__}, which has no weight of its own"
+        yield "module-unsupported", said, "a linear layer or an embedding", _MERGE
     elif weight.is_meta and not hasattr(found.module, "_hf_hook"):
         yield (
             "weights-not-loaded",

@@ -174,3 +174,12 @@ def test_a_plan_in_the_older_names_is_refused_for_its_true_reason(tmp_path):
         assert not near(logits(model), logits(qwen2_vl()))
     with pytest.raises(RefusedError, match="its plan is by names"):
         adaptrix.attach(model, {"x": tmp_path / "1.safetensors"})
+
+
+def test_a_module_without_a_weight_is_not_said_to_be_missing(tmp_path):
+    adapted(qwen2_vl(), tmp_path, target_modules=r".*language_model.*q_proj")
+    respelled(tmp_path, "self_attn.q_proj", "self_attn")
+    rewrite(tmp_path, target_modules=["self_attn"])
+    with pytest.raises(RefusedError, match="which has no weight of its own") as refused:
+        adaptrix.attach(qwen2_vl(), {"x": tmp_path})
+    assert "no such module" not in str(refused.value)
