@@ -104,6 +104,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/generate.py
 	$(BIN)/python benchmarks/spectral.py
 	$(BIN)/python benchmarks/experts.py
+	$(BIN)/python benchmarks/moe.py
 
 # Experts, their dispatch, and LoRAs beside them, on five seeds.
 bench-transformer2: $(STAMP)

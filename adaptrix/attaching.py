@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,15 @@ from torch import nn
 
 from adaptrix.adapter import Adapter
 from adaptrix.architecture import Architecture, Site
+from adaptrix.base.names import ModelNames, renamed
 from adaptrix.base.svd import Known, SvdCache
-from adaptrix.binding.bind import bind
-from adaptrix.binding.identify import by_config
+from adaptrix.binding.bind import BoundAdapter, bind
+from adaptrix.binding.identify import Identity, by_config, kept_paths
 from adaptrix.binding.translate import in_own_names
 from adaptrix.errors import AdaptrixError, Problem, RefusedError, UsageError, errors_in, warn_of
 from adaptrix.pipeline import Pipeline
 from adaptrix.planning.plan import Plan, inactive, plan_of
-from adaptrix.runtime.activation import invocation, unactivatable, ungated
+from adaptrix.runtime.activation import invocation, unactivatable, ungateable, ungated
 from adaptrix.runtime.build import kernels, require_finite
 from adaptrix.runtime.decompositions import Decompositions
 from adaptrix.runtime.drift import Drift
@@ -30,11 +32,13 @@ from adaptrix.runtime.extras import places, with_extras
 from adaptrix.runtime.gate import behind_gate
 from adaptrix.runtime.hooks import Hooks
 from adaptrix.runtime.loaded import require_name
-from adaptrix.runtime.modules import Reached, inert, reached, require_plain, unreachable
+from adaptrix.runtime.modules import Reached, inert, reached, require_plain, unreachable, whole_site
+from adaptrix.runtime.parameter_forward import occupied
 from adaptrix.runtime.refcounts import Users
 from adaptrix.runtime.replaced import SiteKernel
 from adaptrix.runtime.session import Session
 from adaptrix.runtime.slots import Slots, largest_rank
+from adaptrix.runtime.stored import as_products
 from adaptrix.saving import save_into
 
 AdapterLike = Adapter | str | PathLike[str]
@@ -52,7 +56,8 @@ def attach(
 ) -> Session:
     """Loads adapters by name onto a model, and returns the session that switches among them; none is active yet.
 
-    Nothing is put on the model but forward hooks, and these come off when the session ends. Adapters stay where the
+    Nothing is put on the model but forward hooks, and a forward of their own on modules whose parameters an adapter
+    changes inside, as those of stacked experts and routers: all come off when the session ends. Adapters stay where the
     model is now and in its dtype: a model that is moved under a session is refused, one that is cast goes on.
 
     - ``model``: a transformers model with its weights, neither compiled nor wrapped by peft.
@@ -83,10 +88,10 @@ def attach(
     """
     require_plain(model)
     _require_named(adapters)
-    loader = _Loader(model, _policy(layers))
+    drift = Drift(_bound(max_drift)) if measure or max_drift is not None else None
+    loader = _Loader(model, _policy(layers), measured=drift is not None)
     users = Users()
     built = _all(loader, adapters)
-    drift = Drift(_bound(max_drift)) if measure or max_drift is not None else None
     room = None
     if slots is None and max_rank is not None:
         raise UsageError(Problem("option", "max_rank", f"{max_rank!r} without slots", "slots=…, or no max_rank"))
@@ -154,8 +159,8 @@ def _named(problem: Problem, name: str) -> Problem:
 class _Loader:
     """Turns adapters into changes of one model, and knows the modules it has found for them."""
 
-    def __init__(self, model: nn.Module, layers: str | None) -> None:
-        self._model, self._layers = model, layers
+    def __init__(self, model: nn.Module, layers: str | None, *, measured: bool) -> None:
+        self._model, self._layers, self._measured = model, layers, measured
         self._pipeline = Pipeline()
         self._config = _config(model)
         self._decompositions = Decompositions(Known(SvdCache()))
@@ -172,17 +177,20 @@ class _Loader:
     @torch.inference_mode(False)
     def _built(self, adapter: AdapterLike) -> tuple[Mapping[Site, SiteKernel], Plan]:
         read = adapter if isinstance(adapter, Adapter) else self._pipeline.read(_uri(adapter))
-        known = self._pipeline.catalog.architectures
-        read = in_own_names(read, known, self._config)
-        bound = bind(read, by_config(self._config, known, read, type(self._model).__name__))
+        read = in_own_names(read, self._pipeline.catalog.architectures, self._config)
+        bound = self._bound(read)
         if errors := [*errors_in(bound.problems), *_unservable(read), *unactivatable(read, self._model)]:
             raise RefusedError(errors)
         plan = plan_of(bound, self._layers)
         modules = dict(self._modules_of(bound.architecture))
+        modules |= self._stacked(bound, modules)
         extras, problems = places(plan, self._model, modules)
         if problems := [*unreachable(plan, modules), *problems, *ungated(read, extras)]:
             raise RefusedError(problems)
-        found = with_extras(behind_gate(kernels(plan, modules, self._decompositions), invocation(read)), extras)
+        made = kernels(plan, modules, self._decompositions)
+        if problems := [*occupied(made, modules, self.modules, measured=self._measured), *ungateable(read, made)]:
+            raise RefusedError(problems)
+        found = with_extras(behind_gate(made, invocation(read)), extras)
         require_finite(found, plan)
         modules |= {place.reached.site: place.reached for place in extras}
         self.modules |= {site: modules[site] for site in found}
@@ -193,6 +201,35 @@ class _Loader:
     def write(self, plan: Plan, folder: str | PathLike[str]) -> None:
         """Puts what acts of a plan into a folder, which may hold other files, as a PEFT checkpoint."""
         save_into(self._pipeline, plan, Path(folder))
+
+    def _bound(self, read: Adapter) -> BoundAdapter:
+        """The adapter by the sites of the model's family, under the model's own names for its modules."""
+        identity = self._identity(read)
+        known = identity.architecture.locate if identity.known else lambda _: None
+        adapter = as_products(renamed(read, self._names, known), dict(self._model.named_modules()))
+        return bind(adapter, identity if adapter is read else self._identity(adapter))
+
+    def _identity(self, adapter: Adapter) -> Identity:
+        known = self._pipeline.catalog.architectures
+        return by_config(self._config, known, adapter, type(self._model).__name__)
+
+    @cached_property
+    def _names(self) -> ModelNames:
+        return ModelNames(self._model)
+
+    def _stacked(self, bound: BoundAdapter, modules: Mapping[Site, Reached]) -> dict[Site, Reached]:
+        """The stacks that hold the experts which an adapter names one by one, where its family has no site for them."""
+        found: dict[Site, Reached] = {}
+        for site, target in bound.targets.items():
+            if whole_site(site) in modules or (place := self._names.place(target.path)) is None:
+                continue
+            name, _, leaf = place.path.rpartition(".")
+            whole = kept_paths([place.path]).locate(place.path)
+            if whole is not None:
+                stack = Reached(name, whole, self._model.get_submodule(name), leaf)
+                found[whole] = modules.get(whole, found.get(whole, stack))
+                found[site] = replace(found[whole], expert=place.expert, rows=place.rows)
+        return found
 
     def _modules_of(self, architecture: Architecture) -> Mapping[Site, Reached]:
         """The model's modules as first found: hooks stay on them. Unknown families have an adapter's roles."""

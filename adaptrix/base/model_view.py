@@ -52,19 +52,9 @@ class ModelView:
 def view_of(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], name: str) -> ModelView:
     """The view of a base. ``shapes``: those of the tensors in its files; ``name``: what messages call it.
 
-    Raises :class:`RefusedError` where transformers cannot build the model of this config.
+    Raises :class:`RefusedError` as :func:`without_numbers`.
     """
-    try:
-        made = config_of(config)
-        model = build(_class_of(made, name), made)
-    except AdaptrixError:
-        raise
-    except Exception as error:  # a malformed config can make transformers raise nearly anything
-        said = " ".join(str(error).split())[:200]
-        found = f"transformers cannot build a model of its config ({type(error).__name__}: {said})"
-        raise RefusedError(
-            Problem("base-unusable", name, found, "a config of a model that transformers knows")
-        ) from None
+    model = without_numbers(config, name)
     orientations = {weight.path: weight.orientation for weight in weights(model) if weight.orientation is not None}
     parameters, pieces, unreadable = _files(model, shapes)
     for path in [path for path in pieces if orientations.get(path) == "experts_transposed"]:
@@ -77,6 +67,24 @@ def view_of(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], na
         MappingProxyType(pieces),
         MappingProxyType(unreadable),
     )
+
+
+def without_numbers(config: Mapping[str, Any], name: str) -> Any:
+    """The model of a base's config, on the meta device. ``name``: what messages call it.
+
+    Raises :class:`RefusedError` where transformers cannot build it.
+    """
+    try:
+        made = config_of(config)
+        return build(_class_of(made, name), made)
+    except AdaptrixError:
+        raise
+    except Exception as error:  # a malformed config can make transformers raise nearly anything
+        said = " ".join(str(error).split())[:200]
+        found = f"transformers cannot build a model of its config ({type(error).__name__}: {said})"
+        raise RefusedError(
+            Problem("base-unusable", name, found, "a config of a model that transformers knows")
+        ) from None
 
 
 def _class_of(config: Any, name: str) -> Any:

@@ -13,6 +13,7 @@ from adaptrix.base.quantised import quantised
 from adaptrix.base.sites import BaseSites, is_kept
 from adaptrix.errors import Problem, RefusedError, errors_in
 from adaptrix.merging.drafting import MergePlanner
+from adaptrix.merging.names import in_names_of
 from adaptrix.merging.options import MergeOptions, QloraBase
 from adaptrix.merging.tensor_change import TensorChange
 from adaptrix.merging.tied import is_tied, tied_changes, tied_parameters, tied_problems, vocabulary
@@ -70,7 +71,7 @@ def draft(pipeline: Pipeline, uri: str, base: str, options: MergeOptions, displa
 
     Raises :class:`AdaptrixError` with every problem.
     """
-    report = pipeline.read_and_bind(uri, base)
+    report = in_names_of(base, pipeline.read_and_bind(uri, base), pipeline)
     report = report if options.allow_nonfinite else report.examined()
     if not report.ok or report.bound is None:
         raise RefusedError(errors_in(report.problems))

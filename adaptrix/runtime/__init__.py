@@ -1,1 +1,1 @@
-"""Adapters on a live model: forward hooks and nothing else. Needs torch; the rest of Adaptrix does not."""
+"""Adapters on a live model, by hooks and forwards that all come off. Needs torch; the rest of Adaptrix does not."""

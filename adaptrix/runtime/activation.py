@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import nn
 
 from adaptrix.adapter import Adapter
+from adaptrix.architecture import Site
 from adaptrix.delta import LowRank
 from adaptrix.errors import Problem
 from adaptrix.runtime.extras import ExtraTarget
+from adaptrix.runtime.parameter_kernel import ParameterKernel
 
 
 def invocation(adapter: Adapter) -> tuple[int, ...]:
@@ -55,3 +57,11 @@ def ungated(adapter: Adapter, extras: Iterable[ExtraTarget]) -> Iterator[Problem
         found = "a tensor that replaces the base's, beside an activated LoRA: it would act before the invocation"
         remedy = "Attach one without it; `adaptrix convert` keeps it."
         yield Problem("conditional", f"{adapter.name} {place.reached.name}.{place.leaf}", found, "deltas alone", remedy)
+
+
+def ungateable(adapter: Adapter, kernels: Mapping[Site, object]) -> Iterator[Problem]:
+    """A problem for each change of a parameter that its module reads itself: it acts on all tokens or on none."""
+    for site, kernel in kernels.items() if invocation(adapter) else ():
+        if isinstance(kernel, ParameterKernel):
+            found, remedy = f"an activated LoRA on {ParameterKernel.described}", "Run it with peft."
+            yield Problem("conditional", f"{adapter.name} {site}", found, "deltas on linear layers", remedy)

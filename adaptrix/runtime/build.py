@@ -13,6 +13,7 @@ from adaptrix.runtime.decompositions import Decompositions
 from adaptrix.runtime.kernel import Adding
 from adaptrix.runtime.kinds import kind_at
 from adaptrix.runtime.modules import Reached, whole_site
+from adaptrix.runtime.parameter_factors import parameter_kernel
 from adaptrix.runtime.replaced import SiteKernel
 
 
@@ -25,11 +26,14 @@ def kernels(plan: Plan, modules: Mapping[Site, Reached], decompositions: Decompo
     """
     built: dict[Site, Adding] = {}
     problems = foreign = list(decompositions.problems(plan, modules))
-    for whole, sites in by_module(plan).items():
+    for whole, sites in by_module(plan, modules).items():
         if foreign and plan.delta(sites[0]).needs_base:
             continue
         try:
-            built[whole] = kind_at(plan, sites[0], "attaching").build(plan, sites, modules[whole], decompositions)
+            if modules[whole].parameter is None:
+                built[whole] = kind_at(plan, sites[0], "attaching").build(plan, sites, modules[whole], decompositions)
+            else:
+                built[whole] = parameter_kernel(plan, sites, modules)
         except RefusedError as error:
             problems = [*problems, *error.problems]
     if problems:
@@ -37,11 +41,11 @@ def kernels(plan: Plan, modules: Mapping[Site, Reached], decompositions: Decompo
     return built
 
 
-def by_module(plan: Plan) -> dict[Site, list[Site]]:
+def by_module(plan: Plan, modules: Mapping[Site, Reached]) -> dict[Site, list[Site]]:
     """The active sites by that of the whole weight."""
     groups: dict[Site, list[Site]] = {}
     for site in plan.sites:
-        groups.setdefault(whole_site(site), []).append(site)
+        groups.setdefault(modules[whole_site(site)].site, []).append(site)
     return groups
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn
 from weakref import WeakKeyDictionary
@@ -28,13 +29,15 @@ from adaptrix.runtime.factors import device_of
 from adaptrix.runtime.kernel import ActiveKernel
 from adaptrix.runtime.modules import Links, Reached, links
 from adaptrix.runtime.never_called import Watched
+from adaptrix.runtime.parameter_forward import Placed, place_forward
+from adaptrix.runtime.parameter_kernel import ParameterKernel
 from adaptrix.runtime.places import Place, Places
 from adaptrix.runtime.row_guard import Guarded, in_graph, require_none
 from adaptrix.runtime.selection import Selection
 from adaptrix.runtime.slots import Bank, Slots
 
-#: the kernel that acts on a module, and the counter of how often it did
-Table = Mapping[nn.Module, tuple[ActiveKernel, Iterator[int]]]
+#: the kernel that acts on a module, or on a parameter inside of one, and the counter of how often it did
+Table = Mapping[nn.Module | Reached, tuple[ActiveKernel, Iterator[int]]]
 
 
 class Pass(threading.local):
@@ -118,6 +121,7 @@ class ModuleHooks:
         self._pass, self._current = running, current
         self._hooked: dict[Site, Reached] = {}
         self._calls: dict[Site, Calls] = {}
+        self._parameters: dict[nn.Module, list[Reached]] = {}
         self._homes: dict[nn.Module, torch.device] = {}
         self._places = Places(model)
         self._tables: WeakKeyDictionary[Selection, Table] = WeakKeyDictionary()
@@ -127,19 +131,43 @@ class ModuleHooks:
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise uncopied("module")
 
-    def cover(self, reached: Reached) -> RemovableHandle | None:
+    def cover(self, reached: Reached) -> RemovableHandle | Placed | Both | None:
         """Hooks a module that has adapters where it now is; None if it has a hook already."""
         self._homes[reached.module] = device_of(reached.module)
         if reached.site in self._hooked:
             return None
         self._hooked[reached.site], self._calls[reached.site] = reached, Calls()
+        placed = None if reached.parameter is None else self._inside(reached)
+        if reached.parameter not in (None, "weight"):
+            return placed
         # partials and methods, no closures: a copied or pickled module comes to this object, which refuses
         hook = self._shared
         if self._slots is not None:
             hook = partial(self._in_slot, self._slots.banks[reached.site], self._places.of(reached.name))
         if "_hf_hook" in vars(reached.module):
             hook = partial(_aligned, hook)
-        return reached.module.register_forward_hook(hook)
+        handle = reached.module.register_forward_hook(hook)
+        return handle if placed is None else Both(handle, placed)
+
+    def _inside(self, reached: Reached) -> Placed | None:
+        """A forward on a module whose parameter is changed, unless it has one already."""
+        known = self._parameters.setdefault(reached.module, [])
+        known.append(reached)
+        return place_forward(reached.module, partial(self._changes, reached.module)) if len(known) == 1 else None
+
+    def _changes(self, module: nn.Module) -> dict[str, ParameterKernel]:
+        """The changes that act now at the parameters of a module, each counted."""
+        table = self._pass.table
+        if table is None:
+            table = self.table(self._current())
+        found = {}
+        for reached in self._parameters[module]:
+            kernel, calls = table.get(reached, (None, None))
+            if isinstance(kernel, ParameterKernel) and calls is not None and reached.parameter is not None:
+                next(calls)
+                found[reached.parameter] = kernel
+                self._require_at_home(module, module.get_parameter(reached.parameter))
+        return found
 
     def table(self, selection: Selection) -> Table:
         """The kernels of a selection by module, each with the counter of its injections."""
@@ -148,7 +176,7 @@ class ModuleHooks:
             sites: Iterable[tuple[Site, ActiveKernel]] = selection.kernels.items()
             if selection.rows > 1:
                 sites = {site: self._guarded(site, kernel, selection.rows) for site, kernel in sites}.items()
-            found = {self._hooked[site].module: (kernel, self._calls[site].numbers) for site, kernel in sites}
+            found = {_key(self._hooked[site], kernel): (kernel, self._calls[site].numbers) for site, kernel in sites}
             self._tables[selection] = found
         return found
 
@@ -216,9 +244,28 @@ def uncopied(where: str) -> RefusedError:
     return refuse("session-state", where, found, "a model without a session", remedy)
 
 
+@dataclass(frozen=True, slots=True)
+class Both:
+    """What is on a module whose weight an adapter changes inside, and whose output another one replaces."""
+
+    hook: RemovableHandle
+    placed: Placed
+
+    def remove(self) -> None:
+        """Takes both off."""
+        self.hook.remove()
+        self.placed.remove()
+
+
+def _key(reached: Reached, kernel: ActiveKernel) -> nn.Module | Reached:
+    """The key of a kernel in a table: the module whose output it changes, or the parameter inside of one."""
+    return reached if isinstance(kernel, ParameterKernel) else reached.module
+
+
 def _aligned(hook: Hook, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
     """A hook that is given the input where the output is: accelerate moves it inside of the module only."""
-    return hook(module, (args[0].to(output.device), *args[1:]), output)
+    first = output if isinstance(output, Tensor) else output[0]  # routers answer with several
+    return hook(module, (args[0].to(first.device), *args[1:]), output)
 
 
 def _replaced(name: str) -> Problem:

@@ -21,11 +21,19 @@ from adaptrix.wording import some
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reached:
-    """A module of the model by its own name, and the site of its whole weight."""
+    """A module of the model by its own name, and the site of its whole weight.
+
+    ``parameter``: where the module does more than one product, and so is run with another tensor in the place of this
+    parameter; None where a hook adds to its output. ``expert``, ``rows``: the expert of a stack, and the rows
+    (first, one past the last) of its ``[out]``, that a delta found here is of; None for all.
+    """
 
     name: str
     site: Site
     module: nn.Module
+    parameter: str | None = None
+    expert: int | None = None
+    rows: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,8 +74,24 @@ def reached(model: nn.Module, architecture: Architecture) -> dict[Site, Reached]
     for name, module in model.named_modules():
         site = architecture.locate(name) if name else None
         if site is not None:
-            found[site] = Reached(name, site, module)
+            found[site] = Reached(name, site, module, _read_inside(module))
+        for leaf in _bare(module):
+            site = architecture.locate(f"{name}.{leaf}" if name else leaf)
+            if site is not None:
+                found[site] = Reached(name, site, module, leaf)
     return found
+
+
+def _read_inside(module: nn.Module) -> str | None:
+    """The weight of a module that may answer with something else than its product, as routers do; else None."""
+    weight = None if isinstance(module, _PRODUCTS) else module._parameters.get("weight")
+    return "weight" if isinstance(weight, Tensor) and weight.dim() == 2 else None
+
+
+def _bare(module: nn.Module) -> Iterator[str]:
+    """The names of parameters of two axes or three that are no ``weight``, as stacks of experts are."""
+    own = module._parameters.items()
+    return (name for name, one in own if name not in ("weight", "bias") and one is not None and one.dim() in (2, 3))
 
 
 def require_plain(model: object) -> None:
@@ -123,17 +147,15 @@ def unreachable(plan: Plan, modules: Mapping[Site, Reached]) -> Iterator[Problem
 
 
 def _obstacles(plan: Plan, site: Site, found: Reached | None) -> Iterator[tuple[str, str, str, str]]:
-    """Reasons why no hook can serve a site: code, found, expected, remedy."""
-    weight = None if found is None else getattr(found.module, "weight", None)
+    """Reasons why a site cannot be served: code, found, expected, remedy."""
     if not plan.delta(site).rank:
         yield "rank", "a delta of rank 0", "a rank of at least 1", "Leave the module out."
-    if plan.bound.architecture.roles[site.role].orientation.startswith("experts") or _is_stacked(plan, site):
-        yield "module-unsupported", "stacked experts have no module of their own", "a module to hook", MERGE
-    elif found is None or not isinstance(weight, Tensor):
+    weight = None if found is None else _weight(found)
+    if found is None:
         remedy = "Attach with layers=… that leave it out, or to the model it was made for."
         yield "module-missing", "the model has no such module", "one for every site", remedy
-    elif not isinstance(found.module, _PRODUCTS):
-        said = f"its module is a {type(found.module).__name__}, which may return something other than its product"
+    elif not isinstance(weight, Tensor):
+        said = f"its module is a {type(found.module).__name__}, which has no weight of its own"
         yield "module-unsupported", said, "a linear layer or an embedding", MERGE
     elif weight.is_meta and not hasattr(found.module, "_hf_hook"):
         yield (
@@ -142,6 +164,27 @@ def _obstacles(plan: Plan, site: Site, found: Reached | None) -> Iterator[tuple[
             "a loaded model",
             "Load the model's weights first.",
         )
+    elif found.parameter is None and not isinstance(found.module, _PRODUCTS):
+        said = f"its module is a {type(found.module).__name__}, which may return something other than its product"
+        yield "module-unsupported", said, "a linear layer or an embedding", MERGE
+    elif site.role.startswith("modules.") and found.parameter is None and found.site == site:
+        shape, own = plan.delta(site).shape, _sides(found.module)
+        if own is not None and shape != own:
+            yield "shape", f"ΔW is {list(shape)}", f"{list(own)}, as the module has it", _SIZE
+
+
+def _sides(module: nn.Module) -> tuple[int, int] | None:
+    """(out, in) of a module's product, however its weight is stored or packed."""
+    if isinstance(module, nn.Linear):
+        return module.out_features, module.in_features
+    if isinstance(module, nn.Embedding):
+        return module.embedding_dim, module.num_embeddings
+    return (module.weight.shape[1], module.weight.shape[0]) if isinstance(module, Conv1D) else None
+
+
+def _weight(found: Reached) -> object:
+    """What a delta found here changes: the module's weight, or the parameter inside of it."""
+    return getattr(found.module, found.parameter or "weight", None)
 
 
 def inert(plan: Plan, model: nn.Module, modules: Mapping[Site, Reached]) -> Iterator[Problem]:
@@ -180,14 +223,10 @@ def _makes(around: type, leaf: str, source: str) -> bool:
     return re.search(rf"self\.{re.escape(leaf)}\s*=", source) is not None and around.__bases__ == (nn.Module,)
 
 
+_SIZE = "The adapter belongs to a model of another size."
 MERGE = "Merge the adapter into its base instead, or attach with layers=… that leave it out."
 #: modules whose output is the product of their input and their weight, so that what a hook adds is what ΔW does
 _PRODUCTS = (nn.Linear, nn.Embedding, Conv1D)
-
-
-def _is_stacked(plan: Plan, site: Site) -> bool:
-    """True for a delta on a stack of experts, whatever the family is."""
-    return getattr(plan.delta(site), "experts", None) is not None
 
 
 def whole_site(site: Site) -> Site:

@@ -35,6 +35,7 @@ class Replaced:
 
     def delta(self, x: Tensor, y: Tensor) -> Tensor:
         """The difference of the replaced module's output from ``y``."""
+        _require_one(self.module, y)
         return self.add(x, y) - y
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
@@ -42,7 +43,7 @@ class Replaced:
         own = next(self.module.parameters(), y).dtype  # the model may have been cast since the adapter was loaded
         x = x.to(own) if x.is_floating_point() and own.is_floating_point else x
         answer: Tensor = type(self.module).forward(self.module, x)  # an instance's own forward is the original's
-        return answer.to(y.dtype)
+        return answer.to(y.dtype) if isinstance(y, Tensor) else answer  # routers answer with several
 
     def numbers(self) -> Iterator[Tensor]:
         """The module's tensors, the adapter's among them."""
@@ -71,11 +72,22 @@ class Mixed:
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
         """``y`` with each row changed. Raises :class:`UsageError` for a batch of another length."""
+        for change in self.changes:
+            if isinstance(change, Replaced):
+                _require_one(change.module, y)
         count = rows_of(x, len(self.changes))
         pairs = zip(x.chunk(count), y.chunk(count), strict=True)
         rows = [b if c is None else c.add(a, b) if isinstance(c, Replaced) else (b + c.delta(a, b)).to(y.dtype)
                 for c, (a, b) in zip(self.changes, pairs, strict=True)]  # fmt: skip
         return torch.cat(rows)
+
+
+def _require_one(module: nn.Module, y: object) -> None:
+    """Raises :class:`UsageError` where a module answers with several tensors, as routers of experts do."""
+    if not isinstance(y, Tensor):
+        found = f"a {type(module).__name__} answers with several tensors, which have no rows and no drift"
+        remedy = "Use the adapter for the whole batch, in a session without max_drift and measure."
+        raise UsageError(Problem("extra-unsupported", type(module).__name__, found, "one tensor", remedy))
 
 
 def twin(module: nn.Module, tensors: Mapping[str, Tensor]) -> Replaced:

@@ -20,6 +20,7 @@ from adaptrix.delta import LowRank
 from adaptrix.errors import Problem, RefusedError, refuse
 from adaptrix.planning.plan import Plan
 from adaptrix.runtime.factors import gain_of
+from adaptrix.runtime.parameter_kernel import ParameterKernel
 from adaptrix.runtime.rows import rows_of
 from adaptrix.tensor import Tensor as Stored
 
@@ -72,6 +73,10 @@ class GivenFactors:
         bound = plan.bound
         roles, paths = bound.architecture.roles, {site: bound.targets[site].path for site in sites}
         embeddings = [path for site, path in paths.items() if roles[site.role].orientation == "embedding"]
+        if inside := [site for site in sites if isinstance(sites[site], ParameterKernel)]:
+            raise refuse(
+                "kind-unsupported", paths[inside[0]], ParameterKernel.described, "modules that multiply by a matrix"
+            )
         if embeddings:
             raise refuse("kind-unsupported", embeddings[0], "it is an embedding", "modules that multiply by a matrix")
         return {site: (path, gain_of(plan, site)) for site, path in paths.items()}

@@ -23,7 +23,10 @@ from adaptrix.runtime.build import by_module
 from adaptrix.runtime.kinds import kind_at
 from adaptrix.runtime.leaves import file_changed
 from adaptrix.runtime.modules import Reached
+from adaptrix.runtime.parameter_kernel import ParameterKernel
 from adaptrix.runtime.trainable import Leaves, Trainable
+
+_LEAVES = "deltas on linear layers and embeddings, which alone are trained here"
 
 
 @torch.inference_mode(False)
@@ -34,9 +37,10 @@ def learned(plan: Plan, modules: Mapping[Site, Reached], loaded: Mapping[Site, o
     loaded; :class:`UsageError` for a dropout that is no share.
     """
     _require_deltas_only(plan)
+    _require_outside(plan, loaded)
     dropout = _dropout(plan)
     found = {}
-    for whole, sites in by_module(plan).items():
+    for whole, sites in by_module(plan, modules).items():
         kind = kind_at(plan, sites[0], "training")
         found[whole] = Trainable(kind.learn(plan, sites, modules[whole], dropout, loaded[whole]))
     with torch.no_grad():
@@ -81,6 +85,17 @@ def _trained(changes: Mapping[Site, object]) -> Iterator[Leaves]:
 def _now(plan: Plan, changes: Mapping[Site, object]) -> dict[Site, Delta]:
     """The deltas that have leaves, with the numbers of now."""
     return {site: delta for leaves in _trained(changes) for site, delta in leaves.stored(plan).items()}
+
+
+def _require_outside(plan: Plan, loaded: Mapping[Site, object]) -> None:
+    """Raises :class:`RefusedError` for changes of parameters that modules read themselves: these have no leaves."""
+    inside = [site for site, kernel in loaded.items() if isinstance(kernel, ParameterKernel)]
+    if inside:
+        remedy = "Train it with peft, or attach it with layers=… that leave them out."
+        raise RefusedError(
+            Problem("kind-unsupported", f"{plan.bound.adapter.name} {site}", ParameterKernel.described, _LEAVES, remedy)
+            for site in inside
+        )
 
 
 def _dropout(plan: Plan) -> float:

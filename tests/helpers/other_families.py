@@ -41,7 +41,13 @@ def gpt_oss(**keys):
 
 def deepseek():
     latent = {"q_lora_rank": 12, "kv_lora_rank": 12, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 8}
-    return of("DeepseekV3ForCausalLM", **{**TEXT, "head_dim": 4}, **latent, **_ROUTED, first_k_dense_replace=1)
+    return of(
+        "DeepseekV3ForCausalLM",
+        **{**TEXT, "head_dim": 4, "num_key_value_heads": 4},
+        **latent,
+        **_ROUTED,
+        first_k_dense_replace=1,
+    )
 
 
 def glm():

@@ -379,14 +379,6 @@ def test_models_that_others_have_changed_are_refused(wrap, llama, pair):
     assert caught.value.problems[0].code == "model-wrapped"
 
 
-def test_experts_in_one_tensor_are_refused_by_name(tmp_path):
-    model = tiny_model("mixtral").eval()
-    config = peft.LoraConfig(r=2, target_modules=[], target_parameters=["mlp.experts.down_proj"])
-    peft.get_peft_model(copy.deepcopy(model), config).save_pretrained(tmp_path)
-    with pytest.raises(RefusedError, match="no module of their own"):
-        attach(model, {"x": tmp_path})
-
-
 @pytest.mark.parametrize("choice", ["nobody", {"a": 1.0, "nobody": 1.0}])
 def test_unknown_names_are_named(session, choice):
     with pytest.raises(UsageError, match="one of a, b"), session.use(choice):

@@ -219,24 +219,6 @@ def test_an_adapter_that_does_not_fit_or_is_none(case, llama, folder, session, u
         assert_said(caught.value, code)
 
 
-@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
-def test_routers_that_answer_more_than_a_product(family):
-    size = tiny_model(family).model.layers[0].mlp.gate.weight.shape
-    delta = in_memory("x", np.ones((2, size[1])), np.ones((size[0], 2)), "model.layers.0.mlp.gate")
-    with pytest.raises(RefusedError, match="Merge the adapter") as caught:
-        attach(tiny_model(family).eval(), {"x": delta})
-    assert_said(caught.value, "module-unsupported")
-
-
-def test_experts_in_one_tensor_have_no_module(folder):
-    mixtral = tiny_model("mixtral")
-    before = hook_count(mixtral)
-    with pytest.raises(RefusedError) as caught:
-        attach(mixtral, {"x": folder / "experts"})
-    assert_said(caught.value, "module-unsupported")
-    assert hook_count(mixtral) == before
-
-
 def test_the_problems_of_all_adapters_come_at_once(llama, folder, session, unchanged):
     with pytest.raises(AdaptrixError) as caught:
         attach(llama, {"a": folder / "a", "wide": folder / "wide", "no": folder / "nothing", "gpt2": folder / "gpt2"})

@@ -9,9 +9,6 @@ import transformers
 import adaptrix
 from adaptrix.errors import RefusedError
 from tests.helpers.merge_models import pair
-from tests.helpers.other_families import deepseek, gpt_oss
-
-_EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 
 
 def attached(made):
@@ -39,20 +36,6 @@ def test_what_a_config_asks_for_and_no_session_does(keys, code, said, tmp_path):
     assert code in {problem.code for problem in refused.value.problems}
     assert said in str(refused.value)
     assert "no such module" not in str(refused.value)
-
-
-@pytest.mark.parametrize("build", [deepseek, gpt_oss])
-def test_stacked_experts_of_unknown_families_are_said_to_be_experts(build, tmp_path):
-    made = pair(tmp_path, build=build, target_modules=[], target_parameters=_EXPERTS)
-    with pytest.raises(RefusedError) as refused:
-        attached(made)
-    assert {problem.found for problem in refused.value.problems} == {"stacked experts have no module of their own"}
-
-
-def test_a_router_that_answers_with_more_than_a_product_is_refused(tmp_path):
-    made = pair(tmp_path, build=gpt_oss, target_modules=[], target_parameters=["mlp.router.weight"])
-    with pytest.raises(RefusedError, match="its module is a GptOssTopKRouter"):
-        attached(made)
 
 
 def test_warnings_of_reading_reach_whoever_attaches(tmp_path):
