@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock, Thread
 
 from adaptrix.errors import RefusedError, refuse
-from adaptrix.source_file import Pin
+from adaptrix.source_file import SourceFile, current_file, holding
 
 
 class Digests(Mapping[str, str]):
@@ -17,14 +19,22 @@ class Digests(Mapping[str, str]):
         self._files, self._found = files, dict[str, str | RefusedError]()
         self._thread = Thread(target=self._compute, daemon=True)
         self._lock = Lock()
-        self._pins: dict[str, Pin | OSError] = {}
+        self._opened: dict[str, SourceFile | OSError] = {}
 
     def hold(self) -> None:
         """Opens the files; one that cannot be opened is left to its reader, or to who asks for its digest."""
         with self._lock:
             for name, path in self._files.items():
-                if name not in self._pins:
-                    self._pins[name] = _pinned(path)
+                if name not in self._opened:
+                    self._opened[name] = _opened(path)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """A block whose readers find the files that are open, and no others that have taken their names."""
+        self.hold()
+        files = ((self._files[name], file) for name, file in self._opened.items())
+        with holding({os.fspath(path): file for path, file in files if isinstance(file, SourceFile)}):
+            yield
 
     def begin(self) -> None:
         """Starts the thread; calling it again does nothing."""
@@ -40,13 +50,13 @@ class Digests(Mapping[str, str]):
         """
         if self._thread.ident is None:
             return
-        for name, pin in self._pins.items():
-            if isinstance(pin, Pin):
-                pin.file.require_digest(self[name])
+        for name, file in self._opened.items():
+            if isinstance(file, SourceFile):
+                file.require_digest(self[name])
 
     def _compute(self) -> None:
-        for name, pin in self._pins.items():
-            self._found[name] = _digest(pin, self._files[name])
+        for name, file in self._opened.items():
+            self._found[name] = _digest(file, self._files[name])
 
     def __getitem__(self, name: str) -> str:
         if name not in self._files:
@@ -65,18 +75,18 @@ class Digests(Mapping[str, str]):
         return len(self._files)
 
 
-def _pinned(path: Path) -> Pin | OSError:
+def _opened(path: Path) -> SourceFile | OSError:
     try:
-        return Pin(path)
+        return current_file(path)
     except OSError as error:
         return error
 
 
-def _digest(pin: Pin | OSError, path: Path) -> str | RefusedError:
+def _digest(file: SourceFile | OSError, path: Path) -> str | RefusedError:
+    if isinstance(file, OSError):
+        return refuse("file-unreadable", path, f"it cannot be read: {file.strerror or file}")
     try:
-        if isinstance(pin, OSError):
-            raise pin
-        return pin.file.first_sha256()
+        return file.first_sha256()
     except RefusedError as error:  # raised when the digest is read
         return error
     except OSError as error:

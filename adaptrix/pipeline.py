@@ -66,12 +66,13 @@ class Pipeline:
         """The adapter of a uri or its files with all problems of reading; raises only where there is nothing
         to return."""
         bundle = self.fetch(source) if isinstance(source, str) else source
-        bundle.hold()
-        form = next((form for form in self.catalog.formats if form.detect(bundle)), None)
-        if form is None:
-            names = ", ".join(sorted(bundle.files)) or "no files"
-            raise RefusedError(Problem("format-unknown", bundle.uri, f"no format knows {names}", self._known_formats()))
-        adapter = form.read(bundle)
+        with bundle.held():
+            form = next((form for form in self.catalog.formats if form.detect(bundle)), None)
+            if form is None:
+                names = ", ".join(sorted(bundle.files)) or "no files"
+                found = f"no format knows {names}"
+                raise RefusedError(Problem("format-unknown", bundle.uri, found, self._known_formats()))
+            adapter = form.read(bundle)
         return replace(adapter, problems=(*bundle.problems, *adapter.problems)) if bundle.problems else adapter
 
     def bind(self, adapter: Adapter, base: str | None = None) -> BoundAdapter:

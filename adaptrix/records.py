@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import InitVar, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -45,9 +46,11 @@ class Bundle:
         """The SHA-256 of every file, computed at the first access, or in the background after :meth:`hash_ahead`."""
         return self._digests
 
-    def hold(self) -> None:
-        """Opens the files: from here on the names stand for these, whatever takes their place on the disk."""
-        self._digests.hold()
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """A block whose readers find the files as they were first opened, whatever takes their place on the disk."""
+        with self._digests.held():
+            yield
 
     def hash_ahead(self) -> None:
         """Begins to compute the digests in a thread, while other work goes on."""

@@ -11,12 +11,14 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from threading import RLock
+from types import MappingProxyType
 from weakref import WeakSet, WeakValueDictionary
 
 from adaptrix.errors import RefusedError, refuse
@@ -194,32 +196,32 @@ class SourceFile:
         return self._used
 
 
-class Pin:
-    """A hold on the file at a path: as long as it lives, :func:`source_file` returns that file for the path."""
-
-    __slots__ = ("__weakref__", "file")
-
-    def __init__(self, path: Path) -> None:
-        with _LOCK:
-            self.file = _current(path)
-            _PINS[os.fspath(path)] = self
+@contextmanager
+def holding(files: Mapping[str, SourceFile]) -> Iterator[None]:
+    """A block in which :func:`source_file` returns these files for their paths, whatever is there by now."""
+    token = _HELD.set({**_HELD.get(), **files})
+    try:
+        yield
+    finally:
+        _HELD.reset(token)
 
 
 def source_file(path: Path) -> SourceFile:
-    """The file at a path: the one that a :class:`Pin` holds, one that is open already, or newly opened.
+    """The file at a path: the one that is held in this context, one that is open already, or newly opened.
 
     Raises ``OSError`` as the system does.
     """
+    held = _HELD.get().get(os.fspath(path))
+    return current_file(path) if held is None else held
+
+
+def current_file(path: Path) -> SourceFile:
+    """The file that is at a path now. Raises ``OSError`` as the system does."""
     with _LOCK:
-        pin = _PINS.get(os.fspath(path))
-        return _current(path) if pin is None else pin.file
-
-
-def _current(path: Path) -> SourceFile:
-    found = _FILES.get(os.fspath(path))
-    if found is None or not found.is_at(path):
-        found = _FILES[os.fspath(path)] = SourceFile(path)
-    return found
+        found = _FILES.get(os.fspath(path))
+        if found is None or not found.is_at(path):
+            found = _FILES[os.fspath(path)] = SourceFile(path)
+        return found
 
 
 def gone(path: Path, error: OSError) -> RefusedError:
@@ -258,4 +260,4 @@ _LOCK = RLock()
 _CLOCK = count()
 _OPEN: WeakSet[SourceFile] = WeakSet()
 _FILES: WeakValueDictionary[str, SourceFile] = WeakValueDictionary()
-_PINS: WeakValueDictionary[str, Pin] = WeakValueDictionary()
+_HELD: ContextVar[Mapping[str, SourceFile]] = ContextVar("adaptrix_held", default=MappingProxyType({}))

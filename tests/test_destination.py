@@ -284,7 +284,7 @@ def test_warnings_reach_callers_in_python(place, lora):
 def test_a_format_says_itself_what_it_carries():
     formats = {form.name: form for form in Pipeline().catalog.formats}
     assert formats["injection"].carries == FEATURES.keys()
-    assert FEATURES.keys() - formats["peft"].carries == {"plan", "spectral"}
+    assert FEATURES.keys() - formats["peft"].carries == {"plan", "spectral", "mixed_dora"}
     assert sorted(formats["peft"].writes) == ["README.md", *FILES]
     assert Options().layers is None
 

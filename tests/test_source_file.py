@@ -21,7 +21,7 @@ from adaptrix.formats import safetensors_file, torch_file
 from adaptrix.merging import shards
 from adaptrix.merging.reading import reading
 from adaptrix.records import Bundle
-from adaptrix.source_file import MOST_OPEN, Pin, SourceFile, source_file
+from adaptrix.source_file import MOST_OPEN, SourceFile, source_file
 from adaptrix.tensor import FileRange, Tensor
 
 TINY = Path(__file__).parents[1] / "examples" / "tiny"
@@ -123,13 +123,12 @@ def test_a_base_written_in_place_under_a_merge_is_refused(change, tmp_path, mean
 def test_the_digest_recorded_is_that_of_the_bytes_that_were_read(lora, tmp_path):
     old = (lora / "adapter_model.safetensors").read_bytes()
     bundle = Bundle(str(lora), "lora", {"adapter_model.safetensors": lora / "adapter_model.safetensors"})
-    bundle.hold()
-    replace(lora / "adapter_model.safetensors")
-    tensors, _ = safetensors_file.read(bundle.files["adapter_model.safetensors"])
+    with bundle.held():
+        replace(lora / "adapter_model.safetensors")
+        tensors, _ = safetensors_file.read(bundle.files["adapter_model.safetensors"])
     assert not any(tensor.nonfinite() for tensor in tensors.values())
     assert bundle.sha256["adapter_model.safetensors"] == sha256(old).hexdigest()
     bundle.require_unchanged()
-    del bundle, tensors
     new, _ = safetensors_file.read(lora / "adapter_model.safetensors")
     assert any(tensor.nonfinite() for tensor in new.values())
 
@@ -186,11 +185,10 @@ def link(descriptor: str) -> bool:
 def test_a_file_is_closed_when_nothing_reads_it_any_more(tmp_path):
     (tmp_path / "a").write_bytes(b"a")
     before = len(os.listdir("/proc/self/fd"))
-    file, pin = source_file(tmp_path / "a"), Pin(tmp_path / "a")
-    assert file is pin.file
+    file = source_file(tmp_path / "a")
     assert next(pickle.loads(pickle.dumps(file)).chunks(0, 1)) == b"a"
     assert len(os.listdir("/proc/self/fd")) > before
-    del file, pin
+    del file
     assert len(os.listdir("/proc/self/fd")) == before
 
 

@@ -11,8 +11,9 @@ import numpy as np
 
 from adaptrix.adapter import Adapter, Target
 from adaptrix.architecture import Architecture, Role, Site
-from adaptrix.architecture.dialect import Name, Vocabulary
+from adaptrix.architecture.dialect import Name
 from adaptrix.architecture.dims import Dims, read_dims
+from adaptrix.architecture.vocabulary import Vocabulary
 from adaptrix.binding.identify import claimed
 from adaptrix.delta import Delta, LowRank
 from adaptrix.errors import Problem

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from adaptrix.architecture import Site
-from adaptrix.architecture.dialect import Name, Vocabulary
+from adaptrix.architecture.dialect import Name
 from adaptrix.architecture.layout import role_rows
+from adaptrix.architecture.vocabulary import Vocabulary
 from adaptrix.binding.translate import each_expert
 from adaptrix.delta import LowRank, fuse, require_low_rank, split, straightened
 from adaptrix.errors import Problem, RefusedError

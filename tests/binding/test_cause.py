@@ -72,7 +72,7 @@ def test_every_problem_is_in_json_and_in_python(tmp_path, capsys, monkeypatch):
         adaptrix.convert(DEMO / "adapter", tmp_path / "x", base=wrong)
     assert len(caught.value.problems) == 61
     assert len(str(caught.value).splitlines()) == 3
-    assert 'base="MODEL"' in str(caught.value)
+    assert "base=MODEL" in str(caught.value)
 
 
 def test_verbose_lists_each(tmp_path, capsys, monkeypatch):

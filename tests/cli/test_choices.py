@@ -54,7 +54,7 @@ def test_formats_are_those_that_can_be_written(site: Path, command: str, write: 
     install(
         site, f"adaptrix-{command}{len(more)}", FORMAT.format(write=write)
     )  # a catalog is kept by its plugins' names
-    assert sorted(offered(command, "--to", "")) == sorted(["injection", *more, "peft"])
+    assert sorted(offered(command, "--to", "")) == sorted(["injection", "mlx", "gguf", *more, "peft"])
     assert offered(command, "--to", "pe") == ["peft"]
     assert ("kohya" in shown(command)) is bool(more)
 

@@ -157,7 +157,7 @@ def test_quiet_says_nothing(run, demo):
         (["convert", "demo/adapter", "--layers", "most"], 2, "energy:K"),
         (["convert", "demo/adapter", "--rank", "0"], 2, "rank"),
         (["convert", "demo/adapter", "--name", "../x"], 2, "no path"),
-        (["convert", "demo/adapter", "--to", "gguf"], 2, "injection, peft"),
+        (["convert", "demo/adapter", "--to", "kohya"], 2, "injection, mlx, gguf, peft"),
         (["convert", "demo/adapter", "-o", "no/such/folder/x"], 2, "no/such/folder"),
         (["architectures", "show", "lama"], 2, "llama"),
         (["convert", "demo/adapter", "--base", "./absent"], 2, "absent"),

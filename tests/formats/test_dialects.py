@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from adaptrix.adapter import Adapter, Provenance, Target
 from adaptrix.architecture import Architecture, Role, Site
-from adaptrix.architecture.dialect import Vocabulary
 from adaptrix.architecture.dims import read_dims
+from adaptrix.architecture.vocabulary import Vocabulary
 from adaptrix.binding.bind import bind
 from adaptrix.binding.identify import by_config
 from adaptrix.delta import LowRank

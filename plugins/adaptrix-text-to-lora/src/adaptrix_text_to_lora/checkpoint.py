@@ -45,9 +45,9 @@ def read_checkpoint(uri: str) -> Checkpoint:
     Raises :class:`AdaptrixError` with every problem of the step that fails.
     """
     bundle = _files(uri)
-    bundle.hold()
-    settings = read_settings(bundle.one(ARGS), bundle.one(CONFIG))
-    tensors = torch_file.read(bundle.one(NAME))
+    with bundle.held():
+        settings = read_settings(bundle.one(ARGS), bundle.one(CONFIG))
+        tensors = torch_file.read(bundle.one(NAME))
     where = str(bundle.files[NAME])
     if problems := list(_faults(tensors, where)):
         raise RefusedError(problems)

@@ -52,8 +52,8 @@ def read_published(
     """
     file = _file(path)
     bundle = Bundle(str(file), file.stem, {file.name: file})
-    bundle.hold()
-    given = _by_path(torch_file.read(file), decomposition, file)
+    with bundle.held():
+        given = _by_path(torch_file.read(file), decomposition, file)
     S = {where: delta.S.float32() for where, delta in decomposition.spectra.items()}
     parts: Parts = {}
     if decomposed is not None:
