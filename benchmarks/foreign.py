@@ -39,7 +39,7 @@ def _(draft: Draft) -> None:
     draft.config["target_modules"] = "all-linear"
 
 
-@bad("half a folder of mlx-lm", "adapters.safetensors", "adapter_config.json")
+@bad("a folder of mlx-lm with the config of peft", "lora_parameters.scale")
 def _(draft: Draft) -> None:
     _instead(draft, "adapters.safetensors", "model.layers.0.self_attn.q_proj.lora_a")
 
