@@ -26,7 +26,7 @@ from adaptrix.formats.untrusted import opened, read_exactly
 from adaptrix.planning.features import CONDITIONS
 from adaptrix.planning.plan import Plan
 from adaptrix.records import Bundle
-from adaptrix.tensor import Array, Tensor
+from adaptrix.tensor import Tensor
 
 NAME, SUFFIX = "gguf", ".gguf"
 CARRIES = frozenset({"condition", "mixed_rank", "mixed_scale", "embeddings", "head", "experts"})
@@ -152,7 +152,7 @@ def write(plan: Plan, path: Path) -> None:
     found = spoken(plan, NAME)
     require_untied(plan, found, "ends llama.cpp")
     first = found[0].deltas[0]
-    tensors = {name: Tensor.of(array) for each in found for name, array in _arrays(each)}
+    tensors = {name: tensor for each in found for name, tensor in _tensors(each)}
     metadata: dict[str, tuple[gguf_file.Kind, gguf_file.Value]] = {
         "general.architecture": ("string", vocabulary_of(plan, NAME).table.called),
         "general.type": ("string", "adapter"),
@@ -175,7 +175,7 @@ def _require_servable(plan: Plan) -> None:
         raise RefusedError(Problem("conditional", adapter.name, found, "a LoRA for all tokens", "Run it with peft."))
 
 
-def _arrays(each: Spoken) -> Iterator[tuple[str, Array]]:
+def _tensors(each: Spoken) -> Iterator[tuple[str, Tensor]]:
     A, B = each.factors()
-    yield f"{each.name}.weight.lora_a", np.ascontiguousarray(A.T if each.embedding else A)
-    yield f"{each.name}.weight.lora_b", np.ascontiguousarray(B)
+    yield f"{each.name}.weight.lora_a", Tensor.of(np.ascontiguousarray(A.numpy().T)) if each.embedding else A
+    yield f"{each.name}.weight.lora_b", B

@@ -25,7 +25,7 @@ from adaptrix.formats.spoken import Spoken, require_untied, spoken
 from adaptrix.json_file import read_object
 from adaptrix.planning.plan import Plan
 from adaptrix.records import Bundle
-from adaptrix.tensor import FLOATS, Array, Tensor
+from adaptrix.tensor import FLOATS, Tensor
 
 NAME = "mlx"
 WEIGHTS, CONFIG = "adapters.safetensors", "adapter_config.json"
@@ -180,7 +180,7 @@ def write(plan: Plan, path: Path) -> None:
     require_untied(plan, found, "mlx-lm would change with it")
     _require_plain_dora(found)
     path.mkdir()
-    tensors = {name: Tensor.of(array) for each in found for name, array in _arrays(each)}
+    tensors = {name: tensor for each in found for name, tensor in _tensors(each)}
     safetensors_file.write(path / WEIGHTS, tensors, {"format": "mlx"})
     text = json.dumps(_config(plan, found), indent=4, sort_keys=True, ensure_ascii=False)
     (path / CONFIG).write_text(text + "\n", "utf-8")
@@ -200,13 +200,11 @@ def _require_plain_dora(found: list[Spoken]) -> None:
 _OTHERWISE = "Merge the adapter into its base, and convert that with mlx_lm.convert."
 
 
-def _arrays(each: Spoken) -> Iterator[tuple[str, Array]]:
-    A, B = each.factors()
-    turned = (A, B) if each.stacked else (A.T, B.T)
-    yield f"{each.name}.lora_a", np.ascontiguousarray(turned[0])
-    yield f"{each.name}.lora_b", np.ascontiguousarray(turned[1])
+def _tensors(each: Spoken) -> Iterator[tuple[str, Tensor]]:
+    for leaf, factor in zip(("lora_a", "lora_b"), each.factors(), strict=True):
+        yield f"{each.name}.{leaf}", factor if each.stacked else _turned(factor)
     if (magnitude := each.deltas[0].magnitude) is not None:
-        yield f"{each.name}.m", magnitude.numpy()
+        yield f"{each.name}.m", magnitude
 
 
 def _config(plan: Plan, found: list[Spoken]) -> dict[str, Any]:
