@@ -103,8 +103,9 @@ def test_a_file_gives_the_third_kind_back(listed, base, tmp_path):
 
 
 def test_a_third_kind_of_another_size_is_refused_in_its_own_words(listed, base):
-    (first, *_) = adaptrix.check(adapter(size=20), base=base[0]).problems
-    assert first.code == "shape"
+    cause, first, *_ = adaptrix.check(adapter(size=20), base=base[0]).problems
+    assert (cause.code, first.code) == ("shape", "shape")
+    assert "hidden 20, the base has 24" in cause.found
     assert first.found == "20 numbers of v (out)"
 
 
