@@ -13,6 +13,7 @@ from typing import Any
 from adaptrix.architecture.dims import DEEPEST
 from adaptrix.architecture.patterns import Budget, Patterns, fullmatch, tails
 from adaptrix.errors import Problem
+from adaptrix.formats.peft_training import variant_problems
 from adaptrix.formats.peft_types import type_problems
 
 CONFIG_NAME = "adapter_config.json"
@@ -231,11 +232,12 @@ def _unsupported(raw: Mapping[str, Any]) -> Iterator[Problem]:
             "save_pretrained(…, path_initial_model_for_weight_conversion=…) writes it as a plain LoRA.",
             "variant-unsupported",
         )
-    for key in ("use_qalora", "use_bdlora", "velora_config", "monteclora_config", "kasa_config", "megatron_config"):
+    for key in ("use_qalora", "use_bdlora", "kasa_config", "megatron_config"):
         if raw.get(key):
             yield _problem(
                 key, json.dumps(raw[key])[:80], "unset", "Merge it with peft instead.", "variant-unsupported"
             )
+    yield from variant_problems(raw)
     for key in ("alora_invocation_tokens", "arrow_config"):
         if raw.get(key):
             yield Problem(

@@ -81,14 +81,23 @@ def _wraps_weight(config: PeftConfig, target: Target) -> bool:
 
 
 def _parameter_problems(config: PeftConfig, deltas: Mapping[Target, LowRank]) -> Iterator[Problem]:
-    """A problem for every targeted parameter without tensors; such names are written for one model."""
+    """A problem for every targeted parameter without tensors, a note where the model may have none of that name.
+
+    peft passes over names that match nothing. Beside other parameters of the same module it is an error: how deep
+    peft wraps each of them is told by the names alone.
+    """
     names = sorted(config.get("target_parameters") or ()) if deltas else []
     paths = (path for target in deltas for path in (target.path, f"{target.path}.weight"))
     held = {tail for path in paths for tail in tails(path)} if names else set()
+    wrapped = {target.path.rpartition(".")[0] for target, delta in deltas.items() if delta.experts is not None}
+    beside = {tail for path in wrapped for tail in ("", *tails(path))}
     for name in names:
-        if name not in held:
-            found = f"{name!r} is a target and has no tensors"
-            yield Problem("adapter-incomplete", f"{CONFIG_NAME} target_parameters", found, "a delta on it", _FETCH)
+        where, found = f"{CONFIG_NAME} target_parameters", f"{name!r} is a target and has no tensors"
+        if name not in held and name.rpartition(".")[0] in beside:
+            yield Problem("adapter-incomplete", where, found, "a delta on it", _FETCH)
+        elif name not in held:
+            found += ": read as a name that the model it was trained on has no parameter of"
+            yield Problem("config-mismatch", where, found, severity="note")
 
 
 def extra_problems(config: PeftConfig, extras: Mapping[str, Extra], deltas: Collection[Target]) -> Iterator[Problem]:

@@ -19,6 +19,7 @@ from adaptrix.formats.peft_causes import shared_causes
 from adaptrix.formats.peft_config import ALL_LINEAR, CONFIG_NAME, PeftConfig
 from adaptrix.formats.peft_keys import Key
 from adaptrix.formats.peft_promises import BASE_LAYER, TOKENS, ancestors
+from adaptrix.formats.peft_training import is_of_training
 from adaptrix.json_file import read_object
 from adaptrix.records import Bundle
 from adaptrix.tensor import FLOATS, Tensor
@@ -273,6 +274,8 @@ class _Reading:
         module, _, leaf = key.path.rpartition(".")
         if key.path.endswith(TOKENS):
             return "token_delta"
+        if is_of_training(key.path, self.config.raw):
+            return "training"
         if any(part.endswith(self.config.saved_modules) for part in ancestors(key.path)):  # peft: "norm" is any …norm
             return "module"
         if leaf == "bias" and self.config.get("bias") in ("all", "lora_only"):

@@ -40,7 +40,8 @@ class MergePlanner:
         """Gathers everything: replaced tensors first, since deltas are added to these."""
         self.problems += _unmergeable(self.plan)
         for key, extra in self.plan.bound.adapter.extras.items():
-            self._extra(key, extra)
+            if extra.acts:
+                self._extra(key, extra)
         for gather, deltas in self._by_kind().items():
             gather(self, deltas)
         for name, change in self.changes.items():

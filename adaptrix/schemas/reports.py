@@ -62,7 +62,7 @@ class RoleJSON(TypedDict):
 class ExtraJSON(TypedDict):
     """A tensor that is no delta."""
 
-    kind: Annotated[str, "`module`, `bias`, `base_weight` or `token_delta`."]
+    kind: Annotated[str, "`module`, `bias`, `base_weight`, `token_delta` or `training`."]
     dtype: Annotated[str, "As safetensors names it."]
     shape: Annotated[list[int], "As it is stored."]
 

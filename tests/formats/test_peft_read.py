@@ -263,7 +263,6 @@ CONFIGS = {
     "tokens of texts": ({"trainable_token_indices": {"embed_tokens": ["y"]}}, {"config-value"}),
     "layers_pattern a number": ({"layers_pattern": 5}, {"config-value"}),
     "tokens without rows": ({"trainable_token_indices": [3]}, {"adapter-incomplete"}),
-    "parameters without tensors": ({"target_parameters": ["experts.down_proj"]}, {"adapter-incomplete"}),
     "a task without its head": ({"task_type": "SEQ_CLS"}, {"adapter-incomplete"}),
     "a slow layers_pattern": (
         {"layers_to_transform": [0, 1, 2], "layers_pattern": "(.|..|...)*[A-Z]"},
