@@ -145,14 +145,14 @@ class PeftConfig:
 
 
 def parse(raw: Mapping[str, Any]) -> tuple[PeftConfig, tuple[Problem, ...]]:
-    """The config and all its problems; a value that cannot be used is replaced by one that causes no others."""
+    """The config and all its problems; a value that cannot be used is replaced by one that causes no others.
+
+    Of a type that is not read, that alone is said: its keys have other meanings.
+    """
+    if other := list(type_problems(raw.get("peft_type"), f"{CONFIG_NAME} peft_type")):
+        return PeftConfig(MappingProxyType(dict(raw))), tuple(other)
     values = list({problem.where: problem for problem in (*_value_problems(raw), *_number_problems(raw))}.values())
-    problems = [
-        *type_problems(raw.get("peft_type"), f"{CONFIG_NAME} peft_type"),
-        *values,
-        *_unsupported(raw),
-        *_unknown(raw),
-    ]
+    problems = [*values, *_unsupported(raw), *_unknown(raw)]
     return (
         PeftConfig(
             raw=MappingProxyType(dict(raw)),
