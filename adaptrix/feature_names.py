@@ -22,8 +22,10 @@ FEATURES: Mapping[str, str] = MappingProxyType(
         "experts": "stacked experts, one pair of factors for all of them",
         "extras": "tensors that are no deltas: trained heads, biases, tokens",
         "spectral": "spectral deltas",
+        "parametrised": "LoRAs in another parametrisation, such as LoHa or LoKr, as a PEFT checkpoint has them",
+        "reparametrised": "such LoRAs beside others, or changed, so that no PEFT config describes them",
         "plan": "deltas that do not act, or act changed by a plan",
     }
 )
 #: all that PEFT's LoRA checkpoints hold, which is also what a format that states nothing was taken to hold
-LORA = frozenset(FEATURES) - {"plan", "spectral"}
+LORA = frozenset(FEATURES) - {"plan", "spectral", "parametrised", "reparametrised"}

@@ -8,7 +8,7 @@ from adaptrix.binding.bind import BoundAdapter
 from adaptrix.delta import require_low_rank
 from adaptrix.destination import require_carried
 from adaptrix.options import Options, dtype_name
-from adaptrix.planning.features import FOLDED
+from adaptrix.planning.features import FOLDED, needed
 from adaptrix.planning.lowering import lowered, others, require_small_loss, without_vectors
 from adaptrix.planning.plan import Plan, make_plan, plan_of
 from adaptrix.planning.prune import cast, pruned
@@ -30,7 +30,7 @@ def plan_to_write(
     plan = made or reshape_plan(_chosen(bound, options, form), options.redistribute, options.rank)
     if options.prune:
         plan = pruned(plan)
-    plan = _spectral(plan, options, form, resolver)
+    plan = _other_kinds(plan, options, form, resolver)
     return cast(plan, dtype_name(options.dtype)) if options.dtype is not None else plan
 
 
@@ -41,18 +41,24 @@ def _chosen(bound: BoundAdapter, options: Options, form: Format) -> Plan:
     return plan_of(bound, options.layers)
 
 
-def _spectral(plan: Plan, options: Options, form: Format, resolver: Resolver | None) -> Plan:
-    """The plan with its spectral deltas as the format and the options want them."""
+#: kinds that become LoRAs where a format does not carry them
+_KINDS = ("spectral", "parametrised", "reparametrised")
+
+
+def _other_kinds(plan: Plan, options: Options, form: Format, resolver: Resolver | None) -> Plan:
+    """The plan with its deltas of other kinds as the format and the options want them."""
+    kinds = needed(plan, _KINDS)
     if not others(plan):
         return plan
-    kept = "spectral" in form.carries
-    if kept and options.rank is not None:
+    kept = not any(kind not in form.carries for kind in kinds)
+    if kept and options.rank is not None and "spectral" in kinds:
         require_low_rank({site: plan.delta(site) for site in plan.sites}, plan.bound.adapter.name, "--rank here")
     if kept and options.vectors == "omit":
         return without_vectors(plan)
+    kept = kept and options.rank is None
     if not kept:
-        require_carried(plan, form, options, later=("spectral", *FOLDED))  # before a base is fetched and decomposed
+        require_carried(plan, form, options, later=(*_KINDS, *FOLDED))  # before a base is fetched and decomposed
         require_small_loss(plan, options.rank, options.max_error)
-    if resolver is not None and (options.vectors == "include" or not kept):
+    if resolver is not None and "spectral" in kinds and (options.vectors == "include" or not kept):
         plan = resolver(plan, options.base)
     return plan if kept else lowered(plan, options.rank)

@@ -13,6 +13,7 @@ from typing import Any
 from adaptrix.architecture.dims import DEEPEST
 from adaptrix.architecture.patterns import Budget, Patterns, fullmatch, tails
 from adaptrix.errors import Problem
+from adaptrix.formats.peft_config_keys import keys_of, unknown_keys
 from adaptrix.formats.peft_training import variant_problems
 from adaptrix.formats.peft_types import type_problems
 
@@ -27,15 +28,6 @@ TASK_HEADS = MappingProxyType(
     {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
 )
 HEADS = frozenset(head for heads in TASK_HEADS.values() for head in heads)
-
-#: every key a LoRA config has had, from peft 0.0.1 to 0.21
-_KEYS = """alora_invocation_tokens alpha_pattern arrow_config auto_mapping base_model_name_or_path bias corda_config
-    enable_lora ensure_weight_tying eva_config exclude_modules fan_in_fan_out inference_mode init_lora_weights
-    kasa_config layer_replication layers_pattern layers_to_transform loftq_config lora_alpha lora_bias lora_dropout
-    lora_ga_config megatron_config megatron_core merge_weights modules_to_save monteclora_config peft_type peft_version
-    qalora_group_size r rank_pattern revision runtime_config target_modules target_parameters task_type
-    trainable_token_indices use_bdlora use_dora use_qalora use_rslora velora_config"""
-_KNOWN = frozenset(_KEYS.split())
 
 #: initialisations that change the base weight: the saved factors are then no delta on the published base
 _RESIDUAL_STARTS = ("pissa", "olora", "corda", "lora_ga", "loftq")
@@ -151,13 +143,14 @@ def parse(raw: Mapping[str, Any]) -> tuple[PeftConfig, tuple[Problem, ...]]:
     """
     if other := list(type_problems(raw.get("peft_type"), f"{CONFIG_NAME} peft_type")):
         return PeftConfig(MappingProxyType(dict(raw))), tuple(other)
+    keys = keys_of(raw)
     values = list({problem.where: problem for problem in (*_value_problems(raw), *_number_problems(raw))}.values())
-    problems = [*values, *_unsupported(raw), *_unknown(raw)]
+    problems = [*values, *_unsupported(raw), *unknown_keys(raw, CONFIG_NAME)]
     return (
         PeftConfig(
             raw=MappingProxyType(dict(raw)),
-            rank=_rank(raw.get("r", 8)),
-            alpha=float(raw["lora_alpha"]) if _is_alpha(raw.get("lora_alpha")) else 8.0,
+            rank=_rank(raw.get(keys.rank, keys.usual)),
+            alpha=float(raw[keys.alpha]) if _is_alpha(raw.get(keys.alpha)) else 8.0,
             rslora=raw.get("use_rslora") is True,
             rank_pattern=_clean(raw.get("rank_pattern"), _is_rank),
             alpha_pattern=_clean(raw.get("alpha_pattern"), _is_alpha),
@@ -182,18 +175,22 @@ def _number_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def _value_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
-    if not _is_rank(raw.get("r", 8)):
-        yield _problem("r", repr(raw["r"]), "a whole number of at least 1")
-    if not _is_alpha(raw.get("lora_alpha", 8)):
-        yield _problem("lora_alpha", repr(raw["lora_alpha"]), "a finite number")
+    keys = keys_of(raw)
+    if not _is_rank(raw.get(keys.rank, 8)):
+        yield _problem(keys.rank, repr(raw[keys.rank]), "a whole number of at least 1")
+    if not _is_alpha(raw.get(keys.alpha, 8)):
+        yield _problem(keys.alpha, repr(raw[keys.alpha]), "a finite number")
     base = raw.get("base_model_name_or_path")
     if base is not None and not (isinstance(base, str) and len(base) <= _LONGEST_NAME and base.isprintable()):
         yield _problem("base_model_name_or_path", repr(base)[:80], "the name of a model, printable, or null")
-    for key, valid, what in (
-        ("rank_pattern", _is_rank, "whole numbers of at least 1"),
-        ("alpha_pattern", _is_alpha, "finite numbers"),
+    masks, ranks = (_is_mask, "lists of true and false"), (_is_rank, "whole numbers of at least 1")
+    for key, (valid, what) in (
+        ("rank_pattern", masks if keys.masks else ranks),
+        ("alpha_pattern", (_is_alpha, "finite numbers")),
     ):
         table = raw.get(key, {})
+        if keys.masks and table is None:  # nothing was pruned
+            continue
         if not isinstance(table, dict):
             yield _problem(key, json.dumps(table), f"an object from module names to {what}", 'Write {} for "none".')
         else:
@@ -249,16 +246,6 @@ def _unsupported(raw: Mapping[str, Any]) -> Iterator[Problem]:
             )
 
 
-def _unknown(raw: Mapping[str, Any]) -> Iterator[Problem]:
-    for key in sorted(raw.keys() - _KNOWN):
-        yield Problem(
-            "config-unknown",
-            f"{CONFIG_NAME} {key}",
-            "no version of peft up to 0.21 has this key; kept",
-            severity="note",
-        )
-
-
 def _clean(table: Any, valid: Any) -> Mapping[str, Any]:
     return MappingProxyType({k: v for k, v in table.items() if valid(v)} if isinstance(table, dict) else {})
 
@@ -269,6 +256,11 @@ def _rank(value: Any) -> int:
 
 def _is_rank(value: Any) -> bool:
     return type(value) is int and 1 <= value <= 1 << 20
+
+
+def _is_mask(value: Any) -> bool:
+    """True for what AdaLoRA's rank_pattern has of a module: which of its first ranks are kept."""
+    return _is_list(value, bool)
 
 
 def _is_alpha(value: Any) -> bool:

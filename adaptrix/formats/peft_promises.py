@@ -27,7 +27,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 
 from adaptrix.adapter import Extra, Target
 from adaptrix.architecture.patterns import suffix_match, tails
-from adaptrix.delta import Delta, LowRank
+from adaptrix.delta import Delta
 from adaptrix.errors import Problem, RefusedError
 from adaptrix.formats.peft_config import CONFIG_NAME, HEADS, TASK_HEADS, PeftConfig
 from adaptrix.tensor import Tensor
@@ -55,7 +55,7 @@ def vector_problems(config: PeftConfig, modules: Mapping[str, Mapping[str, Tenso
 
 
 def target_problems(
-    config: PeftConfig, deltas: Mapping[Target, LowRank], tied: Collection[str] = ()
+    config: PeftConfig, deltas: Mapping[Target, Delta], tied: Collection[str] = ()
 ) -> Iterator[Problem]:
     """A problem for deltas that are no target, and for targets without tensors: peft ignores both in silence.
 
@@ -80,7 +80,7 @@ def _wraps_weight(config: PeftConfig, target: Target) -> bool:
     return any(suffix_match(name, f"{target.path}.weight") for name in config.get("target_parameters") or ())
 
 
-def _parameter_problems(config: PeftConfig, deltas: Mapping[Target, LowRank]) -> Iterator[Problem]:
+def _parameter_problems(config: PeftConfig, deltas: Mapping[Target, Delta]) -> Iterator[Problem]:
     """A problem for every targeted parameter without tensors, a note where the model may have none of that name.
 
     peft passes over names that match nothing. Beside other parameters of the same module it is an error: how deep

@@ -12,12 +12,13 @@ from types import MappingProxyType
 
 from adaptrix.adapter import Adapter, Extra, ExtraKind, Provenance, Target
 from adaptrix.architecture.patterns import suffix_match
-from adaptrix.delta import LowRank
+from adaptrix.delta import Delta, LowRank
 from adaptrix.errors import Problem, RefusedError, errors_in, refuse
 from adaptrix.formats import peft_config, peft_keys, peft_promises, peft_tied, safetensors_file, torch_file
 from adaptrix.formats.peft_causes import shared_causes
 from adaptrix.formats.peft_config import ALL_LINEAR, CONFIG_NAME, PeftConfig
 from adaptrix.formats.peft_keys import Key
+from adaptrix.formats.peft_parametrised import FORMS, PeftForm, parametrised
 from adaptrix.formats.peft_promises import BASE_LAYER, TOKENS, ancestors
 from adaptrix.formats.peft_training import is_of_training
 from adaptrix.json_file import read_object
@@ -47,8 +48,9 @@ def read(bundle: Bundle) -> Adapter:
         tensors = _tensors(bundle)
     except RefusedError as error:  # a damaged file must not hide what is wrong beside it
         raise RefusedError((*error.problems, *errors_in(problems))) from None
-    reading = _Reading(config, *peft_keys.keyed(tensors))
-    deltas = reading.deltas()
+    form = FORMS.get(str(raw.get("peft_type")))
+    reading = _Reading(config, *peft_keys.keyed(tensors, form.names if form else None))
+    deltas = reading.parametrised(form) if form else reading.deltas()
     extras = reading.extras(deltas)
     adapter = _adapter(bundle, config, deltas, extras, (*problems, *reading.problems))
     return replace(adapter, targeted=peft_promises.promise(config, deltas))
@@ -57,7 +59,7 @@ def read(bundle: Bundle) -> Adapter:
 def _adapter(
     bundle: Bundle,
     config: PeftConfig,
-    deltas: Mapping[Target, LowRank],
+    deltas: Mapping[Target, Delta],
     extras: Mapping[str, Extra],
     problems: tuple[Problem, ...],
 ) -> Adapter:
@@ -88,7 +90,7 @@ class _Reading:
     tensors: dict[Key, Tensor]
     problems: list[Problem]
 
-    def deltas(self) -> dict[Target, LowRank]:
+    def deltas(self) -> dict[Target, Delta]:
         """One delta for every module with a valid pair of factors."""
         modules: dict[str, dict[str, Tensor]] = {}
         for key, tensor in self.tensors.items():
@@ -99,7 +101,7 @@ class _Reading:
             modules = {path: group for path, group in modules.items() if path not in explained}
         sound = {path: group for path, group in modules.items() if self._pair_is_sound(path, group)}
         self.problems += peft_promises.vector_problems(self.config, modules)
-        found: dict[Target, LowRank] = {}
+        found: dict[Target, Delta] = {}
         try:
             tied = peft_tied.tied_heads(self.config, sound)
             for path, group in sound.items():
@@ -111,6 +113,10 @@ class _Reading:
         except RefusedError as error:  # a pattern of the config that cannot be matched: reported once
             self.problems += error.problems
         return found
+
+    def parametrised(self, form: PeftForm) -> dict[Target, Delta]:
+        """The same of a type that is a LoRA in another parametrisation."""
+        return parametrised(form, self.config, self.tensors, self.problems)
 
     def _tied(self, path: str, group: Mapping[str, Tensor]) -> dict[Target, LowRank]:
         A, B = group["lora_A"], group["lora_B"]
@@ -253,7 +259,7 @@ class _Reading:
             "A and B are swapped." if swapped else f"Correct r or rank_pattern in {CONFIG_NAME}.",
         )  # fmt: skip
 
-    def extras(self, deltas: Mapping[Target, LowRank]) -> dict[str, Extra]:
+    def extras(self, deltas: Mapping[Target, Delta]) -> dict[str, Extra]:
         """The tensors that are no part of a delta, each of a kind that the config explains."""
         found = {}
         any_lora = any(key.kind for key in self.tensors)

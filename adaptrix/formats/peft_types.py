@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from adaptrix.errors import Problem
+from adaptrix.formats.peft_config_keys import TYPES
 
 _AS_LORA = "Load it on its base with peft and call peft.save_as_lora(path, model, rank), then convert that."
 _MERGE = (
@@ -16,11 +17,11 @@ _PEFT = "Use it through peft."
 
 #: the types that are no LoRA: names, nature, remedy; a test runs each remedy
 _OTHERS = (
-    ("VERA VBLORA UNILORA MISS GRALORA LOHA", "is a LoRA in another parametrisation", _AS_LORA),
-    ("ADALORA PVERA PEANUT", "is a LoRA in another parametrisation", _MERGE),
+    ("VERA VBLORA UNILORA MISS GRALORA", "is a LoRA in another parametrisation", _AS_LORA),
+    ("PVERA PEANUT", "is a LoRA in another parametrisation", _MERGE),
     ("PSOFT TINYLORA DELORA", "is low-rank once the base weight is known", _AS_LORA),
     ("HRA DEFT", "is low-rank once the base weight is known", _MERGE),
-    ("LOKR FOURIERFT WAVEFT C3A RANDLORA", "is a dense change of the weight", f"{_AS_LORA} It is an approximation."),
+    ("FOURIERFT WAVEFT C3A RANDLORA", "is a dense change of the weight", f"{_AS_LORA} It is an approximation."),
     ("SHIRA", "is a sparse change of the weight", _MERGE),
     ("IA3 OFT BOFT ROAD HIRA", "multiplies the base weight", _MERGE),
     (
@@ -37,7 +38,7 @@ _ADVICE = MappingProxyType({name: (nature, remedy) for names, nature, remedy in 
 
 def type_problems(kind: Any, where: str) -> Iterator[Problem]:
     """A problem for a config's ``peft_type`` other than LoRA."""
-    if kind == "LORA":
+    if isinstance(kind, str) and kind in TYPES:
         return
     if kind is None:
         found, remedy = "the key is missing", 'Add "peft_type": "LORA" if it is one.'

@@ -11,7 +11,7 @@ from adaptrix.adapter import Extra
 from adaptrix.architecture import Site
 from adaptrix.architecture.patterns import suffix_match
 from adaptrix.base.sites import BaseSites, Term
-from adaptrix.delta import LowRank, Spectral
+from adaptrix.delta import PARAMETRISATIONS, LowRank, Parametrised, Spectral, require_low_rank
 from adaptrix.delta.kinds import row
 from adaptrix.errors import Problem, RefusedError
 from adaptrix.merging.spectral import spectral_changes
@@ -62,6 +62,10 @@ class MergePlanner:
         """Gathers what LoRAs add to the tensors of their weights, each by itself."""
         for site, delta in deltas.items():
             self._delta(site, delta)
+
+    def parametrised(self, deltas: Mapping[Site, Parametrised]) -> None:
+        """Gathers what the LoRAs that parametrised deltas are add."""
+        self.low_rank(require_low_rank(deltas, self.plan.bound.adapter.name, "merging"))
 
     def spectral(self, deltas: Mapping[Site, Spectral]) -> None:
         """Gathers the changes of spectral deltas, each of the whole weight that it is of."""
@@ -184,7 +188,12 @@ Gather = Callable[[MergePlanner, Any], None]
 
 #: a row for every kind of delta that can be merged
 KINDS: Mapping[str, Gather] = MappingProxyType(
-    {"lora": MergePlanner.low_rank, "dora": MergePlanner.low_rank, "spectral": MergePlanner.spectral}
+    {
+        "lora": MergePlanner.low_rank,
+        "dora": MergePlanner.low_rank,
+        "spectral": MergePlanner.spectral,
+        **dict.fromkeys(PARAMETRISATIONS, MergePlanner.parametrised),
+    }
 )
 
 

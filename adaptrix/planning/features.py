@@ -16,7 +16,7 @@ from types import MappingProxyType
 import numpy as np
 
 from adaptrix.architecture import Architecture, Site
-from adaptrix.delta import Delta, LowRank, of_class
+from adaptrix.delta import Delta, LowRank, Parametrised, of_class
 from adaptrix.errors import Problem
 from adaptrix.feature_names import FEATURES
 from adaptrix.planning.lowering import exchanged
@@ -83,6 +83,13 @@ def _idle_or_changed(plan: Plan, _deltas: Sequence[tuple[Site, Delta]]) -> list[
         return []
     acting = {site: plan.gains.get(-1 if site.layer is None else site.layer, 1.0) for site in plan.sites}
     return [site for site in plan.bound.deltas if site in plan.overrides or acting.get(site) != 1.0]
+
+
+def _changed_form(plan: Plan, deltas: Sequence[tuple[Site, Delta]]) -> list[Site]:
+    """The parametrised deltas where the adapter is not what a PEFT config says of it."""
+    adapter = plan.bound.adapter
+    described = adapter.provenance.format == "peft" and not adapter.altered
+    return [] if described else [site for site, delta in deltas if isinstance(delta, Parametrised)]
 
 
 def _on_embedding(site: Site, delta: Delta, family: Architecture) -> bool:
@@ -207,6 +214,8 @@ _HAS: Mapping[str, Has] = MappingProxyType(
         "experts": _each(lambda _site, delta, _family: delta.experts is not None),
         "extras": lambda plan, _deltas: list(plan.bound.adapter.extras),
         "spectral": _each(lambda _site, delta, _family: delta.kind == "spectral"),
+        "parametrised": _each(lambda _site, delta, _family: isinstance(delta, Parametrised)),
+        "reparametrised": _changed_form,
         "plan": _idle_or_changed,
     }
 )

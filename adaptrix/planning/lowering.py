@@ -123,5 +123,7 @@ def _note(losses: Mapping[Site, Truncation], deltas: Mapping[Site, Delta], kinds
     span = f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
     worst = max(losses, key=lambda site: losses[site].relative)
     error = f"relative error of ΔW at most {losses[worst].relative:.2e} ({worst})"
+    if not losses[worst].relative:  # of none is anything cut off
+        error = "exact but for rounding"
     found = f"{len(losses)} {' and '.join(sorted(kinds))} deltas made LoRA of rank {span}; {error}"
     return Problem("approximation", "plan", found, severity="note")

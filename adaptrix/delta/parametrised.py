@@ -1,0 +1,185 @@
+"""Deltas that are a LoRA in another parametrisation: fewer numbers, or otherwise arranged, that make ΔW by a formula.
+
+Each keeps the tensors of its checkpoint, so that it can be written as it came. What computes takes the LoRA of the same
+ΔW (:meth:`Parametrised.low_rank`), which is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from math import prod, sqrt
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from adaptrix.architecture import Role, Site
+from adaptrix.architecture.dims import Dims
+from adaptrix.architecture.layout import RowIndex
+from adaptrix.delta.adalora import ADALORA
+from adaptrix.delta.loha import LOHA
+from adaptrix.delta.lokr import LOKR
+from adaptrix.delta.low_rank import LowRank
+from adaptrix.delta.parametrisation import Parametrisation
+from adaptrix.delta.spectrum import Matrix, Truncation, smallest_rank
+from adaptrix.errors import Problem, refuse
+from adaptrix.tensor import FLOATS, Tensor
+
+if TYPE_CHECKING:
+    from adaptrix.delta.protocol import Delta
+
+#: every parametrisation by the kind of its deltas
+PARAMETRISATIONS: Mapping[str, Parametrisation] = MappingProxyType({"adalora": ADALORA, "loha": LOHA, "lokr": LOKR})
+
+#: numbers of ΔW: more than the largest linear layer of any model has; small tensors can name far more
+_LARGEST = 1 << 31
+
+
+@dataclass(frozen=True, eq=False)
+class Parametrised:
+    """ΔW = scale · (what the parametrisation ``kind`` makes of the tensors ``parts``), on a linear layer.
+
+    ``parts``: the tensors of the checkpoint by the ends of their names. ``settings``: whole numbers that the formula
+    needs beside them. Both are sound: :attr:`Parametrisation.faults` finds nothing.
+    """
+
+    kind: str
+    parts: Mapping[str, Tensor]
+    scale: float
+    settings: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+
+    axes: ClassVar[tuple[str, str]] = ("rows of ΔW (out)", "columns of ΔW (in)")
+    needs_base: ClassVar[bool] = False
+    resolved: ClassVar[bool] = True
+    experts: ClassVar[int | None] = None
+
+    @property
+    def _made(self) -> Parametrisation:
+        return PARAMETRISATIONS[self.kind]
+
+    @property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tensor.shape for name, tensor in self.parts.items()}
+
+    @property
+    def _arrays(self) -> dict[str, Matrix]:
+        return {name: tensor.float64() for name, tensor in self.parts.items()}
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in) of ΔW."""
+        return self._made.shape(self._shapes, self.settings)
+
+    @property
+    def rank(self) -> int:
+        """The rank of the LoRA that it is: the least of that of its factors and both sides of ΔW."""
+        return min(self._made.rank(self._shapes, self.settings), *self.shape)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors of the checkpoint, by the names that they have in it."""
+        return dict(self.parts)
+
+    def energy_tensors(self) -> tuple[Tensor, ...]:
+        """All of them."""
+        return tuple(self.parts.values())
+
+    def compared(self) -> list[Matrix]:
+        """Its tensors themselves."""
+        return list(self._arrays.values())
+
+    @cached_property
+    def _energy(self) -> float:
+        if self._made.energy is not None:
+            return self.scale**2 * self._made.energy(self._arrays, self.settings)
+        return self._exact("F64").energy()
+
+    def energy(self) -> float:
+        """‖ΔW‖²_F, computed once. Not finite where a tensor is not."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            return self._energy
+
+    def dense(self) -> Matrix:
+        """ΔW itself, ``[out, in]``: for tests and small weights."""
+        if self._made.dense is not None:
+            return self.scale * self._made.dense(self._arrays, self.settings)
+        A, B = self._made.factors(self._arrays, self.settings)
+        return self.scale * (B @ A)
+
+    def site_problems(self, site: Site, role: Role, dims: Dims, where: str) -> Iterator[Problem]:
+        """A site that is not the whole matrix of a linear module: peft has these on no other."""
+        if site.part is not None or role.orientation not in ("linear", "conv1d"):
+            on = "a part of a weight" if site.part else "an embedding or stacked experts"
+            yield Problem("kind-unsupported", where, f"a {self.kind} delta on {on}", "one on a linear module")
+
+    def of_rows(self, rows: RowIndex) -> Parametrised:
+        """Always raises :class:`RefusedError`: some rows of ΔW have no such tensors of their own."""
+        found = f"{len(rows)} of {self.shape[0]} rows are wanted"
+        remedy = f"Make a LoRA of it with --to peft --rank {self.rank}."
+        raise refuse("kind-unsupported", f"{self.kind} delta", found, "the whole weight", remedy)
+
+    def multiplied(self, gain: float) -> Parametrised:
+        """gain·ΔW, by its scale."""
+        return replace(self, scale=self.scale * gain)
+
+    def cast(self, dtype: str) -> Parametrised:
+        """Every tensor rounded to ``dtype``."""
+        return replace(self, parts=MappingProxyType({name: tensor.cast(dtype) for name, tensor in self.parts.items()}))
+
+    def without_vectors(self) -> Parametrised:
+        """Itself: nothing in it is the base's."""
+        return self
+
+    def is_transpose_of(self, other: Delta) -> bool:
+        """False: it is on no embedding."""
+        return False
+
+    def lost(self, rank: int | None) -> Truncation:
+        """The loss of the best approximation of at most ``rank``; none where it is as high as the LoRA's own."""
+        if rank is None or rank >= self.rank:
+            return Truncation(0.0, sqrt(self.energy()))
+        return Truncation.of(self._values, rank)
+
+    def smallest_rank(self, allowed: float) -> int:
+        """The smallest rank whose relative error is allowed."""
+        return smallest_rank(self._values, allowed)
+
+    @cached_property
+    def _values(self) -> Any:
+        """The singular values of ΔW, which take the longest of all."""
+        return np.linalg.svd(self.dense(), compute_uv=False)
+
+    def low_rank(self, rank: int | None = None) -> tuple[LowRank, Truncation]:
+        """The LoRA of the same ΔW, in fp32 unless a tensor is in fp64, or the best one of ``rank``; and what it lacks.
+
+        Where the rank would be that of a dense weight, the shorter side's factor is the identity.
+        """
+        double = any(tensor.dtype == "F64" for tensor in self.parts.values())
+        exact = self._exact("F64" if double else "F32")
+        return (exact, self.lost(None)) if rank is None or rank >= self.rank else exact.low_rank(rank)
+
+    def _exact(self, dtype: str) -> LowRank:
+        out, inp = self.shape
+        if self._made.rank(self._shapes, self.settings) <= min(out, inp):
+            A, B = self._made.factors(self._arrays, self.settings)
+        else:
+            whole = self.dense() / (self.scale or 1.0)
+            A, B = (whole, np.eye(out)) if out <= inp else (np.eye(inp), whole)
+        return LowRank(Tensor.of(A).cast(dtype), Tensor.of(B).cast(dtype), alpha=self.scale * len(A))
+
+
+def part_problems(kind: str, parts: Mapping[str, Tensor], settings: Mapping[str, int], where: str) -> Iterator[Problem]:
+    """The problems of tensors of which a delta of this kind would be made; ``where`` begins their names in messages."""
+    made = PARAMETRISATIONS[kind]
+    shapes = {name: tensor.shape for name, tensor in parts.items()}
+    problems = [
+        Problem("dtype", f"{where} {name}", tensor.dtype, f"one of {', '.join(FLOATS)}")
+        for name, tensor in parts.items()
+        if tensor.dtype not in FLOATS
+    ]
+    problems += made.faults(shapes, settings, where)
+    yield from problems
+    if not problems and prod(made.shape(shapes, settings)) > _LARGEST:
+        out, inp = made.shape(shapes, settings)
+        yield Problem("shape", where, f"ΔW would be {out} × {inp}", "the size of a weight")
