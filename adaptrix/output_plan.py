@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Protocol
 
 from adaptrix.binding.bind import BoundAdapter
-from adaptrix.delta import require_low_rank
+from adaptrix.delta import Parametrised, require_low_rank
 from adaptrix.destination import require_carried
 from adaptrix.options import Options, dtype_name
 from adaptrix.planning.features import FOLDED, needed
-from adaptrix.planning.lowering import lowered, others, require_small_loss, without_vectors
+from adaptrix.planning.lowering import lowered, others, require_small_loss, require_small_rank, without_vectors
 from adaptrix.planning.plan import Plan, make_plan, plan_of
 from adaptrix.planning.prune import cast, pruned
 from adaptrix.planning.redistribute import reshape_plan
@@ -41,24 +41,26 @@ def _chosen(bound: BoundAdapter, options: Options, form: Format) -> Plan:
     return plan_of(bound, options.layers)
 
 
-#: kinds that become LoRAs where a format does not carry them
+#: features of deltas that become LoRAs where a format does not carry them
 _KINDS = ("spectral", "parametrised", "reparametrised")
 
 
 def _other_kinds(plan: Plan, options: Options, form: Format, resolver: Resolver | None) -> Plan:
     """The plan with its deltas of other kinds as the format and the options want them."""
-    kinds = needed(plan, _KINDS)
     if not others(plan):
         return plan
-    kept = not any(kind not in form.carries for kind in kinds)
-    if kept and options.rank is not None and "spectral" in kinds:
+    odd = [site for site, delta in others(plan).items() if not isinstance(delta, Parametrised)]
+    lacking = [kind for kind in needed(plan, _KINDS) if kind not in form.carries]
+    kept = not lacking and ("spectral" in form.carries or not odd)
+    if kept and odd and options.rank is not None:
         require_low_rank({site: plan.delta(site) for site in plan.sites}, plan.bound.adapter.name, "--rank here")
     if kept and options.vectors == "omit":
         return without_vectors(plan)
     kept = kept and options.rank is None
     if not kept:
         require_carried(plan, form, options, later=(*_KINDS, *FOLDED))  # before a base is fetched and decomposed
+        require_small_rank(plan, options.rank)
         require_small_loss(plan, options.rank, options.max_error)
-    if resolver is not None and "spectral" in kinds and (options.vectors == "include" or not kept):
+    if resolver is not None and odd and (options.vectors == "include" or not kept):
         plan = resolver(plan, options.base)
     return plan if kept else lowered(plan, options.rank)

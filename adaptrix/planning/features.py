@@ -85,11 +85,15 @@ def _idle_or_changed(plan: Plan, _deltas: Sequence[tuple[Site, Delta]]) -> list[
     return [site for site in plan.bound.deltas if site in plan.overrides or acting.get(site) != 1.0]
 
 
-def _changed_form(plan: Plan, deltas: Sequence[tuple[Site, Delta]]) -> list[Site]:
-    """The parametrised deltas where the adapter is not what a PEFT config says of it."""
-    adapter = plan.bound.adapter
-    described = adapter.provenance.format == "peft" and not adapter.altered
-    return [] if described else [site for site, delta in deltas if isinstance(delta, Parametrised)]
+def _parametrised(*, described: bool) -> Has:
+    """The parametrised deltas of an adapter that is what a PEFT config says of it, or of one that is not."""
+
+    def found(plan: Plan, deltas: Sequence[tuple[Site, Delta]]) -> list[Site]:
+        adapter = plan.bound.adapter
+        fits = adapter.provenance.format == "peft" and not adapter.altered
+        return [site for site, delta in deltas if isinstance(delta, Parametrised) and fits is described]
+
+    return found
 
 
 def _on_embedding(site: Site, delta: Delta, family: Architecture) -> bool:
@@ -214,8 +218,8 @@ _HAS: Mapping[str, Has] = MappingProxyType(
         "experts": _each(lambda _site, delta, _family: delta.experts is not None),
         "extras": lambda plan, _deltas: list(plan.bound.adapter.extras),
         "spectral": _each(lambda _site, delta, _family: delta.kind == "spectral"),
-        "parametrised": _each(lambda _site, delta, _family: isinstance(delta, Parametrised)),
-        "reparametrised": _changed_form,
+        "parametrised": _parametrised(described=True),
+        "reparametrised": _parametrised(described=False),
         "plan": _idle_or_changed,
     }
 )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from adaptrix.base.svd import SvdCache, spectral_delta
-from adaptrix.delta import KINDS, Delta, LowRank
+from adaptrix.delta import KINDS, PARAMETRISATIONS, Delta, LowRank, Parametrised
 from adaptrix.errors import RefusedError
 from adaptrix.formats import injection_kinds
 from adaptrix.merging import drafting
@@ -19,17 +19,29 @@ from tests.helpers.diagonal import answers, tensor
 #: the table of each floor that has one
 TABLES = {"injection file": injection_kinds, "merging": drafting, "runtime": runtime_kinds}
 OUT, INP, RANK = 6, 9, 3
+ADALORA = {"lora_A": (RANK, INP), "lora_B": (OUT, RANK), "lora_E": (RANK, 1)}
 
 
 def lora(rng):
     return LowRank(tensor(rng, RANK, INP), tensor(rng, OUT, RANK), alpha=2.0)
 
 
+def parametrised(rng):
+    """The tensors of each kind that is a LoRA in another parametrisation."""
+    factors = {"a": (OUT, 2), "b": (2, INP)}
+    return {
+        "adalora": {name: tensor(rng, *shape) for name, shape in ADALORA.items()},
+        "loha": {f"hada_w{i}_{side}": tensor(rng, *shape) for i in (1, 2) for side, shape in factors.items()},
+        "lokr": {"lokr_w1": tensor(rng, 2, 3), "lokr_w2_a": tensor(rng, 3, 2), "lokr_w2_b": tensor(rng, 2, 3)},
+    }
+
+
 @pytest.fixture
 def deltas(tmp_path):
     rng = np.random.default_rng(0)
     own = spectral_delta(1 + rng.standard_normal(OUT), tensor(rng, OUT, INP), SvdCache(tmp_path))
-    return {"lora": lora(rng), "dora": replace(lora(rng), magnitude=tensor(rng, OUT)), "spectral": own}
+    made = {kind: Parametrised(kind, parts, 0.7) for kind, parts in parametrised(rng).items()}
+    return {"lora": lora(rng), "dora": replace(lora(rng), magnitude=tensor(rng, OUT)), "spectral": own} | made
 
 
 @pytest.fixture(params=KINDS)
@@ -80,8 +92,9 @@ def test_rows_of_a_change_are_the_rows_of_its_product_or_refused(deltas):
     for name in ("lora", "dora"):
         assert np.allclose(deltas[name].of_rows(rows).dense(), deltas[name].dense()[rows])
     assert deltas["dora"].of_rows(rows).magnitude.shape == (2,)
-    with pytest.raises(RefusedError, match="2 of 6 rows"):
-        deltas["spectral"].of_rows(rows)
+    for name in ("spectral", *PARAMETRISATIONS):
+        with pytest.raises(RefusedError, match="2 of 6 rows"):
+            deltas[name].of_rows(rows)
 
 
 def test_the_exact_lora_loses_nothing(delta):
@@ -92,7 +105,7 @@ def test_the_exact_lora_loses_nothing(delta):
     assert delta.lost(None).relative == 0
 
 
-@pytest.mark.parametrize("kind", ["lora", "spectral"])
+@pytest.mark.parametrize("kind", ["lora", "spectral", *PARAMETRISATIONS])
 @pytest.mark.parametrize("rank", [1, 2])
 def test_a_smaller_lora_loses_what_was_said_without_the_base(deltas, kind, rank):
     made, loss = deltas[kind].low_rank(rank)

@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 import adaptrix
 from adaptrix.delta import LowRank
 from adaptrix.errors import RefusedError
+from adaptrix.planning import lowering
 from tests.helpers.families import tiny_model
 from tests.helpers.peft_models import CONFIG, logits, rewrite, same_config, same_tensors, save, weights
 from tests.helpers.peft_types import save_of
@@ -188,6 +189,20 @@ def test_a_rank_that_loses_too_much_is_refused_and_one_that_is_allowed_is_measur
         values = np.linalg.svd(wanted[target.path], compute_uv=False)
         gap = np.linalg.norm(delta.dense() - wanted[target.path])
         assert gap == pytest.approx(np.sqrt((values[2:] ** 2).sum()), rel=1e-4)
+
+
+def test_a_lora_of_a_large_rank_is_made_only_where_it_is_asked_for(tmp_path, monkeypatch):
+    saved = save_of("LOHA", tmp_path, r=3, alpha=7, target_modules=QVD)
+    file = adaptrix.convert(saved.folder, tmp_path / "a.adaptrix.safetensors", base=saved.base, layers="1", prune=True)
+    monkeypatch.setattr(lowering, "MOST", 4)
+    with pytest.raises(RefusedError) as error:
+        adaptrix.convert(file, tmp_path / "b", to="peft")
+    (problem,) = error.value.problems
+    assert problem.code == "rank-error"
+    assert "rank 9" in problem.found
+    assert {
+        d.rank for d in adaptrix.load(adaptrix.convert(file, tmp_path / "b", to="peft", rank=9)).deltas.values()
+    } == {9}
 
 
 def test_training_is_refused_with_what_can_be_trained(tmp_path):

@@ -18,7 +18,7 @@ from adaptrix.adapter import Adapter, Extra, Provenance, Target
 from adaptrix.architecture.registry import builtin_folder, read_architecture
 from adaptrix.binding.bind import BoundAdapter, bind
 from adaptrix.binding.identify import by_paths
-from adaptrix.delta import LowRank
+from adaptrix.delta import LowRank, Parametrised
 from adaptrix.delta.spectral import Basis, Spectral
 from adaptrix.errors import UsageError
 from adaptrix.feature_names import FEATURES, LORA
@@ -80,8 +80,19 @@ PLANS: dict[str, Callable[[], Plan]] = {
     "experts": lambda: make_plan(_bound(_alone("model.layers.0.mlp.experts.down_proj", STACKED)), "all"),
     "extras": lambda: make_plan(_bound(_with_head()), "all"),
     "spectral": lambda: make_plan(_bound(_more("model.layers.5.self_attn.q_proj", _spectral())), "all"),
+    "parametrised": lambda: make_plan(
+        _bound(replace(_loha(), provenance=_by_peft(peft_type="LOHA", r=2, alpha=4))), "all"
+    ),
+    "reparametrised": lambda: make_plan(_bound(_loha()), "all"),
     "plan": lambda: make_plan(_bound(adapter(4)), "middle"),
 }
+
+
+def _loha() -> Adapter:
+    names = {"hada_w1_a": (24, 2), "hada_w1_b": (2, 18), "hada_w2_a": (24, 2), "hada_w2_b": (2, 18)}
+    parts = {name: Tensor.of(np.full(shape, 0.5, np.float32)) for name, shape in names.items()}
+    made = adapter(2)
+    return replace(made, deltas=dict.fromkeys(made.deltas, Parametrised("loha", MappingProxyType(parts), 2.0)))
 
 
 def _factors(delta: LowRank) -> dict[str, object]:
