@@ -24,8 +24,9 @@ FEATURES: Mapping[str, str] = MappingProxyType(
         "spectral": "spectral deltas",
         "parametrised": "LoRAs in another parametrisation, such as LoHa or LoKr, as a PEFT checkpoint has them",
         "reparametrised": "such LoRAs beside others, or changed, so that no PEFT config describes them",
+        "scales": "(IA)³ deltas, which multiply rows or columns",
         "plan": "deltas that do not act, or act changed by a plan",
     }
 )
 #: all that PEFT's LoRA checkpoints hold, which is also what a format that states nothing was taken to hold
-LORA = frozenset(FEATURES) - {"plan", "spectral", "parametrised", "reparametrised"}
+LORA = frozenset(FEATURES) - {"plan", "spectral", "parametrised", "reparametrised", "scales"}

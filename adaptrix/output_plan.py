@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from adaptrix.binding.bind import BoundAdapter
-from adaptrix.delta import Parametrised, require_low_rank
+from adaptrix.delta import Parametrised, Scale, require_low_rank
 from adaptrix.destination import require_carried
 from adaptrix.options import Options, dtype_name
 from adaptrix.planning.features import FOLDED, needed
@@ -49,9 +49,10 @@ def _other_kinds(plan: Plan, options: Options, form: Format, resolver: Resolver 
     """The plan with its deltas of other kinds as the format and the options want them."""
     if not others(plan):
         return plan
-    odd = [site for site, delta in others(plan).items() if not isinstance(delta, Parametrised)]
-    lacking = [kind for kind in needed(plan, _KINDS) if kind not in form.carries]
-    kept = not lacking and ("spectral" in form.carries or not odd)
+    odd = [delta for delta in others(plan).values() if not isinstance(delta, Parametrised)]
+    lacking = [kind for kind in needed(plan, (*_KINDS, "scales")) if kind not in form.carries]
+    held = "spectral" in form.carries or all(isinstance(delta, Scale) for delta in odd)
+    kept = held and not lacking
     if kept and odd and options.rank is not None:
         require_low_rank({site: plan.delta(site) for site in plan.sites}, plan.bound.adapter.name, "--rank here")
     if kept and options.vectors == "omit":

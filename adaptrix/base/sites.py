@@ -55,6 +55,12 @@ def is_kept(role: Role) -> bool:
     return role.name.startswith("modules.")
 
 
+def _ambiguous(name: str, target: str, shape: tuple[int, ...]) -> Problem:
+    found = f"its weight is square, {list(shape)}, and neither the registry nor a model class says which axis is out"
+    remedy = "Name a base whose config.json transformers can build, or add the family: `adaptrix architectures derive`."
+    return Problem("ambiguous", f"{name} ({target})", found, "a weight whose axes are known", remedy)
+
+
 class BaseSites:
     """The tensors of a base by site, ``weight`` and ``bias`` apart.
 
@@ -97,24 +103,32 @@ class BaseSites:
 
         ``target``: the module's path. Returns a problem where none of them decides: ΔW and its transpose both fit.
         """
-        role = self._architecture.roles[term.site.role]
-        if not is_kept(role):
-            return role.orientation in ("conv1d", "embedding", "experts_transposed")
-        stated = self.view.orientations.get(target) if self.view else None
+        stated = self._stated(term.site, target)
         if stated is not None:
-            return stated in ("conv1d", "embedding", "experts_transposed")
+            return stated
         shape, wanted = self.tensors[name].shape[-2:], (term.out, term.delta.shape[1])
         if term.delta.embedding or (shape != wanted and shape == wanted[::-1]):
             return True
         if shape != wanted[::-1]:
             return False
-        found = (
-            f"its weight is square, {list(shape)}, and neither the registry nor a model class says which axis is out"
-        )
-        remedy = (
-            "Name a base whose config.json transformers can build, or add the family: `adaptrix architectures derive`."
-        )
-        return Problem("ambiguous", f"{name} ({target})", found, "a weight whose axes are known", remedy)
+        return _ambiguous(name, target, shape)
+
+    def scaled_turned(self, name: str, site: Site, target: str, wanted: tuple[int, int]) -> bool | Problem:
+        """The same for a change that knows one side of its weight: ``wanted`` is (out, in), 0 for the other."""
+        stated = self._stated(site, target)
+        shape = self.tensors[name].shape[-2:]
+        fits = [all(size in (0, own) for size, own in zip(wanted, way, strict=False)) for way in (shape, shape[::-1])]
+        if stated is None and all(fits):
+            return _ambiguous(name, target, shape)
+        return not fits[0] if stated is None else stated
+
+    def _stated(self, site: Site, target: str) -> bool | None:
+        """True for ``[in, out]``, as the registry has it or else the model class; None where neither says."""
+        role = self._architecture.roles[site.role]
+        if not is_kept(role):
+            return role.orientation in ("conv1d", "embedding", "experts_transposed")
+        stated = self.view.orientations.get(target) if self.view else None
+        return None if stated is None else stated in ("conv1d", "embedding", "experts_transposed")
 
     def weights(self, role: str) -> list[str]:
         """The names of a role outside the layers."""
@@ -123,6 +137,10 @@ class BaseSites:
     def whole(self, site: Site) -> list[str]:
         """The names of the weight of a site, where the base stores it neither fused nor split."""
         return self._weights.get(site, [])
+
+    def whole_biases(self, site: Site) -> list[str]:
+        """The names of the bias of a site, likewise."""
+        return self._biases.get(site, [])
 
     def linear(self) -> dict[str, bool]:
         """The weights of linear modules in the layers: name -> True where it is stored ``[in, out]``.

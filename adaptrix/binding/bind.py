@@ -198,7 +198,7 @@ def _infer(deltas: Mapping[Site, Delta], architecture: Architecture, dims: Dims)
     for site, delta in deltas.items():
         expressions = _expressions(site, architecture.roles[site.role])
         for expression, size in zip(expressions, delta.shape, strict=True):
-            if expression and dims.get(expression) is None:
+            if expression and size and dims.get(expression) is None:
                 votes.setdefault(expression, Counter())[size] += 1
     implied = {expression: counter.most_common(1)[0][0] for expression, counter in votes.items()}
     return Dims(
@@ -215,7 +215,7 @@ def _site_problems(site: Site, delta: Delta, role: Role, dims: Dims, target: Tar
         _expressions(site, role),
         strict=True,
     ):
-        if expected is not None and size != expected:
+        if expected is not None and size and size != expected:
             yield Problem(
                 "shape",
                 f"{site} ({target})",

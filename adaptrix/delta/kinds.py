@@ -14,6 +14,7 @@ from typing import TypeVar
 from adaptrix.delta.low_rank import LowRank
 from adaptrix.delta.parametrised import PARAMETRISATIONS, Parametrised
 from adaptrix.delta.protocol import Delta
+from adaptrix.delta.scale import Scale
 from adaptrix.delta.spectral import Spectral
 from adaptrix.errors import Problem, RefusedError, refuse
 
@@ -23,7 +24,13 @@ Found = TypeVar("Found", bound=Delta)
 
 #: every kind of delta by its name; the names of one class differ in the tensors that it has
 KINDS: Mapping[str, type[Delta]] = MappingProxyType(
-    {"lora": LowRank, "dora": LowRank, "spectral": Spectral, **dict.fromkeys(PARAMETRISATIONS, Parametrised)}
+    {
+        "lora": LowRank,
+        "dora": LowRank,
+        "spectral": Spectral,
+        **dict.fromkeys(PARAMETRISATIONS, Parametrised),
+        "scale": Scale,
+    }
 )
 
 
@@ -62,10 +69,17 @@ def require_low_rank(deltas: Mapping[Key, Delta], name: str, doing: str) -> dict
     """
     plain = {key: delta.low_rank()[0] if isinstance(delta, Parametrised) else delta for key, delta in deltas.items()}
     if odd := not_low_rank(plain):
-        remedy = "`adaptrix convert SRC --base MODEL --to peft` makes a LoRA of it."
+        spectral = "`adaptrix convert SRC --base MODEL --to peft` makes a LoRA of it."
+        other = "Merge it into its base, and `adaptrix extract` a LoRA from the result."
         said = f"and {doing} takes low-rank ones"
         raise RefusedError(
-            Problem("kind-unsupported", f"{name} {key}", f"a {delta.kind} delta, {said}", "a LoRA", remedy)
+            Problem(
+                "kind-unsupported",
+                f"{name} {key}",
+                f"a {delta.kind} delta, {said}",
+                "a LoRA",
+                spectral if delta.needs_base else other,
+            )
             for key, delta in odd.items()
         )
     return of_class(plain, LowRank)

@@ -15,7 +15,7 @@ from adaptrix.architecture import Site
 from adaptrix.delta import PARAMETRISATIONS, Delta
 from adaptrix.delta.kinds import one_of, row
 from adaptrix.errors import Problem
-from adaptrix.formats import injection_low_rank, injection_parametrised, injection_spectral
+from adaptrix.formats import injection_low_rank, injection_parametrised, injection_scale, injection_spectral
 from adaptrix.formats.manifest import Entry
 from adaptrix.tensor import Tensor
 
@@ -39,7 +39,13 @@ _PARAMETRISED = InjectionKind(injection_parametrised.NAMES, injection_parametris
 
 #: a row for every kind of delta
 KINDS: Mapping[str, InjectionKind] = MappingProxyType(
-    {"lora": _LOW_RANK, "dora": _LOW_RANK, "spectral": _SPECTRAL, **dict.fromkeys(PARAMETRISATIONS, _PARAMETRISED)}
+    {
+        "lora": _LOW_RANK,
+        "dora": _LOW_RANK,
+        "spectral": _SPECTRAL,
+        **dict.fromkeys(PARAMETRISATIONS, _PARAMETRISED),
+        "scale": InjectionKind(injection_scale.NAMES, injection_scale.entry, injection_scale.read),
+    }
 )
 
 

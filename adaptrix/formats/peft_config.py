@@ -196,8 +196,8 @@ def _value_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
         else:
             for name in (n for n, v in table.items() if not valid(v)):
                 yield _problem(f"{key}[{name!r}]", repr(table[name]), what)
-    for key in ("target_modules", "modules_to_save", "target_parameters", "exclude_modules"):
-        if not _is_names(raw.get(key), allow_text=key in ("target_modules", "exclude_modules")):
+    for key in ("target_modules", "modules_to_save", "target_parameters", "exclude_modules", "feedforward_modules"):
+        if not _is_names(raw.get(key), allow_text=key not in ("modules_to_save", "target_parameters")):
             yield _problem(key, json.dumps(raw[key])[:200], "a list of names")
     for key in ("use_rslora", "use_dora", "lora_bias", "fan_in_fan_out"):
         if not isinstance(raw.get(key), bool | None):

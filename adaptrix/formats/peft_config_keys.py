@@ -36,6 +36,8 @@ _COMMON = """auto_mapping base_model_name_or_path exclude_modules inference_mode
     modules_to_save peft_type peft_version revision target_modules task_type"""
 _LYCORIS = f"{_COMMON} alpha alpha_pattern init_weights module_dropout r rank_dropout rank_pattern use_effective_conv2d"
 _LOKR = f"{_LYCORIS} decompose_both decompose_factor rank_dropout_scale"
+_IA3 = """auto_mapping base_model_name_or_path exclude_modules fan_in_fan_out feedforward_modules inference_mode
+    init_ia3_weights modules_to_save peft_type peft_version revision target_modules task_type"""
 
 
 def _keys(names: str, **more: Any) -> TypeKeys:
@@ -48,6 +50,7 @@ TYPES: Mapping[str, TypeKeys] = MappingProxyType(
         "LORA": _keys(_LORA),
         "ADALORA": _keys(_ADALORA, rank="init_r", usual=12, masks=True),
         "LOHA": _keys(_LYCORIS, alpha="alpha"),
+        "IA3": _keys(_IA3),
         "LOKR": _keys(_LOKR, alpha="alpha"),
     }
 )

@@ -14,11 +14,11 @@ from adaptrix.adapter import Adapter, Extra, ExtraKind, Provenance, Target
 from adaptrix.architecture.patterns import suffix_match
 from adaptrix.delta import Delta, LowRank
 from adaptrix.errors import Problem, RefusedError, errors_in, refuse
-from adaptrix.formats import peft_config, peft_keys, peft_promises, peft_tied, safetensors_file, torch_file
+from adaptrix.formats import peft_config, peft_ia3, peft_keys, peft_promises, peft_tied, safetensors_file, torch_file
 from adaptrix.formats.peft_causes import shared_causes
 from adaptrix.formats.peft_config import ALL_LINEAR, CONFIG_NAME, PeftConfig
 from adaptrix.formats.peft_keys import Key
-from adaptrix.formats.peft_parametrised import FORMS, PeftForm, parametrised
+from adaptrix.formats.peft_parametrised import FORMS, parametrised
 from adaptrix.formats.peft_promises import BASE_LAYER, TOKENS, ancestors
 from adaptrix.formats.peft_training import is_of_training
 from adaptrix.json_file import read_object
@@ -48,9 +48,10 @@ def read(bundle: Bundle) -> Adapter:
         tensors = _tensors(bundle)
     except RefusedError as error:  # a damaged file must not hide what is wrong beside it
         raise RefusedError((*error.problems, *errors_in(problems))) from None
-    form = FORMS.get(str(raw.get("peft_type")))
-    reading = _Reading(config, *peft_keys.keyed(tensors, form.names if form else None))
-    deltas = reading.parametrised(form) if form else reading.deltas()
+    kind = str(raw.get("peft_type"))
+    names = peft_ia3.NAMES if kind == "IA3" else FORMS[kind].names if kind in FORMS else None
+    reading = _Reading(config, *peft_keys.keyed(tensors, names))
+    deltas = reading.deltas_of(kind) if names else reading.deltas()
     extras = reading.extras(deltas)
     adapter = _adapter(bundle, config, deltas, extras, (*problems, *reading.problems))
     return replace(adapter, targeted=peft_promises.promise(config, deltas))
@@ -114,9 +115,11 @@ class _Reading:
             self.problems += error.problems
         return found
 
-    def parametrised(self, form: PeftForm) -> dict[Target, Delta]:
-        """The same of a type that is a LoRA in another parametrisation."""
-        return parametrised(form, self.config, self.tensors, self.problems)
+    def deltas_of(self, kind: str) -> dict[Target, Delta]:
+        """The same of another type than LoRA."""
+        if kind == "IA3":
+            return peft_ia3.scales(self.config, self.tensors, self.problems)
+        return parametrised(FORMS[kind], self.config, self.tensors, self.problems)
 
     def _tied(self, path: str, group: Mapping[str, Tensor]) -> dict[Target, LowRank]:
         A, B = group["lora_A"], group["lora_B"]

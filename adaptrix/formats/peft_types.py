@@ -23,7 +23,7 @@ _OTHERS = (
     ("HRA DEFT", "is low-rank once the base weight is known", _MERGE),
     ("FOURIERFT WAVEFT C3A RANDLORA", "is a dense change of the weight", f"{_AS_LORA} It is an approximation."),
     ("SHIRA", "is a sparse change of the weight", _MERGE),
-    ("IA3 OFT BOFT ROAD HIRA", "multiplies the base weight", _MERGE),
+    ("OFT BOFT ROAD HIRA", "multiplies the base weight", _MERGE),
     (
         "PROMPT_TUNING MULTITASK_PROMPT_TUNING P_TUNING PREFIX_TUNING ADAPTION_PROMPT POLY XLORA CPT CARTRIDGE SHADOW",
         "does not change weights by a delta",

@@ -18,9 +18,11 @@ from adaptrix.adapter import Target
 from adaptrix.architecture import Site
 from adaptrix.architecture.layout import RowIndex, role_rows
 from adaptrix.architecture.patterns import suffix_match
-from adaptrix.delta import LowRank, Parametrised, fuse, of_class, require_low_rank, straightened
+from adaptrix.delta import Delta, LowRank, Parametrised, Scale, fuse, of_class, require_low_rank, straightened
+from adaptrix.errors import refuse
 from adaptrix.formats import safetensors_file
 from adaptrix.formats.peft_config import CONFIG_NAME
+from adaptrix.formats.peft_ia3 import described
 from adaptrix.formats.peft_keys import PREFIX
 from adaptrix.formats.peft_promises import BASE_LAYER
 from adaptrix.formats.peft_read import EXPERT_ORDER, WEIGHTS
@@ -37,18 +39,19 @@ STACKED_SINCE = "0.19.1"
 def write(plan: Plan, path: Path) -> None:
     """Writes every delta of a complete plan into the new folder ``path``: as it came from a PEFT checkpoint, else as a
     LoRA. Raises :class:`RefusedError` for deltas that are none."""
-    as_read = {} if _rewritten(plan) else of_class(plan.bound.deltas, Parametrised)
+    as_read: dict[Site, Parametrised | Scale] = {**of_class(plan.bound.deltas, Scale)}
+    as_read |= {} if _rewritten(plan) else of_class(plan.bound.deltas, Parametrised)
     others = {site: delta for site, delta in plan.bound.deltas.items() if site not in as_read}
     deltas = require_low_rank(others, plan.bound.adapter.name, "a PEFT checkpoint")
     modules = _modules(plan, deltas)
     raw = plan.bound.adapter.provenance.config
-    config = _described(plan, modules) if _rewritten(plan) else dict(raw)
+    own = {plan.bound.targets[site].path: delta for site, delta in as_read.items()}
+    config = _described(plan, modules, own) if _rewritten(plan) else dict(raw)
     if any(delta.transposed for delta in deltas.values()):
         config["peft_version"] = STACKED_SINCE
     path.mkdir()
     text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)
     (path / CONFIG_NAME).write_text(text + "\n", "utf-8")
-    own = {plan.bound.targets[site].path: delta for site, delta in as_read.items()}
     safetensors_file.write(path / WEIGHTS[0], _tensors(plan, modules, own), {"format": "pt"})
 
 
@@ -84,7 +87,7 @@ def _equal(target: Target, delta: LowRank) -> dict[str, RowIndex]:
     return {f"slot{i}": np.arange(i * size, (i + 1) * size) for i in range(target.slots or 0)}
 
 
-def _tensors(plan: Plan, modules: Mapping[str, LowRank], own: Mapping[str, Parametrised]) -> dict[str, Tensor]:
+def _tensors(plan: Plan, modules: Mapping[str, LowRank], own: Mapping[str, Delta]) -> dict[str, Tensor]:
     """The tensors by name; ``own``: the deltas that keep the tensors of another type, by module."""
     named = {
         f"{PREFIX}{path}.{name}": tensor for path, delta in own.items() for name, tensor in delta.tensors().items()
@@ -137,10 +140,15 @@ def _extra_key(key: str, modules: Collection[str]) -> str:
     return key
 
 
-def _described(plan: Plan, modules: Mapping[str, LowRank]) -> dict[str, Any]:
+def _described(plan: Plan, modules: Mapping[str, LowRank], own: Mapping[str, Delta]) -> dict[str, Any]:
     """A config that gives every module its rank and scale by its full path."""
     adapter = plan.bound.adapter
     raw = adapter.provenance.config if adapter.provenance.format == "peft" else {}
+    if scales := of_class(own, Scale):
+        if modules:
+            odd, expected = ", ".join(list(modules)[:3]), "deltas of one PEFT type"
+            raise refuse("kind-unsupported", adapter.name, f"LoRA ({odd}) beside (IA)³", expected)
+        return described(raw, adapter.base, scales)
     parameters = _parameters(raw, modules)
     rslora = all(delta.rslora for delta in modules.values())
     named = {parameters.get(path, path): delta for path, delta in modules.items()}

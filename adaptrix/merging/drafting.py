@@ -11,11 +11,12 @@ from adaptrix.adapter import Extra
 from adaptrix.architecture import Site
 from adaptrix.architecture.patterns import suffix_match
 from adaptrix.base.sites import BaseSites, Term
-from adaptrix.delta import PARAMETRISATIONS, LowRank, Parametrised, Spectral, require_low_rank
+from adaptrix.delta import PARAMETRISATIONS, LowRank, Parametrised, Scale, Spectral, require_low_rank
 from adaptrix.delta.kinds import row
 from adaptrix.errors import Problem, RefusedError
+from adaptrix.merging.scale import scale_changes
 from adaptrix.merging.spectral import spectral_changes
-from adaptrix.merging.tensor_change import TensorChange
+from adaptrix.merging.tensor_change import ScaleTerm, TensorChange
 from adaptrix.merging.tied import HEAD, UNTIE, equal
 from adaptrix.planning.plan import Plan
 from adaptrix.progress import Counted, uncounted
@@ -76,6 +77,19 @@ class MergePlanner:
         self.problems += problems
         for name, change in changes.items():
             self._change(name, spectral=change.spectral, turned=change.turned)
+
+    def scale(self, deltas: Mapping[Site, Scale]) -> None:
+        """Gathers the changes of (IA)³ deltas: each multiplies its weight, and on outputs the bias too."""
+        for site, delta in deltas.items():
+            gain = 1.0 if site.layer is None else self.plan.gains.get(site.layer, 1.0)
+            found = list(scale_changes(site, delta, gain, self.sites, self.plan.bound.targets[site].path))
+            if not found:
+                self._nowhere(site)
+            for name, change in found:
+                if isinstance(change, Problem):
+                    self.problems.append(change)
+                else:
+                    self._change(name, scaled=change.scaled, turned=change.turned, bias=change.bias)
 
     def _extra(self, key: str, extra: Extra) -> None:
         path = key.removesuffix(_TOKENS) if key.endswith(_TOKENS) else key.rpartition(".")[0]
@@ -193,6 +207,7 @@ KINDS: Mapping[str, Gather] = MappingProxyType(
         "dora": MergePlanner.low_rank,
         "spectral": MergePlanner.spectral,
         **dict.fromkeys(PARAMETRISATIONS, MergePlanner.parametrised),
+        "scale": MergePlanner.scale,
     }
 )
 
@@ -237,15 +252,26 @@ def _misfits(name: str, change: TensorChange, own: Tensor) -> Iterator[Problem]:
         found = f"token {max(change.tokens)} was trained and the base has {stored.shape[0]}"
         yield Problem("vocabulary", name, found, remedy="Resize the base's embeddings first, as was done for training.")
     yield from (problem for term in change.terms for problem in _misfit(name, change, term, stored.shape))
-    if change.spectral is not None and (change.instead is not None or change.terms or change.rows is not None):
-        found = "a spectral delta and another change of the same weight"
+    alone = change.spectral or change.scaled
+    if alone is not None and (change.instead is not None or change.terms or change.rows is not None):
+        found = f"a {alone.delta.kind} delta and another change of the same weight"
         yield Problem("part", name, found, "one of them", "Leave one out with --layers.")
+    if change.scaled is not None:
+        yield from _misscaled(name, change.scaled, stored.shape, turned=change.turned, bias=change.bias)
     if change.dora and (
         len(change.terms) > 1 or any(term.put is not None or term.delta.experts for term in change.terms)
     ):
         yield Problem(
             "part", name, "DoRA on parts of a fused weight, whose norm is that of the whole", "DoRA on all of it"
         )
+
+
+def _misscaled(name: str, term: ScaleTerm, shape: tuple[int, ...], *, turned: bool, bias: bool) -> Iterator[Problem]:
+    """A problem where (IA)³ numbers are not as many as the weight, or its bias, has rows or columns."""
+    axis = 0 if bias or term.delta.inputs is turned else 1
+    if len(shape) != (1 if bias else 2) or shape[axis] != term.delta.rank:
+        found = f"shape {list(shape)} in the base"
+        yield Problem("shape", name, found, f"{term.delta.rank} along axis {axis}, as {term.site} has", _OTHER_BASE)
 
 
 def _misfit(name: str, change: TensorChange, term: Term, shape: tuple[int, ...]) -> Iterator[Problem]:

@@ -16,7 +16,7 @@ from types import MappingProxyType
 import numpy as np
 
 from adaptrix.architecture import Architecture, Site
-from adaptrix.delta import Delta, LowRank, Parametrised, of_class
+from adaptrix.delta import Delta, LowRank, Parametrised, Scale, of_class
 from adaptrix.errors import Problem
 from adaptrix.feature_names import FEATURES
 from adaptrix.planning.lowering import exchanged
@@ -220,6 +220,7 @@ _HAS: Mapping[str, Has] = MappingProxyType(
         "spectral": _each(lambda _site, delta, _family: delta.kind == "spectral"),
         "parametrised": _parametrised(described=True),
         "reparametrised": _parametrised(described=False),
+        "scales": _each(lambda _site, delta, _family: isinstance(delta, Scale)),
         "plan": _idle_or_changed,
     }
 )

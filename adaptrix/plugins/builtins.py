@@ -38,7 +38,7 @@ def adaptrix_formats() -> Iterator[Format]:
         read=peft_read.read,
         write=peft_write.write,
         writes=(peft_config.CONFIG_NAME, peft_read.WEIGHTS[0]),
-        carries=LORA | {"parametrised"},
+        carries=LORA | {"parametrised", "scales"},
     )
 
 

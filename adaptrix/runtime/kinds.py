@@ -18,6 +18,7 @@ from adaptrix.runtime.factors import factors, home, is_embedding, kernel_of
 from adaptrix.runtime.kernel import Adding, Kernel
 from adaptrix.runtime.leaves import low_rank_leaves, spectral_leaves
 from adaptrix.runtime.modules import Reached
+from adaptrix.runtime.scale import scale_kernel, scale_leaves
 from adaptrix.runtime.trainable import Leaves
 
 
@@ -55,7 +56,13 @@ _PARAMETRISED = KernelKind(_low_rank_kernel, _not_trained, takes_bias=True)
 
 #: a row for every kind of delta that can be attached
 KINDS: Mapping[str, KernelKind] = MappingProxyType(
-    {"lora": _LOW_RANK, "dora": _LOW_RANK, "spectral": _SPECTRAL, **dict.fromkeys(PARAMETRISATIONS, _PARAMETRISED)}
+    {
+        "lora": _LOW_RANK,
+        "dora": _LOW_RANK,
+        "spectral": _SPECTRAL,
+        **dict.fromkeys(PARAMETRISATIONS, _PARAMETRISED),
+        "scale": KernelKind(scale_kernel, scale_leaves, takes_bias=False),
+    }
 )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from adaptrix.base.svd import SvdCache, spectral_delta
-from adaptrix.delta import KINDS, PARAMETRISATIONS, Delta, LowRank, Parametrised
+from adaptrix.delta import KINDS, PARAMETRISATIONS, Delta, LowRank, Parametrised, Scale
 from adaptrix.errors import RefusedError
 from adaptrix.formats import injection_kinds
 from adaptrix.merging import drafting
@@ -20,6 +20,9 @@ from tests.helpers.diagonal import answers, tensor
 TABLES = {"injection file": injection_kinds, "merging": drafting, "runtime": runtime_kinds}
 OUT, INP, RANK = 6, 9, 3
 ADALORA = {"lora_A": (RANK, INP), "lora_B": (OUT, RANK), "lora_E": (RANK, 1)}
+SCALE = Scale(Tensor.of(np.linspace(0.5, 1.6, OUT, dtype=np.float32)[:, None]), inputs=False)
+#: all but the one whose ΔW takes the base
+ALONE = [kind for kind in KINDS if kind != "scale"]
 
 
 def lora(rng):
@@ -41,7 +44,12 @@ def deltas(tmp_path):
     rng = np.random.default_rng(0)
     own = spectral_delta(1 + rng.standard_normal(OUT), tensor(rng, OUT, INP), SvdCache(tmp_path))
     made = {kind: Parametrised(kind, parts, 0.7) for kind, parts in parametrised(rng).items()}
-    return {"lora": lora(rng), "dora": replace(lora(rng), magnitude=tensor(rng, OUT)), "spectral": own} | made
+    return {
+        "lora": lora(rng),
+        "dora": replace(lora(rng), magnitude=tensor(rng, OUT)),
+        "spectral": own,
+        "scale": SCALE,
+    } | made
 
 
 @pytest.fixture(params=KINDS)
@@ -68,6 +76,7 @@ def test_every_kind_answers_everything(delta):
     assert len(set(delta.axes)) == 2
 
 
+@pytest.mark.parametrize("delta", ALONE, indirect=True)
 def test_what_a_kind_says_of_itself_is_true(delta):
     dense = delta.dense()
     assert delta.shape == dense.shape == (OUT, INP)
@@ -97,6 +106,7 @@ def test_rows_of_a_change_are_the_rows_of_its_product_or_refused(deltas):
             deltas[name].of_rows(rows)
 
 
+@pytest.mark.parametrize("delta", ALONE, indirect=True)
 def test_the_exact_lora_loses_nothing(delta):
     made, loss = delta.low_rank()
     assert isinstance(made, LowRank)
@@ -116,6 +126,18 @@ def test_a_smaller_lora_loses_what_was_said_without_the_base(deltas, kind, rank)
     assert np.linalg.matrix_rank(deltas[kind].dense()) > rank
     assert deltas[kind].smallest_rank(loss.relative * 1.01) == rank
     assert deltas[kind].smallest_rank(loss.relative * 0.99) > rank
+
+
+def test_what_multiplies_the_base_says_so_where_the_base_is_asked_for():
+    for ask in (SCALE.dense, SCALE.low_rank, lambda: SCALE.lost(3), lambda: SCALE.smallest_rank(0.1)):
+        with pytest.raises(RefusedError, match="multiplies the base's weight"):
+            ask()
+    assert SCALE.shape == (OUT, 0)
+    assert replace(SCALE, inputs=True).shape == (0, OUT)
+    assert SCALE.energy() == pytest.approx(((SCALE.vector.float64() - 1) ** 2).sum())
+    assert np.allclose(SCALE.multiplied(-2.5).change, -2.5 * SCALE.change)
+    assert np.allclose(SCALE.of_rows(np.array([4, 1])).change, SCALE.change[[4, 1]])
+    assert SCALE.multiplied(1.0) is SCALE
 
 
 def test_dora_has_no_smaller_lora(deltas):
