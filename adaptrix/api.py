@@ -103,8 +103,8 @@ def convert(
       the whole adapter does; the file holds them beside the adapter's own. It needs ``adaptrix[torch]``, and continues
       where it was stopped when it is called again.
     - ``redistribute``: ``nearest`` adds the deltas of dropped layers to the nearest kept layer; ``none`` by default.
-    - ``rank``: the largest rank of a delta that acts, one above it is recompressed; by default ranks stay. Deltas of
-      AdaLoRA, LoHa and LoKr become LoRAs of it, exact ones where it is at least that of ΔW. Spectral
+    - ``rank``: the largest rank of a delta that acts, one above it is recompressed; by default ranks stay. Deltas in
+      another parametrisation (LoHa, LoKr, VeRA …) become LoRAs of it, exact ones where it is at least that of ΔW. Spectral
       deltas become LoRA in a PEFT folder: exactly, or at this rank. The U and V that this takes are in the file or are
       computed from ``base``.
     - ``prune``: drop what the plan leaves out or replaces; False by default.

@@ -12,6 +12,9 @@ Arrays = Mapping[str, Matrix]
 Shapes = Mapping[str, tuple[int, ...]]
 Settings = Mapping[str, int]
 
+#: numbers of ΔW: more than the largest linear layer of any model has; small tensors can name far more
+LARGEST = 1 << 31
+
 
 @dataclass(frozen=True, slots=True)
 class Parametrisation:
@@ -24,7 +27,9 @@ class Parametrisation:
     - ``factors``: A ``[rank, in]`` and B ``[out, rank]`` in fp64, with ΔW = B·A.
     - ``dense``: ΔW itself, where there is a shorter way than B·A.
     - ``energy``: ‖ΔW‖²_F, where there is a shorter way than from the factors.
-    - ``settings``: whole numbers that the tensors do not say, each with the largest that it can be.
+    - ``settings``: whole numbers that the tensors do not say, each with the largest that it can be. ``in`` and
+      ``out`` are sizes of the layer, ``widest`` and ``tallest`` the largest among all layers of the adapter.
+    - ``shared``: tensors that all deltas of an adapter have in common, where its checkpoint has them.
     """
 
     names: Collection[str]
@@ -35,6 +40,7 @@ class Parametrisation:
     dense: Callable[[Arrays, Settings], Matrix] | None = None
     energy: Callable[[Arrays, Settings], float] | None = None
     settings: Mapping[str, int] | None = None
+    shared: Collection[str] = ()
 
 
 def missing(shapes: Shapes, names: Collection[str], where: str) -> Iterator[Problem]:

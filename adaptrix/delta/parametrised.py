@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import prod, sqrt
+from math import nan, prod, sqrt
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,11 +19,15 @@ from adaptrix.architecture import Role, Site
 from adaptrix.architecture.dims import Dims
 from adaptrix.architecture.layout import RowIndex
 from adaptrix.delta.adalora import ADALORA
+from adaptrix.delta.c3a import C3A
+from adaptrix.delta.gralora import GRALORA
 from adaptrix.delta.loha import LOHA
 from adaptrix.delta.lokr import LOKR
 from adaptrix.delta.low_rank import LowRank
-from adaptrix.delta.parametrisation import Parametrisation
+from adaptrix.delta.miss import MISS
+from adaptrix.delta.parametrisation import LARGEST, Parametrisation
 from adaptrix.delta.spectrum import Matrix, Truncation, smallest_rank
+from adaptrix.delta.vera import VERA
 from adaptrix.errors import Problem, refuse
 from adaptrix.tensor import FLOATS, Tensor
 
@@ -31,10 +35,17 @@ if TYPE_CHECKING:
     from adaptrix.delta.protocol import Delta
 
 #: every parametrisation by the kind of its deltas
-PARAMETRISATIONS: Mapping[str, Parametrisation] = MappingProxyType({"adalora": ADALORA, "loha": LOHA, "lokr": LOKR})
-
-#: numbers of ΔW: more than the largest linear layer of any model has; small tensors can name far more
-_LARGEST = 1 << 31
+PARAMETRISATIONS: Mapping[str, Parametrisation] = MappingProxyType(
+    {
+        "adalora": ADALORA,
+        "loha": LOHA,
+        "lokr": LOKR,
+        "vera": VERA,
+        "miss": MISS,
+        "gralora": GRALORA,
+        "c3a": C3A,
+    }
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,13 +53,15 @@ class Parametrised:
     """ΔW = scale · (what the parametrisation ``kind`` makes of the tensors ``parts``), on a linear layer.
 
     ``parts``: the tensors of the checkpoint by the ends of their names. ``settings``: whole numbers that the formula
-    needs beside them. Both are sound: :attr:`Parametrisation.faults` finds nothing.
+    needs beside them; before it is bound it may lack sizes of its layer. ``shared``: the tensors of all deltas of its
+    adapter. They are sound: :func:`part_problems` finds nothing.
     """
 
     kind: str
     parts: Mapping[str, Tensor]
     scale: float
     settings: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    shared: Mapping[str, Tensor] = field(default_factory=lambda: MappingProxyType({}))
 
     axes: ClassVar[tuple[str, str]] = ("rows of ΔW (out)", "columns of ΔW (in)")
     needs_base: ClassVar[bool] = False
@@ -61,21 +74,32 @@ class Parametrised:
 
     @property
     def _shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: tensor.shape for name, tensor in self.parts.items()}
+        return {name: tensor.shape for name, tensor in (*self.parts.items(), *self.shared.items())}
 
     @property
     def _arrays(self) -> dict[str, Matrix]:
-        return {name: tensor.float64() for name, tensor in self.parts.items()}
+        return {name: tensor.float64() for name, tensor in (*self.parts.items(), *self.shared.items())}
+
+    @property
+    def unsized(self) -> tuple[str, ...]:
+        """The settings that it lacks: sizes of layers, which its tensors do not say."""
+        return tuple(name for name in self._made.settings or () if name not in self.settings)
+
+    def sized(self, **sizes: int) -> Parametrised:
+        """The same with some of these settings, where it lacks them."""
+        lacking = {name: size for name, size in sizes.items() if name in self.unsized}
+        return replace(self, settings=MappingProxyType({**self.settings, **lacking})) if lacking else self
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(out, in) of ΔW."""
+        """(out, in) of ΔW; 0 for a side that is not known before it is bound."""
         return self._made.shape(self._shapes, self.settings)
 
     @property
     def rank(self) -> int:
         """The rank of the LoRA that it is: the least of that of its factors and both sides of ΔW."""
-        return min(self._made.rank(self._shapes, self.settings), *self.shape)
+        sides = [side for side in self.shape if side]
+        return min((self._made.rank(self._shapes, self.settings), *sides))
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors of the checkpoint, by the names that they have in it."""
@@ -87,7 +111,7 @@ class Parametrised:
 
     def compared(self) -> list[Matrix]:
         """Its tensors themselves."""
-        return list(self._arrays.values())
+        return [tensor.float64() for tensor in self.parts.values()]
 
     @cached_property
     def _energy(self) -> float:
@@ -96,7 +120,9 @@ class Parametrised:
         return self._exact("F64").energy()
 
     def energy(self) -> float:
-        """‖ΔW‖²_F, computed once. Not finite where a tensor is not."""
+        """‖ΔW‖²_F, computed once. Not finite where a tensor is not, and before the sizes of its layer are known."""
+        if self.unsized:
+            return nan
         with np.errstate(over="ignore", invalid="ignore"):
             return self._energy
 
@@ -180,6 +206,6 @@ def part_problems(kind: str, parts: Mapping[str, Tensor], settings: Mapping[str,
     ]
     problems += made.faults(shapes, settings, where)
     yield from problems
-    if not problems and prod(made.shape(shapes, settings)) > _LARGEST:
+    if not problems and prod(made.shape(shapes, settings)) > LARGEST:
         out, inp = made.shape(shapes, settings)
         yield Problem("shape", where, f"ΔW would be {out} × {inp}", "the size of a weight")

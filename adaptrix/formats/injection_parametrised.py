@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
 from adaptrix.adapter import Target
-from adaptrix.delta import PARAMETRISATIONS, Parametrised, part_problems
+from adaptrix.delta import PARAMETRISATIONS, Delta, Parametrised, part_problems
 from adaptrix.errors import Problem
 from adaptrix.formats.manifest import Entry, MalformedError, a_number, a_text, an_object, is_whole
 from adaptrix.tensor import Tensor
@@ -54,3 +55,12 @@ def _settings(kind: str, entry: Entry) -> Mapping[str, int]:
     ):
         raise MalformedError(f"{entry.where} settings are {found!r}"[:200])
     return MappingProxyType(found)
+
+
+def share(found: dict[str, tuple[Target, Delta]], shared: Mapping[str, Tensor]) -> Iterator[Problem]:
+    """Gives the deltas of kinds that share tensors those of the file, and yields a problem where these do not fit."""
+    for site, (target, delta) in found.items():
+        if isinstance(delta, Parametrised) and PARAMETRISATIONS[delta.kind].shared:
+            wrong = list(part_problems(delta.kind, {**delta.parts, **shared}, delta.settings, site))
+            yield from wrong
+            found[site] = (target, delta if wrong else replace(delta, shared=shared))

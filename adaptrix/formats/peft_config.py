@@ -13,7 +13,7 @@ from typing import Any
 from adaptrix.architecture.dims import DEEPEST
 from adaptrix.architecture.patterns import Budget, Patterns, fullmatch, tails
 from adaptrix.errors import Problem
-from adaptrix.formats.peft_config_keys import keys_of, unknown_keys
+from adaptrix.formats.peft_config_keys import TYPES, keys_of, unknown_keys
 from adaptrix.formats.peft_training import variant_problems
 from adaptrix.formats.peft_types import type_problems
 
@@ -125,6 +125,11 @@ class PeftConfig:
         numbers = "|".join(map(str, layers))
         return fullmatch(rf"(?:.*?\.)?{pattern}\.(?:{numbers})\..*", path, f"{CONFIG_NAME} layers_pattern", self.budget)
 
+    @property
+    def saves_biases(self) -> bool:
+        """True where biases of the base were trained and saved."""
+        return str(self.get("bias") or "none").lower() != "none"
+
     def saves(self, path: str) -> bool:
         """True for a module that is saved whole, or inside one: peft puts no adapter there."""
         return any(f".{name}." in f".{path}." for name in self.saved_modules)
@@ -150,7 +155,7 @@ def parse(raw: Mapping[str, Any]) -> tuple[PeftConfig, tuple[Problem, ...]]:
         PeftConfig(
             raw=MappingProxyType(dict(raw)),
             rank=_rank(raw.get(keys.rank, keys.usual)),
-            alpha=float(raw[keys.alpha]) if _is_alpha(raw.get(keys.alpha)) else 8.0,
+            alpha=float(raw[keys.alpha]) if _is_alpha(raw.get(keys.alpha)) else keys.usual_alpha,
             rslora=raw.get("use_rslora") is True,
             rank_pattern=_clean(raw.get("rank_pattern"), _is_rank),
             alpha_pattern=_clean(raw.get("alpha_pattern"), _is_alpha),
@@ -212,8 +217,9 @@ def _value_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
     ):
         if not (raw.get(key) is None or fits(raw[key])):
             yield _problem(key, json.dumps(raw[key])[:200], what)
-    if raw.get("bias") not in (None, "none", "all", "lora_only"):
-        yield _problem("bias", repr(raw["bias"]), '"none", "all" or "lora_only"')
+    only = f"{raw.get('peft_type') if keys is not TYPES['LORA'] else 'lora'}_only"
+    if str(raw.get("bias")).lower() not in ("none", "all", only.lower()):
+        yield _problem("bias", repr(raw["bias"]), f'"none", "all" or "{only.lower()}"')
     enable = raw.get("enable_lora")
     if enable is not None and not (enable and _is_list(enable, bool)):
         yield _problem("enable_lora", json.dumps(enable)[:200], "a list of true and false, or null")

@@ -12,7 +12,8 @@ from adaptrix.errors import Problem
 
 @dataclass(frozen=True, slots=True)
 class TypeKeys:
-    """The keys of one type. ``rank``, ``alpha``: which they are; ``usual``: the rank where the config has none.
+    """The keys of one type. ``rank``, ``alpha``: which they are; ``usual``, ``usual_alpha``: the rank and alpha
+    where the config has none.
 
     ``masks``: the values of rank_pattern are lists of which ranks are kept, and not ranks.
     """
@@ -21,6 +22,7 @@ class TypeKeys:
     rank: str = "r"
     usual: int = 8
     alpha: str = "lora_alpha"
+    usual_alpha: float = 8.0
     masks: bool = False
 
 
@@ -38,6 +40,8 @@ _LYCORIS = f"{_COMMON} alpha alpha_pattern init_weights module_dropout r rank_dr
 _LOKR = f"{_LYCORIS} decompose_both decompose_factor rank_dropout_scale"
 _IA3 = """auto_mapping base_model_name_or_path exclude_modules fan_in_fan_out feedforward_modules inference_mode
     init_ia3_weights modules_to_save peft_type peft_version revision target_modules task_type"""
+_VERA = f"{_COMMON} bias d_initial fan_in_fan_out init_weights projection_prng_key r save_projection vera_dropout"
+_GRALORA = f"{_COMMON} alpha bias fan_in_fan_out gralora_dropout gralora_k hybrid_r init_weights r"
 
 
 def _keys(names: str, **more: Any) -> TypeKeys:
@@ -51,6 +55,10 @@ TYPES: Mapping[str, TypeKeys] = MappingProxyType(
         "ADALORA": _keys(_ADALORA, rank="init_r", usual=12, masks=True),
         "LOHA": _keys(_LYCORIS, alpha="alpha"),
         "IA3": _keys(_IA3),
+        "VERA": _keys(_VERA, usual=256),
+        "MISS": _keys(f"{_COMMON} bias init_weights mini_r miss_dropout r", usual=64),
+        "GRALORA": _keys(_GRALORA, usual=32, alpha="alpha", usual_alpha=64.0),
+        "C3A": _keys(f"{_COMMON} bias block_size block_size_pattern init_weights"),
         "LOKR": _keys(_LOKR, alpha="alpha"),
     }
 )

@@ -11,6 +11,8 @@ from adaptrix.errors import Problem
 from adaptrix.tensor import Tensor
 
 PREFIX = "base_model.model."
+#: the prefix of tensors that belong to no module
+SHARED = "base_model."
 _STRAY = (PREFIX, "module.")
 #: steps that torch.compile, FSDP and activation checkpointing add to paths, wherever a module was wrapped
 _WRAPPERS = re.compile(r"_(?<![^.]_)(?:orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\.")

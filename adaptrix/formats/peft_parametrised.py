@@ -1,4 +1,4 @@
-"""The reader of PEFT types that are a LoRA in another parametrisation: AdaLoRA, LoHa, LoKr.
+"""The reader of PEFT types whose ΔW is a formula of their own tensors: AdaLoRA, LoHa, LoKr, VeRA, MiSS, GraLoRA, C3A.
 
 Their tensors are kept as they are (:class:`~adaptrix.delta.Parametrised`); what the config adds is a scale.
 """
@@ -14,7 +14,7 @@ from adaptrix.delta import PARAMETRISATIONS, Delta, Parametrised, part_problems
 from adaptrix.errors import Problem, RefusedError
 from adaptrix.formats import peft_promises
 from adaptrix.formats.peft_config import CONFIG_NAME, PeftConfig
-from adaptrix.formats.peft_keys import Key
+from adaptrix.formats.peft_keys import SHARED, Key
 from adaptrix.tensor import Tensor
 
 Group = Mapping[str, Tensor]
@@ -27,11 +27,13 @@ class PeftForm:
     """One type: the kind of its deltas, and how a module's config and tensors give the scale.
 
     ``rank``: the number of ranks that the tensors have, or None where they do not say; the config has to agree.
+    ``settings``: those of the formula that the checkpoint says; the rest follows from the sizes of the base.
     """
 
     kind: str
     scale: Callable[[PeftConfig, str, Group], float]
     rank: Callable[[Group], int | None]
+    settings: Callable[[PeftConfig, Group], Mapping[str, int]] = lambda _config, _group: {}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -41,6 +43,10 @@ class PeftForm:
 
 def _alpha_over_rank(config: PeftConfig, path: str, _group: Group) -> float:
     return config.alpha_of(path) / config.rank_of(path)
+
+
+def _one(_config: PeftConfig, _path: str, _group: Group) -> float:
+    return 1.0
 
 
 def _adalora_scale(config: PeftConfig, _path: str, group: Group) -> float:
@@ -54,20 +60,60 @@ def _lokr_rank(group: Group) -> int | None:
     return found[0] if found else None  # where both are whole, the rank is that of the scale alone
 
 
+def _gralora_scale(config: PeftConfig, _path: str, group: Group) -> float:
+    """Over the rank of the blocks and that of the LoRA beside them."""
+    beside = group.get("gralora_A_general.weight")
+    return config.alpha / (config.rank + (beside.shape[0] if beside else 0))
+
+
+def _c3a_scale(_config: PeftConfig, _path: str, group: Group) -> float:
+    _, columns, size = group["c3a_kernel"].shape
+    return 1.0 / (columns * size)
+
+
+def _vera_settings(config: PeftConfig, group: Group) -> Mapping[str, int]:
+    """The seed, and the sizes of what was drawn with it where that is saved."""
+    seed = config.raw.get("projection_prng_key", 0)
+    found = {"seed": seed if type(seed) is int and 0 <= seed < 1 << 63 else 0}
+    A, B = group.get("vera_A"), group.get("vera_B")
+    if A is None or B is None or len(A.shape) != 2 or len(B.shape) != 2:
+        return found
+    return found | {"widest": A.shape[1], "tallest": B.shape[0]}
+
+
+def _miss_settings(config: PeftConfig, group: Group) -> Mapping[str, int]:
+    """The rows of ΔW, where the block is not repeated along them."""
+    repeated = config.raw.get("init_weights") == "mini"
+    return {} if repeated or len(group["miss_block"].shape) != 2 else {"out": group["miss_block"].shape[1]}
+
+
 #: the types that are read here
 FORMS: Mapping[str, PeftForm] = MappingProxyType(
     {
         "ADALORA": PeftForm("adalora", _adalora_scale, lambda group: group["lora_A"].shape[0]),
         "LOHA": PeftForm("loha", _alpha_over_rank, lambda group: group["hada_w1_a"].shape[1]),
         "LOKR": PeftForm("lokr", _alpha_over_rank, _lokr_rank),
+        "VERA": PeftForm("vera", _one, lambda group: group["vera_lambda_d"].shape[0], _vera_settings),
+        "MISS": PeftForm("miss", _one, lambda group: group["miss_block"].shape[0], _miss_settings),
+        "GRALORA": PeftForm("gralora", _gralora_scale, lambda group: group["gralora_A"].shape[2]),
+        "C3A": PeftForm("c3a", _c3a_scale, lambda _group: None),
     }
 )
 
 
+def split_shared(kind: str, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The tensors that all deltas of a type share, by their own names, and the others by those of the file."""
+    shared = PARAMETRISATIONS[FORMS[kind].kind].shared if kind in FORMS else ()
+    names = {f"{SHARED}{name}{end}": name for name in shared for end in ("", ".default")}
+    found = {names[key]: tensor for key, tensor in tensors.items() if key in names}
+    return found, {key: tensor for key, tensor in tensors.items() if key not in names}
+
+
 def parametrised(
-    form: PeftForm, config: PeftConfig, tensors: Mapping[Key, Tensor], problems: list[Problem]
+    form: PeftForm, config: PeftConfig, tensors: Mapping[Key, Tensor], shared: Group, problems: list[Problem]
 ) -> dict[Target, Delta]:
-    """One delta for every module with sound tensors; what is wrong is added to the problems."""
+    """One delta for every module with sound tensors, and the tensors that all share; what is wrong is added to the
+    problems."""
     modules: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         if key.kind:
@@ -75,11 +121,12 @@ def parametrised(
     found: dict[Target, Delta] = {}
     try:
         for path, group in modules.items():
-            wrong = list(_problems(form, config, path, group))
+            wrong = list(_problems(form, config, path, {**group, **shared}))
             problems += wrong
             if not wrong:
-                parts = MappingProxyType(dict(group))
-                found[Target(path)] = Parametrised(form.kind, parts, form.scale(config, path, group))
+                settings = MappingProxyType(dict(form.settings(config, {**group, **shared})))
+                scale, parts = form.scale(config, path, group), MappingProxyType(group)
+                found[Target(path)] = Parametrised(form.kind, parts, scale, settings, shared)
         problems += peft_promises.target_problems(config, found)
     except RefusedError as error:  # a pattern of the config that cannot be matched: reported once
         problems += error.problems
@@ -87,11 +134,11 @@ def parametrised(
 
 
 def _problems(form: PeftForm, config: PeftConfig, path: str, group: Group) -> Iterator[Problem]:
-    if any(name in group for name in _TUCKER) or any(len(tensor.shape) > 2 for tensor in group.values()):
-        found, remedy = "the tensors of a convolution", "Merge it into its base with peft."
-        yield Problem("variant-unsupported", path, found, f"{config.raw['peft_type']} of linear layers", remedy)
+    if unread := _unread(form, config, group):
+        remedy = "Merge it into its base with peft."
+        yield Problem("variant-unsupported", path, unread, f"{config.raw['peft_type']} of linear layers", remedy)
         return
-    wrong = list(part_problems(form.kind, group, {}, path))
+    wrong = list(part_problems(form.kind, group, form.settings(config, group), path))
     yield from wrong
     if wrong:
         return
@@ -100,6 +147,14 @@ def _problems(form: PeftForm, config: PeftConfig, path: str, group: Group) -> It
     if rank is not None and rank != expected:
         remedy = f"Restore {CONFIG_NAME} of this training: the scale depends on it."
         yield Problem("rank", path, f"tensors of rank {rank}", f"{expected}, as {CONFIG_NAME} says", remedy)
+
+
+def _unread(form: PeftForm, config: PeftConfig, group: Group) -> str | None:
+    """The variant of a module that is not read; None where it is none."""
+    if form.kind == "miss" and config.raw.get("init_weights") == "bat":
+        return 'init_weights is "bat": ΔW depends on the base'
+    deep = any(len(tensor.shape) > 2 for name, tensor in group.items() if not name.startswith(("gralora", "c3a")))
+    return "the tensors of a convolution" if deep or any(name in group for name in _TUCKER) else None
 
 
 def _pruned(config: PeftConfig, path: str) -> int:

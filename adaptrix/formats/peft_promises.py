@@ -168,7 +168,7 @@ def _bias_problems(config: PeftConfig, extras: Mapping[str, Extra], deltas: Coll
 
     A model need not have any biases, so that their absence is only a warning.
     """
-    if config.get("bias") not in ("all", "lora_only"):
+    if not config.saves_biases:
         return
     owners = {_owner(key) for key in extras if key.endswith(".bias")}
     kinds: dict[str, list[str]] = {}

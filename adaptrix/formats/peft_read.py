@@ -18,7 +18,7 @@ from adaptrix.formats import peft_config, peft_ia3, peft_keys, peft_promises, pe
 from adaptrix.formats.peft_causes import shared_causes
 from adaptrix.formats.peft_config import ALL_LINEAR, CONFIG_NAME, PeftConfig
 from adaptrix.formats.peft_keys import Key
-from adaptrix.formats.peft_parametrised import FORMS, parametrised
+from adaptrix.formats.peft_parametrised import FORMS, parametrised, split_shared
 from adaptrix.formats.peft_promises import BASE_LAYER, TOKENS, ancestors
 from adaptrix.formats.peft_training import is_of_training
 from adaptrix.json_file import read_object
@@ -50,9 +50,10 @@ def read(bundle: Bundle) -> Adapter:
         raise RefusedError((*error.problems, *errors_in(problems))) from None
     kind = str(raw.get("peft_type"))
     names = peft_ia3.NAMES if kind == "IA3" else FORMS[kind].names if kind in FORMS else None
+    shared, tensors = split_shared(kind, tensors)
     reading = _Reading(config, *peft_keys.keyed(tensors, names))
-    deltas = reading.deltas_of(kind) if names else reading.deltas()
-    extras = reading.extras(deltas)
+    deltas = reading.deltas_of(kind, shared) if names else reading.deltas()
+    extras = reading.extras(deltas) | {name: Extra("shared", tensor) for name, tensor in shared.items()}
     adapter = _adapter(bundle, config, deltas, extras, (*problems, *reading.problems))
     return replace(adapter, targeted=peft_promises.promise(config, deltas))
 
@@ -115,11 +116,11 @@ class _Reading:
             self.problems += error.problems
         return found
 
-    def deltas_of(self, kind: str) -> dict[Target, Delta]:
+    def deltas_of(self, kind: str, shared: Mapping[str, Tensor]) -> dict[Target, Delta]:
         """The same of another type than LoRA."""
         if kind == "IA3":
             return peft_ia3.scales(self.config, self.tensors, self.problems)
-        return parametrised(FORMS[kind], self.config, self.tensors, self.problems)
+        return parametrised(FORMS[kind], self.config, self.tensors, shared, self.problems)
 
     def _tied(self, path: str, group: Mapping[str, Tensor]) -> dict[Target, LowRank]:
         A, B = group["lora_A"], group["lora_B"]
@@ -287,7 +288,7 @@ class _Reading:
             return "training"
         if any(part.endswith(self.config.saved_modules) for part in ancestors(key.path)):  # peft: "norm" is any …norm
             return "module"
-        if leaf == "bias" and self.config.get("bias") in ("all", "lora_only"):
+        if leaf == "bias" and self.config.saves_biases:
             return "bias"
         if leaf == "weight" and module.endswith(".base_layer"):
             return "base_weight"

@@ -23,7 +23,7 @@ from adaptrix.errors import refuse
 from adaptrix.formats import safetensors_file
 from adaptrix.formats.peft_config import CONFIG_NAME
 from adaptrix.formats.peft_ia3 import described
-from adaptrix.formats.peft_keys import PREFIX
+from adaptrix.formats.peft_keys import PREFIX, SHARED
 from adaptrix.formats.peft_promises import BASE_LAYER
 from adaptrix.formats.peft_read import EXPERT_ORDER, WEIGHTS
 from adaptrix.planning.plan import Plan
@@ -102,7 +102,9 @@ def _tensors(plan: Plan, modules: Mapping[str, LowRank], own: Mapping[str, Delta
             named[f"{stem}.lora_B.bias"] = delta.bias
         if delta.magnitude is not None:
             named[f"{stem}.lora_magnitude_vector"] = delta.magnitude
-    extras = plan.bound.adapter.extras.items()
+    shared = {key: extra.tensor for key, extra in plan.bound.adapter.extras.items() if extra.kind == "shared"}
+    named |= {f"{SHARED}{key}": tensor for key, tensor in shared.items() if own}
+    extras = [(key, extra) for key, extra in plan.bound.adapter.extras.items() if key not in shared]
     return named | {
         f"{PREFIX}{_inside(_extra_key(key, modules.keys() | own.keys()), wrapped)}": extra.tensor
         for key, extra in extras

@@ -83,7 +83,8 @@ def lowered(plan: Plan, rank: int | None) -> Plan:
     if problems:
         raise RefusedError(problems)
     made = exchanged(plan, deltas, overrides)
-    adapter = replace(made.bound.adapter, altered=True)
+    left = {key: extra for key, extra in made.bound.adapter.extras.items() if extra.kind != "shared"}
+    adapter = replace(made.bound.adapter, altered=True, extras=MappingProxyType(left))
     notes = (*plan.notes, _note(losses, {**deltas, **overrides}, {delta.kind for delta in others(plan).values()}))
     reduced = any(loss.relative > _ROUNDED for loss in losses.values())
     return replace(made, bound=replace(made.bound, adapter=adapter), notes=notes, reduced=reduced)

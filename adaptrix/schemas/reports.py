@@ -62,7 +62,7 @@ class RoleJSON(TypedDict):
 class ExtraJSON(TypedDict):
     """A tensor that is no delta."""
 
-    kind: Annotated[str, "`module`, `bias`, `base_weight`, `token_delta` or `training`."]
+    kind: Annotated[str, "`module`, `bias`, `base_weight`, `token_delta`, `training` or `shared`."]
     dtype: Annotated[str, "As safetensors names it."]
     shape: Annotated[list[int], "As it is stored."]
 

@@ -21,6 +21,7 @@ TABLES = {"injection file": injection_kinds, "merging": drafting, "runtime": run
 OUT, INP, RANK = 6, 9, 3
 ADALORA = {"lora_A": (RANK, INP), "lora_B": (OUT, RANK), "lora_E": (RANK, 1)}
 SCALE = Scale(Tensor.of(np.linspace(0.5, 1.6, OUT, dtype=np.float32)[:, None]), inputs=False)
+SETTINGS = {"vera": {"in": INP, "widest": INP, "tallest": OUT, "seed": 3}, "miss": {"in": INP, "out": OUT}}
 #: all but the one whose ΔW takes the base
 ALONE = [kind for kind in KINDS if kind != "scale"]
 
@@ -35,6 +36,10 @@ def parametrised(rng):
     return {
         "adalora": {name: tensor(rng, *shape) for name, shape in ADALORA.items()},
         "loha": {f"hada_w{i}_{side}": tensor(rng, *shape) for i in (1, 2) for side, shape in factors.items()},
+        "vera": {"vera_lambda_b": tensor(rng, OUT), "vera_lambda_d": tensor(rng, RANK)},
+        "miss": {"miss_block": tensor(rng, RANK, OUT)},
+        "gralora": {"gralora_A": tensor(rng, 1, INP, RANK), "gralora_B": tensor(rng, 1, RANK, OUT)},
+        "c3a": {"c3a_kernel": tensor(rng, 2, 3, 3)},
         "lokr": {"lokr_w1": tensor(rng, 2, 3), "lokr_w2_a": tensor(rng, 3, 2), "lokr_w2_b": tensor(rng, 2, 3)},
     }
 
@@ -43,7 +48,7 @@ def parametrised(rng):
 def deltas(tmp_path):
     rng = np.random.default_rng(0)
     own = spectral_delta(1 + rng.standard_normal(OUT), tensor(rng, OUT, INP), SvdCache(tmp_path))
-    made = {kind: Parametrised(kind, parts, 0.7) for kind, parts in parametrised(rng).items()}
+    made = {kind: Parametrised(kind, parts, 0.7, SETTINGS.get(kind, {})) for kind, parts in parametrised(rng).items()}
     return {
         "lora": lora(rng),
         "dora": replace(lora(rng), magnitude=tensor(rng, OUT)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import warnings
 from dataclasses import replace
 
@@ -11,12 +12,15 @@ import peft
 import pytest
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import safe_open
 from transformers.pytorch_utils import Conv1D
 
 import adaptrix
-from adaptrix.delta import LowRank
+from adaptrix.delta import LowRank, vera
 from adaptrix.errors import RefusedError
+from adaptrix.formats import safetensors_file
 from adaptrix.planning import lowering
+from adaptrix.tensor import Tensor
 from tests.helpers.families import tiny_model
 from tests.helpers.peft_models import CONFIG, logits, rewrite, same_config, same_tensors, save, weights
 from tests.helpers.peft_types import save_of
@@ -48,6 +52,15 @@ CASES = {
     "LoKr": ("LOKR", "llama", {"r": 2, "alpha": 7}),
     "LoKr of two factors": ("LOKR", "llama", {"r": 1, "alpha": 7, "decompose_both": True}),
     "LoKr of whole matrices": ("LOKR", "llama", {"r": 16, "alpha": 7, "decompose_factor": 4, "rank_dropout": 0.5}),
+    "VeRA": ("VERA", "llama", {"r": 5}),
+    "VeRA without its projections": ("VERA", "qwen2", {"r": 5, "save_projection": False, "projection_prng_key": 77}),
+    "VeRA on Conv1D": ("VERA", "gpt2", {"r": 30, "target_modules": ["c_attn", "mlp.c_proj"]}),
+    "MiSS": ("MISS", "llama", {"r": 4}),
+    "MiSS of a rank that does not divide": ("MISS", "llama", {"r": 7, "bias": "none"}),
+    "MiSS mini": ("MISS", "qwen2", {"r": 4, "init_weights": "mini", "mini_r": 2}),
+    "GraLoRA": ("GRALORA", "llama", {"r": 4, "alpha": 7, "gralora_k": 2}),
+    "GraLoRA with a LoRA": ("GRALORA", "llama", {"r": 2, "alpha": 7, "gralora_k": 2, "hybrid_r": 1}),
+    "C3A": ("C3A", "llama", {"block_size": 2}),
     "LoKr with a saved head": ("LOKR", "llama", {"r": 2, "alpha": 7, "modules_to_save": ["lm_head"]}),
 }  # fmt: skip
 
@@ -71,8 +84,13 @@ def peft_deltas(saved):
     found = {}
     for path, module in load(saved).get_base_model().named_modules():
         if isinstance(module, BaseTunerLayer) and hasattr(module, "get_delta_weight"):
-            delta = module.get_delta_weight("default").detach().double().numpy()
-            found[path] = delta.T if isinstance(module.get_base_layer(), Conv1D) else delta
+            turned = isinstance(module.get_base_layer(), Conv1D)
+            weight = module.get_base_layer().weight.detach().clone()
+            if saved.config["peft_type"] == "MISS":  # which has no ΔW of its own
+                delta = module.get_delta_weight_miss("default", weight.clone()).double() - weight.double()
+            else:
+                delta = module.get_delta_weight("default").double()
+            found[path] = (delta.T if turned else delta).detach().numpy()
     return found
 
 
@@ -108,20 +126,20 @@ def test_it_goes_into_an_injection_file_and_comes_back_as_it_was(saved, tmp_path
     with adaptrix.attach(model, {"one": file}) as session, session.use("one"):
         assert torch.allclose(logits(model), saved.logits, atol=1e-5)
     for source, name in ((file, "from the file"), (saved.folder, "at once")):
-        back = adaptrix.convert(source, tmp_path / name, to="peft")
+        back = adaptrix.convert(source, tmp_path / name, to="peft", base=saved.base)
         same_tensors(saved.tensors, weights(back))
         same_config(saved.folder, back)
         assert json.loads((back / CONFIG).read_text()) == saved.config
 
 
 def test_a_rank_makes_a_lora_of_it_that_peft_loads(saved, tmp_path):
-    made = adaptrix.convert(saved.folder, tmp_path / "lora", to="peft", rank=64)
+    made = adaptrix.convert(saved.folder, tmp_path / "lora", to="peft", rank=64, base=saved.base)
     assert json.loads((made / CONFIG).read_text())["peft_type"] == "LORA"
     model = load(saved, made)
     assert torch.allclose(logits(model), saved.logits, atol=1e-5)
 
 
-SMALL = ["AdaLoRA pruned", "LoHa", "LoKr of two factors"]
+SMALL = ["AdaLoRA pruned", "LoHa", "LoKr of two factors", "VeRA"]
 
 
 @pytest.fixture(params=SMALL)
@@ -154,7 +172,9 @@ def test_sums_and_routes_with_a_lora(beside):
 
 def test_combining_and_resizing_make_loras(beside, tmp_path):
     one, other = beside
-    file = adaptrix.combine([one.folder, other.folder], weights=[0.5, -2.0], out=tmp_path / "sum", to="peft").path
+    file = adaptrix.combine(
+        [one.folder, other.folder], weights=[0.5, -2.0], out=tmp_path / "sum", to="peft", base=one.base
+    ).path
     model = load(one, file)
     wanted = one.build().eval()
     with torch.no_grad():
@@ -176,6 +196,29 @@ def test_a_pruned_plan_of_it_is_a_lora_to_peft(beside, tmp_path):
     plain = one.build().eval()
     with adaptrix.attach(plain, {"one": file}) as session, session.use("one"):
         assert torch.allclose(logits(model), logits(plain), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["VeRA", "MiSS", "MiSS mini"])
+def test_sizes_that_the_tensors_do_not_say_are_asked_of_the_base(name, tmp_path):
+    kind, family, keys = CASES[name]
+    saved = save_of(kind, tmp_path, family, **{"target_modules": ["down_proj"]} | keys)
+    problems = [p for p in adaptrix.check(saved.folder).problems if p.severity == "error"]
+    assert {p.code for p in problems} == {"base-needed"}
+    assert all("--base" in p.remedy for p in problems)
+    adaptrix.inspect(saved.folder)  # what there is can be looked at
+    file = adaptrix.convert(saved.folder, tmp_path / "a.adaptrix.safetensors", base=saved.base)
+    assert adaptrix.check(file).ok  # the file says them
+
+
+def test_projections_are_those_that_peft_draws(tmp_path):
+    keys = {"r": 5, "target_modules": QVD, "projection_prng_key": 12345678901}
+    saved = save_of("VERA", tmp_path, **keys)
+    shared = {
+        name.rpartition(".")[2]: tensor for name, tensor in saved.tensors.items() if name.endswith(("vera_A", "vera_B"))
+    }
+    (rank, widest), (tallest, _) = shared["vera_A"].shape, shared["vera_B"].shape
+    for name, drawn in zip(shared, vera._drawn(12345678901, rank, widest, tallest), strict=True):
+        np.testing.assert_allclose(drawn, shared[name].numpy(), rtol=0, atol=1e-7)
 
 
 def test_a_rank_that_loses_too_much_is_refused_and_one_that_is_allowed_is_measured(tmp_path):
@@ -227,6 +270,7 @@ def changed(**shapes):
     return change
 
 
+HALF = "gralora_A_general.weight"
 BAD = {
     "a LoHa without a part": ("LOHA", changed(hada_w2_b=None), {}, "adapter-incomplete"),
     "a LoHa of two shapes": ("LOHA", changed(hada_w2_b=(3, 20)), {}, "shape"),
@@ -244,6 +288,20 @@ BAD = {
     "an AdaLoRA without E": ("ADALORA", changed(lora_E=None), {}, "adapter-incomplete"),
     "an AdaLoRA of another rank": ("ADALORA", None, {"init_r": 4}, "rank"),
     "masks that are ranks": ("ADALORA", None, {"rank_pattern": {"x.lora_E": 3}}, "config-value"),
+    "a VeRA without b": ("VERA", changed(vera_lambda_b=None), {"r": 3}, "adapter-incomplete"),
+    "a VeRA of another rank": ("VERA", None, {"r": 4}, "rank"),
+    "projections that are too small": ("VERA", lambda t: t | {"base_model.vera_A": torch.zeros(3, 7)}, {}, "shape"),
+    "projections of another rank": ("VERA", lambda t: t | {"base_model.vera_A": torch.zeros(4, 99)}, {}, "shape"),
+    "a MiSS of another size": ("MISS", changed(miss_block=(3, 19)), {"r": 3}, "shape"),
+    "a MiSS on the base": ("MISS", None, {"init_weights": "bat"}, "variant-unsupported"),
+    "a GraLoRA of unequal blocks": ("GRALORA", changed(gralora_A=(3, 8, 4)), {"gralora_k": 2}, "shape"),
+    "a GraLoRA with half a LoRA": (
+        "GRALORA",
+        changed(**{"gralora_A_general.weight": (1, 24)}),
+        {},
+        "adapter-incomplete",
+    ),
+    "a flat C3A": ("C3A", changed(c3a_kernel=(10, 12)), {}, "shape"),
     "a module that is no target": ("LOHA", None, {"target_modules": ["v_proj"]}, "config-mismatch"),
     "a target without tensors": (
         "LOKR",
@@ -257,11 +315,43 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_what_does_not_fit_is_refused(name, tmp_path):
     kind, change, keys, code = BAD[name]
-    saved = save_of(kind, tmp_path, **({} if kind == "ADALORA" else {"r": 3}))
+    saved = save_of(kind, tmp_path, **({"r": 3} if kind in ("LOHA", "LOKR", "VERA", "MISS") else {}))
     rewrite(saved.folder, change, **keys)
     report = adaptrix.check(saved.folder, saved.base)
     assert code in {problem.code for problem in report.problems if problem.severity == "error"}
     assert all(problem.found for problem in report.problems)
+
+
+SETTINGS = (
+    {},
+    {"in": 24},
+    {"in": "24", "widest": 24, "tallest": 24, "seed": 0},
+    {"in": -1, "widest": 24, "tallest": 24, "seed": 0},
+    {"in": 24, "widest": 24, "tallest": 24, "seed": 1 << 64},
+    {"in": 24, "widest": 1 << 31, "tallest": 1 << 31, "seed": 0},
+    {"in": 24, "widest": 24, "tallest": 24, "seed": 0, "more": 1},
+    {"in": 24, "widest": 7, "tallest": 24, "seed": 0},
+    [24],
+)
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_settings_of_a_file_that_are_none_are_refused_at_once(settings, tmp_path):
+    saved = save_of("VERA", tmp_path, r=3, save_projection=False)
+    file = adaptrix.convert(saved.folder, tmp_path / "a.adaptrix.safetensors", base=saved.base)
+    with safe_open(file, "np") as held:
+        manifest = json.loads(held.metadata()["adaptrix"])
+    manifest["deltas"]["layers.1.q"]["settings"] = settings
+    safetensors_file.write(tmp_path / "b.adaptrix.safetensors", weights_of(file), {"adaptrix": json.dumps(manifest)})
+    start = time.monotonic()
+    with pytest.raises(RefusedError) as error:
+        adaptrix.convert(tmp_path / "b.adaptrix.safetensors", tmp_path / "c.adaptrix.safetensors")
+    assert {p.code for p in error.value.problems} <= {"injection-invalid", "shape"}
+    assert time.monotonic() - start < 2
+
+
+def weights_of(file):
+    return {name: Tensor(t.dtype, t.shape, t.tobytes()) for name, t in safetensors_file.read(file)[0].items()}
 
 
 def test_the_keys_of_the_configs_are_those_of_peft(saved):
