@@ -104,9 +104,9 @@ def convert(
       where it was stopped when it is called again.
     - ``redistribute``: ``nearest`` adds the deltas of dropped layers to the nearest kept layer; ``none`` by default.
     - ``rank``: the largest rank of a delta that acts, one above it is recompressed; by default ranks stay. Deltas in
-      another parametrisation (LoHa, LoKr, VeRA …) become LoRAs of it, exact ones where it is at least that of ΔW. Spectral
-      deltas become LoRA in a PEFT folder: exactly, or at this rank. The U and V that this takes are in the file or are
-      computed from ``base``.
+      another parametrisation (LoHa, LoKr, VeRA …) become LoRAs of it, exact ones where it is at least that of ΔW.
+      Spectral deltas become LoRA in a PEFT folder: exactly, or at this rank. The U and V that this takes are in the file
+      or are computed from ``base``.
     - ``prune``: drop what the plan leaves out or replaces; False by default.
     - ``max_error``: the share that ``rank`` may leave out of each ‖ΔW‖ that becomes a LoRA, from 0 to 1; 0.05 by
       default.

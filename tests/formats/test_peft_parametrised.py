@@ -346,7 +346,7 @@ def test_settings_of_a_file_that_are_none_are_refused_at_once(settings, tmp_path
     start = time.monotonic()
     with pytest.raises(RefusedError) as error:
         adaptrix.convert(tmp_path / "b.adaptrix.safetensors", tmp_path / "c.adaptrix.safetensors")
-    assert {p.code for p in error.value.problems} <= {"injection-invalid", "shape"}
+    assert error.value.problems[0].code in ("injection-invalid", "shape")
     assert time.monotonic() - start < 2
 
 
