@@ -105,8 +105,8 @@ def convert(
     - ``redistribute``: ``nearest`` adds the deltas of dropped layers to the nearest kept layer; ``none`` by default.
     - ``rank``: the largest rank of a delta that acts, one above it is recompressed; by default ranks stay. Deltas in
       another parametrisation (LoHa, LoKr, VeRA …) become LoRAs of it, exact ones where it is at least that of ΔW.
-      Spectral deltas become LoRA in a PEFT folder: exactly, or at this rank. The U and V that this takes are in the file
-      or are computed from ``base``.
+      Spectral deltas become LoRA in a PEFT folder: exactly, or at this rank. The U and V that this takes are in the
+      file or are computed from ``base``.
     - ``prune``: drop what the plan leaves out or replaces; False by default.
     - ``max_error``: the share that ``rank`` may leave out of each ‖ΔW‖ that becomes a LoRA, from 0 to 1; 0.05 by
       default.

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from adaptrix.delta.parametrisation import Arrays, Parametrisation, Settings, Shapes, missing
+from adaptrix.delta.parametrisation import Arrays, Parametrisation, Settings, Shapes, by_identity, missing
 from adaptrix.delta.spectrum import Matrix
 from adaptrix.errors import Problem
 
@@ -40,9 +40,7 @@ def _dense(arrays: Arrays, _settings: Settings) -> Matrix:
 
 
 def _factors(arrays: Arrays, settings: Settings) -> tuple[Matrix, Matrix]:
-    whole = _dense(arrays, settings)
-    out, inp = whole.shape
-    return (whole, np.eye(out)) if out <= inp else (np.eye(inp), whole)
+    return by_identity(_dense(arrays, settings))
 
 
 def _energy(arrays: Arrays, _settings: Settings) -> float:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from adaptrix.delta.spectrum import Matrix
 from adaptrix.errors import Problem
 
@@ -29,6 +31,7 @@ class Parametrisation:
     - ``energy``: ‖ΔW‖²_F, where there is a shorter way than from the factors.
     - ``settings``: whole numbers that the tensors do not say, each with the largest that it can be. ``in`` and
       ``out`` are sizes of the layer, ``widest`` and ``tallest`` the largest among all layers of the adapter.
+    - ``integers``: tensors of whole numbers.
     - ``shared``: tensors that all deltas of an adapter have in common, where its checkpoint has them.
     """
 
@@ -41,6 +44,7 @@ class Parametrisation:
     energy: Callable[[Arrays, Settings], float] | None = None
     settings: Mapping[str, int] | None = None
     shared: Collection[str] = ()
+    integers: Collection[str] = ()
 
 
 def missing(shapes: Shapes, names: Collection[str], where: str) -> Iterator[Problem]:
@@ -65,3 +69,9 @@ def product(shapes: Shapes, left: str, right: str, where: str) -> Iterator[Probl
     if one[1] != other[0]:
         found = f"{left} is {list(one)}, {right} is {list(other)}"
         yield Problem("rank", where, found, f"as many columns of {left} as rows of {right}")
+
+
+def by_identity(whole: Matrix) -> tuple[Matrix, Matrix]:
+    """Factors (A, B) of a matrix of full rank: the one of the shorter side is the identity."""
+    out, inp = whole.shape
+    return (whole, np.eye(out)) if out <= inp else (np.eye(inp), whole)

@@ -20,16 +20,19 @@ from adaptrix.architecture.dims import Dims
 from adaptrix.architecture.layout import RowIndex
 from adaptrix.delta.adalora import ADALORA
 from adaptrix.delta.c3a import C3A
+from adaptrix.delta.delora import DELORA
+from adaptrix.delta.fourierft import FOURIERFT
 from adaptrix.delta.gralora import GRALORA
 from adaptrix.delta.loha import LOHA
 from adaptrix.delta.lokr import LOKR
 from adaptrix.delta.low_rank import LowRank
 from adaptrix.delta.miss import MISS
-from adaptrix.delta.parametrisation import LARGEST, Parametrisation
+from adaptrix.delta.parametrisation import LARGEST, Parametrisation, by_identity
 from adaptrix.delta.spectrum import Matrix, Truncation, smallest_rank
+from adaptrix.delta.vblora import VBLORA
 from adaptrix.delta.vera import VERA
 from adaptrix.errors import Problem, refuse
-from adaptrix.tensor import FLOATS, Tensor
+from adaptrix.tensor import FLOATS, INTEGERS, Tensor
 
 if TYPE_CHECKING:
     from adaptrix.delta.protocol import Delta
@@ -44,6 +47,9 @@ PARAMETRISATIONS: Mapping[str, Parametrisation] = MappingProxyType(
         "miss": MISS,
         "gralora": GRALORA,
         "c3a": C3A,
+        "delora": DELORA,
+        "vblora": VBLORA,
+        "fourierft": FOURIERFT,
     }
 )
 
@@ -150,8 +156,10 @@ class Parametrised:
         return replace(self, scale=self.scale * gain)
 
     def cast(self, dtype: str) -> Parametrised:
-        """Every tensor rounded to ``dtype``."""
-        return replace(self, parts=MappingProxyType({name: tensor.cast(dtype) for name, tensor in self.parts.items()}))
+        """Every tensor of its own rounded to ``dtype``, but those of whole numbers."""
+        whole = self._made.integers
+        cast = {name: tensor if name in whole else tensor.cast(dtype) for name, tensor in self.parts.items()}
+        return replace(self, parts=MappingProxyType(cast))
 
     def without_vectors(self) -> Parametrised:
         """Itself: nothing in it is the base's."""
@@ -190,8 +198,7 @@ class Parametrised:
         if self._made.rank(self._shapes, self.settings) <= min(out, inp):
             A, B = self._made.factors(self._arrays, self.settings)
         else:
-            whole = self.dense() / (self.scale or 1.0)
-            A, B = (whole, np.eye(out)) if out <= inp else (np.eye(inp), whole)
+            A, B = by_identity(self.dense() / (self.scale or 1.0))
         return LowRank(Tensor.of(A).cast(dtype), Tensor.of(B).cast(dtype), alpha=self.scale * len(A))
 
 
@@ -200,9 +207,9 @@ def part_problems(kind: str, parts: Mapping[str, Tensor], settings: Mapping[str,
     made = PARAMETRISATIONS[kind]
     shapes = {name: tensor.shape for name, tensor in parts.items()}
     problems = [
-        Problem("dtype", f"{where} {name}", tensor.dtype, f"one of {', '.join(FLOATS)}")
+        Problem("dtype", f"{where} {name}", tensor.dtype, f"one of {', '.join(fitting)}")
         for name, tensor in parts.items()
-        if tensor.dtype not in FLOATS
+        if tensor.dtype not in (fitting := INTEGERS if name in made.integers else FLOATS)
     ]
     problems += made.faults(shapes, settings, where)
     yield from problems

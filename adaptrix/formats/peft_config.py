@@ -217,9 +217,9 @@ def _value_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
     ):
         if not (raw.get(key) is None or fits(raw[key])):
             yield _problem(key, json.dumps(raw[key])[:200], what)
-    only = f"{raw.get('peft_type') if keys is not TYPES['LORA'] else 'lora'}_only"
-    if str(raw.get("bias")).lower() not in ("none", "all", only.lower()):
-        yield _problem("bias", repr(raw["bias"]), f'"none", "all" or "{only.lower()}"')
+    bias = str(raw.get("bias") or "none")
+    if bias not in ("none", "all", "lora_only") and (keys is TYPES["LORA"] or not bias.endswith("_only")):
+        yield _problem("bias", repr(raw["bias"]), '"none", "all" or "lora_only"')
     enable = raw.get("enable_lora")
     if enable is not None and not (enable and _is_list(enable, bool)):
         yield _problem("enable_lora", json.dumps(enable)[:200], "a list of true and false, or null")

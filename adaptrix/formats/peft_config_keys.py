@@ -42,6 +42,10 @@ _IA3 = """auto_mapping base_model_name_or_path exclude_modules fan_in_fan_out fe
     init_ia3_weights modules_to_save peft_type peft_version revision target_modules task_type"""
 _VERA = f"{_COMMON} bias d_initial fan_in_fan_out init_weights projection_prng_key r save_projection vera_dropout"
 _GRALORA = f"{_COMMON} alpha bias fan_in_fan_out gralora_dropout gralora_k hybrid_r init_weights r"
+_VBLORA = f"""{_COMMON} bias fan_in_fan_out init_logits_std init_vector_bank_bound num_vectors r
+    save_only_topk_weights topk vblora_dropout vector_length"""
+_FOURIERFT = f"""{_COMMON} bias fan_in_fan_out init_weights n_frequency n_frequency_pattern random_loc_seed
+    scaling"""
 
 
 def _keys(names: str, **more: Any) -> TypeKeys:
@@ -58,6 +62,9 @@ TYPES: Mapping[str, TypeKeys] = MappingProxyType(
         "VERA": _keys(_VERA, usual=256),
         "MISS": _keys(f"{_COMMON} bias init_weights mini_r miss_dropout r", usual=64),
         "GRALORA": _keys(_GRALORA, usual=32, alpha="alpha", usual_alpha=64.0),
+        "DELORA": _keys(f"{_COMMON} bias delora_lambda init_weights lambda_pattern module_dropout r rank_pattern"),
+        "VBLORA": _keys(_VBLORA, usual=4),
+        "FOURIERFT": _keys(_FOURIERFT),
         "C3A": _keys(f"{_COMMON} bias block_size block_size_pattern init_weights"),
         "LOKR": _keys(_LOKR, alpha="alpha"),
     }

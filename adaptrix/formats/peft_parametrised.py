@@ -1,4 +1,4 @@
-"""The reader of PEFT types whose ΔW is a formula of their own tensors: AdaLoRA, LoHa, LoKr, VeRA, MiSS, GraLoRA, C3A.
+"""The reader of PEFT types whose ΔW is a formula of their own tensors: AdaLoRA, LoHa, LoKr, VeRA, MiSS and others.
 
 Their tensors are kept as they are (:class:`~adaptrix.delta.Parametrised`); what the config adds is a scale.
 """
@@ -73,8 +73,7 @@ def _c3a_scale(_config: PeftConfig, _path: str, group: Group) -> float:
 
 def _vera_settings(config: PeftConfig, group: Group) -> Mapping[str, int]:
     """The seed, and the sizes of what was drawn with it where that is saved."""
-    seed = config.raw.get("projection_prng_key", 0)
-    found = {"seed": seed if type(seed) is int and 0 <= seed < 1 << 63 else 0}
+    found = {"seed": _seed(config.raw.get("projection_prng_key", 0))}
     A, B = group.get("vera_A"), group.get("vera_B")
     if A is None or B is None or len(A.shape) != 2 or len(B.shape) != 2:
         return found
@@ -87,6 +86,28 @@ def _miss_settings(config: PeftConfig, group: Group) -> Mapping[str, int]:
     return {} if repeated or len(group["miss_block"].shape) != 2 else {"out": group["miss_block"].shape[1]}
 
 
+def _fourier_scale(config: PeftConfig, _path: str, _group: Group) -> float:
+    scaling = config.raw.get("scaling", 150.0)
+    return float(scaling) if type(scaling) in (int, float) else 150.0
+
+
+def _fourier_settings(config: PeftConfig, _group: Group) -> Mapping[str, int]:
+    return {"seed": _seed(config.raw.get("random_loc_seed", 777))}
+
+
+def _vblora_rank(group: Group) -> int | None:
+    return next(tensor.shape[0] for name, tensor in group.items() if name.startswith("vblora_logits_A"))
+
+
+def _vblora_settings(config: PeftConfig, _group: Group) -> Mapping[str, int]:
+    topk = config.raw.get("topk", 2)
+    return {"topk": topk if type(topk) is int and 0 < topk <= 1 << 16 else 2}
+
+
+def _seed(value: object) -> int:
+    return value if type(value) is int and 0 <= value < 1 << 63 else 0
+
+
 #: the types that are read here
 FORMS: Mapping[str, PeftForm] = MappingProxyType(
     {
@@ -96,6 +117,9 @@ FORMS: Mapping[str, PeftForm] = MappingProxyType(
         "VERA": PeftForm("vera", _one, lambda group: group["vera_lambda_d"].shape[0], _vera_settings),
         "MISS": PeftForm("miss", _one, lambda group: group["miss_block"].shape[0], _miss_settings),
         "GRALORA": PeftForm("gralora", _gralora_scale, lambda group: group["gralora_A"].shape[2]),
+        "DELORA": PeftForm("delora", _one, lambda group: group["delora_A"].shape[0]),
+        "VBLORA": PeftForm("vblora", _one, _vblora_rank, _vblora_settings),
+        "FOURIERFT": PeftForm("fourierft", _fourier_scale, lambda _group: None, _fourier_settings),
         "C3A": PeftForm("c3a", _c3a_scale, lambda _group: None),
     }
 )
@@ -153,7 +177,8 @@ def _unread(form: PeftForm, config: PeftConfig, group: Group) -> str | None:
     """The variant of a module that is not read; None where it is none."""
     if form.kind == "miss" and config.raw.get("init_weights") == "bat":
         return 'init_weights is "bat": ΔW depends on the base'
-    deep = any(len(tensor.shape) > 2 for name, tensor in group.items() if not name.startswith(("gralora", "c3a")))
+    flat = [tensor for name, tensor in group.items() if not name.startswith(("gralora", "c3a", "vblora"))]
+    deep = any(len(tensor.shape) > 2 for tensor in flat)
     return "the tensors of a convolution" if deep or any(name in group for name in _TUCKER) else None
 
 

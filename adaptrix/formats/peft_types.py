@@ -17,11 +17,11 @@ _PEFT = "Use it through peft."
 
 #: the types that are no LoRA: names, nature, remedy; a test runs each remedy
 _OTHERS = (
-    ("VBLORA UNILORA", "is a LoRA in another parametrisation", _AS_LORA),
+    ("UNILORA", "is a LoRA in another parametrisation", _AS_LORA),
     ("PVERA PEANUT", "is a LoRA in another parametrisation", _MERGE),
-    ("PSOFT TINYLORA DELORA", "is low-rank once the base weight is known", _AS_LORA),
+    ("PSOFT TINYLORA", "is low-rank once the base weight is known", _AS_LORA),
     ("HRA DEFT", "is low-rank once the base weight is known", _MERGE),
-    ("FOURIERFT WAVEFT RANDLORA", "is a dense change of the weight", f"{_AS_LORA} It is an approximation."),
+    ("WAVEFT RANDLORA", "is a dense change of the weight", f"{_AS_LORA} It is an approximation."),
     ("SHIRA", "is a sparse change of the weight", _MERGE),
     ("OFT BOFT ROAD HIRA", "multiplies the base weight", _MERGE),
     (

@@ -22,6 +22,7 @@ OUT, INP, RANK = 6, 9, 3
 ADALORA = {"lora_A": (RANK, INP), "lora_B": (OUT, RANK), "lora_E": (RANK, 1)}
 SCALE = Scale(Tensor.of(np.linspace(0.5, 1.6, OUT, dtype=np.float32)[:, None]), inputs=False)
 SETTINGS = {"vera": {"in": INP, "widest": INP, "tallest": OUT, "seed": 3}, "miss": {"in": INP, "out": OUT}}
+SETTINGS |= {"vblora": {"topk": 2}, "fourierft": {"in": INP, "out": OUT, "seed": 5}}
 #: all but the one whose ΔW takes the base
 ALONE = [kind for kind in KINDS if kind != "scale"]
 
@@ -39,6 +40,14 @@ def parametrised(rng):
         "vera": {"vera_lambda_b": tensor(rng, OUT), "vera_lambda_d": tensor(rng, RANK)},
         "miss": {"miss_block": tensor(rng, RANK, OUT)},
         "gralora": {"gralora_A": tensor(rng, 1, INP, RANK), "gralora_B": tensor(rng, 1, RANK, OUT)},
+        "delora": {
+            "delora_A": tensor(rng, RANK, INP),
+            "delora_B": tensor(rng, OUT, RANK),
+            "delora_lambda": tensor(rng, 1),
+            "delora_w_norm": tensor(rng, INP),
+        },
+        "vblora": {"vblora_logits_A": tensor(rng, RANK, 3, 5), "vblora_logits_B": tensor(rng, 2, RANK, 5)},
+        "fourierft": {"fourierft_spectrum": tensor(rng, 20)},
         "c3a": {"c3a_kernel": tensor(rng, 2, 3, 3)},
         "lokr": {"lokr_w1": tensor(rng, 2, 3), "lokr_w2_a": tensor(rng, 3, 2), "lokr_w2_b": tensor(rng, 2, 3)},
     }
@@ -48,7 +57,11 @@ def parametrised(rng):
 def deltas(tmp_path):
     rng = np.random.default_rng(0)
     own = spectral_delta(1 + rng.standard_normal(OUT), tensor(rng, OUT, INP), SvdCache(tmp_path))
-    made = {kind: Parametrised(kind, parts, 0.7, SETTINGS.get(kind, {})) for kind, parts in parametrised(rng).items()}
+    bank = {"vblora_vector_bank": tensor(rng, 5, 3)}
+    made = {
+        kind: Parametrised(kind, parts, 0.7, SETTINGS.get(kind, {}), bank if kind == "vblora" else {})
+        for kind, parts in parametrised(rng).items()
+    }
     return {
         "lora": lora(rng),
         "dora": replace(lora(rng), magnitude=tensor(rng, OUT)),

@@ -60,6 +60,16 @@ CASES = {
     "MiSS mini": ("MISS", "qwen2", {"r": 4, "init_weights": "mini", "mini_r": 2}),
     "GraLoRA": ("GRALORA", "llama", {"r": 4, "alpha": 7, "gralora_k": 2}),
     "GraLoRA with a LoRA": ("GRALORA", "llama", {"r": 2, "alpha": 7, "gralora_k": 2, "hybrid_r": 1}),
+    "DeLoRA": ("DELORA", "llama", {"r": 3, "delora_lambda": 5}),
+    "DeLoRA with patterns": (
+        "DELORA", "qwen2", {"r": 3, "rank_pattern": {"v_proj": 2}, "lambda_pattern": {"q_proj": 3}}
+    ),
+    "VB-LoRA": ("VBLORA", "llama", {"r": 3, "num_vectors": 9, "vector_length": 2}),
+    "VB-LoRA of weights": (
+        "VBLORA", "llama", {"r": 3, "topk": 3, "num_vectors": 9, "vector_length": 2, "save_only_topk_weights": True}
+    ),
+    "FourierFT": ("FOURIERFT", "llama", {"n_frequency": 50, "scaling": 30.0, "random_loc_seed": 5}),
+    "FourierFT on Conv1D": ("FOURIERFT", "gpt2", {"n_frequency": 50, "target_modules": ["c_attn"]}),
     "C3A": ("C3A", "llama", {"block_size": 2}),
     "LoKr with a saved head": ("LOKR", "llama", {"r": 2, "alpha": 7, "modules_to_save": ["lm_head"]}),
 }  # fmt: skip
@@ -84,7 +94,7 @@ def peft_deltas(saved):
     found = {}
     for path, module in load(saved).get_base_model().named_modules():
         if isinstance(module, BaseTunerLayer) and hasattr(module, "get_delta_weight"):
-            turned = isinstance(module.get_base_layer(), Conv1D)
+            turned = isinstance(module.get_base_layer(), Conv1D) and saved.config["peft_type"] != "FOURIERFT"
             weight = module.get_base_layer().weight.detach().clone()
             if saved.config["peft_type"] == "MISS":  # which has no ΔW of its own
                 delta = module.get_delta_weight_miss("default", weight.clone()).double() - weight.double()
@@ -139,7 +149,7 @@ def test_a_rank_makes_a_lora_of_it_that_peft_loads(saved, tmp_path):
     assert torch.allclose(logits(model), saved.logits, atol=1e-5)
 
 
-SMALL = ["AdaLoRA pruned", "LoHa", "LoKr of two factors", "VeRA"]
+SMALL = ["AdaLoRA pruned", "LoHa", "LoKr of two factors", "VeRA", "VB-LoRA"]
 
 
 @pytest.fixture(params=SMALL)
@@ -198,7 +208,7 @@ def test_a_pruned_plan_of_it_is_a_lora_to_peft(beside, tmp_path):
         assert torch.allclose(logits(model), logits(plain), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["VeRA", "MiSS", "MiSS mini"])
+@pytest.mark.parametrize("name", ["VeRA", "MiSS", "MiSS mini", "FourierFT"])
 def test_sizes_that_the_tensors_do_not_say_are_asked_of_the_base(name, tmp_path):
     kind, family, keys = CASES[name]
     saved = save_of(kind, tmp_path, family, **{"target_modules": ["down_proj"]} | keys)
@@ -270,6 +280,7 @@ def changed(**shapes):
     return change
 
 
+BANK = "base_model.vblora_vector_bank"
 HALF = "gralora_A_general.weight"
 BAD = {
     "a LoHa without a part": ("LOHA", changed(hada_w2_b=None), {}, "adapter-incomplete"),
@@ -301,6 +312,15 @@ BAD = {
         {},
         "adapter-incomplete",
     ),
+    "a DeLoRA without the norms of the base": ("DELORA", changed(delora_w_norm=None), {}, "adapter-incomplete"),
+    "a VB-LoRA of another rank": ("VBLORA", changed(vblora_logits_A=(3, 12, 20)), {}, "rank"),
+    "a bank of other vectors": (
+        "VBLORA",
+        lambda t: t | {BANK: torch.zeros(7, 2)},
+        {},
+        "shape",
+    ),
+    "a spectrum of two dimensions": ("FOURIERFT", changed(fourierft_spectrum=(4, 5)), {}, "shape"),
     "a flat C3A": ("C3A", changed(c3a_kernel=(10, 12)), {}, "shape"),
     "a module that is no target": ("LOHA", None, {"target_modules": ["v_proj"]}, "config-mismatch"),
     "a target without tensors": (
