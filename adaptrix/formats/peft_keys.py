@@ -25,6 +25,7 @@ _DELTA = ".token_adapter.trainable_tokens_delta"
 _TOKENS = re.compile(r"(?P<path>.+\.token_adapter\.trainable_tokens_delta)(?:\.(?P<adapter>[^.]+))?")
 #: peft's wrapper of a module's parameter stands between the module and those inside it
 _WRAPPED = re.compile(r"\.base_layer(?:\.base_layer)*(?=\.(?!base_layer\b|token_adapter\.|lora_)[^.]+\.)")
+_STATED = "the type that adapter_config.json states"
 _NAME = re.compile(r"[^\s/\\{}\x00-\x1f\x7f]{1,1024}")
 
 
@@ -92,7 +93,7 @@ def keyed(tensors: Mapping[str, Tensor], kinds: Iterable[str] | None = None) -> 
 
     ``kinds``: the ends of the names of a module's own tensors, None for those of a LoRA.
     """
-    owner, expected = ("a LoRA", "lora_A and lora_B") if kinds is None else ("its type", ", ".join(kinds))
+    owner, expected = ("a LoRA", "lora_A and lora_B") if kinds is None else (_STATED, ", ".join(kinds))
     pattern = _LORA if kinds is None else named(kinds)
     keys = {name: parse(name, pattern) for name in tensors}
     problems = [
@@ -174,7 +175,9 @@ def _name_problems(keys: Sequence[Key], owner: str, expected: str) -> Iterator[P
             "tensor names",
             f"none of {len(keys)} tensors belongs to {owner}",
             f"{expected} of modules",
-            "This looks like a full model's weights under an adapter's name.",
+            "Restore the config of this training."
+            if owner == _STATED
+            else "This looks like a full model's weights under an adapter's name.",
         )
     elif not keys:
         yield Problem("adapter-empty", "tensor names", "the file holds no tensors", f"at least one {expected}")
