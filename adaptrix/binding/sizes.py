@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import chain
 
 from adaptrix.architecture import Site
 from adaptrix.delta import Delta, Parametrised, of_class, part_problems
@@ -23,7 +24,13 @@ def with_sizes(deltas: dict[Site, Delta], shapes: Mapping[Site, Shape], where: M
         tallest, widest = (max((shape[axis] for shape in everything), default=0) for axis in (0, 1))
         sized = {site: delta.sized(tallest=tallest, widest=widest) for site, delta in sized.items()}
     deltas.update(sized)
-    return [problem for site, delta in sized.items() for problem in _problems(delta, f"{site} ({where[site]})")]
+    found = {site: list(_problems(delta, f"{site} ({where[site]})")) for site, delta in sized.items()}
+    sound = {site: delta for site, delta in of_class(deltas, Parametrised).items() if not found.get(site)}
+    misplaced = [site for site, delta in sound.items() if delta.misplaced]
+    return [
+        *chain.from_iterable(found.values()),
+        *(_misplaced(sound[site], f"{site} ({where[site]})") for site in misplaced),
+    ]
 
 
 def _sized(delta: Parametrised, shape: Shape) -> Parametrised:
@@ -37,3 +44,8 @@ def _problems(delta: Parametrised, where: str) -> Iterator[Problem]:
         yield Problem("base-needed", where, found, "the sizes of its base", "Name the base with --base MODEL.")
         return
     yield from part_problems(delta.kind, {**delta.parts, **delta.shared}, delta.settings, where)
+
+
+def _misplaced(delta: Parametrised, where: str) -> Problem:
+    found = f"the indices of {delta.kind} name places that are not there; ΔW is {list(delta.shape)}"
+    return Problem("shape", where, found, "places in it", "The adapter belongs to a model of another size.")

@@ -32,6 +32,7 @@ class Parametrisation:
     - ``settings``: whole numbers that the tensors do not say, each with the largest that it can be. ``in`` and
       ``out`` are sizes of the layer, ``widest`` and ``tallest`` the largest among all layers of the adapter.
     - ``integers``: tensors of whole numbers.
+    - ``misplaced``: True where one of these names a place that is not there.
     - ``shared``: tensors that all deltas of an adapter have in common, where its checkpoint has them.
     """
 
@@ -45,6 +46,7 @@ class Parametrisation:
     settings: Mapping[str, int] | None = None
     shared: Collection[str] = ()
     integers: Collection[str] = ()
+    misplaced: Callable[[Arrays, Settings], bool] | None = None
 
 
 def missing(shapes: Shapes, names: Collection[str], where: str) -> Iterator[Problem]:

@@ -28,6 +28,7 @@ from adaptrix.delta.lokr import LOKR
 from adaptrix.delta.low_rank import LowRank
 from adaptrix.delta.miss import MISS
 from adaptrix.delta.parametrisation import LARGEST, Parametrisation, by_identity
+from adaptrix.delta.shira import SHIRA
 from adaptrix.delta.spectrum import Matrix, Truncation, smallest_rank
 from adaptrix.delta.vblora import VBLORA
 from adaptrix.delta.vera import VERA
@@ -50,6 +51,7 @@ PARAMETRISATIONS: Mapping[str, Parametrisation] = MappingProxyType(
         "delora": DELORA,
         "vblora": VBLORA,
         "fourierft": FOURIERFT,
+        "shira": SHIRA,
     }
 )
 
@@ -97,6 +99,11 @@ class Parametrised:
         return replace(self, settings=MappingProxyType({**self.settings, **lacking})) if lacking else self
 
     @property
+    def misplaced(self) -> bool:
+        """True where its whole numbers name a place that is not there."""
+        return self._made.misplaced is not None and self._made.misplaced(self._arrays, self.settings)
+
+    @property
     def shape(self) -> tuple[int, int]:
         """(out, in) of ΔW; 0 for a side that is not known before it is bound."""
         return self._made.shape(self._shapes, self.settings)
@@ -126,8 +133,9 @@ class Parametrised:
         return self._exact("F64").energy()
 
     def energy(self) -> float:
-        """‖ΔW‖²_F, computed once. Not finite where a tensor is not, and before the sizes of its layer are known."""
-        if self.unsized:
+        """‖ΔW‖²_F, computed once. Not finite where a tensor is not, and where there is no ΔW: of a size that is not
+        known, or with numbers at places that are not there."""
+        if self.unsized or self.misplaced:
             return nan
         with np.errstate(over="ignore", invalid="ignore"):
             return self._energy

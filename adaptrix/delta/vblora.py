@@ -18,6 +18,7 @@ from adaptrix.errors import Problem
 _SIDES = ("vblora_logits_A", "vblora_logits_B")
 _ENDS = ("_topk_indices", "_topk_weights")
 _NAMES = (*_SIDES, *(f"{side}{end}" for side in _SIDES for end in _ENDS))
+_INDICES = tuple(f"{side}_topk_indices" for side in _SIDES)
 _BANK = "vblora_vector_bank"
 _MOST = 1 << 16
 
@@ -79,6 +80,11 @@ def _factors(arrays: Arrays, settings: Settings) -> tuple[Matrix, Matrix]:
     return A.reshape(len(A), -1), B.transpose(0, 2, 1).reshape(-1, B.shape[1])
 
 
+def _misplaced(arrays: Arrays, _settings: Settings) -> bool:
+    chosen = [arrays[name] for name in _INDICES if name in arrays]
+    return any(((one < 0) | (one >= len(arrays[_BANK]))).any() for one in chosen)
+
+
 def _pieces(arrays: Arrays, side: str, topk: int) -> Matrix:
     """The pieces of a factor, ``[rows, columns, v]``."""
     if side in arrays:
@@ -90,13 +96,10 @@ def _pieces(arrays: Arrays, side: str, topk: int) -> Matrix:
     else:
         chosen, most = arrays[f"{side}_topk_indices"].astype(np.int64), arrays[f"{side}_topk_weights"]
         weights = np.concatenate([most, 1 - most.sum(axis=-1, keepdims=True)], axis=-1)
-        # a strange index has no vector: peft would fail, here it makes the change not finite, which is refused
-        weights = np.where((chosen >= 0) & (chosen < len(arrays[_BANK])), weights, np.nan)
-        chosen = chosen.clip(0, len(arrays[_BANK]) - 1)
     return np.asarray(np.einsum("abk,abkv->abv", weights, arrays[_BANK][chosen]))
 
 
 VBLORA = Parametrisation(
     _NAMES, _faults, _shape, _rank, _factors, settings={"topk": _MOST}, shared=(_BANK,),
-    integers=tuple(f"{side}_topk_indices" for side in _SIDES),
+    integers=_INDICES, misplaced=_misplaced,
 )  # fmt: skip

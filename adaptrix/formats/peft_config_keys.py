@@ -65,6 +65,7 @@ TYPES: Mapping[str, TypeKeys] = MappingProxyType(
         "DELORA": _keys(f"{_COMMON} bias delora_lambda init_weights lambda_pattern module_dropout r rank_pattern"),
         "VBLORA": _keys(_VBLORA, usual=4),
         "FOURIERFT": _keys(_FOURIERFT),
+        "SHIRA": _keys(f"{_COMMON} fan_in_fan_out init_weights mask_type r random_seed"),
         "C3A": _keys(f"{_COMMON} bias block_size block_size_pattern init_weights"),
         "LOKR": _keys(_LOKR, alpha="alpha"),
     }

@@ -120,6 +120,7 @@ FORMS: Mapping[str, PeftForm] = MappingProxyType(
         "DELORA": PeftForm("delora", _one, lambda group: group["delora_A"].shape[0]),
         "VBLORA": PeftForm("vblora", _one, _vblora_rank, _vblora_settings),
         "FOURIERFT": PeftForm("fourierft", _fourier_scale, lambda _group: None, _fourier_settings),
+        "SHIRA": PeftForm("shira", _one, lambda _group: None),
         "C3A": PeftForm("c3a", _c3a_scale, lambda _group: None),
     }
 )

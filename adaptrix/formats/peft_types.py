@@ -22,7 +22,6 @@ _OTHERS = (
     ("PSOFT TINYLORA", "is low-rank once the base weight is known", _AS_LORA),
     ("HRA DEFT", "is low-rank once the base weight is known", _MERGE),
     ("WAVEFT RANDLORA", "is a dense change of the weight", f"{_AS_LORA} It is an approximation."),
-    ("SHIRA", "is a sparse change of the weight", _MERGE),
     ("OFT BOFT ROAD HIRA", "multiplies the base weight", _MERGE),
     (
         "PROMPT_TUNING MULTITASK_PROMPT_TUNING P_TUNING PREFIX_TUNING ADAPTION_PROMPT POLY XLORA CPT CARTRIDGE SHADOW",

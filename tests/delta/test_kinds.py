@@ -22,6 +22,8 @@ OUT, INP, RANK = 6, 9, 3
 ADALORA = {"lora_A": (RANK, INP), "lora_B": (OUT, RANK), "lora_E": (RANK, 1)}
 SCALE = Scale(Tensor.of(np.linspace(0.5, 1.6, OUT, dtype=np.float32)[:, None]), inputs=False)
 SETTINGS = {"vera": {"in": INP, "widest": INP, "tallest": OUT, "seed": 3}, "miss": {"in": INP, "out": OUT}}
+PLACES = Tensor.of(np.array([[place % OUT for place in range(20)], [place % INP for place in range(20)]], np.int32))
+SETTINGS |= {"shira": {"in": INP, "out": OUT}}
 SETTINGS |= {"vblora": {"topk": 2}, "fourierft": {"in": INP, "out": OUT, "seed": 5}}
 #: all but the one whose ΔW takes the base
 ALONE = [kind for kind in KINDS if kind != "scale"]
@@ -47,6 +49,7 @@ def parametrised(rng):
             "delora_w_norm": tensor(rng, INP),
         },
         "vblora": {"vblora_logits_A": tensor(rng, RANK, 3, 5), "vblora_logits_B": tensor(rng, 2, RANK, 5)},
+        "shira": {"shira_weight": tensor(rng, 20), "shira_indices": PLACES},
         "fourierft": {"fourierft_spectrum": tensor(rng, 20)},
         "c3a": {"c3a_kernel": tensor(rng, 2, 3, 3)},
         "lokr": {"lokr_w1": tensor(rng, 2, 3), "lokr_w2_a": tensor(rng, 3, 2), "lokr_w2_b": tensor(rng, 2, 3)},

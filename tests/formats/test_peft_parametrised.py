@@ -70,6 +70,7 @@ CASES = {
     ),
     "FourierFT": ("FOURIERFT", "llama", {"n_frequency": 50, "scaling": 30.0, "random_loc_seed": 5}),
     "FourierFT on Conv1D": ("FOURIERFT", "gpt2", {"n_frequency": 50, "target_modules": ["c_attn"]}),
+    "SHiRA": ("SHIRA", "llama", {"r": 2}),
     "C3A": ("C3A", "llama", {"block_size": 2}),
     "LoKr with a saved head": ("LOKR", "llama", {"r": 2, "alpha": 7, "modules_to_save": ["lm_head"]}),
 }  # fmt: skip
@@ -99,7 +100,7 @@ def peft_deltas(saved):
             if saved.config["peft_type"] == "MISS":  # which has no ΔW of its own
                 delta = module.get_delta_weight_miss("default", weight.clone()).double() - weight.double()
             else:
-                delta = module.get_delta_weight("default").double()
+                delta = module.get_delta_weight("default").to_dense().double()
             found[path] = (delta.T if turned else delta).detach().numpy()
     return found
 
@@ -208,7 +209,7 @@ def test_a_pruned_plan_of_it_is_a_lora_to_peft(beside, tmp_path):
         assert torch.allclose(logits(model), logits(plain), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["VeRA", "MiSS", "MiSS mini", "FourierFT"])
+@pytest.mark.parametrize("name", ["VeRA", "MiSS", "MiSS mini", "FourierFT", "SHiRA"])
 def test_sizes_that_the_tensors_do_not_say_are_asked_of_the_base(name, tmp_path):
     kind, family, keys = CASES[name]
     saved = save_of(kind, tmp_path, family, **{"target_modules": ["down_proj"]} | keys)
@@ -280,6 +281,15 @@ def changed(**shapes):
     return change
 
 
+def keys_of(keys):
+    """Those that the adapter is made with, and not changed to later."""
+    return {key: value for key, value in keys.items() if key == "save_only_topk_weights"}
+
+
+def outside(tensors):
+    return {name: t + 99 if name.endswith("indices") else t for name, t in tensors.items()}
+
+
 BANK = "base_model.vblora_vector_bank"
 HALF = "gralora_A_general.weight"
 BAD = {
@@ -321,6 +331,9 @@ BAD = {
         "shape",
     ),
     "a spectrum of two dimensions": ("FOURIERFT", changed(fourierft_spectrum=(4, 5)), {}, "shape"),
+    "places of another base": ("SHIRA", outside, {}, "shape"),
+    "vectors that the bank has not": ("VBLORA", outside, {"save_only_topk_weights": True}, "shape"),
+    "a SHiRA without its places": ("SHIRA", changed(shira_indices=None), {}, "adapter-incomplete"),
     "a flat C3A": ("C3A", changed(c3a_kernel=(10, 12)), {}, "shape"),
     "a module that is no target": ("LOHA", None, {"target_modules": ["v_proj"]}, "config-mismatch"),
     "a target without tensors": (
@@ -335,7 +348,7 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_what_does_not_fit_is_refused(name, tmp_path):
     kind, change, keys, code = BAD[name]
-    saved = save_of(kind, tmp_path, **({"r": 3} if kind in ("LOHA", "LOKR", "VERA", "MISS") else {}))
+    saved = save_of(kind, tmp_path, **({"r": 3} if kind in ("LOHA", "LOKR", "VERA", "MISS") else {}), **keys_of(keys))
     rewrite(saved.folder, change, **keys)
     report = adaptrix.check(saved.folder, saved.base)
     assert code in {problem.code for problem in report.problems if problem.severity == "error"}
