@@ -3,106 +3,25 @@
 from __future__ import annotations
 
 import json
-import time
-import warnings
-from dataclasses import replace
 
 import numpy as np
 import peft
 import pytest
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import safe_open
-from transformers.pytorch_utils import Conv1D
 
 import adaptrix
 from adaptrix.delta import LowRank, vera
 from adaptrix.errors import RefusedError
-from adaptrix.formats import safetensors_file
 from adaptrix.planning import lowering
-from adaptrix.tensor import Tensor
 from tests.helpers.families import tiny_model
-from tests.helpers.peft_models import CONFIG, logits, rewrite, same_config, same_tensors, save, weights
+from tests.helpers.peft_models import CONFIG, TEXT, Saved, logits, rewrite, same_config, same_tensors, save, weights
+from tests.helpers.peft_parametrised import CASES, QVD, case, load, peft_deltas
 from tests.helpers.peft_types import save_of
-
-QVD = ["q_proj", "v_proj", "down_proj"]
-MASKS = {"q_proj": [True, False, True, False, False], "v_proj": [False] * 5, "down_proj": [True] * 5}
-
-
-def pruned() -> dict:
-    """A rank_pattern as AdaLoRA's allocator leaves it: some ranks of a module, none of another, all of a third."""
-    roles = {"q_proj": "self_attn", "v_proj": "self_attn", "down_proj": "mlp"}
-    return {
-        f"model.layers.{layer}.{roles[name]}.{name}.lora_E.default": mask
-        for layer in range(3)
-        for name, mask in MASKS.items()
-    }
-
-
-CASES = {
-    "AdaLoRA": ("ADALORA", "llama", {"lora_alpha": 7}),
-    "AdaLoRA pruned": ("ADALORA", "llama", {"lora_alpha": 7, "rank_pattern": pruned()}),
-    "AdaLoRA without alpha": ("ADALORA", "llama", {"lora_alpha": 0, "rank_pattern": pruned()}),
-    "AdaLoRA on Conv1D": ("ADALORA", "gpt2", {"lora_alpha": 7, "target_modules": ["c_attn", "c_fc"], "bias": "all"}),
-    "LoHa": ("LOHA", "llama", {"r": 3, "alpha": 7}),
-    "LoHa of full rank": ("LOHA", "llama", {"r": 6, "alpha": 7}),
-    "LoHa with patterns": (
-        "LOHA", "qwen2", {"r": 2, "alpha": 5, "rank_pattern": {"v_proj": 1}, "alpha_pattern": {"1.mlp.down_proj": 3}}
-    ),
-    "LoKr": ("LOKR", "llama", {"r": 2, "alpha": 7}),
-    "LoKr of two factors": ("LOKR", "llama", {"r": 1, "alpha": 7, "decompose_both": True}),
-    "LoKr of whole matrices": ("LOKR", "llama", {"r": 16, "alpha": 7, "decompose_factor": 4, "rank_dropout": 0.5}),
-    "VeRA": ("VERA", "llama", {"r": 5}),
-    "VeRA without its projections": ("VERA", "qwen2", {"r": 5, "save_projection": False, "projection_prng_key": 77}),
-    "VeRA on Conv1D": ("VERA", "gpt2", {"r": 30, "target_modules": ["c_attn", "mlp.c_proj"]}),
-    "MiSS": ("MISS", "llama", {"r": 4}),
-    "MiSS of a rank that does not divide": ("MISS", "llama", {"r": 7, "bias": "none"}),
-    "MiSS mini": ("MISS", "qwen2", {"r": 4, "init_weights": "mini", "mini_r": 2}),
-    "GraLoRA": ("GRALORA", "llama", {"r": 4, "alpha": 7, "gralora_k": 2}),
-    "GraLoRA with a LoRA": ("GRALORA", "llama", {"r": 2, "alpha": 7, "gralora_k": 2, "hybrid_r": 1}),
-    "DeLoRA": ("DELORA", "llama", {"r": 3, "delora_lambda": 5}),
-    "DeLoRA with patterns": (
-        "DELORA", "qwen2", {"r": 3, "rank_pattern": {"v_proj": 2}, "lambda_pattern": {"q_proj": 3}}
-    ),
-    "VB-LoRA": ("VBLORA", "llama", {"r": 3, "num_vectors": 9, "vector_length": 2}),
-    "VB-LoRA of weights": (
-        "VBLORA", "llama", {"r": 3, "topk": 3, "num_vectors": 9, "vector_length": 2, "save_only_topk_weights": True}
-    ),
-    "FourierFT": ("FOURIERFT", "llama", {"n_frequency": 50, "scaling": 30.0, "random_loc_seed": 5}),
-    "FourierFT on Conv1D": ("FOURIERFT", "gpt2", {"n_frequency": 50, "target_modules": ["c_attn"]}),
-    "SHiRA": ("SHIRA", "llama", {"r": 2}),
-    "C3A": ("C3A", "llama", {"block_size": 2}),
-    "LoKr with a saved head": ("LOKR", "llama", {"r": 2, "alpha": 7, "modules_to_save": ["lm_head"]}),
-}  # fmt: skip
 
 
 @pytest.fixture(params=CASES)
 def saved(request, tmp_path):
-    kind, family, keys = CASES[request.param]
-    saved = save_of(kind, tmp_path, family, **{"target_modules": QVD} | keys)
-    return replace(saved, logits=logits(load(saved)))  # what is saved is pruned
-
-
-def load(saved, folder=None):
-    """The model with an adapter, as peft loads it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return peft.PeftModel.from_pretrained(saved.build(), folder or saved.folder).eval()
-
-
-def peft_deltas(saved):
-    """ΔW ``[out, in]`` by path, as peft computes it."""
-    found = {}
-    for path, module in load(saved).get_base_model().named_modules():
-        if isinstance(module, BaseTunerLayer) and hasattr(module, "get_delta_weight"):
-            turned = isinstance(module.get_base_layer(), Conv1D) and saved.config["peft_type"] != "FOURIERFT"
-            weight = module.get_base_layer().weight.detach().clone()
-            if saved.config["peft_type"] == "MISS":  # which has no ΔW of its own
-                delta = module.get_delta_weight_miss("default", weight.clone()).double() - weight.double()
-            else:
-                delta = module.get_delta_weight("default").to_dense().double()
-            found[path] = (delta.T if turned else delta).detach().numpy()
-    return found
+    return case(request.param, tmp_path)
 
 
 def test_every_delta_is_the_matrix_that_peft_computes(saved):
@@ -155,8 +74,7 @@ SMALL = ["AdaLoRA pruned", "LoHa", "LoKr of two factors", "VeRA", "VB-LoRA"]
 
 @pytest.fixture(params=SMALL)
 def beside(request, tmp_path):
-    kind, family, keys = CASES[request.param]
-    one = save_of(kind, tmp_path / "one", family, **{"target_modules": QVD} | keys)
+    one = case(request.param, tmp_path / "one")
     return one, save(tmp_path / "other", target_modules=["q_proj", "k_proj"])
 
 
@@ -195,6 +113,16 @@ def test_combining_and_resizing_make_loras(beside, tmp_path):
     assert torch.allclose(logits(model), logits(wanted), atol=1e-5)
 
 
+def test_a_resized_one_is_a_lora(beside, tmp_path):
+    one, _ = beside
+    wanted = peft_deltas(one)
+    made = adaptrix.resize(one.folder, rank=64, out=tmp_path / "small", to="peft", base=one.base).path
+    assert json.loads((made / CONFIG).read_text())["peft_type"] == "LORA"
+    assert logits(load(one, made)).shape == one.logits.shape
+    for target, delta in adaptrix.load(made).deltas.items():
+        np.testing.assert_allclose(delta.dense(), wanted[target.path], atol=1e-5)
+
+
 def test_a_pruned_plan_of_it_is_a_lora_to_peft(beside, tmp_path):
     one, _ = beside
     file = adaptrix.convert(one.folder, tmp_path / "a.adaptrix.safetensors", base=one.base, layers="1", prune=True)
@@ -211,8 +139,7 @@ def test_a_pruned_plan_of_it_is_a_lora_to_peft(beside, tmp_path):
 
 @pytest.mark.parametrize("name", ["VeRA", "MiSS", "MiSS mini", "FourierFT", "SHiRA"])
 def test_sizes_that_the_tensors_do_not_say_are_asked_of_the_base(name, tmp_path):
-    kind, family, keys = CASES[name]
-    saved = save_of(kind, tmp_path, family, **{"target_modules": ["down_proj"]} | keys)
+    saved = case(name, tmp_path, target_modules=["down_proj"])
     problems = [p for p in adaptrix.check(saved.folder).problems if p.severity == "error"]
     assert {p.code for p in problems} == {"base-needed"}
     assert all("--base" in p.remedy for p in problems)
@@ -267,126 +194,6 @@ def test_training_is_refused_with_what_can_be_trained(tmp_path):
     assert "--rank" in error.value.problems[0].remedy
 
 
-def changed(**shapes):
-    """Replaces tensors of the first module by zeros of other shapes; None removes one."""
-
-    def change(tensors):
-        name = next(name for name in tensors if "layers.0.self_attn.q_proj" in name).rpartition(".")[0]
-        for leaf, shape in shapes.items():
-            tensors.pop(f"{name}.{leaf}", None)
-            if shape is not None:
-                tensors[f"{name}.{leaf}"] = torch.zeros(shape)
-        return tensors
-
-    return change
-
-
-def keys_of(keys):
-    """Those that the adapter is made with, and not changed to later."""
-    return {key: value for key, value in keys.items() if key == "save_only_topk_weights"}
-
-
-def outside(tensors):
-    return {name: t + 99 if name.endswith("indices") else t for name, t in tensors.items()}
-
-
-BANK = "base_model.vblora_vector_bank"
-HALF = "gralora_A_general.weight"
-BAD = {
-    "a LoHa without a part": ("LOHA", changed(hada_w2_b=None), {}, "adapter-incomplete"),
-    "a LoHa of two shapes": ("LOHA", changed(hada_w2_b=(3, 20)), {}, "shape"),
-    "a LoHa whose factors do not fit": ("LOHA", changed(hada_w1_b=(4, 24)), {}, "rank"),
-    "another rank": ("LOHA", None, {"r": 5}, "rank"),
-    "an alpha of text": ("LOHA", None, {"alpha": "7"}, "config-value"),
-    "a convolution": ("LOHA", changed(hada_t1=(3, 3, 2, 2)), {}, "variant-unsupported"),
-    "a LoKr with both": ("LOKR", changed(lokr_w1_a=(4, 2)), {}, "adapter-incomplete"),
-    "a huge LoKr": (
-        "LOKR",
-        changed(lokr_w1=(999, 999), lokr_w2=(999, 999), lokr_w2_a=None, lokr_w2_b=None),
-        {},
-        "shape",
-    ),
-    "an AdaLoRA without E": ("ADALORA", changed(lora_E=None), {}, "adapter-incomplete"),
-    "an AdaLoRA of another rank": ("ADALORA", None, {"init_r": 4}, "rank"),
-    "masks that are ranks": ("ADALORA", None, {"rank_pattern": {"x.lora_E": 3}}, "config-value"),
-    "a VeRA without b": ("VERA", changed(vera_lambda_b=None), {"r": 3}, "adapter-incomplete"),
-    "a VeRA of another rank": ("VERA", None, {"r": 4}, "rank"),
-    "projections that are too small": ("VERA", lambda t: t | {"base_model.vera_A": torch.zeros(3, 7)}, {}, "shape"),
-    "projections of another rank": ("VERA", lambda t: t | {"base_model.vera_A": torch.zeros(4, 99)}, {}, "shape"),
-    "a MiSS of another size": ("MISS", changed(miss_block=(3, 19)), {"r": 3}, "shape"),
-    "a MiSS on the base": ("MISS", None, {"init_weights": "bat"}, "variant-unsupported"),
-    "a GraLoRA of unequal blocks": ("GRALORA", changed(gralora_A=(3, 8, 4)), {"gralora_k": 2}, "shape"),
-    "a GraLoRA with half a LoRA": (
-        "GRALORA",
-        changed(**{"gralora_A_general.weight": (1, 24)}),
-        {},
-        "adapter-incomplete",
-    ),
-    "a DeLoRA without the norms of the base": ("DELORA", changed(delora_w_norm=None), {}, "adapter-incomplete"),
-    "a VB-LoRA of another rank": ("VBLORA", changed(vblora_logits_A=(3, 12, 20)), {}, "rank"),
-    "a bank of other vectors": (
-        "VBLORA",
-        lambda t: t | {BANK: torch.zeros(7, 2)},
-        {},
-        "shape",
-    ),
-    "a spectrum of two dimensions": ("FOURIERFT", changed(fourierft_spectrum=(4, 5)), {}, "shape"),
-    "places of another base": ("SHIRA", outside, {}, "shape"),
-    "vectors that the bank has not": ("VBLORA", outside, {"save_only_topk_weights": True}, "shape"),
-    "a SHiRA without its places": ("SHIRA", changed(shira_indices=None), {}, "adapter-incomplete"),
-    "a flat C3A": ("C3A", changed(c3a_kernel=(10, 12)), {}, "shape"),
-    "a module that is no target": ("LOHA", None, {"target_modules": ["v_proj"]}, "config-mismatch"),
-    "a target without tensors": (
-        "LOKR",
-        None,
-        {"target_modules": ["q_proj", "v_proj", "k_proj"]},
-        "adapter-incomplete",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_what_does_not_fit_is_refused(name, tmp_path):
-    kind, change, keys, code = BAD[name]
-    saved = save_of(kind, tmp_path, **({"r": 3} if kind in ("LOHA", "LOKR", "VERA", "MISS") else {}), **keys_of(keys))
-    rewrite(saved.folder, change, **keys)
-    report = adaptrix.check(saved.folder, saved.base)
-    assert code in {problem.code for problem in report.problems if problem.severity == "error"}
-    assert all(problem.found for problem in report.problems)
-
-
-SETTINGS = (
-    {},
-    {"in": 24},
-    {"in": "24", "widest": 24, "tallest": 24, "seed": 0},
-    {"in": -1, "widest": 24, "tallest": 24, "seed": 0},
-    {"in": 24, "widest": 24, "tallest": 24, "seed": 1 << 64},
-    {"in": 24, "widest": 1 << 31, "tallest": 1 << 31, "seed": 0},
-    {"in": 24, "widest": 24, "tallest": 24, "seed": 0, "more": 1},
-    {"in": 24, "widest": 7, "tallest": 24, "seed": 0},
-    [24],
-)
-
-
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_settings_of_a_file_that_are_none_are_refused_at_once(settings, tmp_path):
-    saved = save_of("VERA", tmp_path, r=3, save_projection=False)
-    file = adaptrix.convert(saved.folder, tmp_path / "a.adaptrix.safetensors", base=saved.base)
-    with safe_open(file, "np") as held:
-        manifest = json.loads(held.metadata()["adaptrix"])
-    manifest["deltas"]["layers.1.q"]["settings"] = settings
-    safetensors_file.write(tmp_path / "b.adaptrix.safetensors", weights_of(file), {"adaptrix": json.dumps(manifest)})
-    start = time.monotonic()
-    with pytest.raises(RefusedError) as error:
-        adaptrix.convert(tmp_path / "b.adaptrix.safetensors", tmp_path / "c.adaptrix.safetensors")
-    assert error.value.problems[0].code in ("injection-invalid", "shape")
-    assert time.monotonic() - start < 2
-
-
-def weights_of(file):
-    return {name: Tensor(t.dtype, t.shape, t.tobytes()) for name, t in safetensors_file.read(file)[0].items()}
-
-
 def test_the_keys_of_the_configs_are_those_of_peft(saved):
     assert [p for p in adaptrix.check(saved.folder).problems if p.code == "config-unknown"] == []
 
@@ -399,3 +206,27 @@ def test_bf16_is_kept(tmp_path):
     half = tiny_model("llama").bfloat16()
     with adaptrix.attach(half, {"one": file}) as session, session.use("one"):
         assert torch.allclose(logits(half).float(), saved.logits, atol=0.1)
+
+
+def test_an_adalora_that_was_trained_and_pruned(tmp_path):
+    """peft's own allocator takes ranks away while it is trained."""
+    torch.manual_seed(0)
+    config = peft.AdaLoraConfig(
+        init_r=4, target_r=2, tinit=1, tfinal=1, total_step=6, lora_alpha=7, target_modules=QVD, task_type="CAUSAL_LM"
+    )
+    model = peft.get_peft_model(tiny_model("llama"), config)
+    optimiser = torch.optim.SGD([t for t in model.parameters() if t.requires_grad], lr=0.5)
+    for step in range(1, 7):
+        model(input_ids=TEXT, labels=TEXT).loss.backward()
+        optimiser.step()
+        model.base_model.update_and_allocate(step)
+        optimiser.zero_grad()
+    model.save_pretrained(tmp_path / "adapter")
+    tiny_model("llama").config.save_pretrained(tmp_path / "base")
+    saved = Saved(tmp_path / "adapter", tmp_path / "base", lambda: tiny_model("llama"), logits(model))
+    assert len({delta.rank for delta in adaptrix.load(saved.folder).deltas.values()}) > 1  # some were taken away
+    plain = saved.build().eval()
+    with adaptrix.attach(plain, {"one": saved.folder}) as session, session.use("one"):
+        assert torch.allclose(logits(plain), logits(load(saved)), atol=1e-5)
+    back = adaptrix.convert(saved.folder, tmp_path / "back", to="peft", base=saved.base)
+    same_tensors(saved.tensors, weights(back))
