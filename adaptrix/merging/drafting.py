@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from math import prod
 from types import MappingProxyType
 from typing import Any
 
@@ -251,7 +252,8 @@ def _misfits(name: str, change: TensorChange, own: Tensor) -> Iterator[Problem]:
     if change.tokens and not all(0 <= token < stored.shape[0] for token in change.tokens):
         found = f"token {max(change.tokens)} was trained and the base has {stored.shape[0]}"
         yield Problem("vocabulary", name, found, remedy="Resize the base's embeddings first, as was done for training.")
-    yield from (problem for term in change.terms for problem in _misfit(name, change, term, stored.shape))
+    flat = stored.shape if len(stored.shape) < 4 else (stored.shape[0], prod(stored.shape[1:]))  # a kernel's axes
+    yield from (problem for term in change.terms for problem in _misfit(name, change, term, flat))
     alone = change.spectral or change.scaled
     if alone is not None and (change.instead is not None or change.terms or change.rows is not None):
         found = f"a {alone.delta.kind} delta and another change of the same weight"

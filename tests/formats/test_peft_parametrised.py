@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import numpy as np
 import peft
 import pytest
 import torch
+from transformers import ViTConfig, ViTForImageClassification
 
 import adaptrix
 from adaptrix.delta import LowRank, vera
 from adaptrix.errors import RefusedError
 from adaptrix.planning import lowering
 from tests.helpers.families import tiny_model
-from tests.helpers.peft_models import CONFIG, TEXT, Saved, logits, rewrite, same_config, same_tensors, save, weights
+from tests.helpers.peft_models import (
+    CONFIG,
+    TEXT,
+    Saved,
+    logits,
+    rewrite,
+    same_config,
+    same_tensors,
+    save,
+    trained,
+    weights,
+)
 from tests.helpers.peft_parametrised import CASES, QVD, case, load, peft_deltas
-from tests.helpers.peft_types import save_of
+from tests.helpers.peft_types import config_of, save_of
 
 
 @pytest.fixture(params=CASES)
@@ -230,3 +243,35 @@ def test_an_adalora_that_was_trained_and_pruned(tmp_path):
         assert torch.allclose(logits(plain), logits(load(saved)), atol=1e-5)
     back = adaptrix.convert(saved.folder, tmp_path / "back", to="peft", base=saved.base)
     same_tensors(saved.tensors, weights(back))
+
+
+KERNELS = {
+    "LOHA": {"r": 2, "alpha": 4},
+    "LOKR": {"r": 2, "alpha": 4, "decompose_both": True},
+    "ADALORA": {"init_r": 3, "lora_alpha": 4},
+}
+
+
+def vision():
+    """A model whose patches go through a convolution of 4 × 4."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 24, "num_attention_heads": 2, "intermediate_size": 32, "image_size": 8, "patch_size": 4}
+    return ViTForImageClassification(ViTConfig(**sizes, num_hidden_layers=2, num_labels=3)).eval()
+
+
+@pytest.mark.parametrize("kind", KERNELS)
+def test_flattened_kernels_are_merged_and_refused_where_they_would_have_to_act(kind, tmp_path):
+    keys = {"target_modules": ["projection", "q_proj"], "task_type": None}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = peft.get_peft_model(vision(), config_of(kind, **keys | KERNELS[kind]))
+        trained(model).eval().save_pretrained(tmp_path / "adapter")
+    image = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    vision().save_pretrained(tmp_path / "base")
+    merged = adaptrix.merge(tmp_path / "adapter", tmp_path / "base", tmp_path / "merged")
+    with torch.no_grad():
+        wanted, plain = model(image).logits, vision()(image).logits
+        assert torch.allclose(ViTForImageClassification.from_pretrained(merged)(image).logits, wanted, atol=1e-5)
+    assert not torch.allclose(plain, wanted, atol=1e-3)
+    with pytest.raises(RefusedError, match="Conv2d"):
+        adaptrix.attach(vision(), {"one": tmp_path / "adapter"})
