@@ -15,7 +15,7 @@ from adaptrix.architecture import Architecture, Role, Site
 from adaptrix.architecture.dims import Dims
 from adaptrix.architecture.layout import RowIndex, role_rows
 from adaptrix.base.model_view import ModelView, Piece
-from adaptrix.delta import LowRank, straightened
+from adaptrix.delta import LowRank, Parametrised, straightened
 from adaptrix.errors import Problem
 from adaptrix.tensor import Tensor
 
@@ -33,7 +33,7 @@ class Term:
     """
 
     site: Site
-    delta: LowRank
+    delta: LowRank | Parametrised
     gain: float = 1.0
     taken: RowIndex | None = None
     put: RowIndex | None = None
@@ -43,6 +43,11 @@ class Term:
     @property
     def scale(self) -> float:
         return self.delta.scale * self.gain
+
+    @property
+    def low_rank(self) -> LowRank:
+        """The delta as a LoRA, made of its formula where it is asked for: all of them would not fit into memory."""
+        return self.delta.low_rank()[0] if isinstance(self.delta, Parametrised) else self.delta
 
     @property
     def out(self) -> int:
@@ -181,15 +186,16 @@ class BaseSites:
         tied = self.view.tied_with(key) - {key}
         return [name for name in self.tensors if self.view.parameters.get(name, name) in tied]
 
-    def terms(self, site: Site, target: str, delta: LowRank, gain: float) -> Iterator[tuple[str, Term]]:
+    def terms(self, site: Site, target: str, delta: LowRank | Parametrised, gain: float) -> Iterator[tuple[str, Term]]:
         """Every tensor that a site's delta changes, with what is added to it; nothing where the base lacks any.
 
         ``target``: the module's path.
         """
         stated = self.view.orientations.get(target) if self.view else None
-        # such a stack is stored as every version of peft has described it, unlike others
-        turned = replace(delta, transposed=False) if stated == "experts_transposed" else straightened(delta)
-        term = Term(site, turned, gain)
+        if isinstance(delta, LowRank):
+            # such a stack is stored as every version of peft has described it, unlike others
+            delta = replace(delta, transposed=False) if stated == "experts_transposed" else straightened(delta)
+        term = Term(site, delta, gain)
         whole = Site(site.layer, site.role)
         role = self._architecture.roles[site.role]
         if site in self._weights:

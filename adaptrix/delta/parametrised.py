@@ -75,6 +75,9 @@ class Parametrised:
     needs_base: ClassVar[bool] = False
     resolved: ClassVar[bool] = True
     experts: ClassVar[int | None] = None
+    bias: ClassVar[Tensor | None] = None
+    magnitude: ClassVar[Tensor | None] = None
+    embedding: ClassVar[bool] = False
 
     @property
     def _made(self) -> Parametrisation:

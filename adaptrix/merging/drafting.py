@@ -12,7 +12,7 @@ from adaptrix.adapter import Extra
 from adaptrix.architecture import Site
 from adaptrix.architecture.patterns import suffix_match
 from adaptrix.base.sites import BaseSites, Term
-from adaptrix.delta import PARAMETRISATIONS, LowRank, Parametrised, Scale, Spectral, require_low_rank
+from adaptrix.delta import PARAMETRISATIONS, LowRank, Parametrised, Scale, Spectral
 from adaptrix.delta.kinds import row
 from adaptrix.errors import Problem, RefusedError
 from adaptrix.merging.scale import scale_changes
@@ -60,14 +60,10 @@ class MergePlanner:
                 self.problems += error.problems
         return {gather: deltas for gather, deltas in found.items() if deltas}
 
-    def low_rank(self, deltas: Mapping[Site, LowRank]) -> None:
-        """Gathers what LoRAs add to the tensors of their weights, each by itself."""
+    def low_rank(self, deltas: Mapping[Site, LowRank | Parametrised]) -> None:
+        """Gathers what LoRAs, in whatever parametrisation, add to the tensors of their weights, each by itself."""
         for site, delta in deltas.items():
             self._delta(site, delta)
-
-    def parametrised(self, deltas: Mapping[Site, Parametrised]) -> None:
-        """Gathers what the LoRAs that parametrised deltas are add."""
-        self.low_rank(require_low_rank(deltas, self.plan.bound.adapter.name, "merging"))
 
     def spectral(self, deltas: Mapping[Site, Spectral]) -> None:
         """Gathers the changes of spectral deltas, each of the whole weight that it is of."""
@@ -135,14 +131,14 @@ class MergePlanner:
             for name in names:
                 self._change(name, tokens=indices, rows=tensor)
 
-    def _delta(self, site: Site, delta: LowRank) -> None:
+    def _delta(self, site: Site, delta: LowRank | Parametrised) -> None:
         gain = 1.0 if site.layer is None else self.plan.gains.get(site.layer, 1.0)
         found = list(self.sites.terms(site, self.plan.bound.targets[site].path, delta, gain))
         if not found:
             self._nowhere(site)
         for name, term in found:
             self._add(name, term, bias=False)
-        if delta.bias is not None:
+        if isinstance(delta, LowRank) and delta.bias is not None:
             biases = list(self.sites.biases(site, delta, gain))
             if not biases:
                 remedy = "peft merges no such adapter either: keep it attached, or save the base with biases of zero."
@@ -207,7 +203,7 @@ KINDS: Mapping[str, Gather] = MappingProxyType(
         "lora": MergePlanner.low_rank,
         "dora": MergePlanner.low_rank,
         "spectral": MergePlanner.spectral,
-        **dict.fromkeys(PARAMETRISATIONS, MergePlanner.parametrised),
+        **dict.fromkeys(PARAMETRISATIONS, MergePlanner.low_rank),
         "scale": MergePlanner.scale,
     }
 )

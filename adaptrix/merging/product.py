@@ -232,11 +232,12 @@ def _scaled(factors: _Factors) -> _Factors:
 
 def _pair(term: Term, out: int, expert: int | None, wide: torch.dtype) -> tuple[Tensor, Tensor]:
     """A ``[r, in]`` and B ``[out, r]`` of a term, B's rows where they go in the weight."""
-    A, B = as_torch(term.delta.A).to(wide), as_torch(term.delta.B).to(wide)
-    if term.delta.experts is not None:
+    delta = term.low_rank
+    A, B = as_torch(delta.A).to(wide), as_torch(delta.B).to(wide)
+    if delta.experts is not None:
         source = expert if term.source is None else term.source
-        A = A.reshape(term.delta.experts, term.delta.rank, -1)[source]
-        B = B.reshape(B.shape[0], term.delta.rank, term.delta.experts)[:, :, source].contiguous()
+        A = A.reshape(delta.experts, delta.rank, -1)[source]
+        B = B.reshape(B.shape[0], delta.rank, delta.experts)[:, :, source].contiguous()
     if term.taken is not None:
         B = B[torch.from_numpy(term.taken)]
     if term.put is not None:
