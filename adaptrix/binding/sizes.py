@@ -26,11 +26,8 @@ def with_sizes(deltas: dict[Site, Delta], shapes: Mapping[Site, Shape], where: M
     deltas.update(sized)
     found = {site: list(_problems(delta, f"{site} ({where[site]})")) for site, delta in sized.items()}
     sound = {site: delta for site, delta in of_class(deltas, Parametrised).items() if not found.get(site)}
-    misplaced = [site for site, delta in sound.items() if delta.misplaced]
-    return [
-        *chain.from_iterable(found.values()),
-        *(_misplaced(sound[site], f"{site} ({where[site]})") for site in misplaced),
-    ]
+    strange = (_strange(delta, f"{site} ({where[site]})") for site, delta in sound.items())
+    return [*chain.from_iterable(found.values()), *chain.from_iterable(strange)]
 
 
 def _sized(delta: Parametrised, shape: Shape) -> Parametrised:
@@ -46,6 +43,11 @@ def _problems(delta: Parametrised, where: str) -> Iterator[Problem]:
     yield from part_problems(delta.kind, {**delta.parts, **delta.shared}, delta.settings, where)
 
 
-def _misplaced(delta: Parametrised, where: str) -> Problem:
-    found = f"the indices of {delta.kind} name places that are not there; ΔW is {list(delta.shape)}"
-    return Problem("shape", where, found, "places in it", "The adapter belongs to a model of another size.")
+def _strange(delta: Parametrised, where: str) -> Iterator[Problem]:
+    """A problem where it lacks what the deltas of its adapter share, or names places that are not there."""
+    if delta.unshared:
+        remedy = "The checkpoint is incomplete: fetch it again."
+        yield Problem("adapter-incomplete", where, f"{', '.join(delta.unshared)} is missing", "it beside them", remedy)
+    elif delta.misplaced:
+        found = f"the indices of {delta.kind} name places that are not there; ΔW is {list(delta.shape)}"
+        yield Problem("shape", where, found, "places in it", "The adapter belongs to a model of another size.")

@@ -33,7 +33,7 @@ class Parametrisation:
       ``out`` are sizes of the layer, ``widest`` and ``tallest`` the largest among all layers of the adapter.
     - ``integers``: tensors of whole numbers.
     - ``misplaced``: True where one of these names a place that is not there.
-    - ``shared``: tensors that all deltas of an adapter have in common, where its checkpoint has them.
+    - ``shared``: tensors that all deltas of an adapter have in common; ``drawn`` where they may be missing.
     """
 
     names: Collection[str]
@@ -45,6 +45,7 @@ class Parametrisation:
     energy: Callable[[Arrays, Settings], float] | None = None
     settings: Mapping[str, int] | None = None
     shared: Collection[str] = ()
+    drawn: bool = False
     integers: Collection[str] = ()
     misplaced: Callable[[Arrays, Settings], bool] | None = None
 

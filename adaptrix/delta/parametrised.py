@@ -102,6 +102,11 @@ class Parametrised:
         return replace(self, settings=MappingProxyType({**self.settings, **lacking})) if lacking else self
 
     @property
+    def unshared(self) -> tuple[str, ...]:
+        """The tensors of its adapter that it needs and lacks."""
+        return () if self._made.drawn else tuple(name for name in self._made.shared if name not in self.shared)
+
+    @property
     def misplaced(self) -> bool:
         """True where its whole numbers name a place that is not there."""
         return self._made.misplaced is not None and self._made.misplaced(self._arrays, self.settings)
@@ -137,8 +142,8 @@ class Parametrised:
 
     def energy(self) -> float:
         """‖ΔW‖²_F, computed once. Not finite where a tensor is not, and where there is no ΔW: of a size that is not
-        known, or with numbers at places that are not there."""
-        if self.unsized or self.misplaced:
+        known, without tensors that it shares, or with numbers at places that are not there."""
+        if self.unsized or self.unshared or self.misplaced:
             return nan
         with np.errstate(over="ignore", invalid="ignore"):
             return self._energy

@@ -87,4 +87,4 @@ def _drawn(seed: int, rank: int, widest: int, tallest: int) -> tuple[NDArray[np.
     return found[0], found[1]
 
 
-VERA = Parametrisation(_NAMES, _faults, _shape, _rank, _factors, settings=_SETTINGS, shared=_SHARED)
+VERA = Parametrisation(_NAMES, _faults, _shape, _rank, _factors, settings=_SETTINGS, shared=_SHARED, drawn=True)

@@ -50,9 +50,10 @@ def _settings(kind: str, entry: Entry) -> Mapping[str, int]:
     """The settings of an entry, which are those of its kind, each within its limit."""
     limits = PARAMETRISATIONS[kind].settings or {}
     found = an_object(entry.values.get("settings", {}), f"{entry.where} settings")
-    if found.keys() != limits.keys() or not all(
+    fits = found.keys() == limits.keys() and all(
         is_whole(found[name]) and found[name] <= limits[name] for name in limits
-    ):
+    )
+    if not fits or any(found[name] == 0 for name in limits if name != "seed"):
         raise MalformedError(f"{entry.where} settings are {found!r}"[:200])
     return MappingProxyType(found)
 
