@@ -14,7 +14,9 @@ from adaptrix.architecture.dims import DEEPEST
 from adaptrix.architecture.name_lists import NameList, by_owner
 from adaptrix.architecture.patterns import Budget, Patterns, fullmatch, tails
 from adaptrix.errors import Problem, few
+from adaptrix.formats.peft_config_keys import TYPES, keys_of, unknown_keys
 from adaptrix.formats.peft_lengths import MOST_PARTS, length_problems
+from adaptrix.formats.peft_training import variant_problems
 from adaptrix.formats.peft_types import type_problems
 
 CONFIG_NAME = "adapter_config.json"
@@ -28,15 +30,6 @@ TASK_HEADS = MappingProxyType(
     {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
 )
 HEADS = frozenset(head for heads in TASK_HEADS.values() for head in heads)
-
-#: every key a LoRA config has had, from peft 0.0.1 to 0.21
-_KEYS = """alora_invocation_tokens alpha_pattern arrow_config auto_mapping base_model_name_or_path bias corda_config
-    enable_lora ensure_weight_tying eva_config exclude_modules fan_in_fan_out inference_mode init_lora_weights
-    kasa_config layer_replication layers_pattern layers_to_transform loftq_config lora_alpha lora_bias lora_dropout
-    lora_ga_config megatron_config megatron_core merge_weights modules_to_save monteclora_config peft_type peft_version
-    qalora_group_size r rank_pattern revision runtime_config target_modules target_parameters task_type
-    trainable_token_indices use_bdlora use_dora use_qalora use_rslora velora_config"""
-_KNOWN = frozenset(_KEYS.split())
 
 #: initialisations that change the base weight: the saved factors are then no delta on the published base
 _RESIDUAL_STARTS = ("pissa", "olora", "corda", "lora_ga", "loftq")
@@ -145,6 +138,11 @@ class PeftConfig:
         numbers = "|".join(map(str, sorted(layers)))
         return fullmatch(rf"(?:.*?\.)?{pattern}\.(?:{numbers})\..*", path, f"{CONFIG_NAME} layers_pattern", self.budget)
 
+    @property
+    def saves_biases(self) -> bool:
+        """True where biases of the base were trained and saved."""
+        return str(self.get("bias") or "none").lower() != "none"
+
     def saves(self, path: str) -> bool:
         """True for a module that is saved whole, or inside one: peft puts no adapter there."""
         return any(self.saved_modules.inside(path))
@@ -167,19 +165,20 @@ class PeftConfig:
 
 
 def parse(raw: Mapping[str, Any]) -> tuple[PeftConfig, tuple[Problem, ...]]:
-    """The config and all its problems; a value that cannot be used is replaced by one that causes no others."""
+    """The config and all its problems; a value that cannot be used is replaced by one that causes no others.
+
+    Of a type that is not read, that alone is said: its keys have other meanings.
+    """
+    if other := list(type_problems(raw.get("peft_type"), f"{CONFIG_NAME} peft_type")):
+        return PeftConfig(MappingProxyType(dict(raw))), tuple(other)
+    keys = keys_of(raw)
     values = list({problem.where: problem for problem in _all_value_problems(raw)}.values())
-    problems = [
-        *type_problems(raw.get("peft_type"), f"{CONFIG_NAME} peft_type"),
-        *values,
-        *_unsupported(raw),
-        *few(_unknown(raw), CONFIG_NAME),
-    ]
+    problems = [*values, *_unsupported(raw), *few(unknown_keys(raw, CONFIG_NAME), CONFIG_NAME)]
     return (
         PeftConfig(
             raw=MappingProxyType(dict(raw)),
-            rank=_rank(raw.get("r", 8)),
-            alpha=float(raw["lora_alpha"]) if _is_alpha(raw.get("lora_alpha")) else 8.0,
+            rank=_rank(raw.get(keys.rank, keys.usual)),
+            alpha=float(raw[keys.alpha]) if _is_alpha(raw.get(keys.alpha)) else keys.usual_alpha,
             rslora=raw.get("use_rslora") is True,
             rank_pattern=_clean(raw.get("rank_pattern"), _is_rank),
             alpha_pattern=_clean(raw.get("alpha_pattern"), _is_alpha),
@@ -198,7 +197,7 @@ def _all_value_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
     """The problems of values; of one that is too long, that alone."""
     long = dict(length_problems(raw))
     short = {key: value for key, value in raw.items() if key not in long}
-    known = {key: value for key, value in short.items() if key in _KNOWN}
+    known = {key: value for key, value in short.items() if key in keys_of(raw).known}
     yield from (*long.values(), *_value_problems(known), *_number_problems(known))
     yield from few(_number_problems({key: short[key] for key in short.keys() - known.keys()}), CONFIG_NAME)
 
@@ -213,18 +212,22 @@ def _number_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def _value_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
-    if not _is_rank(raw.get("r", 8)):
-        yield _problem("r", repr(raw["r"])[:80], "a whole number of at least 1")
-    if not _is_alpha(raw.get("lora_alpha", 8)):
-        yield _problem("lora_alpha", repr(raw["lora_alpha"])[:80], "a finite number")
+    keys = keys_of(raw)
+    if not _is_rank(raw.get(keys.rank, 8)):
+        yield _problem(keys.rank, repr(raw[keys.rank])[:80], "a whole number of at least 1")
+    if not _is_alpha(raw.get(keys.alpha, 8)):
+        yield _problem(keys.alpha, repr(raw[keys.alpha])[:80], "a finite number")
     base = raw.get("base_model_name_or_path")
     if base is not None and not (isinstance(base, str) and len(base) <= _LONGEST_NAME and base.isprintable()):
         yield _problem("base_model_name_or_path", repr(base)[:80], "the name of a model, printable, or null")
-    for key, valid, what in (
-        ("rank_pattern", _is_rank, "whole numbers of at least 1"),
-        ("alpha_pattern", _is_alpha, "finite numbers"),
+    masks, ranks = (_is_mask, "lists of true and false"), (_is_rank, "whole numbers of at least 1")
+    for key, (valid, what) in (
+        ("rank_pattern", masks if keys.masks else ranks),
+        ("alpha_pattern", (_is_alpha, "finite numbers")),
     ):
         table = raw.get(key, {})
+        if keys.masks and table is None:  # nothing was pruned
+            continue
         if not isinstance(table, dict):
             yield _problem(
                 key, json.dumps(table)[:80], f"an object from module names to {what}", 'Write {} for "none".'
@@ -232,8 +235,8 @@ def _value_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
         else:
             wrong = (_problem(f"{key}[{name!r}]", repr(v)[:80], what) for name, v in table.items() if not valid(v))
             yield from few(wrong, f"{CONFIG_NAME} {key}")
-    for key in ("target_modules", "modules_to_save", "target_parameters", "exclude_modules"):
-        if not _is_names(raw.get(key), allow_text=key in ("target_modules", "exclude_modules")):
+    for key in ("target_modules", "modules_to_save", "target_parameters", "exclude_modules", "feedforward_modules"):
+        if not _is_names(raw.get(key), allow_text=key not in ("modules_to_save", "target_parameters")):
             yield _problem(key, json.dumps(raw[key])[:200], "a list of names")
     for key in ("use_rslora", "use_dora", "lora_bias", "fan_in_fan_out"):
         if not isinstance(raw.get(key), bool | None):
@@ -249,7 +252,8 @@ def _value_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
     ):
         if not (raw.get(key) is None or fits(raw[key])):
             yield _problem(key, json.dumps(raw[key])[:200], what)
-    if raw.get("bias") not in (None, "none", "all", "lora_only"):
+    bias = str(raw.get("bias") or "none")
+    if bias not in ("none", "all", "lora_only") and (keys is TYPES["LORA"] or not bias.endswith("_only")):
         yield _problem("bias", repr(raw["bias"])[:80], '"none", "all" or "lora_only"')
     enable = raw.get("enable_lora")
     if enable is not None and not (enable and _is_list(enable, bool)):
@@ -266,11 +270,12 @@ def _unsupported(raw: Mapping[str, Any]) -> Iterator[Problem]:
             "save_pretrained(…, path_initial_model_for_weight_conversion=…) writes it as a plain LoRA.",
             "variant-unsupported",
         )
-    for key in ("use_qalora", "use_bdlora", "velora_config", "monteclora_config", "kasa_config", "megatron_config"):
+    for key in ("use_qalora", "use_bdlora", "kasa_config", "megatron_config"):
         if raw.get(key):
             yield _problem(
                 key, json.dumps(raw[key])[:80], "unset", "Merge it with peft instead.", "variant-unsupported"
             )
+    yield from variant_problems(raw)
     yield from condition_problems(raw)
 
 
@@ -280,16 +285,6 @@ def condition_problems(config: Mapping[str, Any]) -> Iterator[Problem]:
         if config.get(key):
             remedy = "Conversion keeps the key; tools that ignore it will apply the adapter to every token."
             yield Problem("conditional", f"{CONFIG_NAME} {key}", found, remedy=remedy, severity="warning")
-
-
-def _unknown(raw: Mapping[str, Any]) -> Iterator[Problem]:
-    for key in sorted(raw.keys() - _KNOWN):
-        yield Problem(
-            "config-unknown",
-            f"{CONFIG_NAME} {key}",
-            "no version of peft up to 0.21 has this key; kept",
-            severity="note",
-        )
 
 
 def _clean(table: Any, valid: Any) -> Mapping[str, Any]:
@@ -306,6 +301,11 @@ def _rank(value: Any) -> int:
 
 def _is_rank(value: Any) -> bool:
     return type(value) is int and 1 <= value <= 1 << 20
+
+
+def _is_mask(value: Any) -> bool:
+    """True for what AdaLoRA's rank_pattern has of a module: which of its first ranks are kept."""
+    return _is_list(value, bool)
 
 
 def _is_alpha(value: Any) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from adaptrix.architecture import Architecture, Site
-from adaptrix.delta import Delta, LowRank
+from adaptrix.delta import Delta, LowRank, Parametrised, Scale
 from adaptrix.feature_names import FEATURES
 from adaptrix.planning.plan import Plan
 
@@ -69,6 +69,17 @@ def _without_magnitude(_plan: Plan, deltas: Sequence[tuple[Site, Delta]]) -> lis
     return bare if len(bare) < len(deltas) else []
 
 
+def _parametrised(*, described: bool) -> Has:
+    """The parametrised deltas of an adapter that is what a PEFT config says of it, or of one that is not."""
+
+    def found(plan: Plan, deltas: Sequence[tuple[Site, Delta]]) -> list[Site]:
+        adapter = plan.bound.adapter
+        fits = adapter.provenance.format == "peft" and not adapter.altered
+        return [site for site, delta in deltas if isinstance(delta, Parametrised) and fits is described]
+
+    return found
+
+
 def _on_embedding(site: Site, delta: Delta, family: Architecture) -> bool:
     role = family.roles.get(site.role)
     return (isinstance(delta, LowRank) and delta.embedding) or (role is not None and role.orientation == "embedding")
@@ -90,6 +101,9 @@ _HAS: Mapping[str, Has] = MappingProxyType(
         "extras": lambda plan, _deltas: list(plan.bound.adapter.extras),
         "condition": lambda plan, _deltas: [key for key in CONDITIONS if plan.bound.adapter.provenance.config.get(key)],
         "spectral": _each(lambda _site, delta, _family: delta.kind == "spectral"),
+        "parametrised": _parametrised(described=True),
+        "reparametrised": _parametrised(described=False),
+        "scales": _each(lambda _site, delta, _family: isinstance(delta, Scale)),
         "plan": _idle_or_changed,
     }
 )
