@@ -1,7 +1,7 @@
 """Features of adapters that not every file format can hold: a format states those that it can in ``Format.carries``.
 
-What a format does not carry is folded where that changes no ΔW (:mod:`adaptrix.planning.folding`), and refused
-otherwise.
+What a format does not carry is folded (:mod:`adaptrix.planning.folding`) where that changes no ΔW, or rounds it no more
+than fp32 does, and refused otherwise.
 """
 
 from __future__ import annotations

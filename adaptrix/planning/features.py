@@ -54,6 +54,21 @@ def _idle_or_changed(plan: Plan, _deltas: Sequence[tuple[Site, Delta]]) -> list[
     return [site for site in plan.bound.deltas if site in plan.overrides or acting.get(site) != 1.0]
 
 
+def spare(plan: Plan) -> list[str]:
+    """The extras that a model with the base's own weights does without: copies of these, and what only training needs.
+
+    A copy of another size than the base's is none: its vocabulary was resized.
+    """
+    resized = plan.bound.dims.origins.get("vocab") == "tensors"
+    kinds = ("training",) if resized else ("training", "base_weight")
+    return [key for key, extra in plan.bound.adapter.extras.items() if extra.kind in kinds]
+
+
+def alpha_of(delta: LowRank) -> float:
+    """The alpha that gives a delta its scale as alpha / r."""
+    return delta.alpha if not delta.rslora else delta.scale * delta.rank
+
+
 def _uneven_experts(_plan: Plan, deltas: Sequence[tuple[Site, Delta]]) -> list[Site]:
     """The sites of experts, where those of one module differ in rank."""
     ranks: dict[Site, set[int]] = {}
@@ -92,13 +107,13 @@ _HAS: Mapping[str, Has] = MappingProxyType(
         "mixed_rank": _unusual(lambda delta: delta.rank),
         "mixed_expert_rank": _uneven_experts,
         "mixed_scale": _unusual(lambda delta: delta.scale),
-        "mixed_alpha": _unusual(lambda delta: delta.scale * delta.rank),
+        "mixed_alpha": _unusual(alpha_of),
         "mixed_dora": _without_magnitude,
         "rslora": _each(lambda _site, delta, _family: isinstance(delta, LowRank) and delta.rslora),
         "embeddings": _each(_on_embedding),
         "head": _each(lambda site, delta, family: site.layer is None and not _on_embedding(site, delta, family)),
         "experts": _each(lambda _site, delta, _family: delta.experts is not None),
-        "extras": lambda plan, _deltas: list(plan.bound.adapter.extras),
+        "extras": lambda plan, _deltas: [key for key in plan.bound.adapter.extras if key not in spare(plan)],
         "condition": lambda plan, _deltas: [key for key in CONDITIONS if plan.bound.adapter.provenance.config.get(key)],
         "spectral": _each(lambda _site, delta, _family: delta.kind == "spectral"),
         "parametrised": _parametrised(described=True),
