@@ -25,7 +25,7 @@ from adaptrix.destination import (
     require_apart,
     require_carried,
     require_untaken,
-    spared,
+    sparing,
 )
 from adaptrix.errors import AdaptrixError, Problem, RefusedError, UnreachableError, UsageError, errors_in
 from adaptrix.options import Options, require_options
@@ -182,12 +182,12 @@ class Pipeline:
         """
         read, form = list(sources), self._writable(options.to)
         path = self._place(plan.bound.adapter.name, out, options, read, taken)
-        plan = folded(plan, form.carries)
+        plan, said = sparing(folded(plan, form.carries), form)
         require_carried(plan, form, options)
         assert form.write is not None  # _writable saw to it
         with atomic.output(path, force=options.force, holds=form.writes, makes=is_folder(out)) as work:
             form.write(plan, work)
-            said = (*spared(plan, form), *(model_card.carry(read, work) if model_card.NAME in form.writes else ()))
+            said += tuple(model_card.carry(read, work)) if model_card.NAME in form.writes else ()
             for bundle in read:
                 bundle.require_unchanged()
             sizes = [tensor.nbytes for _, tensor in _read_back(form, work, path).tensors()]

@@ -64,6 +64,16 @@ def spare(plan: Plan) -> list[str]:
     return [key for key, extra in plan.bound.adapter.extras.items() if extra.kind in kinds]
 
 
+def without_spare(plan: Plan) -> Plan:
+    """The plan without them; itself where there are none."""
+    if not (keys := spare(plan)):
+        return plan
+    adapter = plan.bound.adapter
+    kept = {key: extra for key, extra in adapter.extras.items() if key not in keys}
+    bound = replace(plan.bound, adapter=replace(adapter, extras=MappingProxyType(kept)))
+    return replace(plan, bound=bound)
+
+
 def alpha_of(delta: LowRank) -> float:
     """The alpha that gives a delta its scale as alpha / r."""
     return delta.alpha if not delta.rslora else delta.scale * delta.rank
