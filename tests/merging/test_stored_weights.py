@@ -1,12 +1,13 @@
 """Weights that ``target_parameters`` names: peft's factors describe them as they are stored, [in, out] in a Conv1D."""
 
 import pytest
+import transformers
 from peft import PeftModel
 
 import adaptrix
 from adaptrix.errors import RefusedError
 from tests.helpers.merge_models import pair
-from tests.helpers.other_families import of, openai_gpt
+from tests.helpers.other_families import TEXT, filled, of, openai_gpt
 from tests.merging.test_model_class import assert_merged_as_peft_does
 
 
@@ -48,3 +49,15 @@ def test_two_spellings_of_one_weight_are_not_added(tmp_path):
         adaptrix.combine([stored.adapter, module.adapter], out=tmp_path / "sum")
     with pytest.raises(RefusedError, match="changes the parameter as it is stored"):
         adaptrix.diff(stored.adapter, module.adapter)
+
+
+def _llama4():
+    keys = {"num_local_experts": 2, "num_experts_per_tok": 1, "interleave_moe_layer_step": 1, "intermediate_size": 32}
+    config = transformers.Llama4TextConfig(**{**TEXT, **keys, "intermediate_size_mlp": 48, "layer_types": None})
+    return filled(transformers.Llama4ForCausalLM(config))
+
+
+def test_square_stacks_that_no_class_says_the_axes_of_are_merged_as_peft_describes_them(tmp_path):
+    made = pair(tmp_path, build=_llama4, target_modules=[], target_parameters=["feed_forward.experts.down_proj"])
+    made.merge(tmp_path / "out")
+    assert_merged_as_peft_does(made, tmp_path / "out")
