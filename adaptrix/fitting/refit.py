@@ -104,6 +104,11 @@ class Refit:
 
     def _step(self, optimiser: torch.optim.Optimizer, step: int) -> None:
         loss = self._loss(self._batch(step))
+        if not loss.requires_grad:
+            found = "the model calls none of the modules whose deltas are fitted when it reads text"
+            raise refuse(
+                "module-unsupported", "fit", found, "a module that it calls", "Choose layers by another policy."
+            )
         if not isfinite(value := float(loss.detach())):
             remedy = "A base or an adapter in fp16 may overflow."
             raise refuse("diverged", "fit", f"the loss of step {step + 1} is {value}", "a finite number", remedy)
