@@ -70,13 +70,13 @@ def reference(merge: MergePlan, folder: Path, layers: str | None) -> Reference:
             raise RefusedError((why, *error.problems)) from None
         with session:
             session.activate("merged")
-            found = Reference(answer(model, inputs), plain, inputs)
+            made = Reference(answer(model, inputs), plain, inputs)
             _require_called(session.report().never_called, merge.plan.bound.adapter.name)
-            return found
+            return made
 
 
 def _require_called(never: Sequence[str], name: str) -> None:
-    """Raises :class:`RefusedError` where modules are never called: attached, their deltas do nothing, merged they do."""
+    """Raises :class:`RefusedError` where modules are never called: only merged do their deltas act."""
     if never:
         said = f"attached, deltas of modules that the model never calls do nothing: {some(never, 3)}"
         remedy = "Nothing was written. Merge without --verify: merged, they act, as peft's merge of them does."
