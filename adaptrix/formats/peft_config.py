@@ -214,14 +214,14 @@ def _number_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
 
 def _value_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
     if not _is_rank(raw.get("r", 8)):
-        yield _problem("r", repr(raw["r"])[:80], "a whole number of at least 1")
+        yield _problem("r", repr(raw["r"])[:80], "a whole number from 1 to 1048576")
     if not _is_alpha(raw.get("lora_alpha", 8)):
         yield _problem("lora_alpha", repr(raw["lora_alpha"])[:80], "a number below 1e30")
     base = raw.get("base_model_name_or_path")
     if base is not None and not (isinstance(base, str) and len(base) <= _LONGEST_NAME and base.isprintable()):
         yield _problem("base_model_name_or_path", repr(base)[:80], "the name of a model, printable, or null")
     for key, valid, what in (
-        ("rank_pattern", _is_rank, "whole numbers of at least 1"),
+        ("rank_pattern", _is_rank, "whole numbers from 1 to 1048576"),
         ("alpha_pattern", _is_alpha, "numbers below 1e30"),
     ):
         table = raw.get(key, {})
