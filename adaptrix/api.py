@@ -236,9 +236,11 @@ def diff(first: Adapter | Uri, second: Adapter | Uri, base: Uri | None = None) -
     - ``first``, ``second``: adapters, or their paths or uris.
     - ``base``: the model that shapes are checked against, as for :func:`check`.
 
-    Raises :class:`AdaptrixError` for adapters of different models.
+    Warnings are as in :func:`convert`. Raises :class:`AdaptrixError` for adapters of different models.
     """
-    return compare_adapters(Pipeline(), _subject(first), _subject(second), _path(base))
+    done = compare_adapters(Pipeline(), _subject(first), _subject(second), _path(base))
+    warn_of(done.problems)
+    return done
 
 
 @enough_memory("adaptrix.extract")

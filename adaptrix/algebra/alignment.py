@@ -13,6 +13,7 @@ from adaptrix.architecture.dims import Dims
 from adaptrix.architecture.layout import role_rows
 from adaptrix.binding.bind import BoundAdapter, expected_shape
 from adaptrix.binding.identify import Identity
+from adaptrix.binding.stored_weights import is_stored
 from adaptrix.delta import LowRank, fuse, straightened
 from adaptrix.errors import Problem, RefusedError
 
@@ -45,6 +46,8 @@ def align(operands: Sequence[Operand]) -> Alignment:
     columns = _columns(operands, architecture, dims)
     sites = sorted({site for column in columns for site in column}, key=lambda site: site.order)
     rows = {site: tuple(column.get(site) for column in columns) for site in sites}
+    if problems := list(_stored_problems(operands, architecture)):
+        raise RefusedError(problems)
     if problems := [*_shape_problems(rows, operands, architecture), *_expert_problems(sites)]:
         raise RefusedError(problems)
     spelled = {site: t for o in reversed(operands) for site, t in o.bound.targets.items()}
@@ -121,6 +124,21 @@ def _shape_problems(
             depth = operand.bound.dims.values.get(architecture.roles[site.role].depth)
             if site.layer is not None and depth is not None and site.layer >= depth:
                 yield Problem("shape", str(site), f"the base of {operand.name} has {depth} layers", "one depth")
+
+
+def _stored_problems(operands: Sequence[Operand], architecture: Architecture) -> Iterator[Problem]:
+    """A problem for a weight that one operand changes as it is stored and another as ``[out, in]``, if these differ."""
+    seen: dict[Site, dict[bool, str]] = {}
+    for operand in operands:
+        for site, target in operand.bound.targets.items():
+            stored = is_stored(operand.bound.adapter, target.path)
+            seen.setdefault(site, {}).setdefault(stored, operand.name)
+    for site, names in seen.items():
+        role = architecture.roles[site.role]
+        if len(names) > 1 and (role.orientation != "linear" or role.name.startswith("modules.")):
+            found = f"{names[True]} changes the parameter as it is stored, {names[False]} the module's ΔW"
+            remedy = "Attach the first one, and write session.adapter(name) as PEFT: it is of modules then."
+            yield Problem("part", str(site), found, "one of them, since the axes may differ", remedy)
 
 
 def _shape(

@@ -17,14 +17,16 @@ from adaptrix.algebra.finetune import WeightDifference, WeightDifferences, chang
 from adaptrix.algebra.lora_svd import SOLVERS, Solver, best_pair, residual
 from adaptrix.algebra.operands import NOT_SHOWN
 from adaptrix.algebra.outcome import Outcome, published, require_room, too_large
-from adaptrix.architecture import Site
+from adaptrix.architecture import Architecture, Site
 from adaptrix.base.checkpoint import BaseCheckpoint
 from adaptrix.base.fetch import fetch_base
+from adaptrix.base.model_view import without_numbers
+from adaptrix.base.names import ModelNames, renamed
 from adaptrix.binding.bind import bind
 from adaptrix.binding.identify import Identity, by_config
 from adaptrix.delta import LowRank, from_factors
 from adaptrix.dtype_names import dtype_name
-from adaptrix.errors import Problem, RefusedError, UsageError, errors_in, refuse
+from adaptrix.errors import AdaptrixError, Problem, RefusedError, UsageError, errors_in, refuse
 from adaptrix.options import Options
 from adaptrix.pipeline import Pipeline
 from adaptrix.records import Bundle
@@ -103,10 +105,26 @@ def _extracted(
         base=base.name,
         altered=True,
     )
+    adapter = _in_module_names(adapter, base, identity.architecture)
     notes = [*_notes(deltas, losses, extras, ignored), *found.notes]
     files = [Bundle(model.name, model.name, {file.name: file for file in model.files()}) for model in models]
     bound = bind(adapter, identity)
     return published(pipeline, bound, losses, notes, out, options, files, sources=[tuned.name], base=base.name)
+
+
+def _in_module_names(adapter: Adapter, base: BaseCheckpoint, architecture: Architecture) -> Adapter:
+    """The adapter under the names of the model's modules, where those of the files are others, as peft looks for them.
+
+    As the files have it where transformers is not there or does not know the model.
+    """
+    start = architecture.prefixes[0] if architecture.prefixes else ""
+    if all(target.path.startswith(start) for target in adapter.deltas):
+        return adapter
+    try:
+        names = ModelNames(without_numbers(base.config, base.name))
+    except AdaptrixError:
+        return adapter
+    return renamed(adapter, names, lambda _: None)
 
 
 def _require_sense(extraction: Extraction) -> None:

@@ -77,7 +77,8 @@ def _placed(problems: Iterable[Problem], name: str, count: int) -> Iterable[Prob
         if problem.code == "nonfinite":
             problem = replace(problem, remedy="It is damaged: fetch it again, or train it with a smaller step.")
         clear = count == 1 or name in problem.where
-        yield problem if clear else replace(problem, where=f"{name}, {problem.where}" if problem.where else name)
+        own = name.endswith(problem.where)  # the adapter itself, by its name
+        yield problem if clear else replace(problem, where=name if own else f"{name}, {problem.where}")
 
 
 def _acting(bound: BoundAdapter, name: str) -> tuple[BoundAdapter, tuple[Problem, ...]]:

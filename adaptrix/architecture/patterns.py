@@ -53,10 +53,14 @@ def fullmatch(pattern: str, path: str, where: str, budget: Budget) -> bool:
     - ``where``: the config key that the pattern comes from, for messages.
     - ``budget``: the time spent is taken off it; one match may take at most a second.
 
-    Raises :class:`RefusedError` for a pattern that is too long, too slow or no regular expression.
+    Raises :class:`RefusedError` for a pattern that is too long, too slow or no regular expression, and where no time
+    is left.
     """
     if len(pattern) > _LONGEST:
         raise refuse("config-value", where, f"a pattern of {len(pattern)} characters", f"at most {_LONGEST}")
+    if budget.seconds <= 0:  # compiling takes time too, which no limit of one match counts
+        found = "matching the patterns of the config takes seconds"
+        raise refuse("config-value", where, found, "patterns that take no time", "List the modules.")
     import regex
 
     start, limit = time.monotonic(), max(0.001, min(_SECONDS, budget.seconds))

@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
 )
 
 from adaptrix.base.checkpoint import BaseCheckpoint
@@ -116,9 +118,10 @@ def _loaded(base: BaseCheckpoint, placed: Placement) -> Iterator[Any]:
 
 def _load(base: BaseCheckpoint, config: Any, **options: Any) -> Any:
     """The model that transformers loads from a base's files; tensors of pickles are read here and passed to it."""
+    causal = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     if not base.pickled:
-        return load_model(AutoModelForCausalLM, base.folder, **options)
-    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        return load_model(AutoModelForCausalLM if causal else AutoModelForImageTextToText, base.folder, **options)
+    kind: Any = (MODEL_FOR_CAUSAL_LM_MAPPING if causal else MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING)[type(config)]
     state = {name: as_torch(tensor) for name, tensor in base.tensors().items()}
     return kind.from_pretrained(None, config=config, state_dict=state, **options)
 
@@ -167,7 +170,10 @@ def _logits(model: Any, ids: Tensor, name: str) -> Tensor:
     kind = type(model).__name__
     if getattr(model.config, "is_encoder_decoder", False):
         raise _not_causal(name, f"{kind} has an encoder")
-    answer = model(input_ids=ids[None])
+    try:
+        answer = model(input_ids=ids[None])
+    except UNLOADABLE as error:  # such as one that needs a picture
+        raise _not_causal(name, f"{kind} does not read tokens alone: {' '.join(str(error).split())[:160]}") from None
     logits = answer.get("logits")
     if logits is None or logits.dim() != 3:
         raise _not_causal(name, f"{kind} does not answer with a token's probabilities")
@@ -179,7 +185,8 @@ def _require_causal_class(base: BaseCheckpoint) -> Any:
     """The base's config. Raises :class:`RefusedError` where it is not that of a causal language model."""
     kind = base.config.get("model_type")
     config = load_config(base.folder, base.name)
-    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or getattr(config, "is_encoder_decoder", False):
+    writes = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    if not any(config.model_type in names for names in writes) or getattr(config, "is_encoder_decoder", False):
         raise _not_causal(base.name, f"transformers has no causal language model of type {kind!r}")
     return config
 

@@ -22,6 +22,7 @@ _LEAVES = {
     "weight.absmax": "bitsandbytes",
     "weight.quant_map": "bitsandbytes",
     "SCB": "bitsandbytes",
+    "W_q": "HQQ",
     "gate_up_proj_blocks": "MXFP4",
     "gate_up_proj_scales": "MXFP4",
     "gate_up_proj_scale_inv": "FP8",

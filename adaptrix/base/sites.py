@@ -112,6 +112,8 @@ class BaseSites:
         if stated is not None:
             return stated
         shape, wanted = self.tensors[name].shape[-2:], (term.out, term.delta.shape[1])
+        if self.view is not None and term.delta.experts is not None and shape == wanted:
+            return False  # peft describes a parameter as it is stored
         if term.delta.embedding or (shape != wanted and shape == wanted[::-1]):
             return True
         if shape != wanted[::-1]:

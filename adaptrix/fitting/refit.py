@@ -104,6 +104,10 @@ class Refit:
 
     def _step(self, optimiser: torch.optim.Optimizer, step: int) -> None:
         loss = self._loss(self._batch(step))
+        if not loss.requires_grad:
+            found = "the model calls none of the modules whose deltas are fitted when it reads text"
+            remedy = "Choose layers by another policy."
+            raise refuse("module-unsupported", "fit", found, "modules that it calls", remedy)
         if not isfinite(value := float(loss.detach())):
             remedy = "A base or an adapter in fp16 may overflow."
             raise refuse("diverged", "fit", f"the loss of step {step + 1} is {value}", "a finite number", remedy)

@@ -214,16 +214,16 @@ def _number_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
 def _value_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
     keys = keys_of(raw)
     if not _is_rank(raw.get(keys.rank, 8)):
-        yield _problem(keys.rank, repr(raw[keys.rank])[:80], "a whole number of at least 1")
+        yield _problem(keys.rank, repr(raw[keys.rank])[:80], "a whole number from 1 to 1048576")
     if not _is_alpha(raw.get(keys.alpha, 8)):
-        yield _problem(keys.alpha, repr(raw[keys.alpha])[:80], "a finite number")
+        yield _problem(keys.alpha, repr(raw[keys.alpha])[:80], "a number below 1e30")
     base = raw.get("base_model_name_or_path")
     if base is not None and not (isinstance(base, str) and len(base) <= _LONGEST_NAME and base.isprintable()):
         yield _problem("base_model_name_or_path", repr(base)[:80], "the name of a model, printable, or null")
-    masks, ranks = (_is_mask, "lists of true and false"), (_is_rank, "whole numbers of at least 1")
+    masks, ranks = (_is_mask, "lists of true and false"), (_is_rank, "whole numbers from 1 to 1048576")
     for key, (valid, what) in (
         ("rank_pattern", masks if keys.masks else ranks),
-        ("alpha_pattern", (_is_alpha, "finite numbers")),
+        ("alpha_pattern", (_is_alpha, "numbers below 1e30")),
     ):
         table = raw.get(key, {})
         if keys.masks and table is None:  # nothing was pruned

@@ -291,9 +291,13 @@ class _Reading:
             return "module"
         if leaf == "bias" and self.config.saves_biases:
             return "bias"
-        if leaf == "weight" and module.endswith(".base_layer"):
+        if module.endswith(".base_layer") and (leaf == "weight" or (leaf == "bias" and self._along(module))):
             return "base_weight"
         return "module" if leaf == "weight" and module.rpartition(".")[2] in _EMBEDDINGS else None
+
+    def _along(self, module: str) -> bool:
+        """True where the base's own weight is saved along: peft saves a whole head, with the bias that it has."""
+        return any(key.kind is None and key.path == f"{module}.weight" for key in self.tensors)
 
     def _add(self, code: str, where: str, found: str, expected: str = "", remedy: str = "") -> None:
         self.problems.append(Problem(code, where, found, expected, remedy))

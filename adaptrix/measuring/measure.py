@@ -30,7 +30,7 @@ from adaptrix.measuring.invoked import invoked
 from adaptrix.measuring.options import FidelityOptions as FidelityOptions
 from adaptrix.measuring.options import require_options
 from adaptrix.measuring.policies import plans, shadowed
-from adaptrix.measuring.report import FidelityReport
+from adaptrix.measuring.report import FidelityReport, Row
 from adaptrix.measuring.rows import Measurement
 from adaptrix.measuring.text import Text, Tokens, read_text, require_enough, tokens_of, windows
 from adaptrix.pipeline import Pipeline
@@ -101,7 +101,7 @@ def measure(
         about = [*_about(model, bench), *invoked(bound.adapter, bench.windows)]
         rows = bench.rows(chosen, display)
         said = [*about, *(p for policy in options.layers for p in powerless(chosen[policy]))]
-        said += shadowed(bound, chosen)
+        said += [*shadowed(bound, chosen), *_without_effect(rows, bound.adapter.name)]
         if read is not None:
             said += _fitted_on(read, chosen)
         return FidelityReport(
@@ -120,6 +120,14 @@ def measure(
             rows=rows,
             problems=(*bound.problems, *said),
         )
+
+
+def _without_effect(rows: Sequence[Row], name: str) -> Iterator[Problem]:
+    """A warning where the model answers the same without the adapter: then every plan looks as good as the whole."""
+    if rows[-1].kl.value == 0 and rows[-1].agreement.value == 1:
+        found = "on this text the model answers without it as with all of it, so no figure says anything of a plan"
+        remedy = "Text does not reach a tower of pictures or sound, nor modules that the model never calls."
+        yield Problem("measurement-limit", name, found, "an adapter that acts on text", remedy, severity="warning")
 
 
 def _base_model(base: object, pipeline: Pipeline, options: FidelityOptions, tokenizer: Any) -> BaseModel:

@@ -21,6 +21,7 @@ from adaptrix.measuring.report import BASE, Row
 from adaptrix.measuring.text import Tokens, Window
 from adaptrix.planning.plan import Plan
 from adaptrix.progress import Display
+from adaptrix.runtime.swapping import why_whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +89,8 @@ def reused(model: nn.Module, adapter: Adapter, ids: Tensor) -> float:
     The adapter is attached alone: a cache is kept up to the lowest layer that any attached adapter changes. ``ids``: a
     text ``[n]``, whose first 64 tokens are the prompt.
     """
+    if why_whole(model):
+        return 0.0  # the prompt is read again
     device: Any = model.device
     with attach(model, {"plan": adapter}) as session:
         cache = session.new_cache()

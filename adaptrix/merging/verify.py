@@ -7,7 +7,7 @@ are random and seeded: they show whether the two models are the same, not how go
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from adaptrix.merging.draft import MergePlan
 from adaptrix.merging.inputs import answer, seeded_inputs
 from adaptrix.merging.model_files import write_model
 from adaptrix.merging.options import MergeOptions, QloraBase
+from adaptrix.wording import some
 
 #: largest difference of a logit that rounding explains, in standard deviations of the logits, by dtype of the weights
 TOLERANCE = {"F64": 1e-3, "F32": 1e-3, "F16": 5e-2, "BF16": 0.3}
@@ -69,7 +70,17 @@ def reference(merge: MergePlan, folder: Path, layers: str | None) -> Reference:
             raise RefusedError((why, *error.problems)) from None
         with session:
             session.activate("merged")
-            return Reference(answer(model, inputs), plain, inputs)
+            made = Reference(answer(model, inputs), plain, inputs)
+            _require_called(session.report().never_called, merge.plan.bound.adapter.name)
+            return made
+
+
+def _require_called(never: Sequence[str], name: str) -> None:
+    """Raises :class:`RefusedError` where modules are never called: only merged do their deltas act."""
+    if never:
+        said = f"attached, deltas of modules that the model never calls do nothing: {some(never, 3)}"
+        remedy = "Nothing was written. Merge without --verify: merged, they act, as peft's merge of them does."
+        raise refuse("verification-impossible", name, said, "modules that are called", remedy)
 
 
 def _chosen(adapter: Adapter) -> Adapter:

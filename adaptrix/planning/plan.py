@@ -16,6 +16,7 @@ from adaptrix.binding.bind import BoundAdapter, summed
 from adaptrix.binding.stacks import ranges
 from adaptrix.delta import Delta
 from adaptrix.errors import Problem, UsageError
+from adaptrix.planning.recorded_sites import layers_here, sites_here
 from adaptrix.schemas.values import number
 from adaptrix.wording import either, nearest
 
@@ -271,9 +272,9 @@ def inactive(plan: Plan, policy: str | None) -> Iterator[Problem]:
 
 def recorded_plan(bound: BoundAdapter, recorded: Recorded) -> Plan:
     """The plan that an injection file was written with."""
-    named = {str(site): site for site in bound.deltas}
+    named, here = sites_here(bound, recorded), layers_here(bound, recorded)
     stacks = {role.depth for role in bound.architecture.roles.values()}
-    unknown = [f"plan.layers.{stack}" for stack, layers in recorded.layers.items() if layers and stack not in stacks]
+    unknown = [f"plan.layers.{stack}" for stack, layers in here.items() if layers and stack not in stacks]
     moved = sorted(recorded.overrides.keys() - named.keys()) + unknown
     if moved:
         raise UsageError(
@@ -288,7 +289,7 @@ def recorded_plan(bound: BoundAdapter, recorded: Recorded) -> Plan:
     overrides = {named[name]: delta for name, delta in recorded.overrides.items()}
     notes = tuple(Problem("summary", "plan", note, severity="note") for note in recorded.notes)
     deltas = MappingProxyType(overrides)
-    return Plan(bound, recorded.policy, recorded.layers, recorded.gains, deltas, notes, recorded.fit)
+    return Plan(bound, recorded.policy, here, recorded.gains, deltas, notes, recorded.fit)
 
 
 def recorded_as_dict(bound: BoundAdapter) -> PlanJSON | None:

@@ -37,6 +37,15 @@ class AdapterCache(DynamicCache):
         self.mask: Tensor | None = None
         note(self, self.owner, None)
 
+    @property
+    def counts(self) -> bool:
+        """True where it knows how many tokens it holds, which caches of states alone, such as Mamba's, do not."""
+        try:
+            self.get_seq_length()
+        except ValueError:
+            return False
+        return True
+
     def note(self, owner: int, selection: Selection, given: Mapping[str, Any]) -> None:
         """Records what a forward pass is about to add. Raises :class:`UsageError` under other adapters."""
         past = self.get_seq_length()

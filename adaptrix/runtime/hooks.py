@@ -91,8 +91,13 @@ class Hooks:
                 "cache-mismatch", type(self.model).__name__, found, "a decoder alone", "Use transformers' own caches."
             )
         depth = depth_of(self.model, first_layer)
+        cache = AdapterCache(config, depth, self._session)
+        if not cache.counts:
+            found = "a model whose cache holds states, and no keys by which its tokens are counted"
+            remedy = "Use transformers' own caches, and give the model the prompt again after a change of adapters."
+            raise refuse("cache-mismatch", type(self.model).__name__, found, "a model with attention", remedy)
         self._watch(depth)
-        return AdapterCache(config, depth, self._session)
+        return cache
 
     def own(self, cache: object) -> AdapterCache:
         """The cache, if it is one of these. Raises :class:`UsageError`."""

@@ -16,23 +16,33 @@ from transformers.pytorch_utils import Conv1D
 
 from adaptrix.adapter import Adapter
 from adaptrix.architecture.patterns import suffix_match
+from adaptrix.binding.stored_weights import stored_weights
 from adaptrix.delta import Delta, LowRank
 from adaptrix.tensor import Tensor
 
 
 def as_products(adapter: Adapter, modules: Mapping[str, nn.Module]) -> Adapter:
-    """The adapter with every such delta as one of ΔW ``[out, in]``. ``modules``: the model's, by path."""
-    names = adapter.provenance.config.get("target_parameters") or ()
-    weights = [name for name in names if name.rpartition(".")[2] == "weight"]
+    """The adapter with every such delta as one of ΔW ``[out, in]``. ``modules``: the model's, by path.
+
+    Its config no longer lists those weights as parameters: written, they are modules to peft.
+    """
+    weights = stored_weights(adapter)
+    named = {
+        target: [name for name in weights if suffix_match(name, f"{target.path}.weight")]
+        for target in (adapter.deltas if weights else ())
+    }
     turned = {
-        target: _turned(delta, embedding=isinstance(modules[target.path], nn.Embedding))
-        for target, delta in (adapter.deltas.items() if weights else ())
-        if isinstance(modules.get(target.path), (Conv1D, nn.Embedding))
-        and any(suffix_match(name, f"{target.path}.weight") for name in weights)
+        target: _turned(adapter.deltas[target], embedding=isinstance(modules[target.path], nn.Embedding))
+        for target, found in named.items()
+        if found and isinstance(modules.get(target.path), (Conv1D, nn.Embedding))
     }
     if not turned:
         return adapter
-    return replace(adapter, deltas=MappingProxyType({**adapter.deltas, **turned}), altered=True)
+    kept = {name for target, found in named.items() if target not in turned for name in found}
+    kept |= set(adapter.provenance.config["target_parameters"]) - set(weights)
+    config = MappingProxyType({**adapter.provenance.config, "target_parameters": sorted(kept) or None})
+    deltas = MappingProxyType({**adapter.deltas, **turned})
+    return replace(adapter, deltas=deltas, provenance=replace(adapter.provenance, config=config), altered=True)
 
 
 def _turned(delta: Delta, *, embedding: bool) -> Delta:

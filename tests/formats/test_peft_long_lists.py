@@ -9,6 +9,7 @@ from time import process_time
 import pytest
 
 import adaptrix
+from adaptrix.architecture.patterns import Budget, Patterns
 
 PIRATE = Path(__file__).parents[2] / "examples" / "tiny" / "adapters" / "pirate"
 
@@ -84,3 +85,10 @@ def test_a_message_is_short_however_long_the_value(key, value, tmp_path, monkeyp
     _, report = checked(tmp_path, key, 1)
     assert report.problems
     assert max(len(str(problem)) for problem in report.problems) < 1000
+
+
+def test_the_time_of_all_patterns_together_is_bounded():
+    left = Budget(0.05)
+    with pytest.raises(adaptrix.RefusedError, match="takes seconds"):
+        Patterns([f".*(a|b)+{i}$" for i in range(2000)], "rank_pattern", left).first("model.layers.0.q_proj")
+    assert left.seconds > -0.2
