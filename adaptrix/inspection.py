@@ -11,7 +11,7 @@ from adaptrix.binding.bind import BoundAdapter, summed
 from adaptrix.binding.stacks import ranges
 from adaptrix.delta import Spectral, of_class
 from adaptrix.errors import Problem, errors_in
-from adaptrix.planning.plan import recorded_as_dict
+from adaptrix.planning.recorded import recorded_as_dict
 from adaptrix.schemas.values import number, plain
 
 if TYPE_CHECKING:

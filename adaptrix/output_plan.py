@@ -13,8 +13,9 @@ from adaptrix.errors import Problem
 from adaptrix.options import Options
 from adaptrix.planning.folding import FOLDED
 from adaptrix.planning.lowering import lowered, others, require_small_loss, without_vectors
-from adaptrix.planning.plan import Plan, make_plan, plan_of
+from adaptrix.planning.plan import Plan, make_plan
 from adaptrix.planning.prune import cast, pruned
+from adaptrix.planning.recorded import plan_of
 from adaptrix.planning.redistribute import reshape_plan
 from adaptrix.records import Format
 

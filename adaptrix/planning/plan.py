@@ -10,7 +10,7 @@ from math import isfinite
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from adaptrix.adapter import FitRecord, Recorded
+from adaptrix.adapter import FitRecord
 from adaptrix.architecture import Site
 from adaptrix.binding.bind import BoundAdapter, summed
 from adaptrix.binding.stacks import ranges
@@ -122,11 +122,12 @@ class Plan:
             "sites": len(self.sites),
             "of": len(self.bound.deltas),
             "retained": self.retained,
-            "fit": _fit(self.fit),
+            "fit": fit_as_dict(self.fit),
         }
 
 
-def _fit(fit: FitRecord | None) -> FitJSON | None:
+def fit_as_dict(fit: FitRecord | None) -> FitJSON | None:
+    """The record of a fit as every ``--json`` has it; None where there is none."""
     if fit is None:
         return None
     return {
@@ -246,65 +247,3 @@ def _unknown(policy: str) -> UsageError:
 
 def _usage(policy: str, found: str, expected: str, remedy: str = "") -> UsageError:
     return UsageError(Problem("policy", f"layers {policy}", found, expected, remedy))
-
-
-def plan_of(bound: BoundAdapter, policy: str | None) -> Plan:
-    """The plan of a policy; where none is given, the one that an injection file was written with, or ``all``.
-
-    Raises :class:`UsageError` as :func:`make_plan` and :func:`recorded_plan` do.
-    """
-    recorded = bound.adapter.recorded
-    if policy is None and recorded is not None:
-        return recorded_plan(bound, recorded)
-    return make_plan(bound, "all" if policy is None else policy)
-
-
-def inactive(plan: Plan, policy: str | None) -> Iterator[Problem]:
-    """A warning where an injection file's own plan leaves deltas out; none where a ``policy`` was asked for."""
-    recorded = plan.bound.adapter.recorded
-    if policy is None and plan.idle and recorded is not None and not recorded.chosen:
-        acting = f"{len(plan.sites)} of {len(plan.bound.deltas)} deltas act, {plan.share}"
-        found = f"its file's plan {plan.policy} is followed: {acting}"
-        remedy = "Choose --layers all to have every delta act."
-        yield Problem("left-out", plan.bound.adapter.name, found, remedy=remedy, severity="warning")
-
-
-def recorded_plan(bound: BoundAdapter, recorded: Recorded) -> Plan:
-    """The plan that an injection file was written with."""
-    named = {str(site): site for site in bound.deltas}
-    stacks = {role.depth for role in bound.architecture.roles.values()}
-    unknown = [f"plan.layers.{stack}" for stack, layers in recorded.layers.items() if layers and stack not in stacks]
-    moved = sorted(recorded.overrides.keys() - named.keys()) + unknown
-    if moved:
-        raise UsageError(
-            Problem(
-                "plan-mismatch",
-                ", ".join(moved[:5]),
-                f"the file's plan is for {recorded.family!r} as its writer knew it, which has no such thing here",
-                "the architecture it was written with",
-                "Install the plugin it came from, or give --layers to make a new plan.",
-            )
-        )
-    overrides = {named[name]: delta for name, delta in recorded.overrides.items()}
-    notes = tuple(Problem("summary", "plan", note, severity="note") for note in recorded.notes)
-    deltas = MappingProxyType(overrides)
-    return Plan(bound, recorded.policy, recorded.layers, recorded.gains, deltas, notes, recorded.fit)
-
-
-def recorded_as_dict(bound: BoundAdapter) -> PlanJSON | None:
-    """The plan of an injection file; None for another adapter. Its sites are None where they are not to be found."""
-    recorded = bound.adapter.recorded
-    if recorded is None:
-        return None
-    try:
-        return recorded_plan(bound, recorded).as_dict()
-    except UsageError:
-        layers = {stack: list(found) for stack, found in recorded.layers.items()}
-        return {
-            "policy": recorded.policy,
-            "layers": layers,
-            "sites": None,
-            "of": len(bound.deltas),
-            "retained": None,
-            "fit": _fit(recorded.fit),
-        }
