@@ -157,19 +157,32 @@ def make_plan(bound: BoundAdapter, policy: str) -> Plan:
 
     Raises :class:`UsageError` for an unknown policy, a K outside 1..depth, or a layer that is not there.
     """
+    require_policy(policy)
     name, _, argument = policy.partition(":")
     if name in COUNTED:
-        count = _count(policy, argument)
+        count = int(argument)
         layers = {s: COUNTED[name](bound, s, min(count, d)) for s, d in _checked_depths(bound, policy, count).items()}
     elif policy in _NAMED:
         layers = {stack: _NAMED[policy](depth) for stack, depth in bound.depths.items()}
+    else:
+        layers = _explicit(bound, policy)
+    return Plan(bound, policy, MappingProxyType(layers))
+
+
+def require_policy(policy: str | None, *, fitting: bool = False) -> None:
+    """Raises :class:`UsageError` for a policy that makes no sense for any adapter; None is no policy.
+
+    ``fitting``: ``fit:K`` may be asked for.
+    """
+    name, _, argument = (policy or "").partition(":")
+    if policy is None or policy in _NAMED or (len(policy) <= _LONGEST and _EXPLICIT.fullmatch(policy)):
+        return
+    if name in COUNTED or (name == FITTED and fitting):
+        _count(policy, argument)
     elif name == FITTED:
         raise _usage(policy, "a fitted plan needs training", "another policy", _MAKE_IT)
-    elif _EXPLICIT.fullmatch(policy) and len(policy) <= _LONGEST:
-        layers = _explicit(bound, policy)
     else:
         raise _unknown(policy)
-    return Plan(bound, policy, MappingProxyType(layers))
 
 
 def fitted_count(bound: BoundAdapter, policy: str) -> int:

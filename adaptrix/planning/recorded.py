@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,8 @@ from adaptrix.planning.plan import Plan, fit_as_dict, make_plan
 
 if TYPE_CHECKING:
     from adaptrix.schemas.shared import PlanJSON
+
+_CHOOSE = "Choose --layers all to have every delta act."
 
 
 def plan_of(bound: BoundAdapter, policy: str | None) -> Plan:
@@ -26,13 +29,22 @@ def plan_of(bound: BoundAdapter, policy: str | None) -> Plan:
     return make_plan(bound, "all" if policy is None else policy)
 
 
-def inactive(plan: Plan, policy: str | None) -> Iterator[Problem]:
+def left_out(bound: BoundAdapter) -> Iterator[Problem]:
+    """The warnings of an adapter's own plan for whoever looks at it: that it leaves deltas out, or cannot be made."""
+    try:
+        plan = plan_of(bound, None)
+    except UsageError as error:
+        yield from (replace(problem, severity="warning") for problem in error.problems)
+    else:
+        yield from inactive(plan, None, "`attach` and `merge` follow it, unless --layers all is chosen.")
+
+
+def inactive(plan: Plan, policy: str | None, remedy: str = _CHOOSE) -> Iterator[Problem]:
     """A warning where an injection file's own plan leaves deltas out; none where a ``policy`` was asked for."""
     recorded = plan.bound.adapter.recorded
     if policy is None and plan.idle and recorded is not None and not recorded.chosen:
         acting = f"{len(plan.sites)} of {len(plan.bound.deltas)} deltas act, {plan.share}"
         found = f"its file's plan {plan.policy} is followed: {acting}"
-        remedy = "Choose --layers all to have every delta act."
         yield Problem("left-out", plan.bound.adapter.name, found, remedy=remedy, severity="warning")
 
 
