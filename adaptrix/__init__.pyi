@@ -23,6 +23,8 @@ from adaptrix.attaching import attach as attach
 from adaptrix.binding.bind import BoundAdapter as BoundAdapter
 from adaptrix.delta import Delta as Delta
 from adaptrix.delta import LowRank as LowRank
+from adaptrix.delta import Parametrised as Parametrised
+from adaptrix.delta import Scale as Scale
 from adaptrix.delta import Spectral as Spectral
 from adaptrix.errors import AdaptrixError as AdaptrixError
 from adaptrix.errors import AdaptrixWarning as AdaptrixWarning

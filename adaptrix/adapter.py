@@ -13,7 +13,7 @@ from adaptrix.delta import Delta
 from adaptrix.errors import Problem, RefusedError, errors_in
 from adaptrix.tensor import Tensor
 
-ExtraKind = Literal["module", "bias", "base_weight", "token_delta"]
+ExtraKind = Literal["module", "bias", "base_weight", "token_delta", "training", "shared"]
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -38,11 +38,16 @@ class Extra:
 
     ``kind``: ``module`` replaces a module's tensor (modules_to_save), ``bias`` replaces a bias,
     ``base_weight`` is the base's own weight saved along with a delta on it, ``token_delta`` holds new
-    rows of an embedding.
+    rows of an embedding, ``training`` is read by the adapter's own training alone, ``shared`` is a part of all deltas.
     """
 
     kind: ExtraKind
     tensor: Tensor
+
+    @property
+    def acts(self) -> bool:
+        """True for what is to stand in a model that runs."""
+        return self.kind not in ("training", "shared")
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,11 +100,13 @@ def convert(
       the whole adapter does; the file holds them beside the adapter's own. It needs ``adaptrix[torch]``, and continues
       where it was stopped when it is called again.
     - ``redistribute``: ``nearest`` adds the deltas of dropped layers to the nearest kept layer; ``none`` by default.
-    - ``rank``: the largest rank of a delta that acts, one above it is recompressed; by default ranks stay. Spectral
-      deltas become LoRA in a PEFT folder: exactly, or at this rank. The U and V that this takes are in the file or are
-      computed from ``base``.
+    - ``rank``: the largest rank of a delta that acts, one above it is recompressed; by default ranks stay. Deltas in
+      another parametrisation (LoHa, LoKr, VeRA …) become LoRAs of it, exact ones where it is at least that of ΔW.
+      Spectral deltas become LoRA in a PEFT folder: exactly, or at this rank. The U and V that this takes are in the
+      file or are computed from ``base``.
     - ``prune``: drop what the plan leaves out or replaces; False by default.
-    - ``max_error``: the share of each spectral ‖ΔW‖ that ``rank`` may leave out, from 0 to 1; 0.05 by default.
+    - ``max_error``: the share that ``rank`` may leave out of each ‖ΔW‖ that becomes a LoRA, from 0 to 1; 0.05 by
+      default.
     - ``vectors``: ``include`` writes the U and V of spectral deltas into an injection file, ``omit`` leaves them out;
       by default they stay as they were read.
     - ``dtype``: rounds the deltas to ``F32``, ``bf16``, ``bfloat16`` …; by default each keeps its own.

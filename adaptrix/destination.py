@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from adaptrix.errors import Problem, UsageError
 from adaptrix.feature_names import FEATURES
 from adaptrix.options import Options
-from adaptrix.planning.features import needed
+from adaptrix.planning.features import needed, spare
 from adaptrix.planning.plan import Plan
 from adaptrix.records import Format
 from adaptrix.wording import some
@@ -98,11 +98,19 @@ def require_carried(plan: Plan, form: Format, options: Options, later: Collectio
         raise UsageError([*found, *(_loss(name, where, form) for name, where in lacking.items() if name != "plan")])
 
 
+def spared(plan: Plan, form: Format) -> Iterator[Problem]:
+    """A warning of the extras that a format has no place for and that a model of this base does without."""
+    keys = [] if "extras" in form.carries else spare(plan)
+    if keys:
+        found = f"{len(keys)} tensors are left out, which are the base's own or for training alone: {some(keys, 3)}"
+        yield Problem("left-out", plan.bound.adapter.name, found, severity="warning")
+
+
 def _loss(feature: str, where: Sequence[str], form: Format) -> Problem:
     found = f"it cannot hold {FEATURES[feature]} ({some(where, 3)})"
     remedy = "Write an injection file, which holds everything."
-    if feature == "mixed_scale":
-        remedy = f"A scale goes into B where that rounds nothing; --dtype fp32 or fp64 has more room. {remedy}"
+    if feature in ("mixed_scale", "mixed_alpha"):
+        remedy = f"A scale goes into B where that rounds nothing, and rounded in fp32: add --dtype fp32. {remedy}"
     return Problem("format-loss", f"to {form.name}", found, f"a format that carries {feature}", remedy)
 
 

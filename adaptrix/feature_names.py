@@ -1,7 +1,7 @@
 """Features of adapters that not every file format can hold: a format states those that it can in ``Format.carries``.
 
-What a format does not carry is folded where that changes no ΔW (:mod:`adaptrix.planning.folding`), and refused
-otherwise.
+What a format does not carry is folded (:mod:`adaptrix.planning.folding`) where that changes no ΔW, or rounds it no more
+than fp32 does, and refused otherwise.
 """
 
 from __future__ import annotations
@@ -26,8 +26,11 @@ FEATURES: Mapping[str, str] = MappingProxyType(
         "extras": "tensors that are no deltas: trained heads, biases, tokens",
         "condition": "a condition of the config under which deltas act: invocation tokens, a router, repeated layers",
         "spectral": "spectral deltas",
+        "parametrised": "LoRAs in another parametrisation, such as LoHa or LoKr, as a PEFT checkpoint has them",
+        "reparametrised": "such LoRAs beside others, or changed, so that no PEFT config describes them",
+        "scales": "(IA)³ deltas, which multiply rows or columns",
         "plan": "deltas that do not act, or act changed by a plan",
     }
 )
 #: all that PEFT's LoRA checkpoints hold, which is also what a format that states nothing was taken to hold
-LORA = frozenset(FEATURES) - {"plan", "spectral", "mixed_dora"}
+LORA = frozenset(FEATURES) - {"plan", "spectral", "mixed_dora", "parametrised", "reparametrised", "scales"}

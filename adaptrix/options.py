@@ -28,9 +28,10 @@ class Options:
     - ``layers``: a policy; None is the plan of the injection file that is read, and ``all`` otherwise, and for a PEFT
       folder, which cannot hold inactive deltas; pruning an injection file means its own plan.
     - ``redistribute``: ``nearest`` folds the deltas of dropped layers into the nearest kept layer.
-    - ``rank``: the largest rank of a delta that acts; one above it is recompressed.
+    - ``rank``: the largest rank of a delta that acts; one above it is recompressed, and other kinds become LoRAs.
     - ``prune``: drop what the plan leaves out or replaces.
-    - ``max_error``: the share of a spectral delta's ‖ΔW‖ that a rank may leave out; None is :data:`TOLERANCE`.
+    - ``max_error``: the share that a rank may leave out of ‖ΔW‖ of a delta that becomes a LoRA; None is
+      :data:`TOLERANCE`.
     - ``vectors``: ``include`` or ``omit`` the base's U and V of spectral deltas; by default they stay as read.
     - ``dtype``: as safetensors, numpy or torch name it (``BF16``, ``bfloat16`` …); by default each tensor's own.
     - ``name``: of the adapter; by default the source's.

@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from adaptrix.binding.bind import BoundAdapter
-from adaptrix.delta import require_low_rank
+from adaptrix.delta import Parametrised, Scale, require_low_rank
 from adaptrix.destination import require_carried
 from adaptrix.dtype_names import dtype_name
 from adaptrix.errors import Problem
 from adaptrix.options import Options
+from adaptrix.planning.features import needed
 from adaptrix.planning.folding import FOLDED
-from adaptrix.planning.lowering import lowered, others, require_small_loss, without_vectors
+from adaptrix.planning.lowering import lowered, others, require_small_loss, require_small_rank, without_vectors
 from adaptrix.planning.plan import Plan, make_plan
 from adaptrix.planning.prune import cast, pruned
 from adaptrix.planning.recorded import plan_of
@@ -34,7 +35,7 @@ def plan_to_write(
     plan = made or reshape_plan(_chosen(bound, options, form), options.redistribute, options.rank)
     if options.prune:
         plan = pruned(plan)
-    plan = _spectral(plan, options, form, resolver)
+    plan = _other_kinds(plan, options, form, resolver)
     return cast(plan, dtype_name(options.dtype)) if options.dtype is not None else plan
 
 
@@ -57,18 +58,27 @@ def unfollowed(bound: BoundAdapter, options: Options, form: Format) -> Iterator[
         yield Problem("left-out", bound.adapter.name, found, remedy=remedy, severity="warning")
 
 
-def _spectral(plan: Plan, options: Options, form: Format, resolver: Resolver | None) -> Plan:
-    """The plan with its spectral deltas as the format and the options want them."""
+#: features of deltas that become LoRAs where a format does not carry them
+_KINDS = ("spectral", "parametrised", "reparametrised")
+
+
+def _other_kinds(plan: Plan, options: Options, form: Format, resolver: Resolver | None) -> Plan:
+    """The plan with its deltas of other kinds as the format and the options want them."""
     if not others(plan):
         return plan
-    kept = "spectral" in form.carries
-    if kept and options.rank is not None:
+    odd = [delta for delta in others(plan).values() if not isinstance(delta, Parametrised)]
+    lacking = [kind for kind in needed(plan, (*_KINDS, "scales")) if kind not in form.carries]
+    held = "spectral" in form.carries or all(isinstance(delta, Scale) for delta in odd)
+    kept = held and not lacking
+    if kept and odd and options.rank is not None:
         require_low_rank({site: plan.delta(site) for site in plan.sites}, plan.bound.adapter.name, "--rank here")
     if kept and options.vectors == "omit":
         return without_vectors(plan)
+    kept = kept and options.rank is None
     if not kept:
-        require_carried(plan, form, options, later=("spectral", *FOLDED))  # before a base is fetched and decomposed
+        require_carried(plan, form, options, later=(*_KINDS, *FOLDED))  # before a base is fetched and decomposed
+        require_small_rank(plan, options.rank)
         require_small_loss(plan, options.rank, options.max_error)
-    if resolver is not None and (options.vectors == "include" or not kept):
+    if resolver is not None and odd and (options.vectors == "include" or not kept):
         plan = resolver(plan, options.base)
     return plan if kept else lowered(plan, options.rank)

@@ -27,6 +27,7 @@ from adaptrix.destination import (
     require_apart,
     require_carried,
     require_untaken,
+    spared,
 )
 from adaptrix.errors import AdaptrixError, Problem, RefusedError, UsageError, errors_in
 from adaptrix.options import Options, require_options
@@ -179,7 +180,7 @@ class Pipeline:
     ) -> Conversion:
         """Writes a plan to where the options say, apart from the files of its ``sources``.
 
-        What the format does not carry is folded where that is exact; the rest is a :class:`UsageError`.
+        What the format does not carry is folded, exactly or rounded with a note; the rest is a :class:`UsageError`.
         """
         read, form = list(sources), self._writable(options.to)
         path = self._place(plan.bound.adapter.name, out, options, read, taken)
@@ -188,7 +189,7 @@ class Pipeline:
         assert form.write is not None  # _writable saw to it
         with atomic.output(path, force=options.force, holds=form.writes, makes=is_folder(out)) as work:
             form.write(plan, work)
-            said = tuple(model_card.carry(read, work)) if model_card.NAME in form.writes else ()
+            said = (*spared(plan, form), *(model_card.carry(read, work) if model_card.NAME in form.writes else ()))
             for bundle in read:
                 bundle.require_unchanged()
             sizes = [tensor.nbytes for _, tensor in _read_back(form, work, path).tensors()]

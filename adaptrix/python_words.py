@@ -14,7 +14,7 @@ _LISTS = frozenset(["save", "ignore", "weights"])
 #: the values that messages show: placeholders, numbers, quoted text, and the words of some options
 _VALUE = (
     r"(?:[A-Z][A-Z_]*|\d+(?:[.,-]\d+)*%?|'[^']*'"
-    r"|all|middle|fit:K|peft|injection|mlx|gguf|svd|cat|bf16|fp16|fp32|fp64)(?![\w:])"
+    r"|all|middle|fit:K|peft|injection|mlx|gguf|svd|cat|cls|nearest|bf16|fp16|fp32|fp64)(?![\w:])"
 )
 _OPTION = rf"--[a-z]+(?:-[a-z]+)*(?: {_VALUE})?"
 _FUNCTIONS = "check|combine|convert|diff|extract|inspect|merge|resize"

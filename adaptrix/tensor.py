@@ -41,6 +41,7 @@ DTYPES: dict[str, tuple[int, str]] = {
 }
 #: the dtypes that models are stored and run in
 MODEL_FLOATS = ("F64", "F32", "F16", "BF16")
+INTEGERS = ("I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8")
 FLOATS = (*MODEL_FLOATS, "F8_E4M3", "F8_E5M2")
 
 #: where a number is not finite: the bits to look at, and the least value of these that is none

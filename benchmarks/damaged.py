@@ -142,13 +142,15 @@ def _(draft: Draft) -> None:
 bad_config("peft_type unknown", "peft_type", "MAGIC", peft_type="MAGIC")
 bad_config("peft_type in lower case", "peft_type", "capitals", peft_type="lora")
 for _kind, _says in {
-    "IA3": "multiplies",
-    "LOHA": "save_as_lora",
-    "LOKR": "dense",
-    "ADALORA": "save_as_lora",
+    "OFT": "multiplies",
+    "UNILORA": "save_as_lora",
+    "RANDLORA": "dense",
+    "PVERA": "merge_and_unload",
     "PROMPT_TUNING": "through peft",
 }.items():
     bad_config(f"{_kind} adapter", "peft_type", _says, peft_type=_kind)
+bad_config("a LoRA that is said to be a LoHa", "hada_w1_a", "the type that", peft_type="LOHA")
+bad_config("a LoRA that is said to be an (IA)³", "ia3_l", "the type that", peft_type="IA3")
 bad_config("rank_pattern null", "rank_pattern", "null", "{}", rank_pattern=None)
 bad_config('r = "4"', " r:", "'4'", "whole number", r="4")
 bad_config("r = -4", " r:", "-4", r=-4)

@@ -284,7 +284,7 @@ def test_warnings_reach_callers_in_python(place, lora):
 def test_a_format_says_itself_what_it_carries():
     formats = {form.name: form for form in Pipeline().catalog.formats}
     assert formats["injection"].carries == FEATURES.keys()
-    assert FEATURES.keys() - formats["peft"].carries == {"plan", "spectral", "mixed_dora"}
+    assert FEATURES.keys() - formats["peft"].carries == {"plan", "spectral", "mixed_dora", "reparametrised"}
     assert sorted(formats["peft"].writes) == ["README.md", *FILES]
     assert Options().layers is None
 
@@ -312,12 +312,12 @@ def test_check_says_what_shapes_were_held_to(place, lora):
 
 def test_no_family_is_missed_where_nothing_was_read(place):
     draft = Draft()
-    draft.config = {"peft_type": "IA3", "target_modules": ["q_proj"], "base_model_name_or_path": None}
+    draft.config = {"peft_type": "OFT", "target_modules": ["q_proj"], "base_model_name_or_path": None}
     draft.tensors = {f"{PREFIX}{Q0}.ia3_l": np.ones((4, 1), np.float32)}
     draft.write(place.folder / "ia3")
     for command in ("check", "convert", "inspect"):
         code, out, err = place.run(command, place.folder / "ia3/adapter")
-        assert (code, "IA3" in err, "architecture has all" in out + err) == (1, True, False)
+        assert (code, "OFT" in err, "architecture has all" in out + err) == (1, True, False)
 
 
 @pytest.mark.parametrize("command", ["convert", "check", "inspect"])

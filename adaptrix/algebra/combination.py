@@ -172,7 +172,7 @@ def _adapter(
     adapters = [operand.bound.adapter for operand in operands]
     extras: dict[str, Extra] = {}
     for adapter in () if recipe.drop_extras else adapters:
-        extras |= adapter.extras
+        extras |= {key: extra for key, extra in adapter.extras.items() if extra.kind != "shared"}
     return Adapter(
         name=name or "+".join(adapter.name for adapter in adapters)[:200],
         deltas=MappingProxyType({aligned.targets[site]: delta for site, delta in deltas.items()}),

@@ -17,7 +17,7 @@ from adaptrix.algebra.operands import NOT_SHOWN, Operand, bundles_of, gather
 from adaptrix.algebra.outcome import Outcome, published, too_large, worst
 from adaptrix.architecture import Site
 from adaptrix.binding.bind import BoundAdapter
-from adaptrix.delta import LowRank, Spectrum, spectrum
+from adaptrix.delta import LowRank, Parametrised, Spectrum, of_class, spectrum
 from adaptrix.dtype_names import dtype_name
 from adaptrix.errors import Problem, RefusedError, UsageError
 from adaptrix.options import Options
@@ -151,8 +151,10 @@ def _suffix(size: Size) -> str:
 
 def _rebound(bound: BoundAdapter, deltas: Mapping[Site, LowRank], name: str, *, altered: bool) -> BoundAdapter:
     by_target = MappingProxyType({bound.targets[site]: delta for site, delta in deltas.items()})
-    altered = altered or bound.adapter.altered
+    altered = altered or bound.adapter.altered or bool(of_class(bound.deltas, Parametrised))
+    extras = {key: extra for key, extra in bound.adapter.extras.items() if extra.kind != "shared"}
     adapter = replace(bound.adapter, name=name, deltas=by_target, altered=altered, recorded=None)
+    adapter = replace(adapter, extras=MappingProxyType(extras))
     return replace(bound, adapter=adapter, deltas=MappingProxyType(dict(deltas)))
 
 

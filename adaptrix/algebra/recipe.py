@@ -106,9 +106,12 @@ def _extra_problems(operands: Sequence[Operand], aligned: Alignment) -> Iterator
     held: dict[str, Tensor] = {}
     for operand in operands:
         for key, extra in operand.bound.adapter.extras.items():
+            if extra.kind == "shared":  # by the deltas, which are LoRAs in a sum
+                continue
             same = identical(held.setdefault(key, extra.tensor), extra.tensor)
             if extra.kind != "base_weight" or aligned.respelled or not same:
-                found = "it is no delta but a tensor that replaces the base's"
+                use = "replaces the base's" if extra.acts else "its own training uses"
+                found = f"it is no delta but a tensor that {use}"
                 yield Problem("extra-unsupported", f"{operand.name}, {key}", found, "deltas alone", remedy)
 
 

@@ -15,7 +15,7 @@ from adaptrix.architecture import Architecture, Role, Site
 from adaptrix.architecture.dims import Dims
 from adaptrix.architecture.layout import RowIndex, role_rows
 from adaptrix.base.model_view import ModelView, Piece
-from adaptrix.delta import LowRank, straightened
+from adaptrix.delta import LowRank, Parametrised, straightened
 from adaptrix.errors import Problem
 from adaptrix.tensor import Tensor
 
@@ -33,7 +33,7 @@ class Term:
     """
 
     site: Site
-    delta: LowRank
+    delta: LowRank | Parametrised
     gain: float = 1.0
     taken: RowIndex | None = None
     put: RowIndex | None = None
@@ -45,6 +45,11 @@ class Term:
         return self.delta.scale * self.gain
 
     @property
+    def low_rank(self) -> LowRank:
+        """The delta as a LoRA, made of its formula where it is asked for: all of them would not fit into memory."""
+        return self.delta.low_rank()[0] if isinstance(self.delta, Parametrised) else self.delta
+
+    @property
     def out(self) -> int:
         """The number of rows of the weight that the term changes."""
         return self.delta.shape[0] if self.taken is None else len(self.taken)
@@ -53,6 +58,12 @@ class Term:
 def is_kept(role: Role) -> bool:
     """True for the role of a module path that no architecture describes."""
     return role.name.startswith("modules.")
+
+
+def _ambiguous(name: str, target: str, shape: tuple[int, ...]) -> Problem:
+    found = f"its weight is square, {list(shape)}, and neither the registry nor a model class says which axis is out"
+    remedy = "Name a base whose config.json transformers can build, or add the family: `adaptrix architectures derive`."
+    return Problem("ambiguous", f"{name} ({target})", found, "a weight whose axes are known", remedy)
 
 
 class BaseSites:
@@ -97,24 +108,32 @@ class BaseSites:
 
         ``target``: the module's path. Returns a problem where none of them decides: ΔW and its transpose both fit.
         """
-        role = self._architecture.roles[term.site.role]
-        if not is_kept(role):
-            return role.orientation in ("conv1d", "embedding", "experts_transposed")
-        stated = self.view.orientations.get(target) if self.view else None
+        stated = self._stated(term.site, target)
         if stated is not None:
-            return stated in ("conv1d", "embedding", "experts_transposed")
+            return stated
         shape, wanted = self.tensors[name].shape[-2:], (term.out, term.delta.shape[1])
         if term.delta.embedding or (shape != wanted and shape == wanted[::-1]):
             return True
         if shape != wanted[::-1]:
             return False
-        found = (
-            f"its weight is square, {list(shape)}, and neither the registry nor a model class says which axis is out"
-        )
-        remedy = (
-            "Name a base whose config.json transformers can build, or add the family: `adaptrix architectures derive`."
-        )
-        return Problem("ambiguous", f"{name} ({target})", found, "a weight whose axes are known", remedy)
+        return _ambiguous(name, target, shape)
+
+    def scaled_turned(self, name: str, site: Site, target: str, wanted: tuple[int, int]) -> bool | Problem:
+        """The same for a change that knows one side of its weight: ``wanted`` is (out, in), 0 for the other."""
+        stated = self._stated(site, target)
+        shape = self.tensors[name].shape[-2:]
+        fits = [all(size in (0, own) for size, own in zip(wanted, way, strict=False)) for way in (shape, shape[::-1])]
+        if stated is None and all(fits):
+            return _ambiguous(name, target, shape)
+        return not fits[0] if stated is None else stated
+
+    def _stated(self, site: Site, target: str) -> bool | None:
+        """True for ``[in, out]``, as the registry has it or else the model class; None where neither says."""
+        role = self._architecture.roles[site.role]
+        if not is_kept(role):
+            return role.orientation in ("conv1d", "embedding", "experts_transposed")
+        stated = self.view.orientations.get(target) if self.view else None
+        return None if stated is None else stated in ("conv1d", "embedding", "experts_transposed")
 
     def weights(self, role: str) -> list[str]:
         """The names of a role outside the layers."""
@@ -123,6 +142,10 @@ class BaseSites:
     def whole(self, site: Site) -> list[str]:
         """The names of the weight of a site, where the base stores it neither fused nor split."""
         return self._weights.get(site, [])
+
+    def whole_biases(self, site: Site) -> list[str]:
+        """The names of the bias of a site, likewise."""
+        return self._biases.get(site, [])
 
     def linear(self) -> dict[str, bool]:
         """The weights of linear modules in the layers: name -> True where it is stored ``[in, out]``.
@@ -163,15 +186,16 @@ class BaseSites:
         tied = self.view.tied_with(key) - {key}
         return [name for name in self.tensors if self.view.parameters.get(name, name) in tied]
 
-    def terms(self, site: Site, target: str, delta: LowRank, gain: float) -> Iterator[tuple[str, Term]]:
+    def terms(self, site: Site, target: str, delta: LowRank | Parametrised, gain: float) -> Iterator[tuple[str, Term]]:
         """Every tensor that a site's delta changes, with what is added to it; nothing where the base lacks any.
 
         ``target``: the module's path.
         """
         stated = self.view.orientations.get(target) if self.view else None
-        # such a stack is stored as every version of peft has described it, unlike others
-        turned = replace(delta, transposed=False) if stated == "experts_transposed" else straightened(delta)
-        term = Term(site, turned, gain)
+        if isinstance(delta, LowRank):
+            # such a stack is stored as every version of peft has described it, unlike others
+            delta = replace(delta, transposed=False) if stated == "experts_transposed" else straightened(delta)
+        term = Term(site, delta, gain)
         whole = Site(site.layer, site.role)
         role = self._architecture.roles[site.role]
         if site in self._weights:

@@ -20,6 +20,7 @@ from adaptrix.binding.experts import oriented
 from adaptrix.binding.extras import extra_problems, resized_vocabulary
 from adaptrix.binding.identify import Identity
 from adaptrix.binding.implied import expressions, sizes
+from adaptrix.binding.sizes import with_sizes
 from adaptrix.binding.stacks import depths_of, layer_problems
 from adaptrix.delta import Delta
 from adaptrix.errors import Problem, RefusedError
@@ -92,6 +93,8 @@ def bind(adapter: Adapter, identity: Identity) -> BoundAdapter:
         except RefusedError as error:
             problems += error.problems
     dims = _infer(deltas, architecture, stated)
+    shapes = {site: expected_shape(site, architecture.roles[site.role], dims) for site in deltas}
+    problems += with_sizes(deltas, shapes, {site: target for site, (target, _) in located.items()})
     depths = depths_of(deltas, architecture, dims, adapter)
     problems += [*unlocated, *_moved(located, adapter, architecture)]
     for site, delta in deltas.items():
@@ -211,7 +214,7 @@ def _site_problems(site: Site, delta: Delta, role: Role, dims: Dims, target: Tar
         expressions(site, role),
         strict=True,
     ):
-        if expected is not None and size != expected:
+        if expected is not None and size and size != expected:
             yield Problem(
                 "shape",
                 f"{site} ({target})",

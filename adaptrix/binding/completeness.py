@@ -16,6 +16,7 @@ from itertools import islice, product
 from adaptrix.adapter import Adapter
 from adaptrix.architecture import Architecture, Role
 from adaptrix.architecture.dims import DEEPEST, Dims
+from adaptrix.architecture.patterns import tails
 from adaptrix.binding.stacks import ranges
 from adaptrix.errors import Problem
 
@@ -63,6 +64,11 @@ def completeness_problems(
             missing = _missing(spelling, spellings, dims, depths, adapter, prefixes)
             if missing:
                 yield _problem(spelling, missing)
+        elif spelling.role.depth in depths and _is_idle_stack(spelling, spellings):
+            names = adapter.provenance.config.get("target_parameters") or ()
+            path = _spelled(spelling.path((0, None)), *prefixes)
+            if adapter.targeted(path) and not {str(name) for name in names}.isdisjoint(tails(path)):
+                yield _passed_over(spelling)
 
 
 def _survey(architecture: Architecture, adapter: Adapter) -> tuple[list[_Spelling], tuple[str, str]]:
@@ -123,6 +129,12 @@ def _expected(spelling: _Spelling, spellings: list[_Spelling]) -> bool:
     # modules, or where it is cross attention, which only some configs have
     elsewhere = used or spelling.role.orientation.startswith("experts") or "cross" in spelling.role.name
     return not elsewhere and not spelling.by_expert and spelling.pattern == spelling.role.paths[0]
+
+
+def _is_idle_stack(spelling: _Spelling, spellings: list[_Spelling]) -> bool:
+    """True for stacked experts of which the checkpoint has nothing."""
+    stacked = spelling.role.orientation.startswith("experts") and not spelling.by_expert
+    return stacked and not any(other.seen for other in spellings if other.role is spelling.role)
 
 
 def _alternatives(one: _Spelling, other: _Spelling) -> bool:
@@ -187,3 +199,13 @@ def _problem(spelling: _Spelling, missing: list[Position]) -> Problem:
         "all that the config targets",
         "The checkpoint is incomplete: fetch it again.",
     )
+
+
+def _passed_over(spelling: _Spelling) -> Problem:
+    """The problem of parameters that the model has, the config targets, and the checkpoint has nothing of."""
+    found = "the config targets these parameters, and they have no tensors"
+    remedy = (
+        "If it was trained where each expert is a module (transformers 4), peft passed over target_parameters: "
+        "remove them from the config. Else fetch it again."
+    )
+    return Problem("adapter-incomplete", spelling.role.name, found, "a delta on each", remedy)

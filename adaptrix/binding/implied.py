@@ -15,10 +15,10 @@ def expressions(site: Site, role: Role) -> tuple[str | None, str | None]:
 
 
 def sizes(deltas: Mapping[Site, Delta], architecture: Architecture) -> Mapping[str, Counter[int]]:
-    """The sizes that deltas have for every expression, and how many deltas have each."""
+    """The sizes that deltas have for every expression, and how many deltas have each; a size of 0 is not known."""
     found: dict[str, Counter[int]] = {}
     for site, delta in deltas.items():
         for expression, size in zip(expressions(site, architecture.roles[site.role]), delta.shape, strict=True):
-            if expression:
+            if expression and size:
                 found.setdefault(expression, Counter())[size] += 1
     return found

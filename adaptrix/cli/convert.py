@@ -56,7 +56,7 @@ _LAYERS = """{}. [default: all; the plan of an injection file that is read, wher
     "--max-error",
     type=float,
     metavar="SHARE",
-    help=f"What --rank may leave out of a spectral delta's ‖ΔW‖. [default: {TOLERANCE:g}]",
+    help=f"What --rank may leave out of ‖ΔW‖ where a LoRA is made. [default: {TOLERANCE:g}]",
 )
 @click.option(
     "--vectors",

@@ -112,7 +112,7 @@ def _roles(roles: tuple[RoleSummary, ...]) -> RenderableType:
             clean(role.role),
             str(role.count),
             _short(role.layers) or "–",
-            _join(f"{out} × {inp}" for out, inp in role.shapes),
+            _join(f"{out or '?'} × {inp or '?'}" for out, inp in role.shapes),
             _join(map(str, role.ranks)),
             _join(f"{scale:.4g}" for scale in role.scales),
             _join(role.dtypes),

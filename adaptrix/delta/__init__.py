@@ -1,8 +1,9 @@
 """Deltas: one change to one weight, and what can be computed from it.
 
-A delta is a product of two thin factors (:class:`LowRank`) or a change of a weight's singular values
-(:class:`Spectral`); :class:`Delta` is what both answer, and :data:`KINDS` lists them. ΔW is always ``[out, in]``,
-whatever the module's own layout.
+A delta is a product of two thin factors (:class:`LowRank`), a formula that makes such a product of other tensors
+(:class:`Parametrised`), a change of a weight's singular values (:class:`Spectral`), or numbers that multiply its rows
+or columns (:class:`Scale`); :class:`Delta` is what all answer, and :data:`KINDS` lists them. ΔW is always
+``[out, in]``, whatever the module's own layout.
 """
 
 from adaptrix.delta.kinds import KINDS as KINDS
@@ -16,7 +17,11 @@ from adaptrix.delta.low_rank import fuse as fuse
 from adaptrix.delta.low_rank import split as split
 from adaptrix.delta.low_rank import stack as stack
 from adaptrix.delta.low_rank import straightened as straightened
+from adaptrix.delta.parametrised import PARAMETRISATIONS as PARAMETRISATIONS
+from adaptrix.delta.parametrised import Parametrised as Parametrised
+from adaptrix.delta.parametrised import part_problems as part_problems
 from adaptrix.delta.protocol import Delta as Delta
+from adaptrix.delta.scale import Scale as Scale
 from adaptrix.delta.spectral import Basis as Basis
 from adaptrix.delta.spectral import Spectral as Spectral
 from adaptrix.delta.spectrum import Matrix as Matrix

@@ -12,7 +12,9 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from adaptrix.delta.low_rank import LowRank
+from adaptrix.delta.parametrised import PARAMETRISATIONS, Parametrised
 from adaptrix.delta.protocol import Delta
+from adaptrix.delta.scale import Scale
 from adaptrix.delta.spectral import Spectral
 from adaptrix.errors import Problem, RefusedError, refuse
 
@@ -21,7 +23,15 @@ Row = TypeVar("Row")
 Found = TypeVar("Found", bound=Delta)
 
 #: every kind of delta by its name; the names of one class differ in the tensors that it has
-KINDS: Mapping[str, type[Delta]] = MappingProxyType({"lora": LowRank, "dora": LowRank, "spectral": Spectral})
+KINDS: Mapping[str, type[Delta]] = MappingProxyType(
+    {
+        "lora": LowRank,
+        "dora": LowRank,
+        "spectral": Spectral,
+        **dict.fromkeys(PARAMETRISATIONS, Parametrised),
+        "scale": Scale,
+    }
+)
 
 
 def row(table: Mapping[str, Row], delta: Delta, where: object, doing: str) -> Row:
@@ -52,15 +62,24 @@ def not_low_rank(deltas: Mapping[Key, Delta]) -> dict[Key, Delta]:
 
 
 def require_low_rank(deltas: Mapping[Key, Delta], name: str, doing: str) -> dict[Key, LowRank]:
-    """The deltas themselves; raises :class:`RefusedError` with every one that is no product of two factors.
+    """The deltas as LoRAs: themselves, or exactly what a parametrised one is.
 
-    ``name`` is the adapter's, ``doing`` what cannot be done with others: "a sum of adapters".
+    Raises :class:`RefusedError` with every one that is neither. ``name`` is the adapter's, ``doing`` what cannot be
+    done with others: "a sum of adapters".
     """
-    if odd := not_low_rank(deltas):
-        remedy = "`adaptrix convert SRC --base MODEL --to peft` makes a LoRA of it."
+    plain = {key: delta.low_rank()[0] if isinstance(delta, Parametrised) else delta for key, delta in deltas.items()}
+    if odd := not_low_rank(plain):
+        spectral = "`adaptrix convert SRC --base MODEL --to peft` makes a LoRA of it."
+        other = "Merge it into its base, and `adaptrix extract` a LoRA from the result."
         said = f"and {doing} takes low-rank ones"
         raise RefusedError(
-            Problem("kind-unsupported", f"{name} {key}", f"a {delta.kind} delta, {said}", "a LoRA", remedy)
+            Problem(
+                "kind-unsupported",
+                f"{name} {key}",
+                f"a {delta.kind} delta, {said}",
+                "a LoRA",
+                spectral if delta.needs_base else other,
+            )
             for key, delta in odd.items()
         )
-    return of_class(deltas, LowRank)
+    return of_class(plain, LowRank)

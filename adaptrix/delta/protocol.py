@@ -42,7 +42,7 @@ class Delta(Protocol):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(out, in) of ΔW, of one expert where several are stacked."""
+        """(out, in) of ΔW, of one expert where several are stacked; 0 for a side that its tensors do not say."""
 
     @property
     def experts(self) -> int | None:

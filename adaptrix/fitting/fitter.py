@@ -174,7 +174,7 @@ class Fitter:
 def _active(bound: BoundAdapter) -> list[int]:
     """The layers that have deltas. Raises :class:`RefusedError` where there is nothing that could be fitted."""
     adapter = bound.adapter
-    if others := [key for key, extra in adapter.extras.items() if extra.kind != "base_weight"]:
+    if others := [key for key, extra in adapter.extras.items() if extra.acts and extra.kind != "base_weight"]:
         found, remedy = "it is no delta, and a fit trains deltas only", "Choose layers by another policy."
         raise RefusedError(
             Problem("extra-unsupported", f"{adapter.name} {key}", found, "deltas", remedy) for key in others

@@ -26,12 +26,13 @@ from adaptrix.formats.untrusted import opened, read_exactly
 from adaptrix.planning.features import CONDITIONS
 from adaptrix.planning.plan import Plan
 from adaptrix.records import Bundle
-from adaptrix.tensor import Array, Tensor
+from adaptrix.tensor import Tensor
 
 NAME, SUFFIX = "gguf", ".gguf"
 CARRIES = frozenset({"condition", "mixed_rank", "mixed_scale", "embeddings", "head", "experts"})
 _ALPHA = "adapter.lora.alpha"
 _INVOCATION = "adapter.alora.invocation_tokens"
+_HUB = "https://huggingface.co/"
 _LEAVES = (".weight.lora_a", ".weight.lora_b")
 _EMBEDDING = "token_embd"
 
@@ -61,7 +62,7 @@ def read(bundle: Bundle) -> Adapter:
         said = f"general.type is {metadata.get('general.type', 'not there')!r}: a whole model, not an adapter"
         raise refuse("full-model", path, said, "adapter", "Pass the adapter's file, or use this one as a base.")
     config = _config(metadata)
-    problems = [*_metadata_problems(metadata), *condition_problems(config)]
+    problems = [*_metadata_problems(metadata), *_token_problems(metadata), *condition_problems(config)]
     alpha = metadata.get(_ALPHA)
     sound = isinstance(alpha, float) and isfinite(alpha)
     deltas, more = _deltas(tensors, float(alpha) if sound else 1.0)  # type: ignore[arg-type]  # a float if sound
@@ -80,14 +81,23 @@ def read(bundle: Bundle) -> Adapter:
 
 def _repository(url: object) -> str | None:
     """The repository that the address of a base model names."""
-    prefix = "https://huggingface.co/"
-    return url.removeprefix(prefix) if isinstance(url, str) and url.startswith(prefix) else None
+    return url.removeprefix(_HUB).strip("/") or None if isinstance(url, str) and url.startswith(_HUB) else None
 
 
 def _config(metadata: Mapping[str, gguf_file.Value]) -> dict[str, Any]:
     """The metadata; an activated LoRA under PEFT's key too, so that every step knows its condition."""
     tokens = metadata.get(_INVOCATION)
-    return {**metadata} | ({"alora_invocation_tokens": tokens} if tokens else {})
+    return {**metadata} | ({"alora_invocation_tokens": tokens} if _are_tokens(tokens) else {})
+
+
+def _are_tokens(tokens: object) -> bool:
+    return isinstance(tokens, list) and bool(tokens) and all(type(one) is int and 0 <= one < 1 << 32 for one in tokens)
+
+
+def _token_problems(metadata: Mapping[str, gguf_file.Value]) -> Iterator[Problem]:
+    if _INVOCATION in metadata and not _are_tokens(tokens := metadata[_INVOCATION]):
+        expected = "whole numbers of at least 0: the tokens from which on it acts"
+        yield Problem("config-value", _INVOCATION, repr(tokens)[:80], expected, "Convert it from its source again.")
 
 
 def _metadata_problems(metadata: Mapping[str, gguf_file.Value]) -> Iterator[Problem]:
@@ -152,13 +162,14 @@ def write(plan: Plan, path: Path) -> None:
     found = spoken(plan, NAME)
     require_untied(plan, found, "ends llama.cpp")
     first = found[0].deltas[0]
-    tensors = {name: Tensor.of(array) for each in found for name, array in _arrays(each)}
+    tensors = {name: tensor for each in found for name, tensor in _tensors(each)}
     metadata: dict[str, tuple[gguf_file.Kind, gguf_file.Value]] = {
         "general.architecture": ("string", vocabulary_of(plan, NAME).table.called),
         "general.type": ("string", "adapter"),
         "general.name": ("string", plan.bound.adapter.name),
         "adapter.type": ("string", "lora"),
-        _ALPHA: ("float32", first.scale * first.rank),
+        _ALPHA: ("float32", _alpha(plan, first)),
+        **_base(plan.bound.adapter.base),
     }
     tokens = plan.bound.adapter.provenance.config.get("alora_invocation_tokens")
     if tokens:
@@ -166,16 +177,45 @@ def write(plan: Plan, path: Path) -> None:
     gguf_file.write(path, tensors, metadata)
 
 
+def _alpha(plan: Plan, first: LowRank) -> float:
+    """The alpha of the file. Raises :class:`RefusedError` for one that a number of 32 bits does not hold, or 0."""
+    alpha = first.scale * first.rank
+    with np.errstate(over="ignore", under="ignore"):
+        held = float(np.float32(alpha))
+    if not held or not isfinite(held):
+        found = f"alpha is {alpha:g}, which is {held:g} in a GGUF file, and llama.cpp takes 0 for a scale of 1"
+        remedy = "Scale the adapter first: adaptrix combine SRC --weights 1 -o OUT, or drop it."
+        raise RefusedError(Problem("overflow", plan.bound.adapter.name, found, "a number of 32 bits, not 0", remedy))
+    return alpha
+
+
+def _base(name: str | None) -> dict[str, tuple[gguf_file.Kind, gguf_file.Value]]:
+    """The entries that name the base, where it is a repository."""
+    if name is None or name.count("/") != 1 or name.startswith((".", "/")):
+        return {}
+    owner, _, model = name.partition("/")
+    return {
+        "general.base_model.count": ("uint32", 1),
+        "general.base_model.0.name": ("string", model),
+        "general.base_model.0.organization": ("string", owner),
+        "general.base_model.0.repo_url": ("string", f"{_HUB}{name}"),
+    }
+
+
 def _require_servable(plan: Plan) -> None:
     """Raises :class:`RefusedError` for a condition that is not that of an activated LoRA."""
     adapter = plan.bound.adapter
+    tokens = adapter.provenance.config.get("alora_invocation_tokens")
+    if tokens and not _are_tokens(tokens):
+        found = f"its invocation tokens are {tokens!r:.80}"
+        raise RefusedError(Problem("conditional", adapter.name, found, "tokens that 32 bits hold", "Run it with peft."))
     others = [key for key in CONDITIONS if key != "alora_invocation_tokens" and adapter.provenance.config.get(key)]
     if others:
         found = f"its config has {' and '.join(others)}, which llama.cpp does not know"
         raise RefusedError(Problem("conditional", adapter.name, found, "a LoRA for all tokens", "Run it with peft."))
 
 
-def _arrays(each: Spoken) -> Iterator[tuple[str, Array]]:
+def _tensors(each: Spoken) -> Iterator[tuple[str, Tensor]]:
     A, B = each.factors()
-    yield f"{each.name}.weight.lora_a", np.ascontiguousarray(A.T if each.embedding else A)
-    yield f"{each.name}.weight.lora_b", np.ascontiguousarray(B)
+    yield f"{each.name}.weight.lora_a", Tensor.of(np.ascontiguousarray(A.numpy().T)) if each.embedding else A
+    yield f"{each.name}.weight.lora_b", B

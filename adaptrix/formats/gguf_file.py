@@ -31,7 +31,8 @@ from adaptrix.tensor import DTYPES, FileRange, Tensor
 MAGIC = b"GGUF"
 #: the type of a tensor -> its dtype; others are quantised, and no adapter is stored so
 TYPES = {0: "F32", 1: "F16", 28: "F64", 30: "BF16"}
-_CODES = {dtype: code for code, dtype in TYPES.items()}
+#: the dtypes that are written: llama.cpp loads F64 and does not compute with it
+_CODES = {dtype: code for code, dtype in TYPES.items() if dtype != "F64"}
 _VERSION = 3
 _ALIGNMENT = 32
 _MAX_HEADER = 64_000_000  # bytes
@@ -42,7 +43,7 @@ _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _STRING, _ARRAY = 8, 9
 
 Value = str | int | float | bool | list[int] | list[float] | list[str]
-Kind = Literal["string", "float32", "uint32s"]
+Kind = Literal["string", "float32", "uint32", "uint32s"]
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Value]]:
@@ -92,7 +93,7 @@ def _fault(name: str, shape: tuple[int, ...], code: int) -> tuple[str, str] | No
     if found := bad_name(name):
         return found, GOOD_NAME
     if code not in TYPES:
-        return f"its type is {code}, a quantised one", f"one of {', '.join(_CODES)}, as adapters have"
+        return f"its type is {code}, a quantised one", f"one of {', '.join(TYPES.values())}, as adapters have"
     return None if is_shape(shape) else (f"the shape is {shown(shape)}", "sizes of a tensor")
 
 
@@ -208,5 +209,7 @@ def _packed(kind: Kind, value: Value) -> bytes:
         return struct.pack("<I", _STRING) + _text(str(value))
     if kind == "float32":
         return struct.pack("<If", 6, value)
+    if kind == "uint32":
+        return struct.pack("<II", 4, value)
     assert isinstance(value, list)
     return struct.pack(f"<IIQ{len(value)}I", _ARRAY, 4, len(value), *value)

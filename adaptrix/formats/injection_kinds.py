@@ -12,10 +12,10 @@ from typing import Any
 
 from adaptrix.adapter import Target
 from adaptrix.architecture import Site
-from adaptrix.delta import Delta
+from adaptrix.delta import PARAMETRISATIONS, Delta
 from adaptrix.delta.kinds import one_of, row
 from adaptrix.errors import Problem
-from adaptrix.formats import injection_low_rank, injection_spectral
+from adaptrix.formats import injection_low_rank, injection_parametrised, injection_scale, injection_spectral
 from adaptrix.formats.manifest import Entry
 from adaptrix.tensor import Tensor
 
@@ -35,9 +35,18 @@ class InjectionKind:
 
 _LOW_RANK = InjectionKind(injection_low_rank.NAMES, injection_low_rank.entry, injection_low_rank.read)
 _SPECTRAL = InjectionKind(injection_spectral.NAMES, injection_spectral.entry, injection_spectral.read)
+_PARAMETRISED = InjectionKind(injection_parametrised.NAMES, injection_parametrised.entry, injection_parametrised.read)
 
 #: a row for every kind of delta
-KINDS: Mapping[str, InjectionKind] = MappingProxyType({"lora": _LOW_RANK, "dora": _LOW_RANK, "spectral": _SPECTRAL})
+KINDS: Mapping[str, InjectionKind] = MappingProxyType(
+    {
+        "lora": _LOW_RANK,
+        "dora": _LOW_RANK,
+        "spectral": _SPECTRAL,
+        **dict.fromkeys(PARAMETRISATIONS, _PARAMETRISED),
+        "scale": InjectionKind(injection_scale.NAMES, injection_scale.entry, injection_scale.read),
+    }
+)
 
 
 def entry(delta: Delta, target: Target, site: Site) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from adaptrix.adapter import Adapter, Extra, ExtraKind, FitRecord, Provenance, R
 from adaptrix.architecture.dims import Dims
 from adaptrix.delta import Delta
 from adaptrix.errors import Problem, errors_in, refuse
-from adaptrix.formats import injection, peft_config, peft_keys, peft_promises, safetensors_file
+from adaptrix.formats import injection, injection_parametrised, peft_config, peft_keys, peft_promises, safetensors_file
 from adaptrix.formats.injection_deltas import read_deltas
 from adaptrix.formats.manifest import (
     LARGEST,
@@ -81,6 +81,9 @@ def _adapter(manifest: Mapping[str, Any], tensors: dict[str, Tensor], path: Path
     found = read_deltas(table(manifest, "deltas"), tensors, "", problems)
     overrides = read_deltas(table(manifest, "overrides"), tensors, "plan.", problems)
     extras = _extras(manifest, tensors, problems)
+    shared = MappingProxyType({key: extra.tensor for key, extra in extras.items() if extra.kind == "shared"})
+    for table_of in (found, overrides) if shared else ():
+        problems += injection_parametrised.share(table_of, shared)
     problems += [
         Problem(
             "tensor-unexpected",

@@ -25,18 +25,20 @@ from adaptrix.formats.spoken import Spoken, require_untied, spoken
 from adaptrix.json_file import read_object
 from adaptrix.planning.plan import Plan
 from adaptrix.records import Bundle
-from adaptrix.tensor import FLOATS, Array, Tensor
+from adaptrix.tensor import FLOATS, Tensor
+from adaptrix.wording import some
 
 NAME = "mlx"
 WEIGHTS, CONFIG = "adapters.safetensors", "adapter_config.json"
 CARRIES = frozenset({"dora", "embeddings", "head", "experts"})
 _LEAVES = ("lora_a", "lora_b", "m")
 _KINDS = ("lora", "dora")
+_DTYPES = ("F32", "F16", "BF16")
 
 
 def detect(bundle: Bundle) -> bool:
-    """True for a bundle with a file of mlx-lm's name."""
-    return WEIGHTS in bundle.files
+    """True for a bundle with a file of mlx-lm's name, and none of PEFT's: those share the name of the config."""
+    return WEIGHTS in bundle.files and not any(name.startswith("adapter_model.") for name in bundle.files)
 
 
 def read(bundle: Bundle) -> Adapter:
@@ -179,11 +181,22 @@ def write(plan: Plan, path: Path) -> None:
     found = spoken(plan, NAME)
     require_untied(plan, found, "mlx-lm would change with it")
     _require_plain_dora(found)
+    tensors = {name: tensor for each in found for name, tensor in _tensors(each)}
+    _require_readable(tensors)
     path.mkdir()
-    tensors = {name: Tensor.of(array) for each in found for name, array in _arrays(each)}
     safetensors_file.write(path / WEIGHTS, tensors, {"format": "mlx"})
     text = json.dumps(_config(plan, found), indent=4, sort_keys=True, ensure_ascii=False)
     (path / CONFIG).write_text(text + "\n", "utf-8")
+
+
+def _require_readable(tensors: Mapping[str, Tensor]) -> None:
+    """Raises :class:`RefusedError` for dtypes that mlx reads as another, or not at all."""
+    odd = {name: each.dtype for name, each in tensors.items() if each.dtype not in _DTYPES}
+    if odd:
+        found = f"{', '.join(sorted(set(odd.values())))} ({some(list(odd), 3)})"
+        raise RefusedError(
+            Problem("dtype", "to mlx", found, f"one of {', '.join(_DTYPES)}", "Add --dtype fp32 or bf16.")
+        )
 
 
 def _require_plain_dora(found: list[Spoken]) -> None:
@@ -200,13 +213,11 @@ def _require_plain_dora(found: list[Spoken]) -> None:
 _OTHERWISE = "Merge the adapter into its base, and convert that with mlx_lm.convert."
 
 
-def _arrays(each: Spoken) -> Iterator[tuple[str, Array]]:
-    A, B = each.factors()
-    turned = (A, B) if each.stacked else (A.T, B.T)
-    yield f"{each.name}.lora_a", np.ascontiguousarray(turned[0])
-    yield f"{each.name}.lora_b", np.ascontiguousarray(turned[1])
+def _tensors(each: Spoken) -> Iterator[tuple[str, Tensor]]:
+    for leaf, factor in zip(("lora_a", "lora_b"), each.factors(), strict=True):
+        yield f"{each.name}.{leaf}", factor if each.stacked else _turned(factor)
     if (magnitude := each.deltas[0].magnitude) is not None:
-        yield f"{each.name}.m", magnitude.numpy()
+        yield f"{each.name}.m", magnitude
 
 
 def _config(plan: Plan, found: list[Spoken]) -> dict[str, Any]:

@@ -13,7 +13,9 @@ from typing import Any
 from adaptrix.architecture.name_lists import NameList, by_owner
 from adaptrix.architecture.patterns import Budget, Patterns, fullmatch, tails
 from adaptrix.errors import Problem, few
+from adaptrix.formats.peft_config_keys import keys_of, unknown_keys
 from adaptrix.formats.peft_lengths import length_problems
+from adaptrix.formats.peft_training import variant_problems
 from adaptrix.formats.peft_types import type_problems
 from adaptrix.formats.peft_values import (
     clean,
@@ -36,15 +38,6 @@ TASK_HEADS = MappingProxyType(
     {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
 )
 HEADS = frozenset(head for heads in TASK_HEADS.values() for head in heads)
-
-#: every key a LoRA config has had, from peft 0.0.1 to 0.21
-_KEYS = """alora_invocation_tokens alpha_pattern arrow_config auto_mapping base_model_name_or_path bias corda_config
-    enable_lora ensure_weight_tying eva_config exclude_modules fan_in_fan_out inference_mode init_lora_weights
-    kasa_config layer_replication layers_pattern layers_to_transform loftq_config lora_alpha lora_bias lora_dropout
-    lora_ga_config megatron_config megatron_core merge_weights modules_to_save monteclora_config peft_type peft_version
-    qalora_group_size r rank_pattern revision runtime_config target_modules target_parameters task_type
-    trainable_token_indices use_bdlora use_dora use_qalora use_rslora velora_config"""
-_KNOWN = frozenset(_KEYS.split())
 
 #: initialisations that change the base weight: the saved factors are then no delta on the published base
 _RESIDUAL_STARTS = ("pissa", "olora", "corda", "lora_ga", "loftq")
@@ -153,6 +146,11 @@ class PeftConfig:
         numbers = "|".join(map(str, sorted(layers)))
         return fullmatch(rf"(?:.*?\.)?{pattern}\.(?:{numbers})\..*", path, f"{CONFIG_NAME} layers_pattern", self.budget)
 
+    @property
+    def saves_biases(self) -> bool:
+        """True where biases of the base were trained and saved."""
+        return str(self.get("bias") or "none").lower() != "none"
+
     def saves(self, path: str) -> bool:
         """True for a module that is saved whole, or inside one: peft puts no adapter there."""
         return any(self.saved_modules.inside(path))
@@ -175,19 +173,20 @@ class PeftConfig:
 
 
 def parse(raw: Mapping[str, Any]) -> tuple[PeftConfig, tuple[Problem, ...]]:
-    """The config and all its problems; a value that cannot be used is replaced by one that causes no others."""
+    """The config and all its problems; a value that cannot be used is replaced by one that causes no others.
+
+    Of a type that is not read, that alone is said: its keys have other meanings.
+    """
+    if other := list(type_problems(raw.get("peft_type"), f"{CONFIG_NAME} peft_type")):
+        return PeftConfig(MappingProxyType(dict(raw))), tuple(other)
+    keys = keys_of(raw)
     values = list({problem.where: problem for problem in _all_value_problems(raw)}.values())
-    problems = [
-        *type_problems(raw.get("peft_type"), f"{CONFIG_NAME} peft_type"),
-        *values,
-        *_unsupported(raw),
-        *few(_unknown(raw), CONFIG_NAME),
-    ]
+    problems = [*values, *_unsupported(raw), *few(unknown_keys(raw, CONFIG_NAME), CONFIG_NAME)]
     return (
         PeftConfig(
             raw=MappingProxyType(dict(raw)),
-            rank=rank(raw.get("r", 8)),
-            alpha=float(raw["lora_alpha"]) if is_alpha(raw.get("lora_alpha")) else 8.0,
+            rank=rank(raw.get(keys.rank, keys.usual)),
+            alpha=float(raw[keys.alpha]) if is_alpha(raw.get(keys.alpha)) else keys.usual_alpha,
             rslora=raw.get("use_rslora") is True,
             rank_pattern=clean(raw.get("rank_pattern"), is_rank),
             alpha_pattern=clean(raw.get("alpha_pattern"), is_alpha),
@@ -202,7 +201,7 @@ def _all_value_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
     """The problems of values; of one that is too long, that alone."""
     long = dict(length_problems(raw))
     short = {key: value for key, value in raw.items() if key not in long}
-    known = {key: value for key, value in short.items() if key in _KNOWN}
+    known = {key: value for key, value in short.items() if key in keys_of(raw).known}
     yield from (*long.values(), *value_problems(known), *number_problems(known))
     yield from few(number_problems({key: short[key] for key in short.keys() - known.keys()}), CONFIG_NAME)
 
@@ -217,9 +216,10 @@ def _unsupported(raw: Mapping[str, Any]) -> Iterator[Problem]:
             "save_pretrained(…, path_initial_model_for_weight_conversion=…) writes it as a plain LoRA.",
             "variant-unsupported",
         )
-    for key in ("use_qalora", "use_bdlora", "velora_config", "monteclora_config", "kasa_config", "megatron_config"):
+    for key in ("use_qalora", "use_bdlora", "kasa_config", "megatron_config"):
         if raw.get(key):
             yield invalid(key, json.dumps(raw[key])[:80], "unset", "Merge it with peft instead.", "variant-unsupported")
+    yield from variant_problems(raw)
     yield from condition_problems(raw)
 
 
@@ -229,13 +229,3 @@ def condition_problems(config: Mapping[str, Any]) -> Iterator[Problem]:
         if config.get(key):
             remedy = "Conversion keeps the key; tools that ignore it will apply the adapter to every token."
             yield Problem("conditional", f"{CONFIG_NAME} {key}", found, remedy=remedy, severity="warning")
-
-
-def _unknown(raw: Mapping[str, Any]) -> Iterator[Problem]:
-    for key in sorted(raw.keys() - _KNOWN):
-        yield Problem(
-            "config-unknown",
-            f"{CONFIG_NAME} {key}",
-            "no version of peft up to 0.21 has this key; kept",
-            severity="note",
-        )

@@ -11,6 +11,8 @@ from adaptrix.errors import Problem
 from adaptrix.tensor import Tensor
 
 PREFIX = "base_model.model."
+#: the prefix of tensors that belong to no module
+SHARED = "base_model."
 _STRAY = (PREFIX, "module.")
 #: steps that torch.compile, FSDP and activation checkpointing add to paths, wherever a module was wrapped
 _WRAPPERS = re.compile(r"_(?<![^.]_)(?:orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\.")
@@ -23,6 +25,7 @@ _DELTA = ".token_adapter.trainable_tokens_delta"
 _TOKENS = re.compile(r"(?P<path>.+\.token_adapter\.trainable_tokens_delta)(?:\.(?P<adapter>[^.]+))?")
 #: peft's wrapper of a module's parameter stands between the module and those inside it
 _WRAPPED = re.compile(r"\.base_layer(?:\.base_layer)*(?=\.(?!base_layer\b|token_adapter\.|lora_)[^.]+\.)")
+_STATED = "the type that adapter_config.json states"
 _NAME = re.compile(r"[^\s/\\{}\x00-\x1f\x7f]{1,1024}")
 
 
@@ -47,14 +50,23 @@ class Key:
         return ".".join(filter(None, (self.path, self.kind, self.leaf)))
 
 
-def parse(name: str) -> Key | None:
-    """The parts of a tensor's name; None where it cannot be a path of modules."""
+def named(kinds: Iterable[str]) -> re.Pattern[str]:
+    """A pattern of the names of a module's own tensors of these kinds, which have no ``.weight`` at their ends."""
+    either = "|".join(map(re.escape, kinds))
+    return re.compile(rf"(?P<path>.+)\.(?P<kind>{either})(?:\.(?P<adapter>[^.]+))?(?P<leaf>(?!))?")
+
+
+def parse(name: str, kinds: re.Pattern[str] = _LORA) -> Key | None:
+    """The parts of a tensor's name; None where it cannot be a path of modules.
+
+    ``kinds``: the pattern of a module's own tensors, those of a LoRA or of another type.
+    """
     rest = _without_prefix(name)
     prefix = name.removesuffix(rest) if name.endswith(rest) else _WRAPPERS.sub("", name).removesuffix(rest) + "…"
     if not _NAME.fullmatch(name) or not all(rest.split(".")):
         return None
     rest = _WRAPPED.sub("", rest)
-    if hit := _LORA.fullmatch(rest):
+    if hit := kinds.fullmatch(rest):
         return Key(hit["path"], hit["kind"], hit["leaf"], hit["adapter"], prefix)
     if hit := _SAVED.fullmatch(rest):
         return Key(f"{hit['path']}.{hit['leaf']}", adapter=hit["adapter"], prefix=prefix)
@@ -76,9 +88,14 @@ def _other_prefixes(keys: Iterable[Key]) -> dict[str, int]:
     return dict(Counter(key.prefix for key in keys if key.prefix != PREFIX))
 
 
-def keyed(tensors: Mapping[str, Tensor]) -> tuple[dict[Key, Tensor], list[Problem]]:
-    """The tensors by parsed key, each key once, and the problems of their names."""
-    keys = {name: parse(name) for name in tensors}
+def keyed(tensors: Mapping[str, Tensor], kinds: Iterable[str] | None = None) -> tuple[dict[Key, Tensor], list[Problem]]:
+    """The tensors by parsed key, each key once, and the problems of their names.
+
+    ``kinds``: the ends of the names of a module's own tensors, None for those of a LoRA.
+    """
+    owner, expected = ("a LoRA", "lora_A and lora_B") if kinds is None else (_STATED, ", ".join(kinds))
+    pattern = _LORA if kinds is None else named(kinds)
+    keys = {name: parse(name, pattern) for name in tensors}
     problems = [
         Problem(
             "tensor-name",
@@ -90,7 +107,7 @@ def keyed(tensors: Mapping[str, Tensor]) -> tuple[dict[Key, Tensor], list[Proble
         if key is None
     ]
     known = {name: key for name, key in keys.items() if key is not None}
-    problems += _name_problems(list(known.values()))
+    problems += _name_problems(list(known.values()), owner, expected)
     copies = _copies(known)
     problems += _copy_problems(copies, tensors)
     known |= {copy: replace(known[copy], path=_without_prefix(copy), adapter=None) for copy in copies}
@@ -139,7 +156,7 @@ def _same(one: Tensor, other: Tensor) -> bool:
     return (one.dtype, one.shape) == (other.dtype, other.shape) and one.tobytes() == other.tobytes()
 
 
-def _name_problems(keys: Sequence[Key]) -> Iterator[Problem]:
+def _name_problems(keys: Sequence[Key], owner: str, expected: str) -> Iterator[Problem]:
     for prefix, count in _other_prefixes(keys).items():
         found = f"{count} names start with {prefix!r}" if prefix else f"{count} names lack the prefix of peft"
         yield Problem("tensor-name", "tensor names", f"{found}: read as if with {PREFIX!r}", severity="note")
@@ -156,9 +173,11 @@ def _name_problems(keys: Sequence[Key]) -> Iterator[Problem]:
         yield Problem(
             "adapter-empty",
             "tensor names",
-            f"none of {len(keys)} tensors belongs to a LoRA",
-            "lora_A and lora_B of modules",
-            "This looks like a full model's weights under an adapter's name.",
+            f"none of {len(keys)} tensors belongs to {owner}",
+            f"{expected} of modules",
+            "Restore the config of this training."
+            if owner == _STATED
+            else "This looks like a full model's weights under an adapter's name.",
         )
     elif not keys:
-        yield Problem("adapter-empty", "tensor names", "the file holds no tensors", "at least one lora_A and lora_B")
+        yield Problem("adapter-empty", "tensor names", "the file holds no tensors", f"at least one {expected}")

@@ -28,7 +28,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from adaptrix.adapter import Extra, Target
 from adaptrix.architecture.name_lists import NameList
 from adaptrix.architecture.patterns import tails
-from adaptrix.delta import Delta, LowRank
+from adaptrix.delta import Delta
 from adaptrix.errors import Problem, RefusedError
 from adaptrix.formats.peft_config import CONFIG_NAME, HEADS, TASK_HEADS, PeftConfig
 from adaptrix.tensor import Tensor
@@ -56,7 +56,7 @@ def vector_problems(config: PeftConfig, modules: Mapping[str, Mapping[str, Tenso
 
 
 def target_problems(
-    config: PeftConfig, deltas: Mapping[Target, LowRank], tied: Collection[str] = ()
+    config: PeftConfig, deltas: Mapping[Target, Delta], tied: Collection[str] = ()
 ) -> Iterator[Problem]:
     """A problem for deltas that are no target, and for targets without tensors: peft ignores both in silence.
 
@@ -80,7 +80,7 @@ def target_problems(
     yield from _parameter_problems(config, deltas)
 
 
-def _of_attention(config: PeftConfig, deltas: Mapping[Target, LowRank], path: str) -> bool:
+def _of_attention(config: PeftConfig, deltas: Mapping[Target, Delta], path: str) -> bool:
     """True for the out_proj of an nn.MultiheadAttention that peft wraps whole: it is saved under its base_layer."""
     owner, _, leaf = path.rpartition(".")
     return leaf == "out_proj" and Target(owner) in deltas and config.targets(owner) and not config.targets(path)
@@ -91,15 +91,24 @@ def _wraps_weight(config: PeftConfig, target: Target) -> bool:
     return any(config.parameters.suffixes(f"{target.path}.weight"))
 
 
-def _parameter_problems(config: PeftConfig, deltas: Mapping[Target, LowRank]) -> Iterator[Problem]:
-    """A problem for every targeted parameter without tensors; such names are written for one model."""
+def _parameter_problems(config: PeftConfig, deltas: Mapping[Target, Delta]) -> Iterator[Problem]:
+    """A problem for every targeted parameter without tensors, a note where the model may have none of that name.
+
+    peft passes over names that match nothing. Beside other parameters of the same module it is an error: how deep
+    peft wraps each of them is told by the names alone.
+    """
     names = sorted(config.get("target_parameters") or ()) if deltas else []
     paths = (path for target in deltas for path in (target.path, f"{target.path}.weight"))
     held = {tail for path in paths for tail in tails(path)} if names else set()
+    wrapped = {target.path.rpartition(".")[0] for target, delta in deltas.items() if delta.experts is not None}
+    beside = {tail for path in wrapped for tail in ("", *tails(path))}
     for name in names:
-        if name not in held:
-            found = f"{name!r:.200} is a target and has no tensors"
-            yield Problem("adapter-incomplete", f"{CONFIG_NAME} target_parameters", found, "a delta on it", _FETCH)
+        where, found = f"{CONFIG_NAME} target_parameters", f"{name!r:.200} is a target and has no tensors"
+        if name not in held and name.rpartition(".")[0] in beside:
+            yield Problem("adapter-incomplete", where, found, "a delta on it", _FETCH)
+        elif name not in held:
+            found += ": read as a name that the model it was trained on has no parameter of"
+            yield Problem("config-mismatch", where, found, severity="note")
 
 
 def extra_problems(config: PeftConfig, extras: Mapping[str, Extra], deltas: Collection[Target]) -> Iterator[Problem]:
@@ -172,7 +181,7 @@ def _bias_problems(config: PeftConfig, extras: Mapping[str, Extra], deltas: Coll
 
     A model need not have any biases, so that their absence is only a warning.
     """
-    if config.get("bias") not in ("all", "lora_only"):
+    if not config.saves_biases:
         return
     owners = {_owner(key) for key in extras if key.endswith(".bias")}
     kinds: dict[str, list[str]] = {}

@@ -12,13 +12,15 @@ from types import MappingProxyType
 
 from adaptrix.adapter import Adapter, Extra, ExtraKind, Provenance, Target
 from adaptrix.architecture.patterns import tails
-from adaptrix.delta import LowRank
+from adaptrix.delta import Delta, LowRank
 from adaptrix.errors import Problem, RefusedError, errors_in, few, refuse
-from adaptrix.formats import peft_config, peft_keys, peft_promises, peft_tied, safetensors_file, torch_file
+from adaptrix.formats import peft_config, peft_ia3, peft_keys, peft_promises, peft_tied, safetensors_file, torch_file
 from adaptrix.formats.peft_causes import shared_causes
 from adaptrix.formats.peft_config import ALL_LINEAR, CONFIG_NAME, PeftConfig
 from adaptrix.formats.peft_keys import Key
+from adaptrix.formats.peft_parametrised import FORMS, parametrised, split_shared
 from adaptrix.formats.peft_promises import BASE_LAYER, TOKENS, ancestors
+from adaptrix.formats.peft_training import is_of_training
 from adaptrix.json_file import read_object
 from adaptrix.records import Bundle
 from adaptrix.tensor import FLOATS, Tensor
@@ -46,9 +48,12 @@ def read(bundle: Bundle) -> Adapter:
         tensors = _tensors(bundle)
     except RefusedError as error:  # a damaged file must not hide what is wrong beside it
         raise RefusedError((*error.problems, *errors_in(problems))) from None
-    reading = _Reading(config, *peft_keys.keyed(tensors))
-    deltas = reading.deltas()
-    extras = reading.extras(deltas)
+    kind = str(raw.get("peft_type"))
+    names = peft_ia3.NAMES if kind == "IA3" else FORMS[kind].names if kind in FORMS else None
+    shared, tensors = split_shared(kind, tensors)
+    reading = _Reading(config, *peft_keys.keyed(tensors, names))
+    deltas = reading.deltas_of(kind, shared) if names else reading.deltas()
+    extras = reading.extras(deltas) | {name: Extra("shared", tensor) for name, tensor in shared.items()}
     adapter = _adapter(bundle, config, deltas, extras, (*problems, *reading.problems))
     return replace(adapter, targeted=peft_promises.promise(config, deltas))
 
@@ -56,7 +61,7 @@ def read(bundle: Bundle) -> Adapter:
 def _adapter(
     bundle: Bundle,
     config: PeftConfig,
-    deltas: Mapping[Target, LowRank],
+    deltas: Mapping[Target, Delta],
     extras: Mapping[str, Extra],
     problems: tuple[Problem, ...],
 ) -> Adapter:
@@ -87,7 +92,7 @@ class _Reading:
     tensors: dict[Key, Tensor]
     problems: list[Problem]
 
-    def deltas(self) -> dict[Target, LowRank]:
+    def deltas(self) -> dict[Target, Delta]:
         """One delta for every module with a valid pair of factors."""
         modules: dict[str, dict[str, Tensor]] = {}
         for key, tensor in self.tensors.items():
@@ -98,7 +103,7 @@ class _Reading:
             modules = {path: group for path, group in modules.items() if path not in explained}
         sound = {path: group for path, group in modules.items() if self._pair_is_sound(path, group)}
         self.problems += peft_promises.vector_problems(self.config, modules)
-        found: dict[Target, LowRank] = {}
+        found: dict[Target, Delta] = {}
         try:
             tied = peft_tied.tied_heads(self.config, sound)
             for path, group in sound.items():
@@ -110,6 +115,12 @@ class _Reading:
         except RefusedError as error:  # a pattern of the config that cannot be matched: reported once
             self.problems += error.problems
         return found
+
+    def deltas_of(self, kind: str, shared: Mapping[str, Tensor]) -> dict[Target, Delta]:
+        """The same of another type than LoRA."""
+        if kind == "IA3":
+            return peft_ia3.scales(self.config, self.tensors, self.problems)
+        return parametrised(FORMS[kind], self.config, self.tensors, shared, self.problems)
 
     def _tied(self, path: str, group: Mapping[str, Tensor]) -> dict[Target, LowRank]:
         A, B = group["lora_A"], group["lora_B"]
@@ -252,7 +263,7 @@ class _Reading:
             "A and B are swapped." if swapped else f"Correct r or rank_pattern in {CONFIG_NAME}.",
         )  # fmt: skip
 
-    def extras(self, deltas: Mapping[Target, LowRank]) -> dict[str, Extra]:
+    def extras(self, deltas: Mapping[Target, Delta]) -> dict[str, Extra]:
         """The tensors that are no part of a delta, each of a kind that the config explains."""
         found = {}
         any_lora = any(key.kind for key in self.tensors)
@@ -273,10 +284,12 @@ class _Reading:
         module, _, leaf = key.path.rpartition(".")
         if key.path.endswith(TOKENS):
             return "token_delta"
+        if is_of_training(key.path, self.config.raw):
+            return "training"
         saved = self.config.saved_modules
         if any(name for part in ancestors(key.path) for name in saved.endings(part)):  # peft: "norm" is any …norm
             return "module"
-        if leaf == "bias" and self.config.get("bias") in ("all", "lora_only"):
+        if leaf == "bias" and self.config.saves_biases:
             return "bias"
         if leaf == "weight" and module.endswith(".base_layer"):
             return "base_weight"

@@ -9,6 +9,7 @@ from typing import Any
 
 from adaptrix.architecture.dims import DEEPEST
 from adaptrix.errors import Problem, few
+from adaptrix.formats.peft_config_keys import TYPES, keys_of
 from adaptrix.formats.peft_lengths import MOST_PARTS
 
 _LONGEST_NAME = 4096
@@ -21,25 +22,29 @@ def invalid(key: str, found: str, expected: str, remedy: str = "", code: str = "
 
 def value_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
     """A problem for each value that is not of its key's type or size."""
-    if not is_rank(raw.get("r", 8)):
-        yield invalid("r", repr(raw["r"])[:80], "a whole number of at least 1")
-    if not is_alpha(raw.get("lora_alpha", 8)):
-        yield invalid("lora_alpha", repr(raw["lora_alpha"])[:80], "a finite number")
+    keys = keys_of(raw)
+    if not is_rank(raw.get(keys.rank, 8)):
+        yield invalid(keys.rank, repr(raw[keys.rank])[:80], "a whole number of at least 1")
+    if not is_alpha(raw.get(keys.alpha, 8)):
+        yield invalid(keys.alpha, repr(raw[keys.alpha])[:80], "a finite number")
     base = raw.get("base_model_name_or_path")
     if base is not None and not (isinstance(base, str) and len(base) <= _LONGEST_NAME and base.isprintable()):
         yield invalid("base_model_name_or_path", repr(base)[:80], "the name of a model, printable, or null")
-    for key, valid, what in (
-        ("rank_pattern", is_rank, "whole numbers of at least 1"),
-        ("alpha_pattern", is_alpha, "finite numbers"),
+    masks, ranks = (_is_mask, "lists of true and false"), (is_rank, "whole numbers of at least 1")
+    for key, (valid, what) in (
+        ("rank_pattern", masks if keys.masks else ranks),
+        ("alpha_pattern", (is_alpha, "finite numbers")),
     ):
         table = raw.get(key, {})
+        if keys.masks and table is None:  # nothing was pruned
+            continue
         if not isinstance(table, dict):
             yield invalid(key, json.dumps(table)[:80], f"an object from module names to {what}", 'Write {} for "none".')
         else:
             wrong = (invalid(f"{key}[{name!r}]", repr(v)[:80], what) for name, v in table.items() if not valid(v))
             yield from few(wrong, f"adapter_config.json {key}")
-    for key in ("target_modules", "modules_to_save", "target_parameters", "exclude_modules"):
-        if not _is_names(raw.get(key), allow_text=key in ("target_modules", "exclude_modules")):
+    for key in ("target_modules", "modules_to_save", "target_parameters", "exclude_modules", "feedforward_modules"):
+        if not _is_names(raw.get(key), allow_text=key not in ("modules_to_save", "target_parameters")):
             yield invalid(key, json.dumps(raw[key])[:200], "a list of names")
     for key in ("use_rslora", "use_dora", "lora_bias", "fan_in_fan_out"):
         if not isinstance(raw.get(key), bool | None):
@@ -55,7 +60,8 @@ def value_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
     ):
         if not (raw.get(key) is None or fits(raw[key])):
             yield invalid(key, json.dumps(raw[key])[:200], what)
-    if raw.get("bias") not in (None, "none", "all", "lora_only"):
+    bias = str(raw.get("bias") or "none")
+    if bias not in ("none", "all", "lora_only") and (keys is TYPES["LORA"] or not bias.endswith("_only")):
         yield invalid("bias", repr(raw["bias"])[:80], '"none", "all" or "lora_only"')
     enable = raw.get("enable_lora")
     if enable is not None and not (enable and _is_list(enable, bool)):
@@ -89,6 +95,11 @@ def rank(value: Any) -> int:
 def is_rank(value: Any) -> bool:
     """True for a rank that a matrix may have."""
     return type(value) is int and 1 <= value <= 1 << 20
+
+
+def _is_mask(value: Any) -> bool:
+    """True for what AdaLoRA's rank_pattern has of a module: which of its first ranks are kept."""
+    return _is_list(value, bool)
 
 
 def is_alpha(value: Any) -> bool:

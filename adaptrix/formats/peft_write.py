@@ -18,10 +18,12 @@ from adaptrix.adapter import Target
 from adaptrix.architecture import Site
 from adaptrix.architecture.layout import RowIndex, role_rows
 from adaptrix.architecture.patterns import suffix_match
-from adaptrix.delta import LowRank, fuse, require_low_rank, straightened
+from adaptrix.delta import Delta, LowRank, Parametrised, Scale, fuse, of_class, require_low_rank, straightened
+from adaptrix.errors import refuse
 from adaptrix.formats import safetensors_file
 from adaptrix.formats.peft_config import CONFIG_NAME
-from adaptrix.formats.peft_keys import PREFIX
+from adaptrix.formats.peft_ia3 import described
+from adaptrix.formats.peft_keys import PREFIX, SHARED
 from adaptrix.formats.peft_promises import BASE_LAYER
 from adaptrix.formats.peft_read import EXPERT_ORDER, WEIGHTS
 from adaptrix.planning.features import CONDITIONS
@@ -36,18 +38,22 @@ STACKED_SINCE = "0.19.1"
 
 
 def write(plan: Plan, path: Path) -> None:
-    """Writes every delta of a complete plan into the new folder ``path``. Raises :class:`RefusedError` for deltas
-    that are no LoRA."""
-    deltas = require_low_rank(plan.bound.deltas, plan.bound.adapter.name, "a PEFT checkpoint")
+    """Writes every delta of a complete plan into the new folder ``path``: as it came from a PEFT checkpoint, else as a
+    LoRA. Raises :class:`RefusedError` for deltas that are none."""
+    as_read: dict[Site, Parametrised | Scale] = {**of_class(plan.bound.deltas, Scale)}
+    as_read |= {} if _rewritten(plan) else of_class(plan.bound.deltas, Parametrised)
+    others = {site: delta for site, delta in plan.bound.deltas.items() if site not in as_read}
+    deltas = require_low_rank(others, plan.bound.adapter.name, "a PEFT checkpoint")
     modules = _modules(plan, deltas)
     raw = plan.bound.adapter.provenance.config
-    config = _described(plan, modules) if _rewritten(plan) else dict(raw)
+    own = {plan.bound.targets[site].path: delta for site, delta in as_read.items()}
+    config = _described(plan, modules, own) if _rewritten(plan) else dict(raw)
     if any(delta.transposed for delta in deltas.values()):
         config["peft_version"] = STACKED_SINCE
     path.mkdir()
     text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)
     (path / CONFIG_NAME).write_text(text + "\n", "utf-8")
-    safetensors_file.write(path / WEIGHTS[0], _tensors(plan, modules), {"format": "pt"})
+    safetensors_file.write(path / WEIGHTS[0], _tensors(plan, modules, own), {"format": "pt"})
 
 
 def _rewritten(plan: Plan) -> bool:
@@ -82,8 +88,11 @@ def _equal(target: Target, delta: LowRank) -> dict[str, RowIndex]:
     return {f"slot{i}": np.arange(i * size, (i + 1) * size) for i in range(target.slots or 0)}
 
 
-def _tensors(plan: Plan, modules: Mapping[str, LowRank]) -> dict[str, Tensor]:
-    named: dict[str, Tensor] = {}
+def _tensors(plan: Plan, modules: Mapping[str, LowRank], own: Mapping[str, Delta]) -> dict[str, Tensor]:
+    """The tensors by name; ``own``: the deltas that keep the tensors of another type, by module."""
+    named = {
+        f"{PREFIX}{path}.{name}": tensor for path, delta in own.items() for name, tensor in delta.tensors().items()
+    }
     wrapped = Counter(path.rpartition(".")[0] for path, delta in modules.items() if delta.experts is not None)
     for path, delta in modules.items():
         stem = f"{PREFIX}{_inside(_module_path(path, modules), wrapped)}"
@@ -94,8 +103,13 @@ def _tensors(plan: Plan, modules: Mapping[str, LowRank]) -> dict[str, Tensor]:
             named[f"{stem}.lora_B.bias"] = delta.bias
         if delta.magnitude is not None:
             named[f"{stem}.lora_magnitude_vector"] = delta.magnitude
-    extras = plan.bound.adapter.extras.items()
-    return named | {f"{PREFIX}{_inside(_extra_key(key, modules), wrapped)}": extra.tensor for key, extra in extras}
+    shared = {key: extra.tensor for key, extra in plan.bound.adapter.extras.items() if extra.kind == "shared"}
+    named |= {f"{SHARED}{key}": tensor for key, tensor in shared.items() if own}
+    extras = [(key, extra) for key, extra in plan.bound.adapter.extras.items() if key not in shared]
+    return named | {
+        f"{PREFIX}{_inside(_extra_key(key, modules.keys() | own.keys()), wrapped)}": extra.tensor
+        for key, extra in extras
+    }
 
 
 def _module_path(path: str, modules: Mapping[str, LowRank]) -> str:
@@ -129,11 +143,16 @@ def _extra_key(key: str, modules: Collection[str]) -> str:
     return key
 
 
-def _described(plan: Plan, modules: Mapping[str, LowRank]) -> dict[str, Any]:
+def _described(plan: Plan, modules: Mapping[str, LowRank], own: Mapping[str, Delta]) -> dict[str, Any]:
     """A config that gives every module its rank and scale by its full path."""
     adapter = plan.bound.adapter
     config = adapter.provenance.config
     raw = config if adapter.provenance.format == "peft" else {key: config[key] for key in CONDITIONS if config.get(key)}
+    if scales := of_class(own, Scale):
+        if modules:
+            odd, expected = ", ".join(list(modules)[:3]), "deltas of one PEFT type"
+            raise refuse("kind-unsupported", adapter.name, f"LoRA ({odd}) beside (IA)³", expected)
+        return described(raw, adapter.base, scales)
     parameters = _parameters(raw, modules)
     rslora = all(delta.rslora for delta in modules.values())
     named = {parameters.get(path, path): delta for path, delta in modules.items()}

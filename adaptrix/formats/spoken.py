@@ -15,7 +15,7 @@ from adaptrix.binding.translate import each_expert
 from adaptrix.delta import LowRank, fuse, require_low_rank, split, straightened
 from adaptrix.errors import Problem, RefusedError
 from adaptrix.planning.plan import Plan
-from adaptrix.tensor import Array, Tensor
+from adaptrix.tensor import Tensor
 from adaptrix.wording import some
 
 Named = tuple[Name, Site, LowRank]
@@ -35,10 +35,12 @@ class Spoken:
     embedding: bool
     role: str
 
-    def factors(self) -> tuple[Array, Array]:
-        """A ``[r, in]`` and B ``[out, r]`` in their own dtype; ``[experts, …]`` where they are stacked."""
-        pairs = [(delta.A.numpy(), delta.B.numpy()) for delta in self.deltas]
-        return pairs[0] if not self.stacked else (np.stack([a for a, _ in pairs]), np.stack([b for _, b in pairs]))
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """A ``[r, in]`` and B ``[out, r]``, unread where they are as in the source; ``[experts, …]`` where stacked."""
+        if not self.stacked:
+            return self.deltas[0].A, self.deltas[0].B
+        A, B = ([delta.A.numpy() for delta in self.deltas], [delta.B.numpy() for delta in self.deltas])
+        return Tensor.of(np.stack(A)), Tensor.of(np.stack(B))
 
 
 def vocabulary_of(plan: Plan, dialect: str) -> Vocabulary:

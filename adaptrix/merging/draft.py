@@ -127,7 +127,8 @@ def _view(
 ) -> tuple[ModelView | None, tuple[Problem, ...]]:
     """The view of the base's model class, where registry and files do not say all; else why there is none."""
     known = all(sites.has(site) and not is_kept(sites.roles[site.role]) for site in plan.sites)
-    if known and all(tied or sites.named(key.replace(".base_layer.", ".")) for key in plan.bound.adapter.extras):
+    extras = [key.replace(".base_layer.", ".") for key, extra in plan.bound.adapter.extras.items() if extra.acts]
+    if known and all(tied or sites.named(key) for key in extras):
         return None, ()
     try:
         return view_of(base.config, {name: one.shape for name, one in sites.tensors.items()}, base.name), ()

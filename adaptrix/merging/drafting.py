@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from math import prod
 from types import MappingProxyType
 from typing import Any
 
@@ -11,11 +12,12 @@ from adaptrix.adapter import Extra
 from adaptrix.architecture import Site
 from adaptrix.architecture.patterns import suffix_match
 from adaptrix.base.sites import BaseSites, Term
-from adaptrix.delta import LowRank, Spectral
+from adaptrix.delta import PARAMETRISATIONS, LowRank, Parametrised, Scale, Spectral
 from adaptrix.delta.kinds import row
 from adaptrix.errors import Problem, RefusedError
+from adaptrix.merging.scale import scale_changes
 from adaptrix.merging.spectral import spectral_changes
-from adaptrix.merging.tensor_change import TensorChange
+from adaptrix.merging.tensor_change import ScaleTerm, TensorChange
 from adaptrix.merging.tied import HEAD, UNTIE, equal
 from adaptrix.planning.plan import Plan
 from adaptrix.progress import Counted, uncounted
@@ -40,7 +42,8 @@ class MergePlanner:
         """Gathers everything: replaced tensors first, since deltas are added to these."""
         self.problems += _unmergeable(self.plan)
         for key, extra in self.plan.bound.adapter.extras.items():
-            self._extra(key, extra)
+            if extra.acts:
+                self._extra(key, extra)
         for gather, deltas in self._by_kind().items():
             gather(self, deltas)
         for name, change in self.changes.items():
@@ -57,8 +60,8 @@ class MergePlanner:
                 self.problems += error.problems
         return {gather: deltas for gather, deltas in found.items() if deltas}
 
-    def low_rank(self, deltas: Mapping[Site, LowRank]) -> None:
-        """Gathers what LoRAs add to the tensors of their weights, each by itself."""
+    def low_rank(self, deltas: Mapping[Site, LowRank | Parametrised]) -> None:
+        """Gathers what LoRAs, in whatever parametrisation, add to the tensors of their weights, each by itself."""
         for site, delta in deltas.items():
             self._delta(site, delta)
 
@@ -71,6 +74,19 @@ class MergePlanner:
         self.problems += problems
         for name, change in changes.items():
             self._change(name, spectral=change.spectral, turned=change.turned)
+
+    def scale(self, deltas: Mapping[Site, Scale]) -> None:
+        """Gathers the changes of (IA)³ deltas: each multiplies its weight, and on outputs the bias too."""
+        for site, delta in deltas.items():
+            gain = 1.0 if site.layer is None else self.plan.gains.get(site.layer, 1.0)
+            found = list(scale_changes(site, delta, gain, self.sites, self.plan.bound.targets[site].path))
+            if not found:
+                self._nowhere(site)
+            for name, change in found:
+                if isinstance(change, Problem):
+                    self.problems.append(change)
+                else:
+                    self._change(name, scaled=change.scaled, turned=change.turned, bias=change.bias)
 
     def _extra(self, key: str, extra: Extra) -> None:
         path = key.removesuffix(_TOKENS) if key.endswith(_TOKENS) else key.rpartition(".")[0]
@@ -115,14 +131,14 @@ class MergePlanner:
             for name in names:
                 self._change(name, tokens=indices, rows=tensor)
 
-    def _delta(self, site: Site, delta: LowRank) -> None:
+    def _delta(self, site: Site, delta: LowRank | Parametrised) -> None:
         gain = 1.0 if site.layer is None else self.plan.gains.get(site.layer, 1.0)
         found = list(self.sites.terms(site, self.plan.bound.targets[site].path, delta, gain))
         if not found:
             self._nowhere(site)
         for name, term in found:
             self._add(name, term, bias=False)
-        if delta.bias is not None:
+        if isinstance(delta, LowRank) and delta.bias is not None:
             biases = list(self.sites.biases(site, delta, gain))
             if not biases:
                 remedy = "peft merges no such adapter either: keep it attached, or save the base with biases of zero."
@@ -183,7 +199,13 @@ Gather = Callable[[MergePlanner, Any], None]
 
 #: a row for every kind of delta that can be merged
 KINDS: Mapping[str, Gather] = MappingProxyType(
-    {"lora": MergePlanner.low_rank, "dora": MergePlanner.low_rank, "spectral": MergePlanner.spectral}
+    {
+        "lora": MergePlanner.low_rank,
+        "dora": MergePlanner.low_rank,
+        "spectral": MergePlanner.spectral,
+        **dict.fromkeys(PARAMETRISATIONS, MergePlanner.low_rank),
+        "scale": MergePlanner.scale,
+    }
 )
 
 
@@ -226,16 +248,28 @@ def _misfits(name: str, change: TensorChange, own: Tensor) -> Iterator[Problem]:
     if change.tokens and not all(0 <= token < stored.shape[0] for token in change.tokens):
         found = f"token {max(change.tokens)} was trained and the base has {stored.shape[0]}"
         yield Problem("vocabulary", name, found, remedy="Resize the base's embeddings first, as was done for training.")
-    yield from (problem for term in change.terms for problem in _misfit(name, change, term, stored.shape))
-    if change.spectral is not None and (change.instead is not None or change.terms or change.rows is not None):
-        found = "a spectral delta and another change of the same weight"
+    flat = stored.shape if len(stored.shape) < 4 else (stored.shape[0], prod(stored.shape[1:]))  # a kernel's axes
+    yield from (problem for term in change.terms for problem in _misfit(name, change, term, flat))
+    alone = change.spectral or change.scaled
+    if alone is not None and (change.instead is not None or change.terms or change.rows is not None):
+        found = f"a {alone.delta.kind} delta and another change of the same weight"
         yield Problem("part", name, found, "one of them", "Leave one out with --layers.")
+    if change.scaled is not None:
+        yield from _misscaled(name, change.scaled, stored.shape, turned=change.turned, bias=change.bias)
     if change.dora and (
         len(change.terms) > 1 or any(term.put is not None or term.delta.experts for term in change.terms)
     ):
         yield Problem(
             "part", name, "DoRA on parts of a fused weight, whose norm is that of the whole", "DoRA on all of it"
         )
+
+
+def _misscaled(name: str, term: ScaleTerm, shape: tuple[int, ...], *, turned: bool, bias: bool) -> Iterator[Problem]:
+    """A problem where (IA)³ numbers are not as many as the weight, or its bias, has rows or columns."""
+    axis = 0 if bias or term.delta.inputs is turned else 1
+    if len(shape) != (1 if bias else 2) or shape[axis] != term.delta.rank:
+        found = f"shape {list(shape)} in the base"
+        yield Problem("shape", name, found, f"{term.delta.rank} along axis {axis}, as {term.site} has", _OTHER_BASE)
 
 
 def _misfit(name: str, change: TensorChange, term: Term, shape: tuple[int, ...]) -> Iterator[Problem]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from adaptrix.base.sites import Term
 from adaptrix.errors import RefusedError, refuse
 from adaptrix.merging.reading import Reader, reading
-from adaptrix.merging.tensor_change import SpectralTerm, TensorChange
+from adaptrix.merging.tensor_change import ScaleTerm, SpectralTerm, TensorChange
 from adaptrix.tensor import Tensor as Stored
 from adaptrix.torch_tensor import TORCH, as_torch
 
@@ -107,6 +107,8 @@ def _vector(source: Stored, change: TensorChange, wide: torch.dtype) -> Iterator
         added = added if term.taken is None else added[torch.from_numpy(term.taken)]
         index = slice(None) if term.put is None else torch.from_numpy(term.put)
         x[index] += added * term.scale
+    if change.scaled is not None:
+        x *= _multipliers(change.scaled, wide)
     yield x
 
 
@@ -138,7 +140,9 @@ def _matrix(
     with reading(source, part, wide) as read:
         for start, stop in [(0, rows)] if whole else pairwise(rows * piece // count for piece in range(count + 1)):
             x = room if stop - start == len(room) else room[: stop - start]
-            if factors is None:
+            if change.scaled is not None:
+                _scale(x.copy_(read(start, stop)), change.scaled, start, stop, turned=change.turned)
+            elif factors is None:
                 x.copy_(read(start, stop))
             else:
                 _product(factors, start, stop, turned=change.turned, out=x)
@@ -176,6 +180,17 @@ def _norm(x: Tensor, magnitude: Tensor, start: int, stop: int, *, turned: bool) 
         x.mul_(magnitude / torch.linalg.norm(x.T, dim=1))
     else:
         x.mul_((magnitude[start:stop] / torch.linalg.norm(x, dim=1))[:, None])
+
+
+def _scale(x: Tensor, term: ScaleTerm, start: int, stop: int, *, turned: bool) -> None:
+    """Multiplies the columns of the stored matrix, or its rows from ``start`` to ``stop``."""
+    by = _multipliers(term, x.dtype)
+    x.mul_(by if term.delta.inputs is not turned else by[start:stop, None])
+
+
+def _multipliers(term: ScaleTerm, wide: torch.dtype) -> Tensor:
+    """The numbers 1 + gain·(l − 1)."""
+    return torch.from_numpy(1.0 + term.gain * term.delta.change).to(wide)
 
 
 def _put_tokens(x: Tensor, change: TensorChange, rows: Stored, start: int) -> None:
@@ -217,11 +232,12 @@ def _scaled(factors: _Factors) -> _Factors:
 
 def _pair(term: Term, out: int, expert: int | None, wide: torch.dtype) -> tuple[Tensor, Tensor]:
     """A ``[r, in]`` and B ``[out, r]`` of a term, B's rows where they go in the weight."""
-    A, B = as_torch(term.delta.A).to(wide), as_torch(term.delta.B).to(wide)
-    if term.delta.experts is not None:
+    delta = term.low_rank
+    A, B = as_torch(delta.A).to(wide), as_torch(delta.B).to(wide)
+    if delta.experts is not None:
         source = expert if term.source is None else term.source
-        A = A.reshape(term.delta.experts, term.delta.rank, -1)[source]
-        B = B.reshape(B.shape[0], term.delta.rank, term.delta.experts)[:, :, source].contiguous()
+        A = A.reshape(delta.experts, delta.rank, -1)[source]
+        B = B.reshape(B.shape[0], delta.rank, delta.experts)[:, :, source].contiguous()
     if term.taken is not None:
         B = B[torch.from_numpy(term.taken)]
     if term.put is not None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from adaptrix.architecture import Site
 from adaptrix.base.sites import Term
-from adaptrix.delta import Spectral
+from adaptrix.delta import Scale, Spectral
 from adaptrix.tensor import Tensor
 
 
@@ -20,6 +20,15 @@ class SpectralTerm:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class ScaleTerm:
+    """The numbers that an (IA)³ delta multiplies the rows or columns of its weight by; ``gain`` multiplies l − 1."""
+
+    site: Site
+    delta: Scale
+    gain: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class TensorChange:
     """The change of a tensor, in this order.
 
@@ -27,6 +36,7 @@ class TensorChange:
     - ``instead``: a tensor that replaces it.
     - ``terms``: added to it. ``bias``: they are biases of B.
     - ``spectral``: added to it; excludes ``instead``, ``terms`` and ``rows``.
+    - ``scaled``: multiplies it; excludes the same.
     - ``tokens``, ``rows``: the rows of these tokens are replaced.
     - ``turned``: the weight is stored ``[in, out]`` (Conv1D, embeddings).
     """
@@ -34,6 +44,7 @@ class TensorChange:
     instead: Tensor | None = None
     terms: tuple[Term, ...] = ()
     spectral: SpectralTerm | None = None
+    scaled: ScaleTerm | None = None
     turned: bool = False
     bias: bool = False
     tokens: tuple[int, ...] = ()
@@ -47,4 +58,5 @@ class TensorChange:
     @property
     def empty(self) -> bool:
         """True where the tensor stays as it is, but for NF4."""
-        return self.instead is None and not self.terms and self.spectral is None and self.rows is None
+        added = self.instead is None and not self.terms and self.rows is None
+        return added and self.spectral is None and self.scaled is None

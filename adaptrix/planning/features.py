@@ -8,7 +8,7 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from adaptrix.architecture import Architecture, Site
-from adaptrix.delta import Delta, LowRank
+from adaptrix.delta import Delta, LowRank, Parametrised, Scale
 from adaptrix.feature_names import FEATURES
 from adaptrix.planning.plan import Plan
 
@@ -54,6 +54,21 @@ def _idle_or_changed(plan: Plan, _deltas: Sequence[tuple[Site, Delta]]) -> list[
     return [site for site in plan.bound.deltas if site in plan.overrides or acting.get(site) != 1.0]
 
 
+def spare(plan: Plan) -> list[str]:
+    """The extras that a model with the base's own weights does without: copies of these, and what only training needs.
+
+    A copy of another size than the base's is none: its vocabulary was resized.
+    """
+    resized = plan.bound.dims.origins.get("vocab") == "tensors"
+    kinds = ("training",) if resized else ("training", "base_weight")
+    return [key for key, extra in plan.bound.adapter.extras.items() if extra.kind in kinds]
+
+
+def alpha_of(delta: LowRank) -> float:
+    """The alpha that gives a delta its scale as alpha / r."""
+    return delta.alpha if not delta.rslora else delta.scale * delta.rank
+
+
 def _uneven_experts(_plan: Plan, deltas: Sequence[tuple[Site, Delta]]) -> list[Site]:
     """The sites of experts, where those of one module differ in rank."""
     ranks: dict[Site, set[int]] = {}
@@ -69,6 +84,17 @@ def _without_magnitude(_plan: Plan, deltas: Sequence[tuple[Site, Delta]]) -> lis
     return bare if len(bare) < len(deltas) else []
 
 
+def _parametrised(*, described: bool) -> Has:
+    """The parametrised deltas of an adapter that is what a PEFT config says of it, or of one that is not."""
+
+    def found(plan: Plan, deltas: Sequence[tuple[Site, Delta]]) -> list[Site]:
+        adapter = plan.bound.adapter
+        fits = adapter.provenance.format == "peft" and not adapter.altered
+        return [site for site, delta in deltas if isinstance(delta, Parametrised) and fits is described]
+
+    return found
+
+
 def _on_embedding(site: Site, delta: Delta, family: Architecture) -> bool:
     role = family.roles.get(site.role)
     return (isinstance(delta, LowRank) and delta.embedding) or (role is not None and role.orientation == "embedding")
@@ -81,15 +107,18 @@ _HAS: Mapping[str, Has] = MappingProxyType(
         "mixed_rank": _unusual(lambda delta: delta.rank),
         "mixed_expert_rank": _uneven_experts,
         "mixed_scale": _unusual(lambda delta: delta.scale),
-        "mixed_alpha": _unusual(lambda delta: delta.scale * delta.rank),
+        "mixed_alpha": _unusual(alpha_of),
         "mixed_dora": _without_magnitude,
         "rslora": _each(lambda _site, delta, _family: isinstance(delta, LowRank) and delta.rslora),
         "embeddings": _each(_on_embedding),
         "head": _each(lambda site, delta, family: site.layer is None and not _on_embedding(site, delta, family)),
         "experts": _each(lambda _site, delta, _family: delta.experts is not None),
-        "extras": lambda plan, _deltas: list(plan.bound.adapter.extras),
+        "extras": lambda plan, _deltas: [key for key in plan.bound.adapter.extras if key not in spare(plan)],
         "condition": lambda plan, _deltas: [key for key in CONDITIONS if plan.bound.adapter.provenance.config.get(key)],
         "spectral": _each(lambda _site, delta, _family: delta.kind == "spectral"),
+        "parametrised": _parametrised(described=True),
+        "reparametrised": _parametrised(described=False),
+        "scales": _each(lambda _site, delta, _family: isinstance(delta, Scale)),
         "plan": _idle_or_changed,
     }
 )

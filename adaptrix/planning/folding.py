@@ -19,7 +19,7 @@ import numpy as np
 
 from adaptrix.delta import LowRank, of_class
 from adaptrix.errors import Problem
-from adaptrix.planning.features import needed
+from adaptrix.planning.features import alpha_of, needed
 from adaptrix.planning.lowering import exchanged
 from adaptrix.planning.plan import Plan
 from adaptrix.tensor import Array, Tensor
@@ -38,19 +38,23 @@ def folded(plan: Plan, carries: Collection[str]) -> Plan:
 
     What cannot be folded stays, for :func:`needed` to find.
     """
-    lacking = needed(plan, [feature for feature in FOLDED if feature not in carries])
-    if not lacking:
-        return plan
     before = [*of_class(plan.bound.deltas, LowRank).values(), *of_class(plan.overrides, LowRank).values()]
-    after, said = before, []
+    after, said, now = before, [], plan
     for feature, attempts in _FOLDS.items():
-        if feature in lacking and (made := next(_made(attempts, after), None)) is not None:
+        if feature in carries or not needed(now, [feature]):  # a fold may bring what the next one folds
+            continue
+        if (made := next(_made(attempts, after), None)) is not None:
             said.append(made[0])
             after = made[1]
+            now = _with(plan, _changed(before, after))
     if not said:
         return plan
-    changed = {id(old): new for old, new in zip(before, after, strict=True) if old is not new}
-    return _noted(_with(plan, changed), len(changed), said)
+    return _noted(now, len(_changed(before, after)), said)
+
+
+def _changed(before: Sequence[LowRank], after: Sequence[LowRank]) -> dict[int, LowRank]:
+    """The deltas that are others now, by the ``id`` of the old one."""
+    return {id(old): new for old, new in zip(before, after, strict=True) if old is not new}
 
 
 def _made(attempts: Mapping[str, Fold], deltas: Sequence[LowRank]) -> Iterator[tuple[str, list[LowRank]]]:
@@ -98,7 +102,7 @@ def _one_scale(deltas: Sequence[LowRank], rounded: bool = False) -> list[LowRank
 
 def _same_alpha(deltas: Sequence[LowRank], rounded: bool = False) -> list[LowRank] | None:
     """The deltas at one alpha, each with its own rank: the commonest that serves all; None where none does."""
-    common = [alpha for alpha, _ in Counter(delta.scale * delta.rank for delta in deltas).most_common() if alpha]
+    common = [alpha for alpha, _ in Counter(map(alpha_of, deltas)).most_common() if alpha]
     attempts = (_all(_at_scale(delta, alpha / delta.rank, rounded) for delta in deltas) for alpha in common)
     return next((made for made in attempts if made is not None), None)
 

@@ -15,6 +15,7 @@ from adaptrix.errors import Problem, RefusedError, refuse
 from adaptrix.planning.plan import Plan
 
 TOLERANCE = 0.05  # ‖ΔW − ΔW_k‖ / ‖ΔW‖ of a site, by default
+MOST = 512  # the rank that a delta gets unasked: no server takes more
 _ROUNDED = 1e-3  # of ‖ΔW‖: the largest difference of the measured error from the one by the singular values
 
 
@@ -38,6 +39,16 @@ def require_small_loss(plan: Plan, rank: int | None, tolerance: float | None) ->
         remedy = f"--rank {enough} is enough; without --rank it is exact; --max-error allows more."
         expected = f"at most {allowed:.1%} (--max-error)"
         raise refuse("rank-error", worst, f"{found} of {len(deltas)} sites", expected, remedy)
+
+
+def require_small_rank(plan: Plan, rank: int | None) -> None:
+    """Raises :class:`RefusedError` where a LoRA of the same ΔW would be of a rank that nobody asked for."""
+    above = {where: delta.rank for where, delta in others(plan).items() if delta.rank > MOST and not delta.needs_base}
+    if rank is None and above:
+        where = max(above, key=lambda one: above[one])
+        found = f"a LoRA of the same ΔW has rank {above[where]}, and more than {MOST} at {len(above)} sites"
+        remedy = "--rank R makes the best ones of rank R within --max-error, and says what they lack."
+        raise refuse("rank-error", where, found, f"at most {MOST} without --rank", remedy)
 
 
 def without_vectors(plan: Plan) -> Plan:
@@ -72,7 +83,8 @@ def lowered(plan: Plan, rank: int | None) -> Plan:
     if problems:
         raise RefusedError(problems)
     made = exchanged(plan, deltas, overrides)
-    adapter = replace(made.bound.adapter, altered=True)
+    left = {key: extra for key, extra in made.bound.adapter.extras.items() if extra.kind != "shared"}
+    adapter = replace(made.bound.adapter, altered=True, extras=MappingProxyType(left))
     notes = (*plan.notes, _note(losses, {**deltas, **overrides}, {delta.kind for delta in others(plan).values()}))
     reduced = any(loss.relative > _ROUNDED for loss in losses.values())
     return replace(made, bound=replace(made.bound, adapter=adapter), notes=notes, reduced=reduced)
@@ -123,5 +135,7 @@ def _note(losses: Mapping[Site, Truncation], deltas: Mapping[Site, Delta], kinds
     span = f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
     worst = max(losses, key=lambda site: losses[site].relative)
     error = f"relative error of ΔW at most {losses[worst].relative:.2e} ({worst})"
+    if not losses[worst].relative:  # of none is anything cut off
+        error = "exact but for rounding"
     found = f"{len(losses)} {' and '.join(sorted(kinds))} deltas made LoRA of rank {span}; {error}"
     return Problem("approximation", "plan", found, severity="note")

@@ -66,7 +66,7 @@ def adaptrix_formats() -> Iterator[Format]:
         read=peft_read.read,
         write=peft_write.write,
         writes=(peft_config.CONFIG_NAME, peft_read.WEIGHTS[0], model_card.NAME),
-        carries=LORA,
+        carries=LORA | {"parametrised", "scales"},
     )
 
 

@@ -10,16 +10,23 @@ from torch import nn
 from adaptrix.adapter import Adapter
 from adaptrix.architecture import Site
 from adaptrix.delta import LowRank
-from adaptrix.errors import Problem
+from adaptrix.errors import Problem, refuse
 from adaptrix.runtime.extras import ExtraTarget
 from adaptrix.runtime.parameter_kernel import ParameterKernel
 
 
 def invocation(adapter: Adapter) -> tuple[int, ...]:
-    """The invocation tokens of an activated LoRA; none for an adapter that acts on every token."""
+    """The invocation tokens of an activated LoRA; none for an adapter that acts on every token.
+
+    Raises :class:`RefusedError` for tokens that are none, which would let it act on every token.
+    """
     found = adapter.provenance.config.get("alora_invocation_tokens")
-    usable = isinstance(found, list | tuple) and all(type(token) is int for token in found)
-    return tuple(found) if usable and found else ()  # what is of another type is refused on reading
+    if not found:
+        return ()
+    if not (isinstance(found, list | tuple) and all(type(token) is int and token >= 0 for token in found)):
+        said = f"its invocation tokens are {found!r:.80}"
+        raise refuse("config-value", adapter.name, said, "a list of whole numbers of at least 0")
+    return tuple(found)
 
 
 def unactivatable(adapter: Adapter, model: nn.Module) -> Iterator[Problem]:

@@ -87,6 +87,8 @@ def _place(
 ) -> ExtraTarget | None:
     """The target of an extra; None where it does not act, or the model has it already. Raises :class:`RefusedError`."""
     where = f"{plan.bound.adapter.name} {key}"
+    if not extra.acts:
+        return None
     if extra.kind == "token_delta":
         raise refuse(
             "extra-unsupported", where, "trained rows of an embedding, which attaching does not do", "deltas", _MERGE

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from adaptrix.architecture import Site
 from adaptrix.architecture.layout import role_rows
-from adaptrix.delta import Delta, LowRank
+from adaptrix.delta import Delta, LowRank, Parametrised
 from adaptrix.errors import RefusedError, refuse
 from adaptrix.planning.plan import Plan
 from adaptrix.runtime.kernel import Kernel
@@ -46,6 +46,8 @@ class Factors:
 def factors(plan: Plan, site: Site, device: torch.device, dtype: torch.dtype) -> Factors:
     """The numbers of the delta that a plan has at a site. Raises :class:`RefusedError` for a part of unknown rows."""
     delta = plan.delta(site)
+    if isinstance(delta, Parametrised):
+        delta, _ = delta.low_rank()
     if not isinstance(delta, LowRank):
         raise beside_others(site, delta)
     A, B, bias, magnitude = (

@@ -9,13 +9,16 @@ from types import MappingProxyType
 import torch
 
 from adaptrix.architecture import Site
+from adaptrix.delta import PARAMETRISATIONS
 from adaptrix.delta.kinds import row
+from adaptrix.errors import refuse
 from adaptrix.planning.plan import Plan
 from adaptrix.runtime.decompositions import Decompositions, spectral_kernel
 from adaptrix.runtime.factors import factors, home, is_embedding, kernel_of
 from adaptrix.runtime.kernel import Adding, Kernel
 from adaptrix.runtime.leaves import low_rank_leaves, spectral_leaves
 from adaptrix.runtime.modules import Reached
+from adaptrix.runtime.scale import scale_kernel, scale_leaves
 from adaptrix.runtime.trainable import Leaves
 
 
@@ -39,11 +42,28 @@ def _low_rank_kernel(plan: Plan, sites: list[Site], reached: Reached, _: Decompo
     return kernel_of(parts, reached, dtype, embedding=is_embedding(plan.delta(sites[0])))
 
 
+def _not_trained(plan: Plan, sites: list[Site], _reached: Reached, _dropout: float, _loaded: object) -> Leaves:
+    """Always raises :class:`RefusedError`: a LoRA of the same ΔW would learn another thing than its own few numbers."""
+    delta = plan.delta(sites[0])
+    remedy = f"`adaptrix convert SRC --to peft --rank {delta.rank}` makes a LoRA of it, which can be trained."
+    where = f"{plan.bound.adapter.name} {sites[0]}"
+    raise refuse("kind-unsupported", where, f"a {delta.kind} delta, which is not trained here", "a LoRA", remedy)
+
+
 _LOW_RANK = KernelKind(_low_rank_kernel, low_rank_leaves, takes_bias=True)
 _SPECTRAL = KernelKind(spectral_kernel, spectral_leaves, takes_bias=False)
+_PARAMETRISED = KernelKind(_low_rank_kernel, _not_trained, takes_bias=True)
 
 #: a row for every kind of delta that can be attached
-KINDS: Mapping[str, KernelKind] = MappingProxyType({"lora": _LOW_RANK, "dora": _LOW_RANK, "spectral": _SPECTRAL})
+KINDS: Mapping[str, KernelKind] = MappingProxyType(
+    {
+        "lora": _LOW_RANK,
+        "dora": _LOW_RANK,
+        "spectral": _SPECTRAL,
+        **dict.fromkeys(PARAMETRISATIONS, _PARAMETRISED),
+        "scale": KernelKind(scale_kernel, scale_leaves, takes_bias=False),
+    }
+)
 
 
 def kind_at(plan: Plan, site: Site, doing: str) -> KernelKind:

@@ -118,7 +118,7 @@ def _require_deltas_only(plan: Plan) -> None:
             remedy,
         )
         for key, extra in adapter.extras.items()
-        if extra.kind != "base_weight"
+        if extra.acts and extra.kind != "base_weight"
     ]
     if problems:
         raise RefusedError(problems)

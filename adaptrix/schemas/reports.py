@@ -51,7 +51,7 @@ class RoleJSON(TypedDict):
     role: Annotated[str, "With its part, such as `q` or `qkv.k`."]
     deltas: Annotated[int, "Of the role."]
     layers: Annotated[str, "Such as `0-7,9`; empty outside the layers."]
-    shapes: Annotated[list[list[int]], "[out, in] of ΔW."]
+    shapes: Annotated[list[list[int]], "[out, in] of ΔW; 0 for a side that its tensors do not say, as of (IA)³."]
     ranks: Annotated[list[int], "Every rank, once."]
     scales: Annotated[list[Number], "What B·A is multiplied by."]
     dtypes: Annotated[list[str], "As safetensors names them, such as `F32`."]
@@ -62,7 +62,7 @@ class RoleJSON(TypedDict):
 class ExtraJSON(TypedDict):
     """A tensor that is no delta."""
 
-    kind: Annotated[str, "`module`, `bias`, `base_weight` or `token_delta`."]
+    kind: Annotated[str, "`module`, `bias`, `base_weight`, `token_delta`, `training` or `shared`."]
     dtype: Annotated[str, "As safetensors names it."]
     shape: Annotated[list[int], "As it is stored."]
 

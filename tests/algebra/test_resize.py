@@ -173,8 +173,8 @@ def test_dora_is_not_cut(tmp_path):
 @pytest.mark.parametrize(
     ("size", "said"),
     [
-        (Size(), "--rank or --energy"),
-        (Size(2, 0.9), "--rank or --energy"),
+        (Size(), "rank or energy"),
+        (Size(2, 0.9), "rank or energy"),
         (Size(0), "at least 1"),
         (Size(energy=0.0), "above 0"),
         (Size(energy=1.5), "at most 1"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -153,3 +154,36 @@ def test_models_on_the_hub_are_not_fetched_for_their_name(hub: Hub, tmp_path: Pa
     assert found.returncode == 0, found.stderr
     assert "taken for llama, as the file says" in found.stderr
     assert all(request.range for request in hub.requests if "model-q4" in request.path)
+
+
+@pytest.mark.parametrize("tokens", [("uint32s", []), ("string", "5 6"), ("uint32", 5)])
+def test_invocation_tokens_that_are_none_are_refused(tmp_path: Path, tokens: Entry) -> None:
+    (problem,) = refused(written(tmp_path, adapter__alora__invocation_tokens=tokens))
+    assert problem.where == "adapter.alora.invocation_tokens"
+
+
+def test_the_base_is_named_and_found_again(tmp_path: Path) -> None:
+    made = replace(adaptrix.load(written(tmp_path)), base="acme/llama-9b")
+    out = adaptrix.convert(made, tmp_path / "named.gguf", to="gguf")
+    assert adaptrix.load(out).base == "acme/llama-9b"
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1e-60, 1e60])
+def test_an_alpha_that_the_file_cannot_hold_is_refused(tmp_path: Path, alpha: float) -> None:
+    made = adaptrix.load(written(tmp_path))
+    deltas = {target: replace(delta, alpha=alpha) for target, delta in made.deltas.items()}
+    with pytest.raises(adaptrix.RefusedError, match="alpha is"):
+        adaptrix.convert(replace(made, deltas=deltas), tmp_path / "x.gguf", to="gguf")
+    assert not (tmp_path / "x.gguf").exists()
+
+
+@pytest.mark.parametrize(("to", "dtype"), [("gguf", "fp64"), ("mlx", "fp64"), ("mlx", "fp8")])
+def test_dtypes_that_the_runtime_does_not_compute_with_are_refused(tmp_path: Path, to: str, dtype: str) -> None:
+    with pytest.raises(adaptrix.RefusedError, match="dtype|F64|F8"):
+        adaptrix.convert(written(tmp_path), tmp_path / "x", to=to, dtype=dtype)
+
+
+def test_a_folder_of_peft_stays_one_beside_a_file_of_mlx(tmp_path: Path) -> None:
+    adaptrix.convert(written(tmp_path), tmp_path / "both", to="peft")
+    (tmp_path / "both" / "adapters.safetensors").write_bytes(b"x")
+    assert adaptrix.load(tmp_path / "both").provenance.format == "peft"

@@ -27,6 +27,7 @@ from tests.helpers.peft_models import (
     save,
     weights,
 )
+from tests.helpers.peft_types import save_of
 
 QV = ["q_proj", "v_proj"]
 
@@ -155,13 +156,18 @@ def test_gains_are_kept_and_pruned_into_the_deltas(saved, tmp_path):
 # -- files from strangers ------------------------------------------------------------------------------------------
 
 
+OTHERS = {"VERA": {"r": 3}, "FOURIERFT": {}, "VBLORA": {"save_only_topk_weights": True}, "LOKR": {"r": 2}, "IA3": {}}
+
+
 @pytest.fixture(scope="module")
 def files(saved, experts, tmp_path_factory):
     """Files that between them use every part of the manifest."""
     folder = tmp_path_factory.mktemp("files")
     one = convert(saved.folder, folder, "a", base=saved.base, layers="1", redistribute="nearest", rank=2)
     two = convert(experts.folder, folder, "b", base=experts.base)
-    return [(manifest(file), safetensors_file.read(file)[0]) for file in (one, two)]
+    three = [(kind, save_of(kind, folder / kind, **keys)) for kind, keys in OTHERS.items()]
+    others = [convert(saved.folder, folder, kind, base=saved.base) for kind, saved in three]
+    return [(manifest(file), safetensors_file.read(file)[0]) for file in (one, two, *others)]
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

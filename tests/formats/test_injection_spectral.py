@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import adaptrix
 from adaptrix.base.svd import SvdCache
+from adaptrix.delta.kinds import KINDS, one_of
 from adaptrix.formats import safetensors_file
 from adaptrix.inspection import summarise
 from adaptrix.tensor import Tensor
@@ -163,7 +164,7 @@ def test_an_unknown_kind_is_told_once_and_plainly(made, tmp_path, capsys):
     file = written(tmp_path, put(said, ("deltas", K, "kind"), "fourier"), tensors)
     code, _, err = Place(tmp_path, capsys).run("check", file)
     assert code == 1
-    assert f"{K}: a delta of kind 'fourier'; expected lora, dora or spectral. Update adaptrix" in err
+    assert f"{K}: a delta of kind 'fourier'; expected {one_of(KINDS)}. Update adaptrix" in err
     assert "does not mention" not in err
 
 

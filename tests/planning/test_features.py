@@ -18,7 +18,7 @@ from adaptrix.adapter import Adapter, Extra, Provenance, Target
 from adaptrix.architecture.registry import builtin_folder, read_architecture
 from adaptrix.binding.bind import BoundAdapter, bind
 from adaptrix.binding.identify import by_paths
-from adaptrix.delta import LowRank
+from adaptrix.delta import LowRank, Parametrised, Scale
 from adaptrix.delta.spectral import Basis, Spectral
 from adaptrix.errors import UsageError
 from adaptrix.feature_names import FEATURES, LORA
@@ -86,6 +86,11 @@ PLANS: dict[str, Callable[[], Plan]] = {
     "extras": lambda: make_plan(_bound(_with_head()), "all"),
     "condition": lambda: make_plan(_bound(_activated()), "all"),
     "spectral": lambda: make_plan(_bound(_more("model.layers.5.self_attn.q_proj", _spectral())), "all"),
+    "parametrised": lambda: make_plan(
+        _bound(replace(_loha(), provenance=_by_peft(peft_type="LOHA", r=2, alpha=4))), "all"
+    ),
+    "reparametrised": lambda: make_plan(_bound(_loha()), "all"),
+    "scales": lambda: make_plan(_bound(_scales()), "all"),
     "plan": lambda: make_plan(_bound(adapter(4)), "middle"),
 }
 
@@ -104,6 +109,20 @@ def _uneven_experts() -> Adapter:
     path = "model.layers.0.block_sparse_moe.experts.{}.w2"
     deltas = {Target(path.format(expert)): _of_rank(rank, 18, 30, float(rank)) for expert, rank in enumerate((2, 4))}
     return replace(adapter(2), deltas=deltas)
+
+
+def _scales() -> Adapter:
+    made = adapter(2)
+    vectors = {target: _vector(delta.shape[0]) for target, delta in made.deltas.items()}
+    vectors = {target: Tensor(one.dtype, (one.size, 1), one.data) for target, one in vectors.items()}
+    return replace(made, deltas={target: Scale(one, inputs=False) for target, one in vectors.items()})
+
+
+def _loha() -> Adapter:
+    names = {"hada_w1_a": (24, 2), "hada_w1_b": (2, 18), "hada_w2_a": (24, 2), "hada_w2_b": (2, 18)}
+    parts = {name: Tensor.of(np.full(shape, 0.5, np.float32)) for name, shape in names.items()}
+    made = adapter(2)
+    return replace(made, deltas=dict.fromkeys(made.deltas, Parametrised("loha", MappingProxyType(parts), 2.0)))
 
 
 def _factors(delta: LowRank) -> dict[str, object]:
@@ -155,6 +174,9 @@ def _publish(monkeypatch: pytest.MonkeyPatch, form: Format, plan: Plan, out: Pat
 def _equal(one: BoundAdapter, other: BoundAdapter) -> None:
     assert one.deltas.keys() == other.deltas.keys()
     for site, delta in one.deltas.items():
+        if isinstance(delta, Scale):
+            np.testing.assert_array_equal(delta.change, other.deltas[site].compared()[0])
+            continue
         ours, theirs = delta.low_rank()[0].dense(), other.deltas[site].low_rank()[0].dense()
         np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6 * np.abs(ours).max())
 

@@ -23,7 +23,7 @@ from tests.helpers.plugins import entry_points, install
 
 site = plugins.site
 
-IA3 = """
+OFT = """
 import json
 from dataclasses import replace
 from adaptrix import hookimpl
@@ -32,7 +32,7 @@ from adaptrix.records import Format
 
 def detect(bundle):
     config = bundle.files.get("adapter_config.json")
-    return config is not None and json.loads(config.read_text())["peft_type"] == "IA3"
+    return config is not None and json.loads(config.read_text())["peft_type"] == "OFT"
 
 def read(bundle):
     config = bundle.one("adapter_config.json")
@@ -44,7 +44,7 @@ def read(bundle):
 @hookimpl
 def adaptrix_formats():
     files = (("adapter_config.json",), ("adapter_model.safetensors", "adapter_model.bin"))
-    yield Format("ia3", files, detect, read)
+    yield Format("oft", files, detect, read)
 """
 
 
@@ -60,18 +60,18 @@ def _pipeline(site: Path) -> Pipeline:
 
 
 def test_a_plugin_teaches_a_kind_of_peft_checkpoint(site: Path, tmp_path: Path) -> None:
-    lora, ia3 = alpaca.write(tmp_path / "lora", 2, 16, 2), alpaca.write(tmp_path / "ia3", 2, 16, 2)
-    config = json.loads((ia3 / "adapter_config.json").read_text())
-    (ia3 / "adapter_config.json").write_text(json.dumps({**config, "peft_type": "IA3"}))
-    refused = Pipeline(Catalog()).check(str(ia3))
+    lora, oft = alpaca.write(tmp_path / "lora", 2, 16, 2), alpaca.write(tmp_path / "oft", 2, 16, 2)
+    config = json.loads((oft / "adapter_config.json").read_text())
+    (oft / "adapter_config.json").write_text(json.dumps({**config, "peft_type": "OFT"}))
+    refused = Pipeline(Catalog()).check(str(oft))
     assert [problem.code for problem in refused.problems if problem.severity == "error"] == ["peft-type"]
 
-    install(site, "adaptrix-ia3", IA3)
+    install(site, "adaptrix-oft", OFT)
     pipeline = _pipeline(site)
-    assert [form.name for form in pipeline.catalog.formats] == ["ia3", "injection", "mlx", "gguf", "peft"]
-    assert pipeline.read(str(ia3)).name == "by-the-plugin"
+    assert [form.name for form in pipeline.catalog.formats] == ["oft", "injection", "mlx", "gguf", "peft"]
+    assert pipeline.read(str(oft)).name == "by-the-plugin"
     assert pipeline.read(str(lora)).name == "lora"
-    done = pipeline.convert(str(ia3), tmp_path / "x", Options())
+    done = pipeline.convert(str(oft), tmp_path / "x", Options())
     assert pipeline.check(str(done.path)).ok
 
 

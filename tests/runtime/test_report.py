@@ -53,14 +53,14 @@ def test_layers_that_differ_and_experts_and_unknown_modules():
 
 
 def test_a_table_is_never_long():
-    report = SessionReport({f"modules.part{number}": 1 for number in range(5000)}, 0, 0, None, None, None, None)
+    report = SessionReport({f"modules.part{number}": 1 for number in range(5000)}, 0, 0, None, None, None, None, ())
     assert len(str(report).splitlines()) < 70
     assert "more roles" in str(report)
 
 
 def test_what_a_session_gives_is_at_most_three_lines_to_look_at(session):
     many = {f"layers.{layer}.{role}": 1 for layer in range(400) for role in "qkvo"}
-    report = SessionReport(many, 0, 0, 1, 0.5, 0.5, 1)
+    report = SessionReport(many, 0, 0, 1, 0.5, 0.5, 1, ())
     draft = session.prefill_shared({"input_ids": torch.tensor([[1, 2, 3]])}, ["a"])[0]
     fidelity = FidelityReport("a", "b", Adapter, {}, 1, 1, 1, 1, 0, "F32", "cpu", 1, ())
     for each in (report, draft, session, fidelity):

@@ -52,7 +52,9 @@ def test_a_module_that_is_read_and_never_called_is_named(tmp_path):
     config = transformers.SiglipVisionConfig(**sizes, image_size=16, patch_size=8)
     made = pair(tmp_path, build=lambda: transformers.SiglipVisionModel(config), targets=["out_proj"])
     model = made.model.unload()
-    with pytest.warns(adaptrix.AdaptrixWarning, match="never calls it: attached, the delta does nothing") as caught:
+    with pytest.warns(
+        adaptrix.AdaptrixWarning, match="never calls the module: attached, the delta does nothing"
+    ) as caught:
         session = adaptrix.attach(model, {"x": made.adapter})
     assert len([warning for warning in caught if "never calls" in str(warning.message)]) == 1
     with session, torch.no_grad():

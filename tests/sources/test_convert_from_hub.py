@@ -75,7 +75,7 @@ def test_a_base_that_is_there_is_checked_against(convert, hub):
     assert refused.returncode == 1
     (told,) = json.loads(refused.stdout)["results"]
     assert {problem["code"] for problem in told["problems"]} == {"shape"}
-    assert len(told["problems"]) == 2 * 4 * 2  # both axes of q k v o in two layers
+    assert len(told["problems"]) == 1 + 2 * 4 * 2  # the cause, and both axes of q k v o in two layers
     assert not any("model.safetensors" in line for line in hub.asked())
 
 

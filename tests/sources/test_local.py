@@ -139,7 +139,7 @@ class TestFullModels:
         size = (tmp_path / "llama" / "model.safetensors").stat().st_size
         assert code == "full-model"
         assert f"this is a full model of 7 tensors ({size} bytes), not an adapter" in text
-        assert "base=" in text
+        assert "use this one as base" in text
 
     @pytest.mark.parametrize("extension", ["safetensors", "bin"])
     def test_in_parts_with_an_index(self, tmp_path: Path, extension: str) -> None:

@@ -211,7 +211,7 @@ def test_what_is_wrong_with_a_command_line_is_told(
         ("generate", *options): (2, "prompt"),
         ("generate", "", "ok", "\x1b[0m", *options): (1, "prompt"),
         ("generate", "one", "two", "--name", "x", *options): (2, "option"),
-        ("generate", "one", "--to", "gguf", *options): (2, "option"),
+        ("generate", "one", "--to", "kohya", *options): (2, "option"),
         ("generate", "one", "--encoder", str(tmp_path / "none"), *options): (2, "encoder"),
         ("generate", "one", *options[:2], "--checkpoint", str(tmp_path / "none.pt")): (2, "hypernetwork-invalid"),
         ("generate", "word " * 600, *options): (1, "prompt"),
