@@ -194,9 +194,8 @@ def _require_readable(tensors: Mapping[str, Tensor]) -> None:
     odd = {name: each.dtype for name, each in tensors.items() if each.dtype not in _DTYPES}
     if odd:
         found = f"{', '.join(sorted(set(odd.values())))} ({some(list(odd), 3)})"
-        raise RefusedError(
-            Problem("dtype", "to mlx", found, f"one of {', '.join(_DTYPES)}", "Add --dtype fp32 or bf16.")
-        )
+        expected, remedy = f"one of {', '.join(_DTYPES)}", "Add --dtype fp32 or bf16."
+        raise RefusedError(Problem("dtype", "to mlx", found, expected, remedy))
 
 
 def _require_plain_dora(found: list[Spoken]) -> None:

@@ -179,7 +179,7 @@ def test_an_alpha_that_the_file_cannot_hold_is_refused(tmp_path: Path, alpha: fl
 
 @pytest.mark.parametrize(("to", "dtype"), [("gguf", "fp64"), ("mlx", "fp64"), ("mlx", "fp8")])
 def test_dtypes_that_the_runtime_does_not_compute_with_are_refused(tmp_path: Path, to: str, dtype: str) -> None:
-    with pytest.raises(adaptrix.RefusedError, match="dtype|F64|F8"):
+    with pytest.raises(adaptrix.RefusedError, match=r"F64|F8"):
         adaptrix.convert(written(tmp_path), tmp_path / "x", to=to, dtype=dtype)
 
 

@@ -229,6 +229,17 @@ def test_what_is_not_carried_is_folded_or_refused_by_name(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_copies_of_the_bases_own_weights_are_left_out_with_a_warning(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(Catalog, "formats", (plain(()),))
+    copy = Extra("base_weight", Tensor.of(np.ones((40, 18), np.float32)))
+    made = replace(adapter(2), extras={"lm_head.base_layer.weight": copy})
+    done = Pipeline(Catalog()).publish(make_plan(_bound(made), "all"), str(tmp_path / "x"), Options(to="plain"))
+    (warning,) = [one for one in done.problems if one.severity == "warning"]
+    assert "lm_head.base_layer.weight" in warning.found
+
+
 def test_everything_that_is_refused_is_said_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     made = replace(_changed(magnitude=_vector(24), bias=_vector(24), alpha=1.0), extras={"score.weight": HEAD})
     with pytest.raises(UsageError) as caught:
@@ -256,6 +267,22 @@ def test_overrides_are_folded_too() -> None:
     made = folded(changed, {"mixed_scale", "mixed_alpha"})
     assert {delta.rank for delta in (*made.bound.deltas.values(), *made.overrides.values())} == {7}
     assert np.array_equal(made.overrides[site].low_rank()[0].dense(), _of_rank(7).dense())
+
+
+def test_a_fold_may_bring_what_the_next_one_folds() -> None:
+    """Padding the experts of a layer to one rank makes their alphas differ."""
+    path = "model.layers.0.block_sparse_moe.experts.{}.w2"
+    deltas = {Target(path.format(at)): _of_rank(rank, 18, 30, 16.0) for at, rank in enumerate((4, 8, 8))}
+    plan = make_plan(_bound(replace(adapter(2), deltas=deltas)), "all")
+    made = folded(plan, FEATURES.keys() - {"mixed_expert_rank", "mixed_alpha"})
+    assert needed(made, ["mixed_expert_rank", "mixed_alpha"]) == {}
+    _equal(plan.bound, made.bound)
+
+
+def test_one_alpha_is_one_whatever_the_rank() -> None:
+    """1/49 · 49 is not 1 in floating point."""
+    plan = make_plan(_bound(_changed(**_factors(_of_rank(49, alpha=3.0)))), "all")
+    assert needed(plan, ["mixed_alpha"]) == {}
 
 
 def test_stacked_experts_are_padded_each_in_its_place() -> None:
