@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -37,6 +38,9 @@ _REFUSALS: dict[int, tuple[str, str, str]] = {
 }
 #: where a hard link cannot be made: another kind of disk, or none that has links
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES, errno.EINVAL}
+
+#: what a killed run leaves in a folder that it wrote files into, one at a time
+_LEFT = re.compile(r"\.adaptrix-[0-9a-f]{12}(\..*)?", re.DOTALL)
 
 
 @contextmanager
@@ -227,10 +231,14 @@ def _put_back(path: Path) -> None:
 def _require_replaceable(folder: Path, holds: Collection[str]) -> None:
     """Raises :class:`UsageError` where a folder has anything in it that would not be written again."""
     with os.scandir(folder) as entries:
-        others = sorted(e.name for e in entries if e.name not in holds or not e.is_file(follow_symlinks=False))
+        others = sorted(e.name for e in entries if not _replaceable(e, holds))
     if others:
         found = f"this folder holds what --force does not replace: {some(others, 3)}"
         raise _usage("output-exists", folder, found, "Remove it yourself if you are sure, or choose another name.")
+
+
+def _replaceable(entry: os.DirEntry[str], holds: Collection[str]) -> bool:
+    return entry.is_file(follow_symlinks=False) and (entry.name in holds or bool(_LEFT.fullmatch(entry.name)))
 
 
 def _remove(work: Path) -> None:

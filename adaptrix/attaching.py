@@ -23,7 +23,8 @@ from adaptrix.binding.identify import Identity, by_config, kept_paths
 from adaptrix.binding.translate import in_own_names
 from adaptrix.errors import AdaptrixError, Problem, RefusedError, UsageError, errors_in, warn_of
 from adaptrix.pipeline import Pipeline
-from adaptrix.planning.plan import Plan, inactive, plan_of
+from adaptrix.planning.plan import Plan
+from adaptrix.planning.recorded import inactive, plan_of
 from adaptrix.runtime.activation import invocation, unactivatable, ungateable, ungated
 from adaptrix.runtime.build import kernels, require_finite
 from adaptrix.runtime.decompositions import Decompositions

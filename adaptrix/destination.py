@@ -154,3 +154,13 @@ def _overlap(path: Path, found: str) -> UsageError:
 def state_file(out: Path) -> Path:
     """The file beside an output that keeps the state of a fit."""
     return out.with_name(f"{out.name}.fitting")
+
+
+def config_files(base: str | None) -> dict[Path, str]:
+    """The file of a base on this disk, which no output takes the place of."""
+    return {} if base is None else {Path(config_of(base)): "this is the config of the base"}
+
+
+def config_of(base: str) -> str:
+    """The name of a base's config in messages."""
+    return base if base.endswith(".json") else f"{base.rstrip('/')}/config.json"

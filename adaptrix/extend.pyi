@@ -18,6 +18,7 @@ from adaptrix.binding.bind import bind as bind  # an adapter on a family: deltas
 from adaptrix.binding.identify import Identity as Identity  # a family and its dimensions
 from adaptrix.binding.identify import family_of as family_of  # the Identity of a base's config
 from adaptrix.planning.plan import make_plan as make_plan  # the plan of a policy
+from adaptrix.planning.plan import require_policy as require_policy  # before anything is loaded
 from adaptrix.destination import require_apart as require_apart  # refuses an output over its source
 from adaptrix.destination import require_folder as require_folder  # refuses a folder that is missing
 

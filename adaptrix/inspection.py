@@ -11,7 +11,7 @@ from adaptrix.binding.bind import BoundAdapter, summed
 from adaptrix.binding.stacks import ranges
 from adaptrix.delta import Spectral, of_class
 from adaptrix.errors import Problem, errors_in
-from adaptrix.planning.plan import recorded_as_dict
+from adaptrix.planning.recorded import left_out, recorded_as_dict
 from adaptrix.schemas.values import number, plain
 
 if TYPE_CHECKING:
@@ -142,7 +142,8 @@ def summarise(bound: BoundAdapter, source: str | None = None) -> Inspection:
     for site in sorted(bound.deltas, key=lambda site: (place[site.role], site.order)):
         groups.setdefault(_label(site.role, site.part), []).append(site)
     roles = tuple(_summary(bound, role, sites) for role, sites in groups.items())
-    return Inspection(bound, roles, bound.problems, bound.adapter.name if source is None else source)
+    problems = (*bound.problems, *left_out(bound))
+    return Inspection(bound, roles, problems, bound.adapter.name if source is None else source)
 
 
 def _summary(bound: BoundAdapter, role: str, sites: list[Any]) -> RoleSummary:

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from adaptrix.dtype_names import dtype_problems
 from adaptrix.errors import Problem, UsageError
-from adaptrix.planning.plan import FITTED
+from adaptrix.planning.plan import FITTED, require_policy
 from adaptrix.planning.redistribute import Redistribution
 from adaptrix.tensor import FLOATS
 
@@ -78,9 +78,17 @@ def require_options(options: Options) -> None:
         problems.append(Problem("option", "max_error", f"{options.max_error} without a rank", "--rank R beside it"))
     if options.vectors is not None and options.vectors not in get_args(Vectors):
         problems.append(Problem("option", "vectors", f"{options.vectors!r}", "include or omit"))
-    problems += _fit_problems(options)
+    problems += [*_policy_problems(options), *_fit_problems(options)]
     if problems:
         raise UsageError(problems)
+
+
+def _policy_problems(options: Options) -> tuple[Problem, ...]:
+    try:
+        require_policy(options.layers, fitting=True)
+    except UsageError as error:
+        return error.problems
+    return ()
 
 
 def _fit_problems(options: Options) -> Iterator[Problem]:

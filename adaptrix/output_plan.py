@@ -14,8 +14,9 @@ from adaptrix.options import Options
 from adaptrix.planning.features import needed
 from adaptrix.planning.folding import FOLDED
 from adaptrix.planning.lowering import lowered, others, require_small_loss, require_small_rank, without_vectors
-from adaptrix.planning.plan import Plan, make_plan, plan_of
+from adaptrix.planning.plan import Plan, make_plan
 from adaptrix.planning.prune import cast, pruned
+from adaptrix.planning.recorded import plan_of
 from adaptrix.planning.redistribute import reshape_plan
 from adaptrix.records import Format
 

@@ -19,6 +19,8 @@ from adaptrix.binding.bind import BoundAdapter, bind
 from adaptrix.binding.identify import Identity, by_config, by_paths, by_record
 from adaptrix.binding.translate import in_own_names
 from adaptrix.destination import (
+    config_files,
+    config_of,
     destination,
     is_folder,
     no_place_for_fit,
@@ -27,7 +29,7 @@ from adaptrix.destination import (
     require_untaken,
     sparing,
 )
-from adaptrix.errors import AdaptrixError, Problem, RefusedError, UnreachableError, UsageError, errors_in
+from adaptrix.errors import AdaptrixError, Problem, RefusedError, UsageError, errors_in
 from adaptrix.options import Options, require_options
 from adaptrix.output_plan import Resolver, plan_to_write, unfollowed
 from adaptrix.planning.folding import folded
@@ -35,7 +37,7 @@ from adaptrix.planning.plan import Plan, powerless
 from adaptrix.plugins.catalog import Catalog
 from adaptrix.records import Bundle, Format, Source
 from adaptrix.results import CheckReport, Conversion
-from adaptrix.sources.recorded import require_repository_or_path
+from adaptrix.sources.recorded import require_repository_or_path, unusable
 from adaptrix.wording import nearest
 
 
@@ -206,7 +208,7 @@ class Pipeline:
         path = self.output_path(name, out, options.to)
         for bundle in sources:
             require_apart(path, bundle.files.values())
-        require_untaken(path, {**taken, **_base_config_file(options.base)})
+        require_untaken(path, {**taken, **config_files(options.base)})
         return path
 
     def output_path(self, name: str, out: str | PathLike[str] | None, to: str = "injection") -> Path:
@@ -236,17 +238,17 @@ class Pipeline:
     def _identify(self, adapter: Adapter, base: str | None) -> Identity:
         architectures = self.catalog.architectures
         if base is not None:
-            return by_config(self.base_config(base), architectures, adapter, _config_of(base))
+            return by_config(self.base_config(base), architectures, adapter, config_of(base))
         if adapter.base is None or (adapter.recorded is not None and adapter.recorded.verified):
             return self._without_base(adapter)
         try:
             require_repository_or_path(adapter.base)
-            found = by_config(self.base_config(adapter.base), architectures, adapter, _config_of(adapter.base))
+            found = by_config(self.base_config(adapter.base), architectures, adapter, config_of(adapter.base))
             if errors := errors_in(found.problems):
                 raise RefusedError(errors)
         except AdaptrixError as error:  # the user did not name this base: the adapter may do without it
             found = self._without_base(adapter)
-            return replace(found, problems=(_no_base(adapter.base, error), *found.problems))
+            return replace(found, problems=(unusable(adapter.base, error), *found.problems))
         return found
 
     def _without_base(self, adapter: Adapter) -> Identity:
@@ -294,26 +296,3 @@ def _read_back(form: Format, work: Path, path: Path) -> Adapter:
         found = f"what would be written cannot be read back: {error.problems[0]}"
         remedy = "The source contradicts itself; if it does not, report this."
         raise RefusedError(Problem("output-unreadable", str(path), found, remedy=remedy)) from None
-
-
-def _base_config_file(base: str | None) -> dict[Path, str]:
-    """The file of a base on this disk, which no output takes the place of."""
-    return {} if base is None else {Path(_config_of(base)): "this is the config of the base"}
-
-
-def _config_of(base: str) -> str:
-    """The name of a base's config in messages."""
-    return base if base.endswith(".json") else f"{base.rstrip('/')}/config.json"
-
-
-def _no_base(base: str, error: AdaptrixError) -> Problem:
-    first = error.problems[0]
-    why = first.found if first.where == base else f"{first.where}: {first.found}"
-    kind = "cannot be reached" if isinstance(error, UnreachableError) else "cannot be used"
-    return Problem(
-        "base-unusable",
-        base,
-        f"the base {kind} ({why})",
-        severity="note",
-        remedy="Dims are inferred from the tensors; name another with --base MODEL.",
-    )

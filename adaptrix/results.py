@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from adaptrix.binding.bind import BoundAdapter, nonfinite
 from adaptrix.errors import Problem, errors_in
 from adaptrix.planning.plan import Plan
+from adaptrix.planning.recorded import left_out
 from adaptrix.records import Bundle
 
 if TYPE_CHECKING:
@@ -52,16 +54,20 @@ class CheckReport:
         return replace(self, problems=tuple(dict.fromkeys((*self.problems, *nonfinite(self.bound)))))
 
     def noted(self) -> CheckReport:
-        """The report of what fits, with a note where deltas belong to the very weights of a base: none were read."""
-        deltas = self.bound.deltas.values() if self.bound else ()
-        owned = [delta.kind for delta in deltas if delta.needs_base]
-        if not owned or not self.ok:
+        """The report of what fits, with what is to be known of it: that its own plan leaves deltas out, and that deltas
+        belong to the very weights of a base, of which none were read."""
+        if self.bound is None or not self.ok:
             return self
+        return replace(self, problems=(*self.problems, *left_out(self.bound), *self._unverified(self.bound)))
+
+    def _unverified(self, bound: BoundAdapter) -> Iterator[Problem]:
+        owned = [delta.kind for delta in bound.deltas.values() if delta.needs_base]
+        if not owned:
+            return
         kinds = " and ".join(sorted(set(owned)))
         found = f"{len(owned)} {kinds} deltas each name the weight that they belong to, and no weights were read"
         remedy = "attach, merge and `convert --to peft --base MODEL` hold a base's weights to them."
-        note = Problem("unverified", self.source, found, remedy=remedy, severity="note")
-        return replace(self, problems=(*self.problems, note))
+        yield Problem("unverified", self.source, found, remedy=remedy, severity="note")
 
     def as_dict(self) -> CheckJSON:
         return {

@@ -96,7 +96,8 @@ def measured(trial: Trial, policies: dict[str, str], lengths: Sequence[int]) -> 
     from adaptrix.measuring.policies import planned
     from adaptrix.measuring.text import windows
     from adaptrix.pipeline import Pipeline
-    from adaptrix.planning.plan import make_plan, recorded_plan
+    from adaptrix.planning.plan import make_plan
+    from adaptrix.planning.recorded import recorded_plan
 
     model = AutoModelForCausalLM.from_pretrained(trial.on, dtype=torch.float32)
     tokens = AutoTokenizer.from_pretrained(trial.on)(texts("measured", MEASURED), verbose=False)["input_ids"]

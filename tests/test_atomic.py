@@ -266,6 +266,19 @@ def test_a_link_into_another_folder_does_not_replace_what_is_there(tmp_path: Pat
     assert names(tmp_path / "mine") == ["notes.txt"]
 
 
+def test_what_a_killed_run_left_in_a_folder_is_replaced_with_it(tmp_path: Path) -> None:
+    put_folder(tmp_path / "a")
+    begun = output(tmp_path / "a" / "state.safetensors")
+    begun.__enter__().write_text("half")  # never left, as by a SIGKILL
+    (left,) = (name for name in names(tmp_path / "a") if name.startswith("."))
+    put_folder(tmp_path / "a", force=True)
+    assert names(tmp_path / "a") == ["adapter_config.json", "adapter_model.safetensors"]
+    for mine in (".adaptrix-notes", f"{left}.d"):
+        (tmp_path / "a" / mine).mkdir() if mine.endswith(".d") else (tmp_path / "a" / mine).touch()
+        with pytest.raises(UsageError, match="does not replace"):
+            put_folder(tmp_path / "a", force=True)
+
+
 @pytest.mark.parametrize("target", ["/dev/null", "pipe", "socket", "to-pipe", "nowhere"])
 @pytest.mark.parametrize("linked", [True, False])
 def test_a_device_a_pipe_a_socket_and_a_link_to_nothing_are_never_replaced(

@@ -14,8 +14,8 @@ from adaptrix.binding.bind import BoundAdapter
 from adaptrix.delta import LowRank, require_low_rank
 from adaptrix.errors import Problem, RefusedError, Severity, errors_in
 from adaptrix.pipeline import Pipeline
-from adaptrix.planning.plan import plan_of
 from adaptrix.planning.prune import pruned
+from adaptrix.planning.recorded import plan_of
 from adaptrix.records import Bundle
 
 #: for callers without a display

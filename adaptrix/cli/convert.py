@@ -94,6 +94,8 @@ def command(sources: tuple[str, ...], out: str | None, verbosity: Verbosity, **o
     pipeline = Pipeline()
     batch = _Batch(pipeline, out, wanted, verbosity)
     batch.spare(sources)
+    if len(sources) > 1:
+        batch.require_options()
     for source in sources:
         batch.convert(source)
     if verbosity.json:
@@ -123,6 +125,11 @@ class _Batch:
     def spare(self, sources: tuple[str, ...]) -> None:
         """Lets no output of the run take the place of one of its sources."""
         self._taken |= {Path(source): "this is a source of this run" for source in sources}
+
+    def require_options(self) -> None:
+        """Raises :class:`AdaptrixError` for what is wrong whatever the source is: several would each say it."""
+        self._pipeline.prepare(self._out, self._options)
+        maker_for(self._options, self._pipeline)
 
     def convert(self, source: str) -> None:
         """One source; what is wrong with it is told and does not stop the others."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from adaptrix.binding.bind import BoundAdapter
 from adaptrix.destination import state_file
+from adaptrix.measuring.options import require_file
 from adaptrix.optional import require
 from adaptrix.options import Options, require_options
 from adaptrix.pipeline import Maker, Pipeline
@@ -30,11 +31,13 @@ def maker_for(options: Options, pipeline: Pipeline, display: Counted = uncounted
     require_options(options)
     if not options.wants_fit:
         return None
+    path = Path(os.path.expanduser(options.text or ""))
+    require_file(path)  # before torch is imported, which takes seconds
     for module in ("torch", "transformers"):
         require(module, "torch", f"layers {options.layers}")
     from adaptrix.measuring.text import read_text
 
-    return PlanFitter(pipeline, display, read_text(Path(os.path.expanduser(options.text or ""))))
+    return PlanFitter(pipeline, display, read_text(path))
 
 
 @dataclass(frozen=True)

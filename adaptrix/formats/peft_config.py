@@ -10,18 +10,26 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
-from adaptrix.architecture.dims import DEEPEST
 from adaptrix.architecture.name_lists import NameList, by_owner
 from adaptrix.architecture.patterns import Budget, Patterns, fullmatch, tails
 from adaptrix.errors import Problem, few
-from adaptrix.formats.peft_config_keys import TYPES, keys_of, unknown_keys
-from adaptrix.formats.peft_lengths import MOST_PARTS, length_problems
+from adaptrix.formats.peft_config_keys import keys_of, unknown_keys
+from adaptrix.formats.peft_lengths import length_problems
 from adaptrix.formats.peft_training import variant_problems
 from adaptrix.formats.peft_types import type_problems
+from adaptrix.formats.peft_values import (
+    clean,
+    enabled,
+    invalid,
+    is_alpha,
+    is_rank,
+    number_problems,
+    rank,
+    value_problems,
+)
 
 CONFIG_NAME = "adapter_config.json"
 ALL_LINEAR = "all-linear"
-_LONGEST_NAME = 4096
 _LAYER = re.compile(r"\.(\d{1,6})\.")
 _PLAIN = re.compile(r"[\w.-]+")
 
@@ -177,20 +185,16 @@ def parse(raw: Mapping[str, Any]) -> tuple[PeftConfig, tuple[Problem, ...]]:
     return (
         PeftConfig(
             raw=MappingProxyType(dict(raw)),
-            rank=_rank(raw.get(keys.rank, keys.usual)),
-            alpha=float(raw[keys.alpha]) if _is_alpha(raw.get(keys.alpha)) else keys.usual_alpha,
+            rank=rank(raw.get(keys.rank, keys.usual)),
+            alpha=float(raw[keys.alpha]) if is_alpha(raw.get(keys.alpha)) else keys.usual_alpha,
             rslora=raw.get("use_rslora") is True,
-            rank_pattern=_clean(raw.get("rank_pattern"), _is_rank),
-            alpha_pattern=_clean(raw.get("alpha_pattern"), _is_alpha),
-            enabled=_enabled(raw.get("enable_lora")),
+            rank_pattern=clean(raw.get("rank_pattern"), is_rank),
+            alpha_pattern=clean(raw.get("alpha_pattern"), is_alpha),
+            enabled=enabled(raw.get("enable_lora")),
             unusable=frozenset(problem.where.removeprefix(f"{CONFIG_NAME} ") for problem in values),
         ),
         tuple(problems),
     )
-
-
-def _problem(key: str, found: str, expected: str, remedy: str = "", code: str = "config-value") -> Problem:
-    return Problem(code, f"{CONFIG_NAME} {key}", found, expected, remedy)
 
 
 def _all_value_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
@@ -198,72 +202,14 @@ def _all_value_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
     long = dict(length_problems(raw))
     short = {key: value for key, value in raw.items() if key not in long}
     known = {key: value for key, value in short.items() if key in keys_of(raw).known}
-    yield from (*long.values(), *_value_problems(known), *_number_problems(known))
-    yield from few(_number_problems({key: short[key] for key in short.keys() - known.keys()}), CONFIG_NAME)
-
-
-def _number_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
-    """A problem for NaN and Inf, which Python reads and writes, and which JSON does not have."""
-    for key, value in raw.items():
-        try:
-            json.dumps(value, allow_nan=False)
-        except ValueError:
-            yield _problem(key, f"{value!r}"[:200], "finite numbers")
-
-
-def _value_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
-    keys = keys_of(raw)
-    if not _is_rank(raw.get(keys.rank, 8)):
-        yield _problem(keys.rank, repr(raw[keys.rank])[:80], "a whole number from 1 to 1048576")
-    if not _is_alpha(raw.get(keys.alpha, 8)):
-        yield _problem(keys.alpha, repr(raw[keys.alpha])[:80], "a number below 1e30")
-    base = raw.get("base_model_name_or_path")
-    if base is not None and not (isinstance(base, str) and len(base) <= _LONGEST_NAME and base.isprintable()):
-        yield _problem("base_model_name_or_path", repr(base)[:80], "the name of a model, printable, or null")
-    masks, ranks = (_is_mask, "lists of true and false"), (_is_rank, "whole numbers from 1 to 1048576")
-    for key, (valid, what) in (
-        ("rank_pattern", masks if keys.masks else ranks),
-        ("alpha_pattern", (_is_alpha, "numbers below 1e30")),
-    ):
-        table = raw.get(key, {})
-        if keys.masks and table is None:  # nothing was pruned
-            continue
-        if not isinstance(table, dict):
-            yield _problem(
-                key, json.dumps(table)[:80], f"an object from module names to {what}", 'Write {} for "none".'
-            )
-        else:
-            wrong = (_problem(f"{key}[{name!r}]", repr(v)[:80], what) for name, v in table.items() if not valid(v))
-            yield from few(wrong, f"{CONFIG_NAME} {key}")
-    for key in ("target_modules", "modules_to_save", "target_parameters", "exclude_modules", "feedforward_modules"):
-        if not _is_names(raw.get(key), allow_text=key not in ("modules_to_save", "target_parameters")):
-            yield _problem(key, json.dumps(raw[key])[:200], "a list of names")
-    for key in ("use_rslora", "use_dora", "lora_bias", "fan_in_fan_out"):
-        if not isinstance(raw.get(key), bool | None):
-            yield _problem(key, repr(raw[key])[:80], "true or false")
-    layers = raw.get("layers_to_transform")
-    if not (layers is None or type(layers) is int or _is_list(layers, int)):
-        yield _problem("layers_to_transform", json.dumps(layers)[:200], "a layer or a list of them")
-    for key, fits, what in (
-        ("alora_invocation_tokens", _is_sequence, "a list of token numbers of at least 0"),
-        ("layer_replication", _is_ranges, "a list of pairs [first, last + 1] of layers"),
-        ("layers_pattern", lambda value: _is_names(value, allow_text=True), "a name or a list of names"),
-        ("trainable_token_indices", _is_tokens, "a list of token numbers, or an object from embeddings to such lists"),
-    ):
-        if not (raw.get(key) is None or fits(raw[key])):
-            yield _problem(key, json.dumps(raw[key])[:200], what)
-    bias = str(raw.get("bias") or "none")
-    if bias not in ("none", "all", "lora_only") and (keys is TYPES["LORA"] or not bias.endswith("_only")):
-        yield _problem("bias", repr(raw["bias"])[:80], '"none", "all" or "lora_only"')
-    enable = raw.get("enable_lora")
-    if enable is not None and not (enable and _is_list(enable, bool)):
-        yield _problem("enable_lora", json.dumps(enable)[:200], "a list of true and false, or null")
+    yield from (*long.values(), *value_problems(known), *number_problems(known))
+    yield from few(number_problems({key: short[key] for key in short.keys() - known.keys()}), CONFIG_NAME)
 
 
 def _unsupported(raw: Mapping[str, Any]) -> Iterator[Problem]:
     start = str(raw.get("init_lora_weights", "")).lower()
     if start.startswith(_RESIDUAL_STARTS):
-        yield _problem(
+        yield invalid(
             "init_lora_weights",
             f"{start!r}: the factors belong to a residual of the base, not to the base itself",
             "factors of the delta",
@@ -272,9 +218,7 @@ def _unsupported(raw: Mapping[str, Any]) -> Iterator[Problem]:
         )
     for key in ("use_qalora", "use_bdlora", "kasa_config", "megatron_config"):
         if raw.get(key):
-            yield _problem(
-                key, json.dumps(raw[key])[:80], "unset", "Merge it with peft instead.", "variant-unsupported"
-            )
+            yield invalid(key, json.dumps(raw[key])[:80], "unset", "Merge it with peft instead.", "variant-unsupported")
     yield from variant_problems(raw)
     yield from condition_problems(raw)
 
@@ -285,50 +229,3 @@ def condition_problems(config: Mapping[str, Any]) -> Iterator[Problem]:
         if config.get(key):
             remedy = "Conversion keeps the key; tools that ignore it will apply the adapter to every token."
             yield Problem("conditional", f"{CONFIG_NAME} {key}", found, remedy=remedy, severity="warning")
-
-
-def _clean(table: Any, valid: Any) -> Mapping[str, Any]:
-    return MappingProxyType({k: v for k, v in table.items() if valid(v)} if isinstance(table, dict) else {})
-
-
-def _enabled(value: Any) -> tuple[bool, ...]:
-    return tuple(value) if _is_list(value, bool) and len(value) <= MOST_PARTS else ()
-
-
-def _rank(value: Any) -> int:
-    return int(value) if _is_rank(value) else 0
-
-
-def _is_rank(value: Any) -> bool:
-    return type(value) is int and 1 <= value <= 1 << 20
-
-
-def _is_mask(value: Any) -> bool:
-    """True for what AdaLoRA's rank_pattern has of a module: which of its first ranks are kept."""
-    return _is_list(value, bool)
-
-
-def _is_alpha(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < 1e30  # neither NaN nor a whole number of 400 digits
-
-
-def _is_names(value: Any, *, allow_text: bool) -> bool:
-    return value is None or (allow_text and isinstance(value, str)) or _is_list(value, str)
-
-
-def _is_list(value: Any, of: type) -> bool:
-    return isinstance(value, list) and all(type(item) is of for item in value)
-
-
-def _is_ranges(value: Any) -> bool:
-    """Pairs [first, last + 1] of layers, in all no more than a model may have."""
-    pairs = isinstance(value, list) and all(_is_list(pair, int) and len(pair) == 2 for pair in value)
-    return pairs and all(0 <= start < stop for start, stop in value) and sum(b - a for a, b in value) <= DEEPEST
-
-
-def _is_sequence(value: Any) -> bool:
-    return _is_list(value, int) and all(0 <= token < 1 << 62 for token in value)
-
-
-def _is_tokens(value: Any) -> bool:
-    return _is_list(value, int) or (isinstance(value, dict) and all(_is_list(rows, int) for rows in value.values()))

@@ -9,7 +9,8 @@ from types import MappingProxyType
 from adaptrix.adapter import Adapter, Recorded
 from adaptrix.binding.bind import BoundAdapter
 from adaptrix.errors import Problem, UsageError
-from adaptrix.planning.plan import COUNTED, FITTED, Plan, make_plan, recorded_plan
+from adaptrix.planning.plan import COUNTED, FITTED, Plan, make_plan
+from adaptrix.planning.recorded import recorded_plan
 
 FULL = "all"
 #: the name of a file's own plan where no policy gives it

@@ -18,7 +18,8 @@ from adaptrix.merging.options import MergeOptions, QloraBase
 from adaptrix.merging.tensor_change import TensorChange
 from adaptrix.merging.tied import is_tied, tied_changes, tied_parameters, tied_problems, vocabulary
 from adaptrix.pipeline import Pipeline
-from adaptrix.planning.plan import Plan, inactive, plan_of, powerless
+from adaptrix.planning.plan import Plan, powerless
+from adaptrix.planning.recorded import inactive, plan_of
 from adaptrix.progress import Counted, uncounted
 from adaptrix.records import Bundle
 from adaptrix.results import CheckReport

@@ -10,6 +10,7 @@ from adaptrix.destination import output_path
 from adaptrix.dtype_names import dtype_problems
 from adaptrix.errors import Problem, UsageError
 from adaptrix.optional import require
+from adaptrix.planning.plan import require_policy
 from adaptrix.tensor import MODEL_FLOATS
 
 QloraBase = Literal["bf16", "nf4"]
@@ -42,6 +43,7 @@ def prepare(out: str | None, options: MergeOptions) -> None:
     """Raises :class:`UsageError` for options that can be refused before anything is fetched."""
     if problems := dtype_problems(options.dtype, MODEL_FLOATS):
         raise UsageError(problems)
+    require_policy(options.layers)
     path = output_path(out, None, ENDING)
     if path is not None:
         atomic.require_free(path, force=options.force)

@@ -10,13 +10,12 @@ from math import isfinite
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from adaptrix.adapter import FitRecord, Recorded
+from adaptrix.adapter import FitRecord
 from adaptrix.architecture import Site
 from adaptrix.binding.bind import BoundAdapter, summed
 from adaptrix.binding.stacks import ranges
 from adaptrix.delta import Delta
 from adaptrix.errors import Problem, UsageError
-from adaptrix.planning.recorded_sites import layers_here, sites_here
 from adaptrix.schemas.values import number
 from adaptrix.wording import either, nearest
 
@@ -123,11 +122,12 @@ class Plan:
             "sites": len(self.sites),
             "of": len(self.bound.deltas),
             "retained": self.retained,
-            "fit": _fit(self.fit),
+            "fit": fit_as_dict(self.fit),
         }
 
 
-def _fit(fit: FitRecord | None) -> FitJSON | None:
+def fit_as_dict(fit: FitRecord | None) -> FitJSON | None:
+    """The record of a fit as every ``--json`` has it; None where there is none."""
     if fit is None:
         return None
     return {
@@ -157,19 +157,32 @@ def make_plan(bound: BoundAdapter, policy: str) -> Plan:
 
     Raises :class:`UsageError` for an unknown policy, a K outside 1..depth, or a layer that is not there.
     """
+    require_policy(policy)
     name, _, argument = policy.partition(":")
     if name in COUNTED:
-        count = _count(policy, argument)
+        count = int(argument)
         layers = {s: COUNTED[name](bound, s, min(count, d)) for s, d in _checked_depths(bound, policy, count).items()}
     elif policy in _NAMED:
         layers = {stack: _NAMED[policy](depth) for stack, depth in bound.depths.items()}
+    else:
+        layers = _explicit(bound, policy)
+    return Plan(bound, policy, MappingProxyType(layers))
+
+
+def require_policy(policy: str | None, *, fitting: bool = False) -> None:
+    """Raises :class:`UsageError` for a policy that makes no sense for any adapter; None is no policy.
+
+    ``fitting``: ``fit:K`` may be asked for.
+    """
+    name, _, argument = (policy or "").partition(":")
+    if policy is None or policy in _NAMED or (len(policy) <= _LONGEST and _EXPLICIT.fullmatch(policy)):
+        return
+    if name in COUNTED or (name == FITTED and fitting):
+        _count(policy, argument)
     elif name == FITTED:
         raise _usage(policy, "a fitted plan needs training", "another policy", _MAKE_IT)
-    elif _EXPLICIT.fullmatch(policy) and len(policy) <= _LONGEST:
-        layers = _explicit(bound, policy)
     else:
         raise _unknown(policy)
-    return Plan(bound, policy, MappingProxyType(layers))
 
 
 def fitted_count(bound: BoundAdapter, policy: str) -> int:
@@ -247,65 +260,3 @@ def _unknown(policy: str) -> UsageError:
 
 def _usage(policy: str, found: str, expected: str, remedy: str = "") -> UsageError:
     return UsageError(Problem("policy", f"layers {policy}", found, expected, remedy))
-
-
-def plan_of(bound: BoundAdapter, policy: str | None) -> Plan:
-    """The plan of a policy; where none is given, the one that an injection file was written with, or ``all``.
-
-    Raises :class:`UsageError` as :func:`make_plan` and :func:`recorded_plan` do.
-    """
-    recorded = bound.adapter.recorded
-    if policy is None and recorded is not None:
-        return recorded_plan(bound, recorded)
-    return make_plan(bound, "all" if policy is None else policy)
-
-
-def inactive(plan: Plan, policy: str | None) -> Iterator[Problem]:
-    """A warning where an injection file's own plan leaves deltas out; none where a ``policy`` was asked for."""
-    recorded = plan.bound.adapter.recorded
-    if policy is None and plan.idle and recorded is not None and not recorded.chosen:
-        acting = f"{len(plan.sites)} of {len(plan.bound.deltas)} deltas act, {plan.share}"
-        found = f"its file's plan {plan.policy} is followed: {acting}"
-        remedy = "Choose --layers all to have every delta act."
-        yield Problem("left-out", plan.bound.adapter.name, found, remedy=remedy, severity="warning")
-
-
-def recorded_plan(bound: BoundAdapter, recorded: Recorded) -> Plan:
-    """The plan that an injection file was written with."""
-    named, here = sites_here(bound, recorded), layers_here(bound, recorded)
-    stacks = {role.depth for role in bound.architecture.roles.values()}
-    unknown = [f"plan.layers.{stack}" for stack, layers in here.items() if layers and stack not in stacks]
-    moved = sorted(recorded.overrides.keys() - named.keys()) + unknown
-    if moved:
-        raise UsageError(
-            Problem(
-                "plan-mismatch",
-                ", ".join(moved[:5]),
-                f"the file's plan is for {recorded.family!r} as its writer knew it, which has no such thing here",
-                "the architecture it was written with",
-                "Install the plugin it came from, or give --layers to make a new plan.",
-            )
-        )
-    overrides = {named[name]: delta for name, delta in recorded.overrides.items()}
-    notes = tuple(Problem("summary", "plan", note, severity="note") for note in recorded.notes)
-    deltas = MappingProxyType(overrides)
-    return Plan(bound, recorded.policy, here, recorded.gains, deltas, notes, recorded.fit)
-
-
-def recorded_as_dict(bound: BoundAdapter) -> PlanJSON | None:
-    """The plan of an injection file; None for another adapter. Its sites are None where they are not to be found."""
-    recorded = bound.adapter.recorded
-    if recorded is None:
-        return None
-    try:
-        return recorded_plan(bound, recorded).as_dict()
-    except UsageError:
-        layers = {stack: list(found) for stack, found in recorded.layers.items()}
-        return {
-            "policy": recorded.policy,
-            "layers": layers,
-            "sites": None,
-            "of": len(bound.deltas),
-            "retained": None,
-            "fit": _fit(recorded.fit),
-        }

@@ -9,8 +9,8 @@ that it is of this class.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from os import PathLike
@@ -220,6 +220,13 @@ def adapter_module(hooks: Hooks, build: Builder, selection: Selection) -> Adapte
     forward.__signature__ = inspect.signature(base.forward)  # type: ignore[attr-defined]
     own: type[AdapterModule] = type(f"Adapted{base.__name__}", (AdapterModule,), {"forward": forward})
     return own(hooks, build, selection)
+
+
+@contextmanager
+def open_module(hooks: Hooks, build: Builder, selection: Selection) -> Iterator[AdapterModule]:
+    """The module of the one adapter of a selection, which is active in the block; it takes passes in there alone."""
+    with hooks.block(selection), closing(adapter_module(hooks, build, selection)) as module:
+        yield module
 
 
 def _in_order(hooks: Hooks, changes: Mapping[Site, object]) -> dict[Site, object]:

@@ -6,9 +6,17 @@ from typing import Any
 
 from adaptrix.errors import Problem, UsageError, refuse
 from adaptrix.planning.plan import Plan
+from adaptrix.runtime.hooks import Hooks
+from adaptrix.runtime.modules import require_plain
 from adaptrix.runtime.refcounts import Users
 from adaptrix.runtime.selection import Loaded, Selection
 from adaptrix.runtime.slots import Slots
+
+
+def require_attached(hooks: Hooks) -> None:
+    """Raises :class:`UsageError` for a session that is over."""
+    if not hooks.attached:
+        raise UsageError(Problem("session-state", "session", "it is detached", "", "Attach again."))
 
 
 def require_not_default(loaded: Loaded, default: Selection) -> None:
@@ -23,6 +31,13 @@ def require_left(loaded: Loaded, users: Users) -> None:
     if users.mine(loaded):
         remedy = "Leave session.use and session.route first; start or drop the threads that session.thread made."
         raise UsageError(Problem("in-use", loaded.name, "this thread uses it", "no user but other threads", remedy))
+
+
+def require_unused(loaded: Loaded, hooks: Hooks, users: Users) -> None:
+    """Raises :class:`UsageError` for an adapter that cannot be unloaded: the default's, and one this thread uses."""
+    require_not_default(loaded, hooks.default)
+    hooks.settle()
+    require_left(loaded, users)
 
 
 def generating(model: Any) -> Any:
@@ -54,8 +69,10 @@ def require_trainable(loaded: Loaded, slots: Slots | None, users: Users, default
         raise UsageError(Problem("in-use", loaded.name, "it is in use", "an adapter that is not in use", remedy))
 
 
-def require_graph(slots: Slots | None, drift: object) -> None:
-    """Raises :class:`UsageError` in a session whose selections one compiled graph cannot serve."""
+def require_graph(model: object, slots: Slots | None, drift: object) -> None:
+    """Raises :class:`AdaptrixError` for a model that is compiled already, and in a session whose selections one graph
+    cannot serve."""
+    require_plain(model)
     if slots is None or drift is not None:
         found = "a session without slots" if slots is None else "a session that measures drift"
         remedy = "adaptrix.attach(model, …, slots=8), without max_drift and measure"

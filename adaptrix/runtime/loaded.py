@@ -47,6 +47,11 @@ class LoadedAdapters:
         """The adapter of a name. Raises :class:`UsageError`."""
         return self._named([require_name(name)])[0]
 
+    def first_layer(self, names: Sequence[str] = ()) -> float:
+        """The lowest layer that any of these adapters changes, by default of all; Inf where none does."""
+        among = [self.one(name) for name in names] or list(self)
+        return min((weighted([(1.0, one)]).first_layer for one in among), default=inf)
+
     def put(self, loaded: Loaded) -> None:
         """Gives an adapter its name; the version that had it before stays only for its present users."""
         with self._users.changed:
@@ -68,8 +73,11 @@ class LoadedAdapters:
                 self._selector.forget(loaded)
 
     def clear(self) -> None:
-        """Forgets all of them."""
+        """Forgets all of them, and closes their slots."""
+        slots = self._selector.slots
         self._loaded, self._selector = {}, Selector()
+        if slots is not None:
+            slots.close()
 
     def chosen(self, choice: Choice | RowChoice) -> Selection:
         """The selection of a choice, for a batch or for each of its rows. Raises :class:`UsageError`."""

@@ -7,8 +7,8 @@ under the lock that it was looked up under, so that nothing can vanish in betwee
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import count
 from threading import Condition, RLock, Thread, get_ident
@@ -63,6 +63,12 @@ class Users:
         finally:
             with self.changed:
                 self.remove(selection, owner)
+
+    @contextmanager
+    def using_each(self, finds: Iterable[Callable[[], Selection]]) -> Iterator[list[Selection]]:
+        """The same for several, in order."""
+        with ExitStack() as held:
+            yield [held.enter_context(self.using(find)) for find in finds]
 
     def add(self, selection: Selection, owner: Owner) -> None:
         """Counts a user; the lock is held."""

@@ -20,8 +20,10 @@ from adaptrix.delta import LowRank
 from adaptrix.errors import Problem, RefusedError, refuse
 from adaptrix.planning.plan import Plan
 from adaptrix.runtime.factors import gain_of
+from adaptrix.runtime.hooks import Hooks
 from adaptrix.runtime.parameter_kernel import ParameterKernel
 from adaptrix.runtime.rows import rows_of
+from adaptrix.runtime.selection import Selection
 from adaptrix.tensor import Tensor as Stored
 
 #: path of a module -> A ``[rows, r, in]`` and B ``[rows, out, r]``
@@ -80,6 +82,15 @@ class GivenFactors:
         if embeddings:
             raise refuse("kind-unsupported", embeddings[0], "it is an embedding", "modules that multiply by a matrix")
         return {site: (path, gain_of(plan, site)) for site, path in paths.items()}
+
+
+def given_selection(hooks: Hooks, places: GivenFactors, factors: RowFactors, scale: float, version: int) -> Selection:
+    """The selection of factors, their modules hooked; the base takes no gradients where the factors do."""
+    changes = places.changes(factors, scale)
+    hooks.cover(changes)
+    if any(factor.requires_grad for pair in factors.values() for factor in pair):
+        hooks.freeze()
+    return Selection(changes, key=("given", version), rows=max(len(A) for A, _ in factors.values()))
 
 
 def _live(A: Tensor, B: Tensor, scale: float) -> RowFactorKernel:

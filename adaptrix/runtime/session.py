@@ -9,8 +9,7 @@ into the middle of it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from contextlib import contextmanager
 from functools import partial
 from threading import Thread
 from typing import Any, NoReturn, Self
@@ -19,10 +18,9 @@ from torch import nn
 
 from adaptrix.adapter import Adapter
 from adaptrix.architecture import Site
-from adaptrix.errors import Problem, UsageError
 from adaptrix.planning.plan import Plan
 from adaptrix.runtime import guards
-from adaptrix.runtime.adapter_module import AdapterModule, adapter_module
+from adaptrix.runtime.adapter_module import AdapterModule, open_module
 from adaptrix.runtime.builder import Builder
 from adaptrix.runtime.cache import AdapterCache
 from adaptrix.runtime.hooks import Hooks
@@ -30,18 +28,17 @@ from adaptrix.runtime.loaded import Choice as Choice
 from adaptrix.runtime.loaded import LoadedAdapters, RowChoice, require_name
 from adaptrix.runtime.logs import LOG
 from adaptrix.runtime.module_hook import uncopied
-from adaptrix.runtime.modules import require_plain
+from adaptrix.runtime.put_in_training import in_training, put_in_training
 from adaptrix.runtime.refcounts import Users
 from adaptrix.runtime.replaced import SiteKernel
 from adaptrix.runtime.report import SessionReport, report_of
-from adaptrix.runtime.row_factors import GivenFactors, RowFactors
-from adaptrix.runtime.selection import BASE, Loaded, Selection, weighted
+from adaptrix.runtime.row_factors import GivenFactors, RowFactors, given_selection
+from adaptrix.runtime.selection import BASE, Loaded
 from adaptrix.runtime.sharing import Prefill, prefill
 from adaptrix.runtime.slots import Slots
 from adaptrix.runtime.swapping import Swap, refill
 from adaptrix.runtime.threads import thread_under
-from adaptrix.runtime.trainable import Trainable
-from adaptrix.runtime.training import adapter_now, learned, named_leaves
+from adaptrix.runtime.training import adapter_now, named_leaves
 from adaptrix.wording import some
 
 
@@ -100,7 +97,7 @@ class Session:
 
         What is active now, the default included, stays so in the thread, and is in use from this call until it ends.
         """
-        self._require_open()
+        guards.require_attached(self._hooks)
         call = partial(target, *args, **kwargs)
         return thread_under(self._users, lambda: self._hooks.current, self._hooks.block, call)
 
@@ -125,14 +122,9 @@ class Session:
         that gradients reach what they were made of; where they do, the base is frozen until ``detach``. Where the batch
         has more rows, those that lie together share a pair. Raises :class:`RefusedError` for what does not fit.
         """
-        self._require_open()
+        guards.require_attached(self._hooks)
         guards.require_no_slots("factors", self._slots)
-        changes = self._places.changes(factors, scale)
-        self._hooks.cover(changes)
-        if any(factor.requires_grad for pair in factors.values() for factor in pair):
-            self._hooks.freeze()
-        rows = max(len(A) for A, _ in factors.values())
-        with self._hooks.block(Selection(changes, key=("given", self._users.version()), rows=rows)):
+        with self._hooks.block(given_selection(self._hooks, self._places, factors, scale, self._users.version())):
             yield
 
     def new_cache(self, *names: str) -> AdapterCache:
@@ -142,9 +134,7 @@ class Session:
         ``names``: those it will be swapped among, by default all that are loaded. Layers under the first one that
         any of them changes survive a swap.
         """
-        among = [self._open.one(name) for name in names] or list(self._open)
-        lowest = min((weighted([(1.0, one)]).first_layer for one in among), default=float("inf"))
-        return self._hooks.new_cache(lowest)
+        return self._hooks.new_cache(self._open.first_layer(names))
 
     def swap(self, choice: Choice | RowChoice, cache: AdapterCache) -> Swap:
         """Activates a choice and makes the cache what it would have been under it; returns the layers kept, and why.
@@ -177,9 +167,8 @@ class Session:
                     model.generate(tokens, past_key_values=done.cache)
         """
         guards.require_choices(choices)
-        with ExitStack() as held:
-            using = [self._users.using(partial(self._open.chosen, choice)) for choice in choices]
-            done = prefill(self._hooks, inputs, [held.enter_context(one) for one in using])
+        with self._users.using_each(partial(self._open.chosen, choice) for choice in choices) as selections:
+            done = prefill(self._hooks, inputs, selections)
         self._kept += sum(one.kept for one in done)
         return done
 
@@ -190,7 +179,7 @@ class Session:
         ``activate``. A failed load changes nothing.
         Raises :class:`AdaptrixError`.
         """
-        self._require_open()
+        guards.require_attached(self._hooks)
         require_name(name)
         self.adopt(name, *self._build(adapter))
 
@@ -220,10 +209,8 @@ class Session:
         """The same as :meth:`parameters`, by the path of the module and the name that each has in an injection file:
         ``model.layers.0.mlp.up_proj.spectral_z``."""
         loaded = self._open.one(name)
-        if not any(isinstance(change, Trainable) for change in loaded.kernels.values()):
-            guards.require_trainable(loaded, self._slots, self._users, self._hooks.default)
-            loaded = replace(loaded, kernels=learned(guards.planned(loaded), self._hooks.modules, loaded.kernels))
-            self._hooks.freeze()
+        if not in_training(loaded):
+            loaded = put_in_training(loaded, self._hooks, self._slots, self._users)
             self._adapters.put(loaded)
         return named_leaves(guards.planned(loaded), loaded.kernels)
 
@@ -239,12 +226,9 @@ class Session:
         are the model's under the adapter. Rules and errors are those of :meth:`parameters`.
         """
         self.named_parameters(name)
-        with self._users.using(lambda: self._open.summed(name)) as selection, self._hooks.block(selection):
-            module = adapter_module(self._hooks, self._build, selection)
-            try:
-                yield module
-            finally:
-                module.close()
+        using = self._users.using(lambda: self._open.summed(name))
+        with using as selection, open_module(self._hooks, self._build, selection) as module:
+            yield module
 
     def adapter(self, name: str) -> Adapter:
         """An adapter as it is now, its leaves' numbers in it: for ``adaptrix.convert``, or to be loaded again."""
@@ -266,9 +250,8 @@ class Session:
         A session without slots works in a model that was compiled after it was attached, with a break in the graph at
         every module that it changes. Raises :class:`UsageError`, :class:`RefusedError` for a model compiled already.
         """
-        self._require_open()
-        require_plain(self._hooks.model)
-        guards.require_graph(self._slots, self._hooks.drift)
+        guards.require_attached(self._hooks)
+        guards.require_graph(self._hooks.model, self._slots, self._hooks.drift)
         self._hooks.compile(**options)
 
     def unload(self, name: str) -> None:
@@ -276,12 +259,10 @@ class Session:
 
         Raises :class:`UsageError` while this thread uses it, its asyncio tasks included: it would wait for itself.
         """
-        self._require_open()
+        guards.require_attached(self._hooks)
         with self._users.changed:
             loaded = self._adapters.one(name)
-            guards.require_not_default(loaded, self._hooks.default)
-            self._hooks.settle()
-            guards.require_left(loaded, self._users)
+            guards.require_unused(loaded, self._hooks, self._users)
             self._adapters.drop(loaded)
         self._adapters.forget_after_use(loaded)
         LOG.info("unload %r, version %d", name, loaded.version)
@@ -296,8 +277,6 @@ class Session:
             LOG.info("detach from %s", type(self._hooks.model).__name__)
         self._hooks.remove()
         self._adapters.clear()
-        if self._slots is not None:
-            self._slots.close()
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -313,9 +292,5 @@ class Session:
     @property
     def _open(self) -> LoadedAdapters:
         """The adapters of a session that is not over. Raises :class:`UsageError`."""
-        self._require_open()
+        guards.require_attached(self._hooks)
         return self._adapters
-
-    def _require_open(self) -> None:
-        if not self._hooks.attached:
-            raise UsageError(Problem("session-state", "session", "it is detached", "", "Attach again."))

@@ -10,26 +10,23 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from adaptrix.errors import AdaptrixError, Problem, RefusedError, UnreachableError, UsageError
+from adaptrix.errors import Problem, RefusedError, UnreachableError, UsageError
 from adaptrix.json_file import MAX_BYTES, read_object, too_large
 from adaptrix.records import Bundle, Format, Source
 from adaptrix.sources.hub_address import Address, is_address, parse
 from adaptrix.sources.hub_cache import require_inside
-from adaptrix.sources.hub_errors import saying, unreachable
+from adaptrix.sources.hub_client import api, asking, require_client
+from adaptrix.sources.hub_errors import saying
 from adaptrix.sources.hub_start import starts
 from adaptrix.sources.other_formats import peek_into
 from adaptrix.sources.select import Listing, choose, choose_file
 from adaptrix.wording import some
-
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
 
 #: the Hub answered, or it is this disk that is at fault: an older copy from the cache would be no answer
 _FINAL = ("hub-revision-missing", "hub-file-missing", "disk-full", "permission-denied")
@@ -128,7 +125,7 @@ def quiet() -> None:
 def _address(uri: str) -> Address:
     """The parsed uri. Offline, a repository that is not in the cache is refused here already: starting the
     whole client takes longer than most conversions."""
-    _require_client(uri)
+    require_client(uri)
     from huggingface_hub import constants
 
     folder = Path(constants.HF_HUB_CACHE) / f"models--{uri.replace('/', '--')}"
@@ -137,41 +134,13 @@ def _address(uri: str) -> Address:
     return parse(uri)
 
 
-def _require_client(uri: str) -> None:
-    """Raises ``UsageError`` where the client cannot be imported: it reads HF_ENDPOINT then, which may be malformed."""
-    try:
-        import huggingface_hub.constants  # noqa: F401
-    except (ImportError, ValueError) as error:
-        found = f"the Hub's client does not start: {error}"
-        raise UsageError(
-            Problem("hub-client", uri, found, "", "Check HF_ENDPOINT and the other HF_ variables.")
-        ) from error
-
-
-def _api() -> HfApi:
-    from huggingface_hub import HfApi
-
-    return HfApi(library_name="adaptrix")
-
-
-@contextmanager
-def _asking(address: Address) -> Iterator[None]:
-    """Turns any error of the client into an ``UnreachableError``."""
-    try:
-        yield
-    except AdaptrixError:
-        raise
-    except Exception as error:  # raised again, reworded: the client and its HTTP library share no base class
-        raise unreachable(error, address) from error
-
-
 def _look_up(address: Address) -> _Repo:
     """The repository's files at its current commit: one request."""
-    with _asking(address):
+    with asking(address):
         from huggingface_hub import constants
 
         # the client's default is to wait forever
-        info = _api().model_info(
+        info = api().model_info(
             address.repo, revision=address.revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
         )
         files = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or ()}
@@ -210,7 +179,7 @@ def _start(repo: _Repo, base: str) -> Callable[[str], bytes]:
     read = starts(repo.address, repo.commit, base)
 
     def asked(name: str) -> bytes:
-        with _asking(repo.address):
+        with asking(repo.address):
             return read(name)
 
     return asked
@@ -219,10 +188,10 @@ def _start(repo: _Repo, base: str) -> Callable[[str], bytes]:
 def _download(repo: _Repo, paths: Sequence[str]) -> tuple[dict[str, Path], str]:
     """The files at one commit, and that commit. The first is requested by the revision's name, so that the
     client notes in its cache which commit that is and finds it again offline."""
-    with _asking(repo.address):
+    with asking(repo.address):
         first = _by_name(repo, paths[0])
         commit = _commit(first, paths[0])  # not the listing's, which a push may have changed meanwhile
-        get = _api().hf_hub_download
+        get = api().hf_hub_download
         rest = [Path(get(repo.address.repo, path, revision=commit)) for path in paths[1:]]
     require_inside([first, *rest], repo.address)
     return {path.rpartition("/")[2]: file for path, file in zip(paths, [first, *rest], strict=True)}, commit
@@ -236,7 +205,7 @@ def _by_name(repo: _Repo, path: str) -> Path:
     cached = try_to_load_from_cache(address.repo, path, revision=address.revision)
     if isinstance(cached, str) and _commit(Path(cached), path) == repo.commit:
         return Path(cached)
-    return Path(_api().hf_hub_download(address.repo, path, revision=address.revision))
+    return Path(api().hf_hub_download(address.repo, path, revision=address.revision))
 
 
 def _commit(file: Path, path: str) -> str:
@@ -278,7 +247,7 @@ def _stale(problem: Problem, commit: str) -> Problem:
 
 def _cached(address: Address) -> _Repo | None:
     """The repository's files in the cache, at the commit that its revision last pointed to."""
-    with _asking(address):
+    with asking(address):
         folder = _snapshot(address)
         if folder is None:
             return None
@@ -292,7 +261,7 @@ def _snapshot(address: Address) -> Path | None:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return Path(_api().snapshot_download(address.repo, revision=address.revision, local_files_only=True))
+        return Path(api().snapshot_download(address.repo, revision=address.revision, local_files_only=True))
     except LocalEntryNotFoundError as error:
         partial = getattr(error, "snapshot_path", None)  # another program fetched some of its files
         return Path(partial) if partial else None

@@ -26,7 +26,8 @@ from adaptrix.options import Options
 from adaptrix.pipeline import Pipeline
 from adaptrix.planning.features import needed
 from adaptrix.planning.folding import FOLDED, folded
-from adaptrix.planning.plan import Plan, make_plan, plan_of
+from adaptrix.planning.plan import Plan, make_plan
+from adaptrix.planning.recorded import plan_of
 from adaptrix.plugins.catalog import Catalog
 from adaptrix.records import Format
 from adaptrix.tensor import FLOATS, Tensor

@@ -1,6 +1,7 @@
 """Files whose plan leaves deltas out: whoever follows it without having asked is warned."""
 
 import warnings
+from dataclasses import replace
 
 import pytest
 
@@ -29,6 +30,25 @@ def test_attaching_and_merging_such_a_file_warns_once(made, half, tmp_path):
     assert len(caught) == 1
     with pytest.warns(adaptrix.AdaptrixWarning, match="its file's plan middle is followed: 1 of 3 deltas act"):
         adaptrix.merge(half, made.base, tmp_path / "merged")
+
+
+def test_who_looks_at_such_a_file_is_told_the_same(made, half):
+    for problems in (adaptrix.check(half).problems, adaptrix.inspect(half, made.base).problems):
+        (told,) = (problem for problem in problems if problem.code == "left-out")
+        assert told.severity == "warning"
+        assert "its file's plan middle is followed: 1 of 3 deltas act, " in str(told)
+        assert "unless --layers all is chosen" in told.remedy
+    assert adaptrix.check(half).ok
+    whole = (adaptrix.check(made.adapter), adaptrix.inspect(made.adapter))
+    assert not any(problem.code == "left-out" for report in whole for problem in report.problems)
+
+
+def test_a_plan_that_cannot_be_followed_is_told(made, half):
+    adapter = adaptrix.load(half)
+    moved = replace(adapter.recorded, layers={"depth_of_another_family": (1,)})
+    report = adaptrix.check(replace(adapter, recorded=moved), made.base)
+    (told,) = (problem for problem in report.problems if problem.code == "plan-mismatch")
+    assert (report.ok, told.severity) == (True, "warning")
 
 
 @pytest.mark.parametrize("layers", ["all", "middle", "1"])

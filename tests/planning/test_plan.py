@@ -7,8 +7,9 @@ from adaptrix.binding.bind import bind
 from adaptrix.binding.identify import by_paths
 from adaptrix.errors import RefusedError, UsageError
 from adaptrix.measuring.policies import planned
-from adaptrix.planning.plan import make_plan, plan_of, powerless
+from adaptrix.planning.plan import make_plan, powerless
 from adaptrix.planning.prune import cast, pruned
+from adaptrix.planning.recorded import plan_of
 from adaptrix.planning.redistribute import _grouped, reshape_plan
 from tests.helpers.make import LLAMA, bound
 

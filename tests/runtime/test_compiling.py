@@ -90,6 +90,7 @@ def test_a_compiled_model_generates(pair):
             assert torch.equal(slotted.generate(tokens, max_new_tokens=4, do_sample=False), expected)
 
 
+@pytest.mark.slow
 def test_a_model_that_its_owner_compiles_later_is_right_without_slots(pair):
     (plain, reference), (slotted, session) = pair
     with pytest.raises(UsageError, match="slots=8"):
@@ -146,6 +147,7 @@ def test_a_compiled_model_is_compiled_once_and_attached_to_no_more(pair, adapter
         attach(slotted, adapters)
 
 
+@pytest.mark.slow
 def test_a_compilation_that_fails_changes_nothing(pair):
     (plain, reference), (slotted, session) = pair
     with pytest.raises(TypeError):

@@ -63,5 +63,6 @@ def test_a_pass_logs_nothing(folders, caplog):
     """A server makes thousands of passes a second."""
     model = tiny_model("llama").eval()
     with attach(model, folders) as session, session.use("a"), caplog.at_level(logging.DEBUG, logger="adaptrix"):
+        caplog.clear()
         logits(model)
     assert [record.getMessage().split()[0] for record in caplog.records if record.name == LOG.name] == []

@@ -58,9 +58,9 @@ def test_choices_of_the_past_are_not_kept(folders, choice, options):
     """A server pages for weeks: a few kB each time would fill its memory."""
     model = tiny_model("llama").eval()
     with attach(model, folders, **options) as session:
-        passes(model, session, map(choice, range(24)))
+        passes(model, session, map(choice, range(16)))
         before = alive()
-        passes(model, session, map(choice, range(24, 24 + 60)))
+        passes(model, session, map(choice, range(16, 16 + 36)))
         more = alive() - before
     assert max(more.values(), default=0) < 30, more
 

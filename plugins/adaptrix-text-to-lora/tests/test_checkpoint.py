@@ -56,6 +56,7 @@ for target, delta in adapter.deltas.items():
 """
 
 
+@pytest.mark.slow
 def test_the_same_in_every_process(trained: Trained, written: Written, tmp_path: Path) -> None:
     folder = written(tmp_path / "it", trained(SHAPE))
     said = []

@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[3]
 
 
+@pytest.mark.slow
 def test_a_quick_run_keeps_its_laws_and_is_not_run_again(tmp_path):
     command = [sys.executable, ROOT / "benchmarks" / "text_to_lora" / "run.py", "--quick"]
     command += ["--results", tmp_path / "results", "--world", tmp_path / "world"]

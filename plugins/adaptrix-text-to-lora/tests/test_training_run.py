@@ -26,10 +26,11 @@ from adaptrix_text_to_lora.targets import Base
 from adaptrix_text_to_lora.training import Library, finetuning
 from adaptrix_text_to_lora.training.config import read_config
 from adaptrix_text_to_lora.training.files import read_tasks
+from adaptrix_text_to_lora.training.job import train
 
 import adaptrix
 from adaptrix import Adapter, LowRank, Provenance, Target, Tensor
-from adaptrix.extend import Pipeline, safetensors_file
+from adaptrix.extend import Pipeline, safetensors_file, uncounted
 from tests.helpers.families import tiny_model
 
 BASE = Path(__file__).parents[3] / "examples" / "tiny" / "base"
@@ -75,6 +76,7 @@ def test_from_a_file_to_adapters(run: Run, tmp_path: Path) -> None:
     assert again["first"] < said["first"] - 1, "it goes on from the checkpoint"
 
 
+@pytest.mark.slow
 def test_a_run_that_ctrl_c_stops_comes_to_the_same_bytes(plugin: object, run: Run, tmp_path: Path) -> None:
     config = _config(tmp_path, steps=26, save_every=2)
     command = [sys.executable, "-m", "adaptrix", "text-to-lora", "train", str(config), "-o"]
@@ -99,6 +101,36 @@ def test_a_run_that_ctrl_c_stops_comes_to_the_same_bytes(plugin: object, run: Ru
     for name in (WEIGHTS, CURVE, "args.yaml"):
         assert (tmp_path / "torn" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     assert not (tmp_path / "torn" / STATE).exists()
+
+
+@pytest.mark.parametrize("name", ["args.yaml", WEIGHTS])
+def test_a_run_that_is_killed_while_it_writes_leaves_the_old_checkpoint_and_its_state(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    assert run("text-to-lora", "train", str(_config(tmp_path, steps=2)), "-o", "t2l")[0] == 0
+    old = {file.name: file.read_bytes() for file in (tmp_path / "t2l").iterdir()}
+
+    def killed_at(step: Callable[[Path, Any], Any]) -> Callable[[Path, Any], Any]:
+        def taken(self: Path, target: Any) -> Any:
+            done = step(self, target)
+            if name in (self.name, getattr(target, "name", None)):
+                raise KeyboardInterrupt
+            return done
+
+        return taken
+
+    with monkeypatch.context() as patched:
+        for step in (Path.replace, Path.write_bytes):
+            patched.setattr(Path, step.__name__, killed_at(step))
+        with pytest.raises(KeyboardInterrupt):
+            train(read_config(_config(tmp_path, steps=3, rank=3)), tmp_path / "t2l", force=True, display=uncounted)
+    left = {file.name: file.read_bytes() for file in (tmp_path / "t2l").iterdir()}
+    assert left.keys() - old.keys() == {STATE}
+    assert {name: left[name] for name in old} == old
+    (tmp_path / "t2l" / ".adaptrix-0123456789ab.safetensors").write_bytes(b"half of a state")
+    code, said = run("text-to-lora", "train", str(tmp_path / "run.yaml"), "-o", str(tmp_path / "t2l"))
+    assert (code, said.get("resumed")) == (0, 3), said
+    assert {file.name for file in (tmp_path / "t2l").iterdir()} == old.keys()
 
 
 def test_a_run_that_diverges_keeps_its_last_good_checkpoint(

@@ -54,6 +54,7 @@ def test_intervals_are_students() -> None:
     assert interval([0.25]) == (0.25, 0.0)
 
 
+@pytest.mark.slow
 def test_the_quick_run_goes_through(tmp_path: Path) -> None:
     line = [sys.executable, str(ROOT / "benchmarks/transformer2/run.py"), "--quick"]
     folders = ["--results", str(tmp_path / "results"), "--world", str(tmp_path / "world")]

@@ -75,6 +75,27 @@ def test_train_and_evaluate(folder: Path, capsys: pytest.CaptureFixture[str]) ->
     assert run(["transformer2", "train", "config.yaml"]) == 2, "the output is there already"
 
 
+@pytest.mark.parametrize("method", ["sft", "reinforce"])
+def test_a_training_that_is_stopped_while_it_writes_goes_on_from_its_end(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], method: str
+) -> None:
+    def stopped(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    answer = {"method": method, "reward": "contains", "longest": 2, "patience": 9} if method == "reinforce" else {}
+    path, state = folder / "tales.adaptrix.safetensors", folder / "tales.adaptrix.safetensors.training"
+    line = ["transformer2", "train", config(folder, **answer)]
+    with monkeypatch.context() as patched:
+        patched.setattr("adaptrix_transformer2.experts.save", stopped)
+        assert run(line) == 130
+    assert state.exists()
+    assert not path.exists()
+    monkeypatch.setattr("adaptrix_transformer2.train.run.Run._step", stopped)
+    assert run(line) == 0, capsys.readouterr().err
+    assert path.exists()
+    assert not state.exists()
+
+
 def test_rewards_from_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told: dict[str, Any] = {"method": "reinforce", "reward": "contains", "longest": 2, "patience": 2}
     assert run(["transformer2", "train", config(folder, **told)]) == 1

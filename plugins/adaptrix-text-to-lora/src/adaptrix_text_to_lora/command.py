@@ -22,6 +22,7 @@ from adaptrix.extend import (
     output_options,
     print_json,
     require_folder,
+    require_policy,
     show_problems,
     verbosity_options,
     working,
@@ -73,6 +74,7 @@ def command(
     checkpoint is never unpickled by Python; its format is that of SakanaAI's text-to-lora.
     """
     texts, wanted = require_prompts([*prompts, *(read_prompts(file) if file else ())]), Options(**options)
+    require_policy(wanted.layers)
     out, pipeline = _output(out, wanted, texts), Pipeline()
     pipeline.prepare(out, wanted)
     from adaptrix_text_to_lora.generator import TextToLoRA  # torch: not before the command line is known to be right

@@ -78,7 +78,6 @@ def train(config: Config, out: Path, *, force: bool, display: Counted) -> Traine
             advance(begun)
             curve = _watched(job, saved, state, config.save_every, advance)
         _publish(job, out, job.hypernetwork.state_dict(), curve)
-    saved.remove()
     return Trained(out, curve, begun)
 
 
@@ -97,7 +96,6 @@ def _watched(
         if last[0] is None or error.problems[0].code != DIVERGED:
             raise
         _publish(job, saved.folder, dict(last[0].network), last[0].curve)
-        saved.remove()
         found = f"the checkpoint of step {last[0].step} was kept"
         remedy = "Train on from it with `start`, or start over with --force."
         note = Problem("run-kept", str(saved.folder), found, remedy=remedy, severity="note")
@@ -105,12 +103,13 @@ def _watched(
 
 
 def _publish(job: Job, out: Path, tensors: dict[str, Tensor], curve: Tensor) -> None:
-    """Writes what a checkpoint is, its weights last: until then the folder is one that is not finished."""
-    curves.write_curve(out, curve)
-    files = checkpoint_files(job.hypernetwork.shape, tensors, job.record)
-    for name in reversed(FILES):
-        with atomic.output(out / name, force=True) as work:
-            work.write_bytes(files[name])
+    """Puts a folder of checkpoint and curve in the place of the run's own, state and all, in one step: a run that is
+    killed leaves no weights beside the settings of others."""
+    with atomic.output(out, force=True, holds=_HOLDS) as work:
+        work.mkdir()
+        for name, data in checkpoint_files(job.hypernetwork.shape, tensors, job.record).items():
+            (work / name).write_bytes(data)
+        curves.write_curve(work, curve)
 
 
 @contextmanager

@@ -65,11 +65,13 @@ def command(config: Path, force: bool, verbosity: Verbosity) -> int:
     path = require_no_source(wanted.out, wanted.name, pipeline, sources)
     if wanted.history is not None:
         require_other(wanted.history, path, sources)
-    trained, parts = _trained(wanted, pipeline, path.with_name(f"{path.name}.training"), verbosity)
+    state = path.with_name(f"{path.name}.training")
+    trained, parts = _trained(wanted, pipeline, state, verbosity)
     save(trained.adapter, parts, wanted.out, force=force)
     if wanted.history is not None:
         with atomic.output(wanted.history, force=force) as work:
             work.write_text(json.dumps([dict(figures) for figures in trained.history]))
+    state.unlink(missing_ok=True)  # not before: a run that is killed while it writes goes on from it
     equal = list(_equal_rewards(trained))
     if verbosity.json:
         print_json(_result(config, path, trained, wanted, parts, equal), pipeline.catalog.problems)
@@ -91,7 +93,8 @@ def _trained(wanted: Config, pipeline: Pipeline, state: Path, verbosity: Verbosi
     held = [] if wanted.validation is None else read_examples(wanted.validation, tokenizer, chat=wanted.chat)
     with base_model.model() as model:
         parts = replace(decomposed(model, layers=wanted.layers, display=display), base=wanted.base)
-        options: dict[str, Any] = {"validation": held, "name": wanted.name, "state": state, "display": display}
+        options: dict[str, Any] = {"validation": held, "name": wanted.name, "display": display}
+        options |= {"state": state, "keep_state": True}
         if wanted.policy is None:
             return sft(model, examples, wanted.settings, decomposition=parts, **options), parts
         reward = reward_on_text(wanted.reward, tokenizer)

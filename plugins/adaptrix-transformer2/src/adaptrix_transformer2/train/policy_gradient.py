@@ -47,6 +47,7 @@ def reinforce(
     decomposition: Decomposition | None = None,
     name: str = "expert",
     state: Path | None = None,
+    keep_state: bool = False,
     display: Counted = uncounted,
 ) -> Trained:
     """An expert whose answers are rewarded. The model is as it was before when this returns or raises.
@@ -68,7 +69,7 @@ def reinforce(
         run = Run(trainable, settings, task.step, task.scorer(validation) if validation else None, task.enough)
         done = run.run(saved, display)
         trained = result(trainable, name, done, record)
-    if saved is not None:
+    if saved is not None and not keep_state:
         saved.remove()
     return trained
 

@@ -33,6 +33,7 @@ def sft(
     decomposition: Decomposition | None = None,
     name: str = "expert",
     state: Path | None = None,
+    keep_state: bool = False,
     display: Counted = uncounted,
 ) -> Trained:
     """An expert that gives the examples' answers. The model is as it was before when this returns or raises.
@@ -40,7 +41,8 @@ def sft(
     ``validation``: examples by whose loss the best numbers are kept; without, the last are. ``ends``: the tokens that
     end a text, by default the model's own; the first of them ends every answer. ``decomposition``: of the model, for
     whoever trains several experts. ``state``: a file in which a training that is stopped keeps how far it came, and
-    from which the same call goes on. Raises :class:`AdaptrixError` with every problem.
+    from which the same call goes on; it goes at the end, unless ``keep_state``: for whoever writes the expert first.
+    Raises :class:`AdaptrixError` with every problem.
     """
     settings, ends = settings or TrainingSettings(), ends_of(model, ends)
     require_valid(settings)
@@ -53,7 +55,7 @@ def sft(
         task = Supervised(model, trainable, tuple(examples), settings, ends)
         done = Run(trainable, settings, task.step, task.scorer(validation) if validation else None).run(saved, display)
         trained = result(trainable, name, done, record)
-    if saved is not None:
+    if saved is not None and not keep_state:
         saved.remove()
     return trained
 
