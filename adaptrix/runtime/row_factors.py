@@ -79,7 +79,10 @@ class GivenFactors:
             )
         if embeddings:
             raise refuse("kind-unsupported", embeddings[0], "it is an embedding", "modules that multiply by a matrix")
-        return {site: (path, gain_of(plan, site)) for site, path in paths.items()}
+        given = dict(
+            zip((target.path for target in bound.adapter.deltas), factors, strict=True)
+        )  # renaming keeps order
+        return {site: (given[path], gain_of(plan, site)) for site, path in paths.items()}
 
 
 def _live(A: Tensor, B: Tensor, scale: float) -> RowFactorKernel:
