@@ -229,3 +229,14 @@ def test_a_file_that_was_touched_between_two_uses_is_opened_anew(lora, touch):
     time.sleep(0.05)
     touch(path)
     assert source_file(path).first_sha256() == first.sha256() == sha256(path.read_bytes()).hexdigest()
+
+
+def test_an_interrupt_of_a_merge_stays_one_where_the_adapter_changed(lora, tmp_path, monkeypatch):
+    def interrupted(*_):
+        overwrite(lora / "adapter_model.safetensors")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("adaptrix.merging.merger.write_model", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        adaptrix.merge(lora, BASE, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
