@@ -79,9 +79,8 @@ class GivenFactors:
             )
         if embeddings:
             raise refuse("kind-unsupported", embeddings[0], "it is an embedding", "modules that multiply by a matrix")
-        given = dict(
-            zip((target.path for target in bound.adapter.deltas), factors, strict=True)
-        )  # renaming keeps order
+        # binding may rename modules, and keeps their order
+        given = dict(zip((target.path for target in bound.adapter.deltas), factors, strict=True))
         return {site: (given[path], gain_of(plan, site)) for site, path in paths.items()}
 
 
