@@ -76,7 +76,7 @@ class Inspection:
 
     @property
     def spectral(self) -> str:
-        """Whose singular values are changed, in words; nothing where none are."""
+        """The modules whose singular values are changed, in words; nothing where none are."""
         found = of_class(self.bound.deltas, Spectral).values()
         if not found:
             return ""

@@ -1,4 +1,4 @@
-"""What the command line calls ``--rank 8`` is ``rank=8`` in Python: messages are written once, and said in both.
+"""Words of Python for those of the command line (``--rank 8`` is ``rank=8``): messages are written once.
 
 Functions of :mod:`adaptrix` and the options of the commands have the same names.
 """

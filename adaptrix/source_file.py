@@ -33,7 +33,7 @@ _TICK = 20_000_000
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """What shows that a file is the same as before."""
+    """The marks by which a file is known to be the same as before."""
 
     device: int
     inode: int
@@ -147,6 +147,14 @@ class SourceFile:
         except (OSError, ValueError):
             return False
 
+    def is_untouched_at(self, path: Path) -> bool:
+        """True where this very file is at a path and its status is the same too: no new mode, link or times."""
+        try:
+            status = os.stat(path)
+        except (OSError, ValueError):
+            return False
+        return _State.of(status) == self._state and status.st_ctime_ns == self._touched
+
     def _taken(self) -> int:
         with _LOCK:
             if self._descriptor is None:
@@ -219,7 +227,7 @@ def current_file(path: Path) -> SourceFile:
     """The file that is at a path now. Raises ``OSError`` as the system does."""
     with _LOCK:
         found = _FILES.get(os.fspath(path))
-        if found is None or not found.is_at(path):
+        if found is None or not found.is_untouched_at(path):
             found = _FILES[os.fspath(path)] = SourceFile(path)
         return found
 

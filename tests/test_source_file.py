@@ -215,3 +215,28 @@ def test_a_base_of_more_shards_than_files_may_be_open(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-500:]
     assert len(list((tmp_path / "out").glob("*.safetensors"))) == len(tensors)
+
+
+@pytest.mark.parametrize("touch", [
+    lambda path: path.chmod(0o600),
+    lambda path: os.link(path, path.with_suffix(".other")),
+    lambda path: os.utime(path, ns=(1, path.stat().st_mtime_ns)),
+    lambda path: path.rename(path.with_suffix(".away")).rename(path),
+], ids=["chmod", "link", "touch -a", "away and back"])  # fmt: skip
+def test_a_file_that_was_touched_between_two_uses_is_opened_anew(lora, touch):
+    path = lora / "adapter_model.safetensors"
+    first = source_file(path)
+    time.sleep(0.05)
+    touch(path)
+    assert source_file(path).first_sha256() == first.sha256() == sha256(path.read_bytes()).hexdigest()
+
+
+def test_an_interrupt_of_a_merge_stays_one_where_the_adapter_changed(lora, tmp_path, monkeypatch):
+    def interrupted(*_):
+        overwrite(lora / "adapter_model.safetensors")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("adaptrix.merging.merger.write_model", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        adaptrix.merge(lora, BASE, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()

@@ -24,7 +24,7 @@ _STACKS = ([("MergeModulelist", 0)], [("MergeModulelist", 0), ("Concatenate", 1)
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a model has the weight that an adapter names: a module's or a parameter's path, and for a stack of experts
+    """The place of the weight that an adapter names: a module's or a parameter's path, and for a stack of experts
     the ``expert`` and the ``rows`` (first, one past the last) of its ``[out]``."""
 
     path: str
@@ -93,7 +93,7 @@ def _number(pattern: str, name: str) -> int | None:
 
 
 def _trunk(model: Any) -> str | None:
-    """What the paths of a model's language model begin with; None for a model of another kind."""
+    """The beginning of the paths of a model's language model; None for a model of another kind."""
     if getattr(getattr(model, "config", None), "is_encoder_decoder", True) or not hasattr(model, "get_decoder"):
         return None
     decoder = model.get_decoder()

@@ -40,7 +40,7 @@ class Scale:
 
     @property
     def rank(self) -> int:
-        """How many numbers it has."""
+        """The count of its numbers."""
         return self.vector.size
 
     @property

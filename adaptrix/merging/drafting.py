@@ -222,9 +222,10 @@ def _unmergeable(plan: Plan) -> Iterator[Problem]:
     name = plan.bound.adapter.name
     if config.get("alora_invocation_tokens"):
         found = "an aLoRA acts only after certain tokens, which no merged weight can do"
-        yield Problem("conditional", name, found, remedy="Attach it with adaptrix.attach, or run it with peft.")
+        yield Problem("conditional", name, found, remedy="Keep it apart: adaptrix.attach runs it on the base.")
     if config.get("arrow_config"):
-        yield Problem("conditional", name, "a router of adapters chooses token by token, which no merged weight can do")
+        found = "a router of adapters chooses token by token, which no merged weight can do"
+        yield Problem("conditional", name, found, remedy="Run it with peft, or merge one of its experts by name.")
     if config.get("layer_replication"):
         remedy = "Expand the base first: load it with peft and this adapter, unload(), and save it."
         yield Problem(

@@ -53,9 +53,10 @@ def write(merge: MergePlan, out: str | None, options: MergeOptions, display: Dis
         work.mkdir()
         try:
             total = write_model(merge, work, options.dtype, display)
-        finally:  # an adapter that changed is the truer reason, whatever its numbers led to
-            if merge.bundle is not None:
-                merge.bundle.require_unchanged()
+        except Exception:  # an adapter that changed is the truer reason, whatever its numbers led to
+            _require_unchanged(merge)
+            raise
+        _require_unchanged(merge)
         for name, file in carried.items():
             if name != "config.json":
                 shutil.copyfile(file, work / name)
@@ -63,6 +64,11 @@ def write(merge: MergePlan, out: str | None, options: MergeOptions, display: Dis
         agreement = check(work) if check else None
     said = (*merge.problems, *_tokenizer_note(merge, tokenizer))
     return MergedModel(path, merge.plan, len(merge.changes), len(merge.base.tensors()), total, said, agreement)
+
+
+def _require_unchanged(merge: MergePlan) -> None:
+    if merge.bundle is not None:
+        merge.bundle.require_unchanged()
 
 
 def _check(merge: MergePlan, options: MergeOptions, room: Path) -> Callable[[Path], Agreement] | None:

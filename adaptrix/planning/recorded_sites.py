@@ -22,9 +22,10 @@ def sites_here(bound: BoundAdapter, recorded: Recorded) -> dict[str, Site]:
 
 
 def layers_here(bound: BoundAdapter, recorded: Recorded) -> Mapping[str, tuple[int, ...]]:
-    """The layers of each stack. Where the file has only one, of another name, it is that of every module of it."""
+    """The layers of each stack. Where a file of another family has only one, it is that of every module of it."""
     stacks = {role.depth for role in bound.architecture.roles.values()}
-    if len(recorded.layers) != 1 or recorded.layers.keys() <= stacks:
+    own = recorded.family == bound.architecture.family or recorded.layers.keys() <= stacks
+    if own or len(recorded.layers) != 1:
         return recorded.layers
     (layers,) = recorded.layers.values()
     return dict.fromkeys(bound.depths, layers)

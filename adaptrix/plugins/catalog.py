@@ -76,7 +76,10 @@ class Catalog:
         for dialect in self._records("adaptrix_dialects"):
             found.setdefault(dialect.family, {})[dialect.format] = dialect
         families = sorted(self._records("adaptrix_architectures"), key=record_name)
-        return tuple(replace(each, dialects=MappingProxyType(found.get(each.family, {}))) for each in families)
+        return tuple(
+            replace(each, dialects=MappingProxyType({**each.dialects, **found.get(each.family, {})}))
+            for each in families
+        )
 
     @property
     def formats(self) -> tuple[Format, ...]:

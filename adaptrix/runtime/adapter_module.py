@@ -47,7 +47,7 @@ _WITHOUT_HEAD = "Train an adapter without it, or with transformers' Trainer, whi
 
 @dataclass(frozen=True)
 class _Around:
-    """What stands between a model of peft's and the base in it."""
+    """The object between a model of peft's and the base in it."""
 
     model: nn.Module
 

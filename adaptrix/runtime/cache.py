@@ -125,7 +125,7 @@ class AdapterCache(DynamicCache):
         self.chunks = trimmed(self.chunks, sum(chunk.size for chunk in self.chunks) - length)
 
     def recalled(self) -> Filled | None:
-        """What it holds, if all of it was noted here before an activated LoRA was loaded."""
+        """Its content, if all of it was noted here before an activated LoRA was loaded."""
         keys = keys_of(self)
         if self.made_under is None or keys is None or not self.chunks:
             return None
@@ -154,7 +154,7 @@ class AdapterCache(DynamicCache):
 
 
 def known(cache: object, session: int, past: int, rows: int | None = None) -> Filled | None:
-    """What was noted of the ``past`` tokens of a cache, or of more that were taken back since; None if not all of it.
+    """The notes of the ``past`` tokens of a cache, or of more that were taken back since; None if not all of it.
 
     Rows that somebody has moved have no known tokens any more; an :class:`AdapterCache` follows such moves itself.
     """

@@ -1,4 +1,4 @@
-"""What a cache holds, as far as activated LoRAs ask: which tokens, and from where on each of them has acted.
+"""The content of a cache, as far as activated LoRAs ask: which tokens, and from where on each of them has acted.
 
 It lies on the cache itself, so that it goes along where a cache is copied (``copy.deepcopy`` of a prefix that is read
 once for many prompts), and is forgotten with it.
@@ -58,7 +58,7 @@ class Filled:
 
 
 def noted(cache: object, session: int) -> Filled | None:
-    """What a session has noted on a cache last, if anything."""
+    """The last note of a session on a cache, if there is one."""
     found: Mapping[int, Filled] = getattr(cache, _NAME, {})
     return found.get(session)
 

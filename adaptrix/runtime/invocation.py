@@ -1,4 +1,4 @@
-"""Where activated LoRAs act in a pass of the model: found once, from its token ids and what its cache holds.
+"""The columns where activated LoRAs act in a pass: found once, from its token ids and what its cache holds.
 
 One law says what may go on from a cache: it must hold what reading all tokens in one pass would have put there. So the
 invocation tokens of a row begin after what is cached, or an earlier pass has found them where they still are. What
@@ -89,7 +89,7 @@ def read(session: int, selection: Selection, given: Mapping[str, Any]) -> Readin
 
 
 def stands(cache: AdapterCache, selection: Selection) -> Filled | None:
-    """What a cache holds, if reading all of it again under a selection would make the same; None otherwise."""
+    """The content of a cache, if reading all of it again under a selection would make the same; None otherwise."""
     before = known(cache, cache.owner, cache.get_seq_length())
     if before is None or before.tokens is None or not before.goes_on(selection):
         return None

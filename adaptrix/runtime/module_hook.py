@@ -197,7 +197,7 @@ class ModuleHooks:
     @property
     def injections(self) -> dict[Site, int]:
         """The number of times that each hooked module was injected so far."""
-        return {site: calls.taken for site, calls in self._calls.items()}
+        return {site: calls.taken for site, calls in list(self._calls.items())}  # another thread may load meanwhile
 
     def _inject(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         if is_dynamo_compiling():
@@ -232,7 +232,7 @@ class ModuleHooks:
     def _require_at_home(self, module: nn.Module, output: Tensor) -> None:
         """Raises :class:`RefusedError` if a module has moved to another device since its adapters were loaded."""
         if output.device != (home := self._homes[module]):
-            name = next(reached.name for reached in self._hooked.values() if reached.module is module)
+            name = next(reached.name for reached in list(self._hooked.values()) if reached.module is module)
             found = f"the module is on {output.device} now, and its adapters are on {home}"
             raise refuse("model-changed", name, found, "one device", "Attach again after the model was moved.")
 
@@ -246,7 +246,7 @@ def uncopied(where: str) -> RefusedError:
 
 @dataclass(frozen=True, slots=True)
 class Both:
-    """What is on a module whose weight an adapter changes inside, and whose output another one replaces."""
+    """The two on a module whose weight an adapter changes inside, and whose output another one replaces."""
 
     hook: RemovableHandle
     placed: Placed

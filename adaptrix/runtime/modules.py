@@ -183,7 +183,7 @@ def _sides(module: nn.Module) -> tuple[int, int] | None:
 
 
 def _weight(found: Reached) -> object:
-    """What a delta found here changes: the module's weight, or the parameter inside of it."""
+    """The target of a delta found here: the module's weight, or the parameter inside of it."""
     return getattr(found.module, found.parameter or "weight", None)
 
 

@@ -79,7 +79,7 @@ class NeverCalled:
     def sites(self) -> list[Site]:
         """The sites that were left out, and were not called since."""
         calls = self._calls()
-        return [site for site in self._left_out if not calls[site]]
+        return [site for site in list(self._left_out) if not calls[site]]
 
     def _parent(self, site: Site) -> nn.Module | None:
         """The module around a site's; None where its running would not tell that the site should be called."""

@@ -27,7 +27,7 @@ _MERGE = "Merge the adapter into its base instead, or attach with layers=… tha
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Block:
-    """What one delta adds to a parameter as it is stored: ``left`` ``[…, rows, r]``, ``right`` ``[…, r, columns]``.
+    """The change of one delta to a parameter as it is stored: ``left`` ``[…, rows, r]``, ``right`` ``[…, r, columns]``.
 
     ``expert``: the one that it is of; None for all of them, and for a parameter of two axes.
     """

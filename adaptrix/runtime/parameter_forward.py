@@ -70,7 +70,7 @@ def occupied(
     ``served``: what the session has loaded adapters for, where the forward is its own. ``measured``: the session
     measures or bounds drift, which such a change has none of.
     """
-    known = {reached.module for reached in served.values() if reached.parameter is not None}
+    known = {reached.module for reached in list(served.values()) if reached.parameter is not None}
     for site in (site for site, kernel in built.items() if isinstance(kernel, ParameterKernel)):
         reached = modules[site]
         where, kind = f"{reached.name}.{reached.parameter}", type(reached.module).__name__

@@ -81,7 +81,9 @@ class GivenFactors:
             )
         if embeddings:
             raise refuse("kind-unsupported", embeddings[0], "it is an embedding", "modules that multiply by a matrix")
-        return {site: (path, gain_of(plan, site)) for site, path in paths.items()}
+        # binding may rename modules, and keeps their order
+        given = dict(zip((target.path for target in bound.adapter.deltas), factors, strict=True))
+        return {site: (given[path], gain_of(plan, site)) for site, path in paths.items()}
 
 
 def given_selection(hooks: Hooks, places: GivenFactors, factors: RowFactors, scale: float, version: int) -> Selection:

@@ -96,9 +96,14 @@ class Session:
         - ``args``, ``kwargs``: the arguments that it is called with.
 
         What is active now, the default included, stays so in the thread, and is in use from this call until it ends.
+        One that is started after ``detach`` raises :class:`UsageError` in the thread.
         """
         guards.require_attached(self._hooks)
-        call = partial(target, *args, **kwargs)
+
+        def call() -> None:
+            guards.require_attached(self._hooks)
+            target(*args, **kwargs)
+
         return thread_under(self._users, lambda: self._hooks.current, self._hooks.block, call)
 
     def generate(self, choice: Choice | RowChoice, /, *args: Any, **kwargs: Any) -> Any:
@@ -189,7 +194,8 @@ class Session:
             kernels = self._slots.admit(name, kernels)
         self._hooks.cover(kernels)
         loaded = Loaded(name, self._users.version(), kernels, plan)
-        self._hooks.activated |= loaded.gate is not None
+        if loaded.gate is not None:
+            self._hooks.activated = True
         self._adapters.put(loaded)
         LOG.info("load %r, version %d: %d modules", name, loaded.version, len(kernels))
 

@@ -41,7 +41,7 @@ _FIRST = 1 << 16
 
 
 def other_format(names: Sequence[str], peek: Peek | None = None) -> tuple[str, str] | None:
-    """What some files are, and what to do with it; None where they are of no format that is known here.
+    """The kind of some files, and what to do with it; None where they are of no format that is known here.
 
     - ``names``: of the files of one folder, or of one file.
     - ``peek``: reads the beginning and the tensor names of one of them; None where that costs a download.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -238,3 +239,12 @@ def test_plugins_load_on_first_need(site: Path, monkeypatch: pytest.MonkeyPatch)
     """
     monkeypatch.setenv("PYTHONPATH", str(site))
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_dialects_that_an_architecture_brings_are_kept(monkeypatch):
+    one, two = next(each for each in Catalog().architectures if each.dialects), "other-format"
+    (name, dialect), *_ = one.dialects.items()
+    brought = replace(one, dialects={two: replace(dialect, format=two)})
+    records = {"adaptrix_architectures": (brought,), "adaptrix_dialects": (dialect,)}
+    monkeypatch.setattr(Catalog, "_records", lambda _, hook: records[hook])
+    assert set(Catalog().architectures[0].dialects) == {name, two}

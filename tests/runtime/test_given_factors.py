@@ -163,3 +163,14 @@ def test_slots_have_no_room_for_them():
     model = tiny_model("llama")
     with attach(model, {}, slots=2, max_rank=4) as session, pytest.raises(UsageError, match="slot"):
         session.given(made(model, "llama")).__enter__()
+
+
+def test_paths_that_the_model_has_under_other_names_are_its_own():
+    model = tiny_model("llama")
+    pairs = made(model, "llama")
+    other = {path.replace("model.", "model.language_model.", 1): pair for path, pair in pairs.items()}
+    with attach(model, {}) as session:
+        with session.given(pairs, SCALE):
+            own = model(input_ids=tokens()).logits
+        with session.given(other, SCALE):
+            assert torch.equal(model(input_ids=tokens()).logits, own)

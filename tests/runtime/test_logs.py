@@ -65,4 +65,4 @@ def test_a_pass_logs_nothing(folders, caplog):
     with attach(model, folders) as session, session.use("a"), caplog.at_level(logging.DEBUG, logger="adaptrix"):
         caplog.clear()
         logits(model)
-    assert [record.getMessage().split()[0] for record in caplog.records if record.name == LOG.name] == []
+        assert [record.getMessage().split()[0] for record in caplog.records if record.name == LOG.name] == []

@@ -13,6 +13,7 @@ from transformers import TextIteratorStreamer
 
 from adaptrix.attaching import attach
 from adaptrix.errors import AdaptrixWarning, UsageError
+from adaptrix.runtime.calls import Calls
 from tests.helpers.attached import inputs, logits, saved
 from tests.helpers.families import tiny_model
 
@@ -276,3 +277,37 @@ def test_a_model_that_does_not_generate_is_told_so(tmp_path):
     saved(model, tmp_path / "a", target_modules=["query"])
     with attach(model, {"a": tmp_path / "a"}) as session, pytest.raises(UsageError, match="does not generate"):
         session.generate("a", **inputs(model))
+
+
+def test_a_thread_that_starts_after_detach_does_not_run_the_base(model, session):
+    ran, raised = [], []
+    with session.use("a"):
+        thread = session.thread(lambda: ran.append(logits(model)))
+    session.detach()
+    before, threading.excepthook = threading.excepthook, lambda found: raised.append(found.exc_value)
+    try:
+        thread.start()
+        thread.join(30)
+    finally:
+        threading.excepthook = before
+    assert ran == []
+    assert isinstance(raised[0], UsageError)
+    assert raised[0].problems[0].code == "session-state"
+
+
+def test_a_load_by_another_thread_does_not_end_a_pass(model, session, tmp_path, monkeypatch):
+    saved(tiny_model("llama"), tmp_path, seed=7, target_modules=["o_proj"])
+    taken = Calls.taken.fget
+
+    def loads_meanwhile(calls):
+        if "c" not in session.adapters:
+            monkeypatch.setattr(Calls, "taken", property(taken))
+            other = Thread(target=session.load, args=("c", tmp_path))
+            other.start()
+            other.join(30)
+        return taken(calls)
+
+    monkeypatch.setattr(Calls, "taken", property(loads_meanwhile))
+    with session.use("a"):
+        logits(model)
+    assert session.adapters == ("a", "b", "c")
