@@ -182,7 +182,8 @@ def test_a_thread_of_the_sessions_takes_the_choice_along(model, session, alone):
     for thread in threads:
         thread.join(30)
     assert found.keys() == alone.keys()
-    assert all(torch.equal(found[choice], alone[choice]) for choice in alone)
+    for choice in alone:  # another adapter is 0.1 off and more; products in threads side by side may round otherwise
+        torch.testing.assert_close(found[choice], alone[choice], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("slots", [None, 1])
