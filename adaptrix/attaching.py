@@ -180,7 +180,9 @@ class _Loader:
         read = adapter if isinstance(adapter, Adapter) else self._pipeline.read(_uri(adapter))
         read = in_own_names(read, self._pipeline.catalog.architectures, self._config)
         bound = self._bound(read)
-        if errors := [*errors_in(bound.problems), *_unservable(read), *unactivatable(read, self._model)]:
+        if errors := [*errors_in(bound.problems), *_unservable(read)]:
+            raise RefusedError(errors)
+        if errors := list(unactivatable(read, self._model)):  # of a config that was read without errors
             raise RefusedError(errors)
         plan = plan_of(bound, self._layers)
         modules = dict(self._modules_of(bound.architecture))

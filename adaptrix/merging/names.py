@@ -14,7 +14,6 @@ from adaptrix.binding.stored_weights import stored_weights
 from adaptrix.errors import AdaptrixError
 from adaptrix.pipeline import Pipeline
 from adaptrix.results import CheckReport
-from adaptrix.runtime.stored import as_products
 
 
 def in_names_of(base: str, report: CheckReport, pipeline: Pipeline) -> CheckReport:
@@ -45,6 +44,8 @@ def _by_class(base: str, bound: BoundAdapter, pipeline: Pipeline) -> Adapter:
         if stored:
             raise
         return bound.adapter
+    from adaptrix.runtime.stored import as_products  # imports torch, which a command's options do without
+
     known = bound.architecture.locate if bound.architecture.dims else lambda _: None
     adapter = renamed(bound.adapter, ModelNames(model), known) if foreign else bound.adapter
     return as_products(adapter, dict(model.named_modules()))

@@ -25,7 +25,13 @@ def layers_here(bound: BoundAdapter, recorded: Recorded) -> Mapping[str, tuple[i
     """The layers of each stack. Where a file of another family has only one, it is that of every module of it."""
     stacks = {role.depth for role in bound.architecture.roles.values()}
     own = recorded.family == bound.architecture.family or recorded.layers.keys() <= stacks
-    if own or len(recorded.layers) != 1:
+    if own or len(recorded.layers) != 1 or _is_lost(bound, recorded):
         return recorded.layers
     (layers,) = recorded.layers.values()
     return dict.fromkeys(bound.depths, layers)
+
+
+def _is_lost(bound: BoundAdapter, recorded: Recorded) -> bool:
+    """True where the file's family is that of a plugin which is not installed: its stacks are not known here."""
+    lost = (problem for problem in bound.problems if problem.code == "architecture-unknown")
+    return any(repr(recorded.family) in problem.found for problem in lost)
